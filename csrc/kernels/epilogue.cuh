@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+// Epilogue: registers -> shared memory -> output, one consumer warpgroup at a time.
+//
+// Each warpgroup has its own part of smem.d, its own named barrier and its own TMA stores, issued
+// and tracked by its thread 0. Element (row, column) of a 64-row wave lies in box
+// column / d_box_columns, at the 128B-, 64B- or 32B-swizzled place where TMA expects it.
+#pragma once
+#include <pipeline.cuh>
+#include <ptx/tma.cuh>
+#include <ptx/warp.cuh>
+#include <tile_scheduler.cuh>
+
+namespace fp8gemm {
+
+// Named barriers of a CTA. 0 is for all threads, 1 + i for consumer warpgroup i.
+inline constexpr uint32_t kCtaBarrier = 0;
+inline constexpr uint32_t kFirstConsumerBarrier = 1;
+
+// Address of 16-byte chunk `chunk` of `row` within a box whose rows are `kSwizzleBytes` long: bits
+// 4-6 of the address are XORed with bits 7-9, as far as the row is long.
+template <uint32_t kSwizzleBytes>
+FP8GEMM_DEVICE uint32_t swizzled_chunk(uint32_t box, uint32_t row, uint32_t chunk) {
+  constexpr uint32_t kChunks = kSwizzleBytes / 16;
+  constexpr uint32_t kRowsPer128Bytes = 128 / kSwizzleBytes;
+  return box + row * kSwizzleBytes + ((chunk ^ ((row / kRowsPer128Bytes) % kChunks)) * 16);
+}
+
+// Address of `byte` (a multiple of 4) of `row` of one wave of the output tile.
+template <GemmConfig kConfig>
+FP8GEMM_DEVICE uint32_t d_address(uint32_t wave_base, uint32_t row, uint32_t byte) {
+  constexpr uint32_t kSwizzle = d_swizzle_bytes(kConfig);
+  const uint32_t box = wave_base + (byte / kSwizzle) * (kMmaM * kSwizzle);
+  return swizzled_chunk<kSwizzle>(box, row, byte % kSwizzle / 16) + byte % 16;
+}
+
+// Starts loading the accumulator tile into smem.d, under the main loop. Thread 0 of the warpgroup.
+// The previous tile's stores must have read smem.d before; the loads overwrite it.
+template <GemmConfig kConfig>
+FP8GEMM_DEVICE void prefetch_accumulator(const GemmParams& params, const Smem<kConfig>& smem,
+                                         uint32_t consumer, const Tile& tile) {
+  if constexpr (kConfig.accumulate) {
+    constexpr uint32_t kBoxes = kConfig.block_n / d_box_columns(kConfig);
+    constexpr uint32_t kBytes =
+        kConfig.waves() * d_box_rows(kConfig) * kConfig.block_n * element_bytes(kConfig.d_type);
+    if (ptx::thread_idx() % kWarpgroupThreads != 0) return;
+    ptx::cp_async_bulk_wait_group_read<0>();
+    ptx::mbarrier_arrive_expect_tx(smem.c_full(consumer), kBytes);
+    for (uint32_t wave = 0; wave < kConfig.waves(); ++wave) {
+      const uint32_t row = tile.row + consumer * kConfig.consumer_rows() + wave * kMmaM;
+      for (uint32_t box = 0; box < kBoxes; ++box) {
+        ptx::cp_async_bulk_tensor_2d_g2s(
+            &params.c, smem.c_full(consumer),
+            smem.d(consumer, wave) + box * kMmaM * d_swizzle_bytes(kConfig),
+            tile.column + box * d_box_columns(kConfig), row);
+      }
+    }
+  }
+}
+
+// accum += c, from where prefetch_accumulator put it; each thread reads its own fragment.
+template <GemmConfig kConfig>
+FP8GEMM_DEVICE void add_accumulator(uint32_t wave_base, float (&accum)[kConfig.block_n / 2]) {
+  const uint32_t row = (ptx::warp_idx() % kWarpgroupWarps) * 16 + ptx::lane_idx() / 4;
+  const uint32_t column = 2 * (ptx::lane_idx() % 4);
+  FP8GEMM_UNROLL
+  for (uint32_t i = 0; i < kConfig.block_n / 2; i += 2) {
+    const uint32_t byte = (8 * (i / 4) + column) * element_bytes(kConfig.d_type);
+    const uint32_t addr = d_address<kConfig>(wave_base, row + 8 * (i / 2 % 2), byte);
+    if constexpr (kConfig.d_type == OutType::kF32) {
+      float x;
+      float y;
+      ptx::ld_shared_v2_f32(addr, x, y);
+      accum[i] += x;
+      accum[i + 1] += y;
+    } else {
+      const uint32_t pair = ptx::ld_shared_u32(addr);
+      if constexpr (kConfig.d_type == OutType::kBF16) {
+        accum[i] += ptx::uint_as_float(pair << 16);
+        accum[i + 1] += ptx::uint_as_float(pair & 0xffff0000u);
+      } else {
+        accum[i] += ptx::cvt_f32_f16(pair & 0xffffu);
+        accum[i + 1] += ptx::cvt_f32_f16(pair >> 16);
+      }
+    }
+  }
+}
+
+template <OutType kType>
+FP8GEMM_DEVICE uint32_t pack_pair(float low, float high) {
+  if constexpr (kType == OutType::kBF16) {
+    return ptx::cvt_rn_bf16x2_f32(high, low);
+  } else {
+    return ptx::cvt_rn_f16x2_f32(high, low);
+  }
+}
+
+// Writes one wave of a thread's accumulators to its place in smem.d, rounded to the output type.
+template <GemmConfig kConfig>
+FP8GEMM_DEVICE void write_wave(uint32_t wave_base, const float (&accum)[kConfig.block_n / 2]) {
+  const uint32_t warp_row = (ptx::warp_idx() % kWarpgroupWarps) * 16;
+  const uint32_t lane = ptx::lane_idx();
+  if constexpr (kConfig.d_type == OutType::kF32) {
+    FP8GEMM_UNROLL
+    for (uint32_t i = 0; i < kConfig.block_n / 2; i += 2) {
+      const uint32_t byte = (8 * (i / 4) + 2 * (lane % 4)) * sizeof(float);
+      const uint32_t row = warp_row + lane / 4 + 8 * (i / 2 % 2);
+      ptx::st_shared_v2_f32(d_address<kConfig>(wave_base, row, byte), accum[i], accum[i + 1]);
+    }
+  } else {
+    // One stmatrix writes 16 rows of 16 columns: lanes 0-15 address the rows of its left half.
+    FP8GEMM_UNROLL
+    for (uint32_t i = 0; i < kConfig.block_n / 2; i += 8) {
+      const uint32_t byte = (2 * i + 8 * (lane / 16)) * element_bytes(kConfig.d_type);
+      ptx::stmatrix_x4(d_address<kConfig>(wave_base, warp_row + lane % 16, byte),
+                       pack_pair<kConfig.d_type>(accum[i], accum[i + 1]),
+                       pack_pair<kConfig.d_type>(accum[i + 2], accum[i + 3]),
+                       pack_pair<kConfig.d_type>(accum[i + 4], accum[i + 5]),
+                       pack_pair<kConfig.d_type>(accum[i + 6], accum[i + 7]));
+    }
+  }
+}
+
+// ---- Epilogue ------------------------------------------------------------------------------------
+//
+// Runs on     one consumer warpgroup; kFirstConsumerBarrier + consumer is its own barrier.
+// Order       thread 0 waits until its previous stores have read smem.d (when accumulating it did so
+//             in prefetch_accumulator, and c_full says that the accumulator landed); barrier; all
+//             threads write and fence; barrier; thread 0 issues one store per wave and box.
+template <GemmConfig kConfig>
+FP8GEMM_DEVICE void store_tile(const GemmParams& params, const Smem<kConfig>& smem,
+                               uint32_t consumer, const Tile& tile, uint32_t c_parity,
+                               float (&accum)[kConfig.waves()][kConfig.block_n / 2]) {
+  constexpr uint32_t kBoxes = kConfig.block_n / d_box_columns(kConfig);
+  const bool is_issuer = ptx::thread_idx() % kWarpgroupThreads == 0;
+  if constexpr (kConfig.accumulate) {
+    ptx::mbarrier_wait_parity(smem.c_full(consumer), c_parity);
+    FP8GEMM_UNROLL
+    for (uint32_t wave = 0; wave < kConfig.waves(); ++wave) {
+      add_accumulator<kConfig>(smem.d(consumer, wave), accum[wave]);
+    }
+    ptx::bar_warp_sync();  // a warp overwrites only what it has read itself
+  } else {
+    if (is_issuer) ptx::cp_async_bulk_wait_group_read<0>();
+    ptx::barrier_sync(kFirstConsumerBarrier + consumer, kWarpgroupThreads);
+  }
+  FP8GEMM_UNROLL
+  for (uint32_t wave = 0; wave < kConfig.waves(); ++wave) {
+    write_wave<kConfig>(smem.d(consumer, wave), accum[wave]);
+  }
+  ptx::fence_proxy_async_shared_cta();
+  ptx::barrier_sync(kFirstConsumerBarrier + consumer, kWarpgroupThreads);
+  if (!is_issuer) return;
+  for (uint32_t wave = 0; wave < kConfig.waves(); ++wave) {
+    const uint32_t row = tile.row + consumer * kConfig.consumer_rows() + wave * kMmaM;
+    for (uint32_t box = 0; box < kBoxes; ++box) {
+      ptx::cp_async_bulk_tensor_2d_s2g(
+          &params.d, smem.d(consumer, wave) + box * kMmaM * d_swizzle_bytes(kConfig),
+          tile.column + box * d_box_columns(kConfig), row);
+    }
+  }
+  ptx::cp_async_bulk_commit_group();
+}
+
+// Before a thread exits, its stores must have read shared memory.
+FP8GEMM_DEVICE void finish_stores() { ptx::cp_async_bulk_wait_group_read<0>(); }
+
+}  // namespace fp8gemm

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+// The producer/consumer pipeline: its position, its barriers and who arrives on them.
+//
+//   full[stage]   count 2: the operand loader (with the bytes of A, B and SFA) and the SFB loader.
+//                 Waited on by the consumers, first parity 0.
+//   empty[stage]  count: consumer warps of the whole cluster, because every CTA of the cluster
+//                 writes into every slot (multicast). Waited on by both loaders, first parity 1.
+//   c_full[wg]    count 1: thread 0 of consumer warpgroup wg, with the bytes of its accumulator
+//                 tile. Waited on by that warpgroup, first parity 0. Only when accumulating.
+#pragma once
+#include <ptx/mbarrier.cuh>
+#include <shared/smem_layout.h>
+
+namespace fp8gemm {
+
+// Position in the ring of stages. It carries on across tiles, so loads run ahead into the next one.
+template <uint32_t kStages>
+struct PipelineState {
+  uint32_t stage = 0;
+  uint32_t parity = 0;
+
+  FP8GEMM_DEVICE void advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+// Addresses in this CTA's shared memory.
+template <GemmConfig kConfig>
+struct Smem {
+  static constexpr SmemLayout kLayout = make_smem_layout(kConfig);
+  uint32_t base;
+
+  FP8GEMM_DEVICE uint32_t a(uint32_t stage) const {
+    return base + kLayout.a + stage * kLayout.a_stage_bytes;
+  }
+  FP8GEMM_DEVICE uint32_t b(uint32_t stage) const {
+    return base + kLayout.b + stage * kLayout.b_stage_bytes;
+  }
+  FP8GEMM_DEVICE uint32_t sfa(uint32_t stage) const {
+    return base + kLayout.sfa + stage * kLayout.sfa_stage_bytes;
+  }
+  FP8GEMM_DEVICE uint32_t sfb(uint32_t stage) const {
+    return base + kLayout.sfb + stage * kSfbStageBytes;
+  }
+  FP8GEMM_DEVICE uint32_t d(uint32_t consumer, uint32_t wave) const {
+    return base + kLayout.d + (consumer * kConfig.waves() + wave) * kLayout.d_wave_bytes;
+  }
+  FP8GEMM_DEVICE uint32_t full(uint32_t stage) const {
+    return base + kLayout.full + stage * kBarrierBytes;
+  }
+  FP8GEMM_DEVICE uint32_t empty(uint32_t stage) const {
+    return base + kLayout.empty + stage * kBarrierBytes;
+  }
+  FP8GEMM_DEVICE uint32_t c_full(uint32_t consumer) const {
+    return base + kLayout.c_full + consumer * kBarrierBytes;
+  }
+};
+
+// Initialises every barrier. One thread; the CTA or cluster must synchronise before any use.
+template <GemmConfig kConfig>
+FP8GEMM_DEVICE void init_barriers(const Smem<kConfig>& smem) {
+  constexpr uint32_t kConsumerWarps = kConfig.num_consumers * kWarpgroupWarps;
+  for (uint32_t stage = 0; stage < kConfig.num_stages; ++stage) {
+    ptx::mbarrier_init(smem.full(stage), 2);
+    ptx::mbarrier_init(smem.empty(stage), kConsumerWarps * kConfig.cluster_size());
+  }
+  for (uint32_t consumer = 0; consumer < kConfig.num_consumers; ++consumer) {
+    ptx::mbarrier_init(smem.c_full(consumer), 1);
+  }
+  ptx::fence_mbarrier_init_release_cluster();
+}
+
+}  // namespace fp8gemm

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+// d (m, n) = [c +] sum over K blocks of sfa[kb, row] * sfb[column / 128, kb] * (a[row] . b[column])
+//
+// Persistent, warp-specialised FP8 GEMM for sm_90a: consumer warpgroups first, one producer
+// warpgroup last. Launched by gemm/sm90_fp8_gemm_1d2d.cc; calls consumer_1d2d.cuh and producer.cuh.
+#pragma once
+#include <consumer_1d2d.cuh>
+#include <producer.cuh>
+#include <ptx/cluster.cuh>
+
+namespace fp8gemm {
+
+// Warps of the producer warpgroup and what they do; the other two only give up their registers.
+inline constexpr uint32_t kOperandLoaderWarp = 0;
+inline constexpr uint32_t kBScaleLoaderWarp = 1;
+
+template <GemmConfig kConfig>
+FP8GEMM_DEVICE void sync_cluster() {
+  if constexpr (kConfig.cluster_size() > 1) {
+    ptx::barrier_cluster_arrive();
+    ptx::barrier_cluster_wait();
+  } else {
+    ptx::barrier_sync(kCtaBarrier, kConfig.threads());
+  }
+}
+
+template <GemmConfig kConfig>
+FP8GEMM_DEVICE void sm90_fp8_gemm_1d2d(const GemmParams& params) {
+  constexpr uint32_t kConsumerWarps = kConfig.num_consumers * kWarpgroupWarps;
+  const Smem<kConfig> smem{ptx::dynamic_smem()};
+  const uint32_t warp = ptx::warp_idx();
+
+  if (warp == kConsumerWarps + kOperandLoaderWarp) {
+    if (ptx::elect_sync()) {
+      ptx::prefetch_tensormap(&params.a);
+      ptx::prefetch_tensormap(&params.b);
+      ptx::prefetch_tensormap(&params.sfa);
+      ptx::prefetch_tensormap(&params.d);
+      if constexpr (kConfig.accumulate) ptx::prefetch_tensormap(&params.c);
+      init_barriers<kConfig>(smem);
+    }
+    ptx::bar_warp_sync();
+  }
+  // Peers arrive on our barriers and write into our slots: they must see them initialised.
+  sync_cluster<kConfig>();
+  if constexpr (kConfig.pdl) ptx::griddepcontrol_wait();
+
+  if (warp >= kConsumerWarps) {
+    if constexpr (kConfig.moves_registers()) ptx::setmaxnreg_dec<kConfig.producer_registers()>();
+    if (warp == kConsumerWarps + kOperandLoaderWarp) {
+      if (ptx::elect_sync()) load_operands<kConfig>(params, smem);
+      ptx::bar_warp_sync();
+    } else if (warp == kConsumerWarps + kBScaleLoaderWarp) {
+      load_b_scales<kConfig>(params, smem);
+    }
+  } else {
+    if constexpr (kConfig.moves_registers()) ptx::setmaxnreg_inc<kConfig.consumer_registers()>();
+    consume_1d2d<kConfig>(params, smem, warp / kWarpgroupWarps);
+  }
+  // A peer may still multicast into this CTA or arrive on its barriers.
+  if constexpr (kConfig.cluster_size() > 1) sync_cluster<kConfig>();
+}
+
+}  // namespace fp8gemm

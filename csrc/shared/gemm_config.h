@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// GemmConfig: everything a kernel is specialised on. A structural type, so it is the template
+// argument of the kernel, the key of the caches and the value the planner returns.
+#pragma once
+#include <shared/types.h>
+
+namespace fp8gemm {
+
+// Both scale blocks and the promotion interval are 128 along K; so is the tile.
+inline constexpr uint32_t kBlockK = 128;
+// Rows of one wgmma instruction.
+inline constexpr uint32_t kMmaM = 64;
+// K extent of one fp8 wgmma instruction.
+inline constexpr uint32_t kMmaK = 32;
+inline constexpr uint32_t kWarpThreads = 32;
+inline constexpr uint32_t kWarpgroupThreads = 128;
+inline constexpr uint32_t kWarpgroupWarps = 4;
+// Columns of `b` (rows of the weight) that share one scale.
+inline constexpr uint32_t kScaleBlockN = 128;
+
+enum class Fp8Type : uint8_t { kE4M3 = 0, kE5M2 = 1 };
+enum class OutType : uint8_t { kBF16 = 0, kF16 = 1, kF32 = 2 };
+
+FP8GEMM_HOST_DEVICE constexpr uint32_t element_bytes(OutType type) {
+  return type == OutType::kF32 ? 4u : 2u;
+}
+
+struct GemmConfig {
+  uint32_t block_m = 128;      // rows of `d` per CTA: 16, 32, or 64 * num_consumers * waves
+  uint32_t block_n = 128;      // columns of `d` per CTA, a multiple of 16
+  uint32_t num_consumers = 2;  // warpgroups that run wgmma
+  uint32_t num_stages = 4;     // depth of the shared-memory pipeline
+  uint32_t cluster_m = 1;      // CTAs of a cluster along M: they share (multicast) `b`
+  uint32_t cluster_n = 1;      // CTAs of a cluster along N: they share (multicast) `a`
+  Fp8Type a_type = Fp8Type::kE4M3;
+  Fp8Type b_type = Fp8Type::kE4M3;
+  OutType d_type = OutType::kBF16;
+  bool accumulate = false;  // d = c + a b^T
+  bool pdl = false;         // launched with programmatic stream serialization
+
+  constexpr bool operator==(const GemmConfig&) const = default;
+
+  FP8GEMM_HOST_DEVICE constexpr uint32_t cluster_size() const { return cluster_m * cluster_n; }
+  // Rows one consumer warpgroup owns; whole wgmma rows even when the tile has fewer.
+  FP8GEMM_HOST_DEVICE constexpr uint32_t consumer_rows() const {
+    return max(kMmaM, block_m / num_consumers);
+  }
+  // wgmma row blocks that one consumer warpgroup runs one after the other.
+  FP8GEMM_HOST_DEVICE constexpr uint32_t waves() const { return consumer_rows() / kMmaM; }
+  FP8GEMM_HOST_DEVICE constexpr uint32_t consumer_threads() const {
+    return num_consumers * kWarpgroupThreads;
+  }
+  FP8GEMM_HOST_DEVICE constexpr uint32_t threads() const {
+    return consumer_threads() + kWarpgroupThreads;
+  }
+  // Scale blocks along N that a tile can touch: tiles start at multiples of block_n.
+  FP8GEMM_HOST_DEVICE constexpr uint32_t scale_blocks_n() const {
+    return kScaleBlockN % block_n == 0 ? 1u : 2u;
+  }
+  // With one consumer warpgroup every thread can have the registers it needs without moving any.
+  FP8GEMM_HOST_DEVICE constexpr bool moves_registers() const { return num_consumers > 1; }
+  // Registers per thread after setmaxnreg. A launch of 384 threads gets 168 each, of 512 gets 128:
+  // 2 * 232 + 40 = 3 * 168 and 3 * 160 + 32 = 4 * 128.
+  FP8GEMM_HOST_DEVICE constexpr uint32_t consumer_registers() const {
+    return num_consumers == 3 ? 160u : 232u;
+  }
+  FP8GEMM_HOST_DEVICE constexpr uint32_t producer_registers() const {
+    return num_consumers == 3 ? 32u : 40u;
+  }
+};
+
+}  // namespace fp8gemm

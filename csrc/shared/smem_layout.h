@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// Shared-memory layout of a kernel, computed from its configuration. Host (launch size, stage count)
+// and device (addresses) both use this one definition.
+#pragma once
+#include <shared/gemm_config.h>
+
+namespace fp8gemm {
+
+// Largest dynamic shared memory a Hopper block can opt in to.
+inline constexpr uint32_t kMaxSmemBytes = 232448;
+// 128B-swizzled tiles must start on a multiple of the 8-row swizzle atom.
+inline constexpr uint32_t kSwizzleAtomBytes = 1024;
+// A shared-memory line of 128B-swizzled data: one row of an operand tile.
+inline constexpr uint32_t kRowBytes = kBlockK;
+
+// Bytes of the widest TMA swizzle that divides a row of the output tile: 128, 64 or 32.
+FP8GEMM_HOST_DEVICE constexpr uint32_t d_swizzle_bytes(const GemmConfig& config) {
+  const uint32_t row_bytes = config.block_n * element_bytes(config.d_type);
+  return row_bytes % 128 == 0 ? 128u : row_bytes % 64 == 0 ? 64u : 32u;
+}
+
+// Rows one TMA store (or accumulator load) moves.
+FP8GEMM_HOST_DEVICE constexpr uint32_t d_box_rows(const GemmConfig& config) {
+  return min(config.block_m, kMmaM);
+}
+
+// Columns of the output one TMA store moves.
+FP8GEMM_HOST_DEVICE constexpr uint32_t d_box_columns(const GemmConfig& config) {
+  return d_swizzle_bytes(config) / element_bytes(config.d_type);
+}
+
+// Offsets are in bytes from the start of dynamic shared memory, which is 1024-aligned.
+struct SmemLayout {
+  uint32_t d;        // [consumer][wave][box][64 rows][swizzle bytes]
+  uint32_t a;        // [stage] (block_m, 128) fp8, 128B swizzle; 64 rows even for smaller tiles
+  uint32_t b;        // [stage] (block_n, 128) fp8, 128B swizzle
+  uint32_t sfa;      // [stage] (block_m) f32
+  uint32_t sfb;      // [stage] (2) f32: scale of the tile's first and of its second column block
+  uint32_t full;     // [stage] mbarrier: operands have landed
+  uint32_t empty;    // [stage] mbarrier: every consumer of the cluster is done with the stage
+  uint32_t c_full;   // [consumer] mbarrier: the accumulator tile has landed in d
+  uint32_t bytes;    // total
+
+  uint32_t d_wave_bytes;    // one 64-row slab of d
+  uint32_t a_stage_bytes;
+  uint32_t b_stage_bytes;
+  uint32_t sfa_stage_bytes;
+};
+
+inline constexpr uint32_t kSfbStageBytes = 2 * sizeof(float);
+inline constexpr uint32_t kBarrierBytes = 8;
+
+FP8GEMM_HOST_DEVICE constexpr SmemLayout make_smem_layout(const GemmConfig& config) {
+  SmemLayout layout{};
+  layout.d_wave_bytes =
+      align_up(kMmaM * config.block_n * element_bytes(config.d_type), kSwizzleAtomBytes);
+  layout.a_stage_bytes = max(config.block_m, kMmaM) * kRowBytes;
+  layout.b_stage_bytes = config.block_n * kRowBytes;
+  layout.sfa_stage_bytes = align_up(config.block_m * uint32_t{sizeof(float)}, 128u);
+
+  layout.d = 0;
+  layout.a = layout.d + config.num_consumers * config.waves() * layout.d_wave_bytes;
+  layout.b = layout.a + config.num_stages * layout.a_stage_bytes;
+  layout.sfa = layout.b + config.num_stages * layout.b_stage_bytes;
+  layout.sfb = layout.sfa + config.num_stages * layout.sfa_stage_bytes;
+  layout.full = layout.sfb + config.num_stages * kSfbStageBytes;
+  layout.empty = layout.full + config.num_stages * kBarrierBytes;
+  layout.c_full = layout.empty + config.num_stages * kBarrierBytes;
+  layout.bytes = layout.c_full + config.num_consumers * kBarrierBytes;
+  return layout;
+}
+
+// Bytes the TMA producer of one CTA announces per stage; the peers' multicast halves included.
+FP8GEMM_HOST_DEVICE constexpr uint32_t stage_tx_bytes(const GemmConfig& config) {
+  return (config.block_m + config.block_n) * kRowBytes +
+         config.block_m * uint32_t{sizeof(float)};
+}
+
+}  // namespace fp8gemm
