@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hard gates: what must hold of every kernel, whichever compiler made it."""
+
+import re
+from dataclasses import dataclass
+
+from _sass.facts import KernelFacts, LoopFacts
+
+_SM_REGISTERS = 65536
+_WARPGROUP_THREADS = 128
+# k32 instructions in one 128-wide block of K.
+_MMA_PER_BLOCK_K = 4
+# Share of neighbouring FFMA that must differ in their yield hint. A strict alternation gives 1;
+# the halves of a tile meet once, and an address computation in between may cost a pair or two.
+_LEAST_YIELD_CHANGES = 0.9
+
+# ptxas remarks "Potential Performance Loss": wgmma serialised, setmaxnreg ignored, waits injected.
+_PERFORMANCE_LOSS = re.compile(r"\(C75\d\d\)[^\n]*")
+_SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a configuration implies for its code."""
+
+    block_n: int
+    waves: int  # 64-row wgmma blocks one consumer warpgroup runs per block of K
+    num_consumers: int
+    consumer_registers: int
+    producer_registers: int
+    a_type: str  # as in the mnemonic: E4M3 or E5M2
+    b_type: str
+
+    @property
+    def threads(self) -> int:
+        """Threads of a CTA: the consumer warpgroups and the producer's."""
+        return (self.num_consumers + 1) * _WARPGROUP_THREADS
+
+
+def log_failures(log: str) -> list[str]:
+    """Returns what the compiler's log says against a kernel; empty if nothing.
+
+    The log must come from a compilation with `--ptxas-options=-v`.
+    """
+    failures = _PERFORMANCE_LOSS.findall(log)
+    spills = _SPILLS.findall(log)
+    if not spills:
+        failures.append("the log has no spill counts: compiled without --ptxas-options=-v?")
+    failures += [
+        f"ptxas reports {frame} bytes stack, {stores} bytes spill stores, {loads} spill loads"
+        for frame, stores, loads in spills
+        if (frame, stores, loads) != ("0", "0", "0")
+    ]
+    return failures
+
+
+def gate_failures(facts: KernelFacts, expected: Expected) -> list[str]:
+    """Returns one sentence per gate that the kernel fails; empty if it passes."""
+    failures = _resource_failures(facts, expected)
+    if facts.loop is None:
+        return [*failures, "no loop holds a tensor-core instruction"]
+    return failures + _loop_failures(facts.loop, expected) + _yield_failures(facts.loop)
+
+
+def _resource_failures(facts: KernelFacts, expected: Expected) -> list[str]:
+    consumer, producer = expected.consumer_registers, expected.producer_registers
+    pool = facts.registers * expected.threads
+    demand = _WARPGROUP_THREADS * (expected.num_consumers * consumer + producer)
+    rules = [
+        (
+            facts.local_memory == 0 and facts.frame_bytes == 0 and facts.stack_bytes == 0,
+            f"local memory: {facts.local_memory} LDL/STL, frame {facts.frame_bytes} bytes, "
+            f"stack {facts.stack_bytes} bytes",
+        ),
+        (
+            facts.raised_registers == (consumer,) and facts.lowered_registers == (producer,),
+            f"setmaxnreg: raised to {facts.raised_registers}, lowered to "
+            f"{facts.lowered_registers}, expected {consumer} and {producer} once each",
+        ),
+        (pool <= _SM_REGISTERS, f"{facts.registers} registers x {expected.threads} threads"),
+        (demand <= pool, f"setmaxnreg asks for {demand} registers of the CTA's {pool}"),
+        (
+            facts.highest_register < consumer,
+            f"R{facts.highest_register} is used, consumers have {consumer}",
+        ),
+        (
+            facts.highest_after_lowering < producer,
+            f"R{facts.highest_after_lowering} is used by the producer, which has {producer}",
+        ),
+    ]
+    return [message for holds, message in rules if not holds]
+
+
+def _loop_failures(loop: LoopFacts, expected: Expected) -> list[str]:
+    waves = expected.waves
+    mma = _MMA_PER_BLOCK_K * waves
+    ffma = expected.block_n // 2 * waves
+    shape = f"QGMMA.64x{expected.block_n}x32.F32.{expected.a_type}.{expected.b_type}"
+    rules = [
+        (loop.mma == mma, f"{loop.mma} tensor-core instructions in the main loop, expected {mma}"),
+        (
+            loop.mma_shapes == {shape},
+            f"tensor-core instructions {sorted(loop.mma_shapes)}, expected {shape}",
+        ),
+        (loop.ffma == ffma, f"{loop.ffma} FFMA in the main loop, expected {ffma}"),
+        (
+            loop.groups == loop.waits == loop.fences == waves,
+            f"wgmma groups: {loop.groups} committed, {loop.waits} waits, {loop.fences} fences, "
+            f"expected {waves} each: serialised, or waits inserted by the compiler",
+        ),
+        (loop.local_memory == 0, f"{loop.local_memory} LDL/STL in the main loop"),
+        (loop.calls == 0, f"{loop.calls} calls in the main loop"),
+        (loop.r2ur == 0, f"{loop.r2ur} R2UR in the main loop: wgmma descriptors are not uniform"),
+    ]
+    return [message for holds, message in rules if not holds]
+
+
+def _yield_failures(loop: LoopFacts) -> list[str]:
+    """FFMA must alternate between yielding and not: a promotion that never yields holds back the
+    warps that would start the next wgmma. ptxas alternates by itself, but not in every kernel.
+    """
+    pairs = loop.ffma - 1
+    if pairs < 1 or loop.ffma_yield_changes >= _LEAST_YIELD_CHANGES * pairs:
+        return []
+    return [
+        f"yield hints: {loop.ffma_yields} of {loop.ffma} FFMA yield, "
+        f"{loop.ffma_yield_changes} of {pairs} neighbours alternate"
+    ]
