@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+// The extension module jax_fp8gemm._core: names for Python, no logic. Used only by _ffi.py.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "ffi/handlers.h"
+#include "gemm/config_key.h"
+#include "gemm/gemm_plan.h"
+#include "gemm/kernel_source.h"
+#include "gemm/select_config.h"
+#include "runtime/device_limits.h"
+#include "runtime/kernel_cache.h"
+#include "runtime/nvrtc.h"
+#include "shared/sim_kernels.h"
+
+namespace nb = nanobind;
+
+namespace fp8gemm {
+namespace {
+
+template <typename T>
+nb::capsule Capsule(T* pointer) {
+  return nb::capsule(reinterpret_cast<const void*>(pointer));
+}
+
+Backend ParseBackend(const std::string& name) {
+  return name == "sim" ? Backend::kSim : Backend::kCuda;
+}
+
+nb::dict Registrations() {
+  nb::dict cuda, state_type, result;
+  cuda["instantiate"] = Capsule(Fp8GemmInstantiate);
+  cuda["initialize"] = Capsule(Fp8GemmInitialize);
+  cuda["execute"] = Capsule(Fp8GemmExecute);
+  state_type["type_id"] = Capsule(GemmStateTypeId());
+  state_type["type_info"] = Capsule(GemmStateTypeInfo());
+  result["cuda"] = cuda;
+  result["cuda_state_type"] = state_type;
+  result["sim"] = Capsule(Fp8GemmSimExecute);
+  return result;
+}
+
+nb::dict DescribeConfig(const std::string& key) {
+  const GemmConfig config = ParseConfigKey(key);
+  nb::dict fields;
+  fields["block_m"] = config.block_m;
+  fields["block_n"] = config.block_n;
+  fields["block_k"] = kBlockK;
+  fields["num_consumers"] = config.num_consumers;
+  fields["waves"] = config.waves();
+  fields["num_stages"] = config.num_stages;
+  fields["cluster_m"] = config.cluster_m;
+  fields["cluster_n"] = config.cluster_n;
+  fields["a_type"] = Fp8TypeName(config.a_type);
+  fields["b_type"] = Fp8TypeName(config.b_type);
+  fields["d_type"] = OutTypeName(config.d_type);
+  fields["accumulate"] = config.accumulate;
+  fields["pdl"] = config.pdl;
+  fields["threads"] = config.threads();
+  fields["smem_bytes"] = make_smem_layout(config).bytes;
+  fields["moves_registers"] = config.moves_registers();
+  fields["consumer_registers"] = config.consumer_registers();
+  fields["producer_registers"] = config.producer_registers();
+  fields["scale_blocks_n"] = config.scale_blocks_n();
+  fields["simulated"] = is_simulated(config);
+  return fields;
+}
+
+nb::dict DescribeCost(const CostEstimate& cost) {
+  nb::dict fields;
+  fields["tiles"] = cost.tiles;
+  fields["tiles_per_cta"] = cost.tiles_per_cta;
+  fields["tensor_cycles_per_k_block"] = cost.tensor_per_k_block;
+  fields["smem_cycles_per_k_block"] = cost.smem_per_k_block;
+  fields["l2_cycles_per_k_block"] = cost.l2_per_k_block;
+  fields["serial_cycles_per_k_block"] = cost.serial_per_k_block;
+  fields["cycles_per_k_block"] = cost.k_block;
+  fields["tile_overhead_cycles"] = cost.tile_overhead;
+  fields["hbm_floor_cycles"] = cost.hbm_floor;
+  fields["cycles"] = cost.cycles;
+  fields["microseconds"] = cost.microseconds;
+  return fields;
+}
+
+/// Candidates for a problem, best first, as (key, cost) pairs.
+nb::list RankedConfigs(int64_t m, int64_t n, int64_t k, const std::string& a_dtype,
+                       const std::string& b_dtype, const std::string& d_dtype, bool accumulate,
+                       int num_sms, const std::string& backend) {
+  GemmProblem problem;
+  problem.m = m;
+  problem.n = n;
+  problem.k = k;
+  problem.a_type = ParseFp8Type(a_dtype);
+  problem.b_type = ParseFp8Type(b_dtype);
+  problem.d_type = ParseOutType(d_dtype);
+  problem.accumulate = accumulate;
+  problem.num_sms = num_sms;
+  nb::list result;
+  for (const RankedConfig& ranked : RankConfigs(problem, [&](const GemmConfig& config) {
+         return BackendHasConfig(ParseBackend(backend), config);
+       })) {
+    result.append(nb::make_tuple(ConfigKey(ranked.config), DescribeCost(ranked.cost)));
+  }
+  return result;
+}
+
+std::vector<std::string> CandidateKeys() {
+  std::vector<std::string> keys;
+  for (const GemmConfig& config : AllCandidateConfigs()) keys.push_back(ConfigKey(config));
+  return keys;
+}
+
+nb::dict Headers() {
+  nb::dict headers;
+  for (const HeaderText& header : EmbeddedHeaders()) {
+    headers[nb::str(header.name.data(), header.name.size())] =
+        nb::str(header.text.data(), header.text.size());
+  }
+  return headers;
+}
+
+/// Compiles a configuration through the cache; returns the size of the machine code in bytes.
+size_t Precompile(const std::string& key) {
+  const GemmConfig config = ParseConfigKey(key);
+  const nb::gil_scoped_release release;
+  return ProcessKernelCache()
+      .GetOrBuild(KernelCacheKey(config), ConfigKey(config), [&] { return CompileKernel(config); })
+      ->size();
+}
+
+nb::dict CacheCounters() {
+  const KernelCache::Counters counters = ProcessKernelCache().GetCounters();
+  nb::dict fields;
+  fields["memory_hits"] = counters.memory_hits;
+  fields["disk_hits"] = counters.disk_hits;
+  fields["builds"] = counters.builds;
+  fields["corrupt"] = counters.corrupt;
+  fields["write_failures"] = counters.write_failures;
+  return fields;
+}
+
+/// `sink(text)` is called, on whatever thread compiles, when an entry cannot be written to disk.
+void SetCacheWarningSink(nb::callable sink) {
+  // Never destroyed: the cache outlives the interpreter.
+  auto* kept = new nb::callable(std::move(sink));
+  ProcessKernelCache().SetWarningSink([kept](const std::string& text) {
+    const nb::gil_scoped_acquire gil;
+    (*kept)(text);
+  });
+}
+
+nb::list ListDiskCache() {
+  nb::list entries;
+  for (const DiskEntry& entry : ProcessKernelCache().ListDisk()) {
+    entries.append(nb::make_tuple(entry.path, entry.label, entry.file_bytes));
+  }
+  return entries;
+}
+
+/// What the driver says of device `ordinal`. Raises if there is no driver or no such Hopper device.
+nb::dict DeviceInfo(const std::string& backend, int ordinal) {
+  const DriverApi& api = Driver(ParseBackend(backend));
+  Check(api, api.cuInit(0), "cuInit");
+  int version = 0;
+  Check(api, api.cuDriverGetVersion(&version), "cuDriverGetVersion");
+  const DeviceLimits& limits = Limits(api, ordinal);
+  nb::dict fields;
+  fields["driver_version"] = version;
+  fields["name"] = limits.name;
+  fields["sm_count"] = limits.sm_count;
+  fields["smem_bytes_per_block"] = limits.smem_bytes_per_block;
+  fields["compute_capability"] = nb::make_tuple(limits.cc_major, limits.cc_minor);
+  return fields;
+}
+
+}  // namespace
+}  // namespace fp8gemm
+
+NB_MODULE(_core, module) {
+  using namespace fp8gemm;
+  module.def("registrations", &Registrations);
+  module.attr("ffi_api_minor") = XLA_FFI_API_MINOR;
+  module.def("candidate_configs", &CandidateKeys);
+  module.def("ranked_configs", &RankedConfigs, nb::arg("m"), nb::arg("n"), nb::arg("k"),
+             nb::arg("a_dtype"), nb::arg("b_dtype"), nb::arg("d_dtype"), nb::arg("accumulate"),
+             nb::arg("num_sms"), nb::arg("backend"));
+  module.def("describe_config", &DescribeConfig, nb::arg("key"));
+  module.def("kernel_source", [](const std::string& key) {
+    return KernelSource(ParseConfigKey(key));
+  }, nb::arg("key"));
+  module.def("embedded_headers", &Headers);
+  module.def("nvrtc_options", &NvrtcOptions);
+  module.def("set_nvrtc_candidates", &SetNvrtcCandidates, nb::arg("paths"));
+  module.def("nvrtc_version", [] {
+    const auto [major, minor] = NvrtcVersion();
+    return nb::make_tuple(major, minor);
+  });
+  module.def("set_sim_library", &SetSimLibraryPath, nb::arg("path"));
+  module.def("set_cache_directory", [](const std::string& path) {
+    ProcessKernelCache().SetDirectory(path);
+  }, nb::arg("path"));
+  module.def("set_cache_warning_sink", &SetCacheWarningSink, nb::arg("sink"));
+  module.def("list_disk_cache", &ListDiskCache);
+  module.def("precompile", &Precompile, nb::arg("key"));
+  module.def("cache_counters", &CacheCounters);
+  module.def("clear_memory_cache", [] { ProcessKernelCache().ClearMemory(); });
+  module.def("clear_disk_cache", [] { return ProcessKernelCache().ClearDisk(); });
+  module.def("device_info", &DeviceInfo, nb::arg("backend"), nb::arg("ordinal"));
+}

@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+// The FFI handlers that Python registers; bindings/module.cc lists them.
+#pragma once
+#include "xla/ffi/api/ffi.h"
+
+// Dense GEMM on CUDA: plan and compile; load for the device; launch.
+XLA_FFI_DECLARE_HANDLER_SYMBOL(Fp8GemmInstantiate);
+XLA_FFI_DECLARE_HANDLER_SYMBOL(Fp8GemmInitialize);
+XLA_FFI_DECLARE_HANDLER_SYMBOL(Fp8GemmExecute);
+
+// Dense GEMM on the CPU, through the simulator. Stateless: XLA's CPU client cannot be created once
+// a handler with state is registered for it.
+XLA_FFI_DECLARE_HANDLER_SYMBOL(Fp8GemmSimExecute);
+
+namespace fp8gemm {
+
+/// Type id and type info of the state that Fp8GemmInstantiate makes, for jax.ffi.register_ffi_type.
+XLA_FFI_TypeId* GemmStateTypeId();
+const XLA_FFI_TypeInfo* GemmStateTypeInfo();
+
+}  // namespace fp8gemm

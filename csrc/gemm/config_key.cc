@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+// Writing, parsing and enumerating configurations.
+#include "gemm/config_key.h"
+
+#include <cstdio>
+#include <span>
+
+#include "runtime/error.h"
+
+namespace fp8gemm {
+namespace {
+
+const char* ShortName(Fp8Type type) { return type == Fp8Type::kE4M3 ? "e4m3" : "e5m2"; }
+
+const char* ShortName(OutType type) {
+  return type == OutType::kBF16 ? "bf16" : type == OutType::kF16 ? "f16" : "f32";
+}
+
+// Replaces the type whose short name is `text`; false when there is none.
+template <typename Type, size_t kCount>
+bool ParseShortName(const std::string& text, const Type (&types)[kCount], Type& result) {
+  for (const Type type : types) {
+    if (text == ShortName(type)) {
+      result = type;
+      return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace
+
+std::string ConfigKey(const GemmConfig& config) {
+  char text[128];
+  std::snprintf(text, sizeof text, "1d2d.m%un%u.w%u.s%u.c%ux%u.%s.%s.%s%s%s", config.block_m,
+                config.block_n, config.num_consumers, config.num_stages, config.cluster_m,
+                config.cluster_n, ShortName(config.a_type), ShortName(config.b_type),
+                ShortName(config.d_type), config.accumulate ? ".acc" : "",
+                config.pdl ? ".pdl" : "");
+  return text;
+}
+
+GemmConfig ParseConfigKey(const std::string& key) {
+  static constexpr Fp8Type kFp8Types[] = {Fp8Type::kE4M3, Fp8Type::kE5M2};
+  static constexpr OutType kOutTypes[] = {OutType::kBF16, OutType::kF16, OutType::kF32};
+  GemmConfig config;
+  char a[8] = "", b[8] = "", d[8] = "", rest[16] = "";
+  const int fields =
+      std::sscanf(key.c_str(), "1d2d.m%un%u.w%u.s%u.c%ux%u.%7[^.].%7[^.].%7[^.]%15s",
+                  &config.block_m, &config.block_n, &config.num_consumers, &config.num_stages,
+                  &config.cluster_m, &config.cluster_n, a, b, d, rest);
+  const std::string flags = rest;
+  config.accumulate = flags.starts_with(".acc");
+  config.pdl = flags.ends_with(".pdl");
+  if (fields < 9 || !ParseShortName(a, kFp8Types, config.a_type) ||
+      !ParseShortName(b, kFp8Types, config.b_type) ||
+      !ParseShortName(d, kOutTypes, config.d_type) || ConfigKey(config) != key) {
+    throw UnsupportedError("'" + key + "' is not a kernel configuration; write it as in " +
+                           ConfigKey(make_config({}, kTileShapes[0])));
+  }
+  if (const char* rule = broken_rule(config)) {
+    throw UnsupportedError("configuration '" + key + "' cannot run: " + rule);
+  }
+  return config;
+}
+
+std::vector<GemmConfig> CandidateConfigs(const GemmConfig& types) {
+  const auto shapes = has_all_tile_shapes(types) ? std::span<const TileShape>(kTileShapes)
+                                                 : std::span<const TileShape>(kCommonTileShapes);
+  std::vector<GemmConfig> configs;
+  for (const TileShape& shape : shapes) {
+    const GemmConfig config = make_config(types, shape);
+    if (broken_rule(config) == nullptr) configs.push_back(config);
+  }
+  return configs;
+}
+
+std::vector<GemmConfig> AllCandidateConfigs() {
+  std::vector<GemmConfig> configs;
+  for (const Fp8Type a : {Fp8Type::kE4M3, Fp8Type::kE5M2}) {
+    for (const Fp8Type b : {Fp8Type::kE4M3, Fp8Type::kE5M2}) {
+      for (const OutType d : {OutType::kBF16, OutType::kF16, OutType::kF32}) {
+        for (const bool accumulate : {false, true}) {
+          GemmConfig types;
+          types.a_type = a;
+          types.b_type = b;
+          types.d_type = d;
+          types.accumulate = accumulate;
+          for (const GemmConfig& config : CandidateConfigs(types)) configs.push_back(config);
+        }
+      }
+    }
+  }
+  return configs;
+}
+
+}  // namespace fp8gemm

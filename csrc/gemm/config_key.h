@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// The one text form of a configuration: in cache keys, kernel lookups, attributes and reports.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "shared/candidates.h"
+
+namespace fp8gemm {
+
+/// "1d2d.m128n160.w2.s5.c2x1.e4m3.e4m3.bf16" and then, where set, ".acc" and ".pdl": block_m and
+/// block_n, consumer warpgroups, stages, cluster_m x cluster_n, types of a, b and d.
+std::string ConfigKey(const GemmConfig& config);
+
+/// Inverse of ConfigKey.
+/// @throws UnsupportedError  Not a key, or a configuration that the kernels cannot run; the message
+///     names the broken rule.
+GemmConfig ParseConfigKey(const std::string& key);
+
+/// Every tile that fits for the element types and flags of `types`, in table order.
+std::vector<GemmConfig> CandidateConfigs(const GemmConfig& types);
+
+/// Every configuration the planner can return for any problem (without .pdl).
+std::vector<GemmConfig> AllCandidateConfigs();
+
+}  // namespace fp8gemm

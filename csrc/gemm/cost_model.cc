@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+// Constants are cited in docs/tuning.md, "Cost model".
+#include "gemm/cost_model.h"
+
+#include <algorithm>
+
+#include "shared/candidates.h"
+
+namespace fp8gemm {
+namespace {
+
+constexpr double kClockGhz = 1.755;
+// Dense fp8 rate of one SM: 4096 multiply-adds.
+constexpr double kMacsPerCycle = 4096;
+constexpr double kSmemBytesPerCycle = 128;
+constexpr double kL2BytesPerCyclePerSm = 64;
+constexpr double kL2BytesPerCycle = 6150;
+constexpr double kHbmBytesPerCycle = 3350 / kClockGhz;
+// Achievable shares of the last two.
+constexpr double kHbmEfficiency = 0.9;
+constexpr double kTensorEfficiency = 0.95;
+// Latency of a K block's dependent chain besides wgmma and FFMA: barrier wait, scale loads,
+// descriptor setup, wgmma start and drain.
+constexpr double kChainLatency = 130;
+// A stage in flight is written about this long after its slot was freed.
+constexpr double kLoadLatency = 1000;
+constexpr double kLaunchCycles = 5000;
+// Shared memory to global memory through TMA, per SM.
+constexpr double kStoreBytesPerCycle = 32;
+constexpr double kTileLatency = 900;
+
+double KBlockCycles(const GemmConfig& config, double active_sms, CostEstimate& estimate) {
+  const double rows = config.num_consumers * config.consumer_rows();
+  const double mma_rows = rows / kMmaM;
+  const double n = config.block_n;
+  estimate.tensor_per_k_block = rows * n * kBlockK / kMacsPerCycle / kTensorEfficiency;
+  const double loaded = (config.block_m + n) * kBlockK;
+  const double read = mma_rows * (kMmaM + n) * kBlockK;
+  estimate.smem_per_k_block = (loaded + read) / kSmemBytesPerCycle;
+  const double l2_rate = std::min(kL2BytesPerCyclePerSm, kL2BytesPerCycle / active_sms);
+  estimate.l2_per_k_block =
+      (double(config.block_m) / config.cluster_n + n / config.cluster_m) * kBlockK / l2_rate;
+  // One FFMA per accumulator and about one other instruction for three of them.
+  const double wave_cycles = kMmaM * n * kBlockK / kMacsPerCycle + n / 2 * 1.33;
+  const double serial = config.waves() * wave_cycles + kChainLatency;
+  const double load_bound = kLoadLatency / config.num_stages;
+  estimate.serial_per_k_block = std::max(serial, load_bound);
+  return std::max({estimate.tensor_per_k_block, estimate.smem_per_k_block, estimate.l2_per_k_block,
+                   estimate.serial_per_k_block});
+}
+
+}  // namespace
+
+CostEstimate EstimateCost(const GemmProblem& problem, const GemmConfig& config) {
+  CostEstimate estimate;
+  const int64_t cluster = config.cluster_size();
+  const int64_t clusters_m = ceil_div<int64_t>(problem.m, config.block_m * config.cluster_m);
+  const int64_t clusters_n = ceil_div<int64_t>(problem.n, config.block_n * config.cluster_n);
+  const int64_t k_blocks = ceil_div<int64_t>(problem.k, kBlockK);
+  const int64_t cluster_tiles = clusters_m * clusters_n;
+  const int64_t slots = std::max<int64_t>(1, problem.num_sms / cluster);
+  estimate.tiles = cluster_tiles * cluster;
+  estimate.tiles_per_cta = ceil_div(cluster_tiles, slots);
+  const double active_sms = double(std::min(cluster_tiles, slots) * cluster);
+  estimate.k_block = KBlockCycles(config, active_sms, estimate);
+
+  const double d_bytes = element_bytes(config.d_type) * (config.accumulate ? 2.0 : 1.0);
+  const double epilogue = config.block_m * config.block_n * d_bytes / kStoreBytesPerCycle;
+  // With two or more consumers one's epilogue runs under the other's main loop.
+  const double exposed = config.num_consumers > 1 ? 1.0 / config.num_consumers : 1.0;
+  estimate.tile_overhead = (kTileLatency + epilogue) * exposed;
+
+  const double bytes = double(problem.m) * problem.k + double(problem.n) * problem.k +
+                       double(problem.m) * problem.n * d_bytes + double(problem.m) * k_blocks * 4;
+  estimate.hbm_floor = bytes / (kHbmBytesPerCycle * kHbmEfficiency);
+  const double compute =
+      estimate.tiles_per_cta * (k_blocks * estimate.k_block + estimate.tile_overhead);
+  estimate.cycles = kLaunchCycles + std::max(compute, estimate.hbm_floor);
+  // On a memory-bound problem several tiles reach the floor: prefer the one with slack.
+  if (compute < estimate.hbm_floor) estimate.cycles += 0.05 * compute;
+  estimate.microseconds = estimate.cycles / (kClockGhz * 1e3);
+  return estimate;
+}
+
+}  // namespace fp8gemm

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+// Ties planner, kernel cache, loaded kernels and launch together.
+#include "gemm/gemm_plan.h"
+
+#include <algorithm>
+#include <map>
+
+#include "gemm/config_key.h"
+#include "gemm/kernel_source.h"
+#include "gemm/select_config.h"
+#include "runtime/device_limits.h"
+#include "runtime/kernel_cache.h"
+#include "shared/sim_kernels.h"
+
+namespace fp8gemm {
+namespace {
+
+// What the simulator's cuLibraryLoadData takes in place of a cubin.
+std::string SimImage(const GemmConfig& config) {
+  return "fp8gemm-sim\n" + ConfigKey(config) + "\n";
+}
+
+std::shared_ptr<const std::string> MakeImage(Backend backend, const GemmConfig& config) {
+  if (backend == Backend::kSim) return std::make_shared<const std::string>(SimImage(config));
+  return ProcessKernelCache().GetOrBuild(KernelCacheKey(config), ConfigKey(config),
+                                         [&] { return CompileKernel(config); });
+}
+
+// Call sites with the same configuration share one loaded kernel for the life of the process.
+std::shared_ptr<LoadedKernel> SharedKernel(Backend backend, const GemmConfig& config,
+                                           std::shared_ptr<const std::string> image) {
+  static std::mutex mutex;
+  static auto& kernels = *new std::map<std::string, std::shared_ptr<LoadedKernel>>;
+  const std::string key = (backend == Backend::kSim ? "sim " : "cuda ") + ConfigKey(config);
+  const std::lock_guard<std::mutex> lock(mutex);
+  std::shared_ptr<LoadedKernel>& kernel = kernels[key];
+  if (!kernel) {
+    kernel = std::make_shared<LoadedKernel>(Driver(backend), std::move(image), kKernelName,
+                                            make_smem_layout(config).bytes, config.threads());
+  }
+  return kernel;
+}
+
+}  // namespace
+
+bool BackendHasConfig(Backend backend, const GemmConfig& config) {
+  return backend == Backend::kCuda || is_simulated(config);
+}
+
+const DriverApi& Driver(Backend backend) {
+  return backend == Backend::kSim ? SimDriver() : CudaDriver();
+}
+
+GemmPlan::GemmPlan(Backend backend, const GemmProblem& problem, const std::string& config_key)
+    : backend_(backend), problem_(problem) {
+  ValidateProblem(problem);
+  if (config_key.empty()) {
+    config_ = SelectConfig(
+        problem, [&](const GemmConfig& config) { return BackendHasConfig(backend, config); });
+  } else {
+    config_ = ParseConfigKey(config_key);
+    config_.pdl = problem.pdl;
+  }
+  image_ = MakeImage(backend, config_);
+}
+
+void GemmPlan::Prepare() {
+  std::call_once(load_once_, [&] { kernel_ = SharedKernel(backend_, config_, image_); });
+  kernel_->ForCurrentContext();
+}
+
+void GemmPlan::Run(const GemmBuffers& buffers, CUstream stream) {
+  Prepare();
+  const DriverApi& api = kernel_->api();
+  CUdevice device = 0;
+  Check(api, api.cuCtxGetDevice(&device), "cuCtxGetDevice");
+  const int sm_count = Limits(api, device).sm_count;
+  const int num_sms = problem_.sm_limit > 0 ? std::min(problem_.sm_limit, sm_count) : sm_count;
+  GemmParams params = MakeGemmParams(api, problem_, config_, buffers, num_sms);
+  Launch(api, kernel_->ForCurrentContext(), MakeLaunchGeometry(problem_, config_, num_sms), stream,
+         &params);
+}
+
+}  // namespace fp8gemm

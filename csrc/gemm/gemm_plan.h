@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// GemmPlan: one problem with its chosen kernel, from compilation to launch.
+#pragma once
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "gemm/sm90_fp8_gemm_1d2d.h"
+
+namespace fp8gemm {
+
+/// Where kernels run: on a GPU through libcuda, or on the CPU through the simulator that stands for
+/// it.
+enum class Backend { kCuda, kSim };
+
+/// Which configurations `backend` can run: all, or those the simulator was built with.
+bool BackendHasConfig(Backend backend, const GemmConfig& config);
+
+/// The driver of a backend. @throws UnsupportedError  Its library cannot be loaded.
+const DriverApi& Driver(Backend backend);
+
+/// Immutable after construction but for the kernel it loads once; safe to use from many threads and
+/// on many devices at the same time.
+class GemmPlan {
+ public:
+  /// Chooses a configuration, or parses `config_key` if it is not empty, and makes the machine code.
+  /// Works without a GPU; the driver is not touched.
+  /// @throws UnsupportedError  No configuration fits, or there is no NVRTC.
+  /// @throws CompileError  The kernel does not compile.
+  GemmPlan(Backend backend, const GemmProblem& problem, const std::string& config_key);
+
+  const GemmProblem& problem() const { return problem_; }
+  const GemmConfig& config() const { return config_; }
+
+  /// Loads the kernel for the current device. Before any stream capture.
+  void Prepare();
+
+  /// Encodes the tensor maps and launches on `stream`, on at most problem().sm_limit SMs.
+  void Run(const GemmBuffers& buffers, CUstream stream);
+
+ private:
+  Backend backend_;
+  GemmProblem problem_;
+  GemmConfig config_;
+  std::shared_ptr<const std::string> image_;
+  std::once_flag load_once_;
+  std::shared_ptr<LoadedKernel> kernel_;
+};
+
+}  // namespace fp8gemm

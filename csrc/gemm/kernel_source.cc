@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+// Emits the configuration with designated initialisers, so that a field added to GemmConfig cannot
+// silently shift the others.
+#include "gemm/kernel_source.h"
+
+#include "gemm/config_key.h"
+
+namespace fp8gemm {
+namespace {
+
+const char* Literal(Fp8Type type) {
+  return type == Fp8Type::kE4M3 ? "fp8gemm::Fp8Type::kE4M3" : "fp8gemm::Fp8Type::kE5M2";
+}
+
+const char* Literal(OutType type) {
+  return type == OutType::kBF16  ? "fp8gemm::OutType::kBF16"
+         : type == OutType::kF16 ? "fp8gemm::OutType::kF16"
+                                 : "fp8gemm::OutType::kF32";
+}
+
+std::string Field(const char* name, uint32_t value) {
+  return std::string("    .") + name + " = " + std::to_string(value) + ",\n";
+}
+
+std::string Field(const char* name, const char* value) {
+  return std::string("    .") + name + " = " + value + ",\n";
+}
+
+}  // namespace
+
+std::string KernelSource(const GemmConfig& config) {
+  const std::string fields =
+      Field("block_m", config.block_m) + Field("block_n", config.block_n) +
+      Field("num_consumers", config.num_consumers) + Field("num_stages", config.num_stages) +
+      Field("cluster_m", config.cluster_m) + Field("cluster_n", config.cluster_n) +
+      Field("a_type", Literal(config.a_type)) + Field("b_type", Literal(config.b_type)) +
+      Field("d_type", Literal(config.d_type)) +
+      Field("accumulate", config.accumulate ? "true" : "false") +
+      Field("pdl", config.pdl ? "true" : "false");
+  return "#define FP8GEMM_ONLY_N " + std::to_string(config.block_n) +
+         "\n"
+         "#include <sm90_fp8_gemm_1d2d.cuh>\n"
+         "extern \"C\" __global__ void __launch_bounds__(" +
+         std::to_string(config.threads()) + ", 1)\n" + kKernelName +
+         "(const __grid_constant__ fp8gemm::GemmParams params) {\n"
+         "  fp8gemm::sm90_fp8_gemm_1d2d<fp8gemm::GemmConfig{\n" +
+         fields + "  }>(params);\n}\n";
+}
+
+std::vector<std::string> NvrtcOptions() { return {"--gpu-architecture=sm_90a", "--std=c++20"}; }
+
+std::string KernelCacheKey(const GemmConfig& config) {
+  const auto [major, minor] = NvrtcVersion();
+  std::string key = "headers " + std::string(EmbeddedHeadersDigest()) + "\nnvrtc " +
+                    std::to_string(major) + "." + std::to_string(minor) + "\n";
+  for (const std::string& option : NvrtcOptions()) key += "option " + option + "\n";
+  return key + KernelSource(config);
+}
+
+std::string CompileKernel(const GemmConfig& config) {
+  const CompileRequest request{.source = KernelSource(config),
+                               .name = ConfigKey(config) + ".cu",
+                               .options = NvrtcOptions(),
+                               .headers = EmbeddedHeaders()};
+  return CompileCubin(request).cubin;
+}
+
+}  // namespace fp8gemm

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// Validation and naming of GEMM problems.
+#include "gemm/problem.h"
+
+#include "runtime/error.h"
+
+namespace fp8gemm {
+namespace {
+
+// Tiles reach at most 2 * 256 past an extent, and TMA coordinates are int32.
+constexpr int64_t kMaxExtent = (int64_t{1} << 31) - 1 - 512;
+
+void CheckExtent(const char* name, int64_t value) {
+  if (value < 1 || value > kMaxExtent) {
+    throw UnsupportedError(std::string(name) + " must be from 1 to " + std::to_string(kMaxExtent) +
+                           ", got " + std::to_string(value));
+  }
+}
+
+}  // namespace
+
+GemmConfig GemmProblem::types() const {
+  GemmConfig config;
+  config.a_type = a_type;
+  config.b_type = b_type;
+  config.d_type = d_type;
+  config.accumulate = accumulate;
+  config.pdl = pdl;
+  return config;
+}
+
+std::string GemmProblem::ToString() const {
+  return "m=" + std::to_string(m) + " n=" + std::to_string(n) + " k=" + std::to_string(k) + " " +
+         Fp8TypeName(a_type) + " x " + Fp8TypeName(b_type) + " -> " + OutTypeName(d_type) +
+         (accumulate ? " (accumulating)" : "") + " on " + std::to_string(num_sms) + " SMs" +
+         (sm_limit > 0 ? " of at most " + std::to_string(sm_limit) : "");
+}
+
+void ValidateProblem(const GemmProblem& problem) {
+  CheckExtent("m", problem.m);
+  CheckExtent("n", problem.n);
+  CheckExtent("k", problem.k);
+  if (problem.num_sms < 1) {
+    throw UnsupportedError("num_sms must be at least 1, got " + std::to_string(problem.num_sms));
+  }
+  if (problem.sm_limit < 0) {
+    throw UnsupportedError("sm_limit must not be negative, got " +
+                           std::to_string(problem.sm_limit));
+  }
+}
+
+Fp8Type ParseFp8Type(const std::string& name) {
+  for (const Fp8Type type : {Fp8Type::kE4M3, Fp8Type::kE5M2}) {
+    if (name == Fp8TypeName(type)) return type;
+  }
+  throw UnsupportedError("operands must be float8_e4m3fn or float8_e5m2, got " + name);
+}
+
+OutType ParseOutType(const std::string& name) {
+  for (const OutType type : {OutType::kBF16, OutType::kF16, OutType::kF32}) {
+    if (name == OutTypeName(type)) return type;
+  }
+  throw UnsupportedError("results must be bfloat16, float16 or float32, got " + name);
+}
+
+const char* Fp8TypeName(Fp8Type type) {
+  return type == Fp8Type::kE4M3 ? "float8_e4m3fn" : "float8_e5m2";
+}
+
+const char* OutTypeName(OutType type) {
+  switch (type) {
+    case OutType::kBF16: return "bfloat16";
+    case OutType::kF16: return "float16";
+    case OutType::kF32: return "float32";
+  }
+  return "unknown";
+}
+
+}  // namespace fp8gemm

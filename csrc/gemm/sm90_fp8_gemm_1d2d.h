@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+// Host twin of kernels/sm90_fp8_gemm_1d2d.cuh: its parameters and its launch.
+// Called by ffi/gemm_handlers.cc (through gemm/gemm_plan.h); launches the kernel.
+#pragma once
+#include "gemm/problem.h"
+#include "runtime/module.h"
+#include "shared/gemm_params.h"
+
+namespace fp8gemm {
+
+/// Device addresses of one call. Matrices are row-major without gaps unless a pitch is named.
+struct GemmBuffers {
+  void* a = nullptr;    // (m, k) fp8, rows `k_pitch` elements apart
+  void* b = nullptr;    // (n, k) fp8, rows `k_pitch` elements apart
+  void* sfa = nullptr;  // (ceil(k / 128), m) f32, rows `sfa_pitch` elements apart: M is innermost
+  void* sfb = nullptr;  // (ceil(n / 128), ceil(k / 128)) f32
+  void* d = nullptr;    // (m, n) output, rows `d_pitch` elements apart
+  void* c = nullptr;    // as d; may be d itself; nullptr unless the problem accumulates
+  int64_t k_pitch = 0;
+  int64_t sfa_pitch = 0;
+  int64_t d_pitch = 0;
+};
+
+/// The kernel's argument. Encodes the tensor maps; touches no device memory.
+GemmParams MakeGemmParams(const DriverApi& api, const GemmProblem& problem,
+                          const GemmConfig& config, const GemmBuffers& buffers, int num_sms);
+
+/// One CTA per SM, at most `num_sms` of them, in whole clusters and no more than there are tiles.
+LaunchGeometry MakeLaunchGeometry(const GemmProblem& problem, const GemmConfig& config,
+                                  int num_sms);
+
+}  // namespace fp8gemm
