@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: Apache-2.0
+// Driver tables, device limits, tensor maps and launches against a driver that records its calls.
+//
+// Usage: runtime_driver_test fake | load BROKEN OLD NO_DEVICE | cuda | no-cuda | sim LIBRARY
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "checks.h"
+#include "runtime/device_limits.h"
+#include "runtime/driver.h"
+#include "runtime/error.h"
+#include "runtime/module.h"
+#include "runtime/tensor_map.h"
+
+namespace fp8gemm {
+namespace {
+
+/// State and call record of the fake driver.
+struct Fake {
+  CUresult result = CUDA_SUCCESS;  // of the calls that can be made to fail
+  CUdevice device = 0;
+  int cc_major = 9;
+  int sm_count = 132;
+  const char* report = nullptr;
+  std::atomic<int> loads = 0;
+  std::atomic<int> unloads = 0;
+  std::atomic<int> resolves = 0;
+  std::atomic<int> attribute_reads = 0;
+  int smem_bytes = 0;
+  std::string image;
+  CUlaunchConfig config{};
+  std::vector<CUlaunchAttribute> attributes;
+  void* param = nullptr;
+  std::vector<uint64_t> map;  // arguments of cuTensorMapEncodeTiled, in order
+};
+Fake fake;
+thread_local CUdevice thread_device = -1;  // overrides fake.device
+
+template <typename Handle>
+Handle HandleOf(uintptr_t value) {
+  return reinterpret_cast<Handle>(value);
+}
+
+void FillDeviceCalls(DriverApi& api) {
+  api.cuInit = [](unsigned) { return fake.result; };
+  api.cuGetErrorName = [](CUresult error, const char** name) {
+    *name = error == CUDA_ERROR_INVALID_VALUE ? "CUDA_ERROR_INVALID_VALUE" : nullptr;
+    return error == CUDA_ERROR_INVALID_VALUE ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+  };
+  api.cuGetErrorString = [](CUresult error, const char** text) {
+    *text = error == CUDA_ERROR_INVALID_VALUE ? "invalid argument" : nullptr;
+    return error == CUDA_ERROR_INVALID_VALUE ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+  };
+  api.cuCtxGetDevice = [](CUdevice* device) {
+    *device = thread_device >= 0 ? thread_device : fake.device;
+    return fake.result;
+  };
+  api.cuDeviceGetAttribute = [](int* value, CUdevice_attribute attribute, CUdevice) {
+    ++fake.attribute_reads;
+    *value = attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR   ? fake.cc_major
+             : attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR ? 0
+             : attribute == CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT     ? fake.sm_count
+                                                                         : 232448;
+    return CUDA_SUCCESS;
+  };
+  api.cuDeviceGetName = [](char* name, int bytes, CUdevice) {
+    std::strncpy(name, "Fake H100", static_cast<size_t>(bytes));
+    return CUDA_SUCCESS;
+  };
+  api.last_report = [] { return fake.report; };
+}
+
+void FillKernelCalls(DriverApi& api) {
+  api.cuLibraryLoadData = [](CUlibrary* library, const void* image, CUjit_option*, void**, unsigned,
+                             CUlibraryOption*, void**, unsigned) {
+    ++fake.loads;
+    fake.image = static_cast<const char*>(image);
+    *library = HandleOf<CUlibrary>(0x10);  // even when it fails, as a driver may
+    return fake.result;
+  };
+  api.cuLibraryUnload = [](CUlibrary) {
+    ++fake.unloads;
+    return CUDA_SUCCESS;
+  };
+  api.cuLibraryGetKernel = [](CUkernel* kernel, CUlibrary, const char* name) {
+    *kernel = HandleOf<CUkernel>(0x20);
+    return std::strcmp(name, "tiny") == 0 ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND;
+  };
+  api.cuKernelSetAttribute = [](CUfunction_attribute attribute, int value, CUkernel, CUdevice) {
+    CHECK(attribute == CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES);
+    fake.smem_bytes = value;
+    return CUDA_SUCCESS;
+  };
+  api.cuKernelGetFunction = [](CUfunction* function, CUkernel) {
+    ++fake.resolves;
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));  // lets other first uses pile up
+    const CUdevice device = thread_device >= 0 ? thread_device : fake.device;
+    *function = HandleOf<CUfunction>(0x1000 + static_cast<uintptr_t>(device));
+    return CUDA_SUCCESS;
+  };
+  api.cuLaunchKernelEx = [](const CUlaunchConfig* config, CUfunction, void** params, void** extra) {
+    CHECK(extra == nullptr && (config->attrs != nullptr) == (config->numAttrs != 0));
+    fake.config = *config;
+    fake.attributes.assign(config->attrs, config->attrs + config->numAttrs);
+    fake.param = params[0];
+    return fake.result;
+  };
+  api.cuTensorMapEncodeTiled =
+      [](CUtensorMap* map, CUtensorMapDataType type, uint32_t rank, void* base,
+         const uint64_t* dims, const uint64_t* strides, const uint32_t* box, const uint32_t* steps,
+         CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle, CUtensorMapL2promotion l2,
+         CUtensorMapFloatOOBfill fill) {
+        map->opaque[15] = 42;
+        fake.map = {type,       rank,   reinterpret_cast<uintptr_t>(base), dims[0], dims[1],
+                    strides[0], box[0], box[1], steps[0], steps[1], interleave, swizzle, l2, fill};
+        return fake.result;
+      };
+}
+
+const DriverApi api = [] {
+  DriverApi table{};
+  FillDeviceCalls(table);
+  FillKernelCalls(table);
+  return table;
+}();
+
+void TestCheck() {
+  Check(api, CUDA_SUCCESS, "cuInit");
+  CHECK_CONTAINS(CHECK_THROWS(CudaError, Check(api, CUDA_ERROR_INVALID_VALUE, "cuInit")),
+                 "cuInit failed with CUDA_ERROR_INVALID_VALUE (1): invalid argument");
+  fake.report = "CTA 3: deadlock";
+  CHECK_CONTAINS(CHECK_THROWS(CudaError, Check(api, static_cast<CUresult>(4711), "cuInit")),
+                 "unknown error (4711): no description\nCTA 3: deadlock");
+  fake.report = nullptr;
+}
+
+void TestLimits() {
+  const DeviceLimits& limits = Limits(api, 3);
+  CHECK(limits.ordinal == 3 && limits.sm_count == 132 && limits.smem_bytes_per_block == 232448);
+  CHECK(limits.cc_major == 9 && limits.cc_minor == 0 && limits.name == "Fake H100");
+  const int reads = fake.attribute_reads;
+  CHECK(&Limits(api, 3) == &limits && fake.attribute_reads == reads);
+  fake.cc_major = 8;
+  const std::string message = CHECK_THROWS(UnsupportedError, Limits(api, 4));
+  CHECK_CONTAINS(message, "Device 4 (Fake H100) has compute capability 8.0");
+  CHECK_CONTAINS(message, "sm_90a");
+  fake.cc_major = 9;
+  CHECK(Limits(api, 4).ordinal == 4);  // the refusal was not kept
+}
+
+template <typename Change>
+void TestBrokenRule(Change change, const char* part) {
+  TensorMapSpec spec{"sfa", CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 4, HandleOf<void*>(0x7f0000000400),
+                     512, 8, 2048, 128, 1, CU_TENSOR_MAP_SWIZZLE_NONE,
+                     CU_TENSOR_MAP_L2_PROMOTION_NONE};
+  Encode2d(api, spec);  // legal before the change
+  change(spec);
+  const std::string message = CHECK_THROWS(std::invalid_argument, Encode2d(api, spec));
+  CHECK_CONTAINS(message, "tensor map of sfa: ");
+  CHECK_CONTAINS(message, part);
+}
+
+void TestTensorMap() {
+  const TensorMapSpec spec{"a", CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, HandleOf<void*>(0x10), 4096, 77,
+                           4112, 128, 64, CU_TENSOR_MAP_SWIZZLE_128B,
+                           CU_TENSOR_MAP_L2_PROMOTION_L2_256B};
+  CHECK(Encode2d(api, spec).opaque[15] == 42);
+  CHECK((fake.map ==
+         std::vector<uint64_t>{0, 2, 0x10, 4096, 77, 4112, 128, 64, 1, 1, 0, 3, 3, 0}));
+  using Spec = TensorMapSpec;
+  TestBrokenRule([](Spec& s) { s.elem_bytes = 2; }, "elem_bytes must be the size");
+  TestBrokenRule([](Spec& s) { s.base = nullptr; }, "base must not be null");
+  TestBrokenRule([](Spec& s) { s.base = HandleOf<void*>(0x408); },
+                 "base must be a multiple of 16, got 1032");
+  TestBrokenRule([](Spec& s) { s.dim0 = 0; }, "dim0 must be in 1..2^32, got 0");
+  TestBrokenRule([](Spec& s) { s.dim1 = (uint64_t{1} << 32) + 1; }, "dim1 must be in 1..2^32");
+  TestBrokenRule([](Spec& s) { s.pitch_bytes = 2052; }, "pitch_bytes must be a multiple of 16");
+  TestBrokenRule([](Spec& s) { s.pitch_bytes = uint64_t{1} << 40; }, "less than 2^40");
+  TestBrokenRule([](Spec& s) { s.pitch_bytes = 2032; },
+                 "at least a row of dim0 elements, got 2032");
+  TestBrokenRule([](Spec& s) { s.box0 = 257; }, "box0 must be in 1..256, got 257");
+  TestBrokenRule([](Spec& s) { s.box1 = 0; }, "box1 must be in 1..256, got 0");
+  TestBrokenRule([](Spec& s) { s.box0 = 3; }, "multiple of 16 bytes, got 12");
+  TestBrokenRule([](Spec& s) { s.swizzle = CU_TENSOR_MAP_SWIZZLE_128B; },
+                 "must fit in the swizzle span, got 512");
+  fake.result = CUDA_ERROR_INVALID_VALUE;
+  CHECK_CONTAINS(CHECK_THROWS(CudaError, Encode2d(api, spec)),
+                 "cuTensorMapEncodeTiled of a failed");
+  fake.result = CUDA_SUCCESS;
+}
+
+void TestLaunch() {
+  int param = 0;
+  auto* function = HandleOf<CUfunction>(1);
+  auto* stream = HandleOf<CUstream>(2);
+  Launch(api, function, {132, 384, 2, 200000, true}, stream, &param);
+  const CUlaunchConfig& config = fake.config;
+  CHECK(config.gridDimX == 132 && config.gridDimY == 1 && config.gridDimZ == 1);
+  CHECK(config.blockDimX == 384 && config.blockDimY == 1 && config.blockDimZ == 1);
+  CHECK(config.sharedMemBytes == 200000 && config.hStream == stream && fake.param == &param);
+  CHECK(fake.attributes.size() == 2);
+  const auto& cluster = fake.attributes[0];
+  CHECK(cluster.id == 4 && cluster.value.clusterDim.x == 2);
+  CHECK(cluster.value.clusterDim.y == 1 && cluster.value.clusterDim.z == 1);
+  CHECK(fake.attributes[1].id == 6);
+  CHECK(fake.attributes[1].value.programmaticStreamSerializationAllowed == 1);
+  Launch(api, function, {7, 128, 1, 0, true}, stream, &param);
+  CHECK(fake.attributes.size() == 1 && fake.attributes[0].id == 6);
+  Launch(api, function, {7, 128, 1, 0, false}, stream, &param);
+  CHECK(fake.attributes.empty());
+  const auto launch = [&](LaunchGeometry geometry) {
+    return CHECK_THROWS(std::invalid_argument, Launch(api, function, geometry, stream, &param));
+  };
+  CHECK_CONTAINS(launch({7, 128, 2, 0, false}), "got grid 7, block 128, cluster 2");
+  launch({0, 128, 1, 0, false});
+  launch({1, 0, 1, 0, false});
+  launch({1, 128, 0, 0, false});
+  CHECK_THROWS(std::invalid_argument, Launch(api, nullptr, {}, stream, &param));
+  CHECK_THROWS(std::invalid_argument, Launch(api, function, {}, stream, nullptr));
+  fake.result = CUDA_ERROR_INVALID_VALUE;
+  CHECK_CONTAINS(CHECK_THROWS(CudaError, Launch(api, function, {}, stream, &param)),
+                 "cuLaunchKernelEx failed");
+  fake.result = CUDA_SUCCESS;
+}
+
+void TestModule() {
+  const auto image = std::make_shared<const std::string>("cubin");
+  CHECK_THROWS(std::invalid_argument, LoadedKernel(api, nullptr, "tiny", 0, 128));
+  CHECK_THROWS(std::invalid_argument,
+               LoadedKernel(api, std::make_shared<const std::string>(), "tiny", 0, 128));
+  CHECK_THROWS(std::invalid_argument, LoadedKernel(api, image, "", 0, 128));
+  {
+    LoadedKernel kernel(api, image, "tiny", 200000, 384);
+    CHECK(kernel.threads() == 384 && kernel.smem_bytes() == 200000 && fake.loads == 0);
+    fake.result = CUDA_ERROR_INVALID_VALUE;  // no context
+    CHECK_CONTAINS(CHECK_THROWS(CudaError, kernel.ForCurrentContext()), "cuCtxGetDevice failed");
+    fake.result = CUDA_SUCCESS;
+    std::vector<std::thread> threads;
+    for (CUdevice device = 0; device < 8; ++device) {
+      threads.emplace_back([&kernel, device] {
+        thread_device = device % 4;
+        for (int i = 0; i < 100; ++i) {
+          CHECK(kernel.ForCurrentContext() == HandleOf<CUfunction>(0x1000u + device % 4));
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    CHECK(fake.loads == 1 && fake.resolves == 4);
+    CHECK(fake.image == "cubin" && fake.smem_bytes == 200000);
+    fake.device = 64;
+    CHECK_CONTAINS(CHECK_THROWS(UnsupportedError, kernel.ForCurrentContext()), "ordinal 64");
+    fake.device = 0;
+  }
+  CHECK(fake.unloads == 1);
+  {
+    LoadedKernel kernel(api, image, "missing", 0, 128);
+    CHECK_CONTAINS(CHECK_THROWS(CudaError, kernel.ForCurrentContext()),
+                   "cuLibraryGetKernel failed");
+  }
+  LoadedKernel greedy(api, image, "tiny", 232449, 384);
+  CHECK_CONTAINS(CHECK_THROWS(UnsupportedError, greedy.ForCurrentContext()),
+                 "needs 232449 bytes of shared memory per block");
+  CHECK(fake.loads == 2 && fake.unloads == 2);
+}
+
+void TestLoad(char** libraries) {
+  const std::string absent =
+      CHECK_THROWS(UnsupportedError, LoadCudaDriver("libcuda_that_is_absent.so.1"));
+  CHECK_CONTAINS(absent, "libcuda_that_is_absent.so.1");
+  CHECK_CONTAINS(absent, "install an NVIDIA driver");
+  CHECK_CONTAINS(CHECK_THROWS(UnsupportedError, LoadCudaDriver(libraries[0])), "cannot be loaded");
+  CHECK_CONTAINS(CHECK_THROWS(UnsupportedError, LoadCudaDriver(libraries[1])),
+                 "no cuTensorMapEncodeTiled; install driver 525 or newer");
+  CHECK_CONTAINS(CHECK_THROWS(UnsupportedError, LoadCudaDriver(libraries[2])),
+                 "no usable GPU (cuInit: CUDA_ERROR_NO_DEVICE)");
+}
+
+void TestSim(const char* library) {
+  CHECK_CONTAINS(CHECK_THROWS(UnsupportedError, SimDriver()), "is not set");
+  SetSimLibraryPath("/nonexistent/libsim.so");
+  CHECK_CONTAINS(CHECK_THROWS(UnsupportedError, SimDriver()), "/nonexistent/libsim.so");
+  SetSimLibraryPath("libm.so.6");
+  CHECK_CONTAINS(CHECK_THROWS(UnsupportedError, SimDriver()), "libm.so.6 is not the CPU simulator");
+  SetSimLibraryPath(library);
+  const DriverApi& sim = SimDriver();
+  int version = 0;
+  CHECK(sim.cuDriverGetVersion(&version) == CUDA_SUCCESS && version == 13000);
+  CHECK(&SimDriver() == &sim);
+}
+
+}  // namespace
+}  // namespace fp8gemm
+
+int main(int argc, char** argv) {
+  using namespace fp8gemm;
+  const std::string mode = argc > 1 ? argv[1] : "";
+  if (mode == "fake") {
+    TestCheck();
+    TestLimits();
+    TestTensorMap();
+    TestLaunch();
+    TestModule();
+  } else if (mode == "load" && argc == 5) {
+    TestLoad(argv + 2);
+  } else if (mode == "cuda") {
+    CHECK(CudaDriver().cuLaunchKernelEx != nullptr && &CudaDriver() == &CudaDriver());
+  } else if (mode == "no-cuda") {
+    CHECK_CONTAINS(CHECK_THROWS(UnsupportedError, CudaDriver()), "libcuda.so.1");
+    CHECK_CONTAINS(CHECK_THROWS(UnsupportedError, CudaDriver()), "install an NVIDIA driver");
+  } else if (mode == "sim" && argc == 3) {
+    TestSim(argv[2]);
+  } else {
+    checks::Fail("usage", 0, "unknown mode '" + mode + "'");
+  }
+}

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+// NVRTC: discovery, compilation for sm_90a, and what a user sees when something is wrong.
+//
+// Usage: runtime_nvrtc_test compile MAJOR PATH | loaded MAJOR LOADED OTHER | missing [PATH]
+#include <dlfcn.h>
+
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "checks.h"
+#include "runtime/error.h"
+#include "runtime/nvrtc.h"
+
+namespace fp8gemm {
+namespace {
+
+// The header is cut out of a longer text, so it does not end with a zero.
+constexpr std::string_view kTypes = "#pragma once\nusing uint64_t = unsigned long;\n#error cut off";
+constexpr HeaderText kHeaders[] = {
+    {"shared/types.h", kTypes.substr(0, kTypes.find("#error"))},
+    {"ptx/wgmma.cuh", R"(#pragma once
+#include <shared/types.h>
+__device__ inline void wgmma_m64n8k32(float (&d)[4], uint64_t a, uint64_t b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3 "
+               "{%0, %1, %2, %3}, %4, %5, 1, 1, 1;"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "l"(a), "l"(b));
+}
+)"},
+};
+constexpr char kSource[] = R"(
+#include <ptx/wgmma.cuh>
+extern "C" __global__ void __launch_bounds__(128) tiny(float* out, uint64_t a, uint64_t b) {
+  float d[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+  wgmma_m64n8k32(d, a, b);
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+  for (int i = 0; i < 4; ++i) out[threadIdx.x * 4 + i] = d[i];
+}
+)";
+
+CompileRequest Tiny() { return {kSource, "tiny.cu", {"--std=c++20", "-Xptxas=-v"}, kHeaders}; }
+
+void TestErrors() {
+  CompileRequest broken = Tiny();
+  broken.source = "#warning harmless\n__global__ void k() { undeclared_name(); }\n";
+  std::string message = CHECK_THROWS(CompileError, CompileCubin(broken));
+  CHECK_CONTAINS(message, "could not compile tiny.cu (NVRTC_ERROR_COMPILATION):\ntiny.cu(2): ");
+  CHECK_CONTAINS(message, "undeclared_name");
+
+  // A long log is cut in the message but kept whole beside it.
+  broken.source = "__global__ void k() {\n";
+  for (int i = 0; i < 90; ++i) broken.source += "undeclared_" + std::to_string(i) + "();\n";
+  broken.source += "}\n";
+  message = CHECK_THROWS(CompileError, CompileCubin(broken));
+  CHECK_CONTAINS(message, "more bytes of log");
+  CHECK(message.size() < 4000);
+  try {
+    CompileCubin(broken);
+  } catch (const CompileError& error) {
+    CHECK_CONTAINS(error.log(), "undeclared_89");
+  }
+
+  CompileRequest headless = Tiny();
+  headless.headers = {};
+  CHECK_CONTAINS(CHECK_THROWS(CompileError, CompileCubin(headless)), "ptx/wgmma.cuh");
+  CompileRequest refused = Tiny();
+  refused.options.emplace_back("--no-such-option");
+  CHECK_CONTAINS(CHECK_THROWS(CompileError, CompileCubin(refused)), "no-such-option");
+  CompileRequest ptxas = Tiny();
+  ptxas.source = "extern \"C\" __global__ void k() { asm volatile(\"no.such.instruction;\"); }";
+  CHECK_CONTAINS(CHECK_THROWS(CompileError, CompileCubin(ptxas)), "ptxas fatal");
+  CompileRequest older = Tiny();  // wgmma needs sm_90a: the option of the request is respected
+  older.options.emplace_back("--gpu-architecture=sm_80");
+  CHECK_CONTAINS(CHECK_THROWS(CompileError, CompileCubin(older)), "sm_80");
+}
+
+void TestCompile(int major, const std::string& path) {
+  SetNvrtcCandidates({"/nonexistent/libnvrtc.so.99", path});
+  CHECK(NvrtcVersion().first == major);
+  CHECK(NvrtcPath() == path);
+  std::vector<CompileResult> results(2);
+  std::vector<std::thread> threads;
+  for (CompileResult& result : results) {
+    threads.emplace_back([&result] { result = CompileCubin(Tiny()); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  CHECK(results[0].cubin.starts_with("\x7f" "ELF") && results[0].cubin == results[1].cubin);
+  CHECK_CONTAINS(results[0].cubin, "tiny");
+  CHECK_CONTAINS(results[0].log, "0 bytes spill stores");
+  CHECK(results[0].log.back() != '\0' && results[0].log.back() != '\n');
+  TestErrors();
+}
+
+void TestLoaded(int major, const char* loaded, const std::string& other) {
+  CHECK(dlopen(loaded, RTLD_NOW | RTLD_LOCAL) != nullptr);
+  SetNvrtcCandidates({other});
+  CHECK(NvrtcVersion().first == major);
+  CHECK(NvrtcPath() == loaded);
+}
+
+void TestMissing(const char* path) {
+  CHECK_CONTAINS(CHECK_THROWS(UnsupportedError, NvrtcVersion()), "no place to look in");
+  SetNvrtcCandidates({"/nonexistent/libnvrtc.so.13", "libm.so.6"});
+  const std::string message = CHECK_THROWS(UnsupportedError, CompileCubin(Tiny()));
+  CHECK_CONTAINS(message, "/nonexistent/libnvrtc.so.13");
+  CHECK_CONTAINS(message, "libm.so.6 is not NVRTC 12.0 or newer");
+  CHECK_CONTAINS(message, "pip install \"jax[cuda13]\"");
+  if (path == nullptr) return;
+  SetNvrtcCandidates({path});  // the failure was not kept
+  CHECK(NvrtcVersion().first >= 12);
+}
+
+}  // namespace
+}  // namespace fp8gemm
+
+int main(int argc, char** argv) {
+  const std::string mode = argc > 1 ? argv[1] : "";
+  if (mode == "compile" && argc == 4) {
+    fp8gemm::TestCompile(std::stoi(argv[2]), argv[3]);
+  } else if (mode == "loaded" && argc == 5) {
+    fp8gemm::TestLoaded(std::stoi(argv[2]), argv[3], argv[4]);
+  } else if (mode == "missing") {
+    fp8gemm::TestMissing(argc > 2 ? argv[2] : nullptr);
+  } else {
+    checks::Fail("usage", 0, "unknown mode '" + mode + "'");
+  }
+}

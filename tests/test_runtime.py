@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds csrc/runtime with g++ and runs its C++ tests; needs neither a GPU nor a CUDA toolkit."""
+
+import ctypes
+import importlib.util
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).resolve().parents[1]
+_RUNTIME = _ROOT / "csrc" / "runtime"
+_CPP = _ROOT / "tests" / "cpp"
+_FLAGS = ["-std=c++20", "-O0", "-Wall", "-Wextra", "-Werror", "-fPIC", "-pthread"]
+_FLAGS += ["-I", str(_ROOT / "csrc"), "-I", str(_CPP)]
+
+# Program -> the runtime sources it is linked with.
+_PROGRAMS = {
+    "runtime_cache_test": ["kernel_cache", "disk_store"],
+    "runtime_nvrtc_test": ["nvrtc"],
+    "runtime_driver_test": ["driver", "device_limits", "module", "tensor_map"],
+}
+_NVRTC_WHEELS = {13: "cu13/lib/libnvrtc.so.13", 12: "cuda_nvrtc/lib/libnvrtc.so.12"}
+
+_DRIVER_FUNCTIONS = (
+    "cuInit cuDriverGetVersion cuGetErrorString cuCtxGetDevice cuDeviceGetAttribute"
+    " cuDeviceGetName cuLibraryLoadData cuLibraryUnload cuLibraryGetKernel cuKernelGetFunction"
+    " cuKernelSetAttribute cuLaunchKernelEx cuTensorMapEncodeTiled"
+).split()
+
+_SIM_SOURCE = """
+#include "runtime/driver.h"
+extern "C" const fp8gemm::DriverApi* Fp8GemmSimDriver() {
+  static const fp8gemm::DriverApi api = [] {
+    fp8gemm::DriverApi api{};
+    api.cuInit = [](unsigned) { return fp8gemm::CUDA_SUCCESS; };
+    api.cuDriverGetVersion = [](int* version) { return *version = 13000, fp8gemm::CUDA_SUCCESS; };
+    return api;
+  }();
+  return &api;
+}
+"""
+
+
+def _compiler() -> str:
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("needs g++")
+    return compiler
+
+
+def _run(*command: object, **options) -> str:
+    result = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, timeout=120, **options
+    )
+    assert result.returncode == 0, f"{command}\n{result.stdout}{result.stderr}"
+    return result.stdout
+
+
+def _nvrtc(major: int) -> Path:
+    """Library of the NVRTC wheel of one CUDA major version, or a skip."""
+    spec = importlib.util.find_spec("nvidia")
+    for root in spec.submodule_search_locations if spec is not None else []:
+        path = Path(root) / _NVRTC_WHEELS[major]
+        if path.exists():
+            return path
+    pytest.skip(f"needs the NVRTC wheel of CUDA {major} ({_NVRTC_WHEELS[major]})")
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory) -> dict[str, Path]:
+    """Test programs by name."""
+    compiler = _compiler()
+    folder = tmp_path_factory.mktemp("runtime")
+    sources = [_CPP / f"{program}.cc" for program in _PROGRAMS]
+    sources += [_RUNTIME / f"{part}.cc" for parts in _PROGRAMS.values() for part in parts]
+
+    def compile_one(source: Path) -> None:
+        _run(compiler, *_FLAGS, "-c", source, "-o", folder / f"{source.stem}.o")
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(compile_one, sources))
+    for program, parts in _PROGRAMS.items():
+        objects = [folder / f"{part}.o" for part in [program, *parts]]
+        _run(compiler, "-pthread", *objects, "-ldl", "-o", folder / program)
+    return {program: folder / program for program in _PROGRAMS}
+
+
+def _shared_library(path: Path, source: str) -> Path:
+    language = "c++" if "extern" in source else "c"
+    flags = _FLAGS if language == "c++" else ["-fPIC"]
+    _run(_compiler(), "-x", language, *flags, "-shared", "-", "-o", path, input=source)
+    return path
+
+
+def _driver_library(path: Path, *, without: str = "", init_result: int = 0) -> Path:
+    """A library with the driver's symbols; all functions but cuInit succeed and do nothing."""
+    source = "int cuGetErrorName(int e, const char** n)"
+    source += ' { return *n = e == 100 ? "CUDA_ERROR_NO_DEVICE" : 0, 0; }\n'
+    for name in _DRIVER_FUNCTIONS:
+        if name != without:
+            source += f"int {name}(void) {{ return {init_result if name == 'cuInit' else 0}; }}\n"
+    return _shared_library(path, source)
+
+
+def test_every_source_is_tested():
+    tested = {part for parts in _PROGRAMS.values() for part in parts}
+    assert tested == {path.stem for path in _RUNTIME.glob("*.cc")}
+
+
+# ---- Kernel cache ------------------------------------------------------------------------------
+
+
+def test_cache_single_flight(programs):
+    _run(programs["runtime_cache_test"], "threads")
+
+
+def test_cache_disk(programs, tmp_path):
+    _run(programs["runtime_cache_test"], "disk", tmp_path)
+
+
+def test_cache_unwritable_directory_only_warns(programs, tmp_path):
+    # Under a regular file: permission bits would not stop a test that runs as root.
+    _run(programs["runtime_cache_test"], "unwritable", tmp_path)
+
+
+def test_cache_full_disk_only_warns(programs, tmp_path):
+    _run(programs["runtime_cache_test"], "full", tmp_path / "cache")
+
+
+def test_cache_second_process_builds_nothing(programs, tmp_path):
+    worker = [programs["runtime_cache_test"], "worker", tmp_path, 5]
+    assert _run(*worker).split() == ["5", "0"]
+    assert _run(*worker).split() == ["0", "5"]
+
+
+def test_cache_concurrent_processes(programs, tmp_path):
+    num_keys = 100
+    worker = [programs["runtime_cache_test"], "worker", tmp_path, num_keys]
+    with ThreadPoolExecutor(4) as pool:
+        outputs = list(pool.map(lambda _: _run(*worker), range(4)))
+    for output in outputs:
+        assert sum(map(int, output.split())) == num_keys
+    assert len(list(tmp_path.iterdir())) == num_keys  # and no temporary file
+    assert _run(*worker).split() == ["0", str(num_keys)]
+
+
+# ---- NVRTC -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("major", [13, 12])
+def test_nvrtc_compiles_wgmma(programs, major):
+    _run(programs["runtime_nvrtc_test"], "compile", major, _nvrtc(major))
+
+
+def test_nvrtc_without_run_path_finds_its_builtins(programs, tmp_path):
+    # As in the wheel of CUDA 13.0. Same length, so that no offset in the file moves.
+    original = _nvrtc(13)
+    binary = original.read_bytes()
+    assert b"$ORIGIN\0" in binary
+    library = tmp_path / original.name
+    library.write_bytes(binary.replace(b"$ORIGIN\0", b"/absent\0"))
+    for builtins in original.parent.glob("libnvrtc-builtins.so.*"):
+        (tmp_path / builtins.name).symlink_to(builtins)
+    _run(programs["runtime_nvrtc_test"], "compile", 13, library)
+    library.unlink()  # 140 MB
+
+
+@pytest.mark.parametrize(("major", "other"), [(13, 12), (12, 13)])
+def test_nvrtc_already_loaded_wins(programs, major, other):
+    _run(programs["runtime_nvrtc_test"], "loaded", major, _nvrtc(major), _nvrtc(other))
+
+
+def test_nvrtc_missing(programs):
+    _run(programs["runtime_nvrtc_test"], "missing")
+
+
+@pytest.mark.parametrize("major", [13, 12])
+def test_nvrtc_found_after_a_failure(programs, major):
+    _run(programs["runtime_nvrtc_test"], "missing", _nvrtc(major))
+
+
+# ---- Driver ------------------------------------------------------------------------------------
+
+
+def test_driver_calls_and_checks(programs):
+    _run(programs["runtime_driver_test"], "fake")
+
+
+def test_driver_unusable(programs, tmp_path):
+    broken = tmp_path / "broken.so"
+    broken.write_text("not a library")
+    old = _driver_library(tmp_path / "old.so", without="cuTensorMapEncodeTiled")
+    no_device = _driver_library(tmp_path / "no_device.so", init_result=100)
+    _run(programs["runtime_driver_test"], "load", broken, old, no_device)
+
+
+def test_driver_missing(programs):
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        _run(programs["runtime_driver_test"], "no-cuda")
+    else:
+        pytest.skip("this machine has an NVIDIA driver")
+
+
+def test_driver_found(programs, tmp_path):
+    _driver_library(tmp_path / "libcuda.so.1")
+    environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}
+    _run(programs["runtime_driver_test"], "cuda", env=environment)
+
+
+def test_sim_driver(programs, tmp_path):
+    library = _shared_library(tmp_path / "libsim.so", _SIM_SOURCE)
+    _run(programs["runtime_driver_test"], "sim", library)
+
+
+def _cuda_includes() -> list[Path]:
+    spec = importlib.util.find_spec("nvidia")
+    roots = [Path(root) for root in spec.submodule_search_locations] if spec is not None else []
+    folders = [root / part / "include" for root in roots for part in ("cu13", "cuda_runtime")]
+    folders += [Path("/usr/local/cuda/include")]
+    return [folder for folder in folders if (folder / "cuda.h").exists()]
+
+
+def test_driver_abi():
+    folders = _cuda_includes()
+    if not folders:
+        pytest.skip("needs a cuda.h: the nvidia-cuda-runtime wheel or a CUDA toolkit")
+    for folder in folders:
+        source = _CPP / "driver_abi_test.cc"
+        _run(_compiler(), *_FLAGS, "-fsyntax-only", "-isystem", folder, source)
