@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The SASS gates themselves: a sound kernel passes each, and a planted fault fails the right one."""
+"""The SASS gates themselves: a sound kernel passes all, a planted fault fails the right one."""
 
 import dataclasses
 import functools
@@ -30,6 +30,7 @@ SOUND = Expected(
     block_n=128,
     waves=1,
     num_consumers=2,
+    moves_registers=True,
     consumer_registers=232,
     producer_registers=40,
     a_type="E4M3",
@@ -63,6 +64,7 @@ WRONG_EXPECTATIONS = [
     ("producer_registers", 4, "is used by the producer, which has 4"),
     ("consumer_registers", 248, "setmaxnreg asks for 68608 registers"),
     ("num_consumers", 3, "168 registers x 512 threads"),
+    ("moves_registers", False, "expected none"),
     ("waves", 2, "expected 2 each"),
     ("block_n", 64, "64 FFMA in the main loop, expected 32"),
     ("a_type", "E5M2", "expected QGMMA.64x128x32.F32.E5M2.E4M3"),

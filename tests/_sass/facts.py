@@ -7,6 +7,7 @@ The main loop is the shortest backward branch whose range holds a tensor-core in
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from _sass.elf import Cubin
 from _sass.instructions import Instruction
@@ -78,7 +79,7 @@ def kernel_facts(cubin: Cubin, code: Sequence[Instruction]) -> KernelFacts:
 
 
 def _main_loop(code: Sequence[Instruction]) -> list[Instruction]:
-    """Instructions of the shortest loop around a tensor-core instruction; empty if there is none."""
+    """Instructions of the shortest loop around a tensor-core instruction; empty if none."""
     loops = []
     for branch in code:
         target = branch.branch_target
@@ -110,7 +111,7 @@ def _loop_facts(loop: Sequence[Instruction]) -> LoopFacts | None:
         r2ur=_count(loop, "R2UR"),
         stall_cycles=sum(max(1, i.control.stall) for i in loop),
         ffma_yields=sum(yields),
-        ffma_yield_changes=sum(a != b for a, b in zip(yields, yields[1:], strict=False)),
+        ffma_yield_changes=sum(a != b for a, b in pairwise(yields)),
         ffma_reuse=sum(i.control.reuse != 0 for i in ffma),
         ffma_under_mma=_ffma_under_mma(loop),
     )
@@ -133,7 +134,7 @@ def _ffma_under_mma(loop: Sequence[Instruction]) -> int:
 def _reachable(code: Sequence[Instruction], starts: Sequence[Instruction]) -> list[Instruction]:
     """Instructions that can run after any of `starts`; starts included."""
     by_address = {i.address: i for i in code}
-    following = {a.address: b for a, b in zip(code, code[1:], strict=False)}
+    following = {a.address: b for a, b in pairwise(code)}
     seen = set()
     pending = [i.address for i in starts]
     while pending:

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles small programs for an H100 with XLA:GPU: python tests/_aot_programs.py DUMP_FOLDER.
+
+Run by test_aot.py in a process of its own, because XLA reads its flags once. Writes the optimised
+HLO of each program to DUMP_FOLDER/<program>.hlo; XLA writes the thunks beside it.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+FOLDER = Path(sys.argv[1])
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"--xla_dump_to={FOLDER} --xla_dump_hlo_as_text"
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+from jax.experimental import topologies  # noqa: E402
+from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
+
+import jax_fp8gemm as fp8  # noqa: E402
+
+M, N, K = 256, 512, 512
+CHAIN_LENGTH = 6  # more than XLA's least number of kernels in a command buffer
+
+
+def quantised_lhs(x, w, w_scales):
+    """Activations are quantised in the same program, as in a model."""
+    return fp8.gemm(fp8.quantize(x), (w, w_scales))
+
+
+def given_scales(x, x_scales, w, w_scales):
+    """Everything comes from outside in JAX's default layout."""
+    return fp8.gemm((x, x_scales), (w, w_scales))
+
+
+def accumulated(x, w, w_scales, accumulator):
+    """The accumulator is donated."""
+    return fp8.gemm(
+        fp8.quantize(x),
+        (w, w_scales),
+        accumulator=accumulator,
+        preferred_element_type=accumulator.dtype,
+    )
+
+
+def chain(x, w, w_scales):
+    """Layers one after the other; square, so that each feeds the next."""
+    for _ in range(CHAIN_LENGTH):
+        x = fp8.gemm(fp8.quantize(x), (w, w_scales))
+    return x
+
+
+def batched(x, w, w_scales):
+    """A batch of activations under vmap with one weight."""
+    return jax.vmap(quantised_lhs, in_axes=(0, None, None))(x, w, w_scales)
+
+
+def main() -> None:
+    """Compiles every program."""
+    target = Path(__file__).with_name("h100.txtpb").read_text()
+    topology = topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=target)
+    mesh = topologies.make_mesh(topo=topology, mesh_shape=(1,), axis_names=("x",))
+    sharding = NamedSharding(mesh, PartitionSpec())
+
+    def array(dtype, *shape):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    x = array(jnp.bfloat16, M, K)
+    weight = (array(jnp.float8_e4m3fn, N, K), array(jnp.float32, N // 128, K // 128))
+    quantised = (array(jnp.float8_e4m3fn, M, K), array(jnp.float32, M, K // 128))
+    programs = {
+        quantised_lhs: (x, *weight),
+        given_scales: (*quantised, *weight),
+        accumulated: (x, *weight, array(jnp.float32, M, N)),
+        chain: (x, *weight),
+        batched: (array(jnp.bfloat16, 3, M, K), *weight),
+    }
+    for program, arguments in programs.items():
+        donated = (3,) if program is accumulated else ()
+        compiled = jax.jit(program, donate_argnums=donated).lower(*arguments).compile()
+        (FOLDER / f"{program.__name__}.hlo").write_text(compiled.as_text())
+
+
+if __name__ == "__main__":
+    main()

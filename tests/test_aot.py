@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What XLA:GPU makes of calls of this package for an H100, compiled ahead of time without a GPU."""
+
+import importlib.metadata
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from _hlo import Module, parse_module
+
+HERE = Path(__file__).parent
+TARGET = "jax_fp8gemm."
+CHAIN_LENGTH = 6  # of _aot_programs.chain
+
+
+def _missing() -> str | None:
+    """Says why XLA:GPU cannot compile here; None if it can."""
+    if importlib.util.find_spec("jax_fp8gemm._core") is None:
+        return "needs the compiled extension jax_fp8gemm._core"
+    versions = {}
+    for package in ("jax-cuda13-plugin", "jax-cuda12-plugin"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    jaxlib = importlib.metadata.version("jaxlib")
+    if not versions:
+        return f"needs jax-cuda13-plugin=={jaxlib} and jax-cuda13-pjrt"
+    if jaxlib not in versions.values():
+        return f"jaxlib {jaxlib} does not match {versions}"
+    return None
+
+
+pytestmark = pytest.mark.skipif(bool(_missing()), reason=f"XLA:GPU: {_missing()}")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Compiles all programs in a process of their own; returns the folder of the dumps."""
+    folder = tmp_path_factory.mktemp("aot")
+    command = [sys.executable, str(HERE / "_aot_programs.py"), str(folder)]
+    environment = {**os.environ, "JAX_FP8GEMM_CACHE_DIR": str(folder / "cache")}
+    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert run.returncode == 0, run.stderr[-4000:]
+    return folder
+
+
+def _module(folder: Path, program: str) -> Module:
+    return parse_module((folder / f"{program}.hlo").read_text())
+
+
+def _thunks(folder: Path, program: str) -> list[str]:
+    """Lines of the thunk sequence that would run; XLA indents what a command buffer holds."""
+    passed = list(folder.glob(f"*jit_{program}.thunk_sequence_after_thunk_passes.txt"))
+    (path,) = passed or folder.glob(f"*jit_{program}.thunk_sequence.txt")
+    return path.read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("program", "count"),
+    [
+        ("quantised_lhs", 1),
+        ("given_scales", 1),
+        ("accumulated", 1),
+        ("chain", CHAIN_LENGTH),
+        ("batched", 1),
+    ],
+)
+def test_one_custom_call_per_gemm(folder, program, count):
+    assert len(_module(folder, program).custom_calls(TARGET)) == count
+
+
+@pytest.mark.parametrize("program", ["quantised_lhs", "chain", "batched"])
+def test_scales_quantised_in_the_program_need_no_transpose(folder, program):
+    module = _module(folder, program)
+    for call in module.custom_calls(TARGET):
+        assert "{0,1}" in call.text  # the scales' M is innermost
+    assert module.layout_kernels() == []
+
+
+def test_scales_from_outside_cost_one_transpose(folder):
+    """Scales in JAX's layout must be transposed, and the check above would see it."""
+    assert len(_module(folder, "given_scales").layout_kernels()) == 1
+
+
+def test_quantisation_and_gemm_are_four_kernels(folder):
+    """Largest magnitudes, scales, values, product."""
+    assert len(_module(folder, "quantised_lhs").kernels()) <= 4
+
+
+def test_donated_accumulator_is_updated_in_place(folder):
+    module = _module(folder, "accumulated")
+    (call,) = module.custom_calls(TARGET)
+    assert "output_to_operand_aliasing={{}: (4, {})}" in call.text
+    assert "input_output_alias={ {}: (3, {}" in module.header
+    assert module.layout_kernels() == []
+
+
+def test_calls_land_in_a_command_buffer(folder):
+    thunks = _thunks(folder, "chain")
+    assert any("kCommandBuffer" in line for line in thunks), thunks
+    calls = [line for line in thunks if "kCustomCall" in line]
+    assert len(calls) == CHAIN_LENGTH
+    assert all(line.startswith(" ") for line in calls), thunks
+
+
+def test_programs_too_short_for_a_command_buffer_have_none(folder):
+    """Shows that the test above can fail: the dump looks different without a command buffer."""
+    thunks = _thunks(folder, "quantised_lhs")
+    assert not any("kCommandBuffer" in line or line.startswith(" ") for line in thunks)

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every kernel the planner can choose compiles, with each NVRTC, to the code it is meant to be."""
+
+import importlib.util
+
+import pytest
+from _kernels import ARCHITECTURE, CSRC, Job, KernelFarm, device_headers
+from _nvrtc import find_all
+from _sass import Expected, Golden, find_nvdisasm, gate_failures, log_failures, ratchet_failures
+
+if importlib.util.find_spec("jax_fp8gemm._core") is None:
+    pytest.skip("needs the compiled extension jax_fp8gemm._core", allow_module_level=True)
+
+from jax_fp8gemm._ffi import core  # noqa: E402
+
+pytestmark = pytest.mark.skipif(not find_all(), reason="no NVRTC wheel is installed")
+needs_nvdisasm = pytest.mark.skipif(
+    find_nvdisasm() is None, reason="nvidia-cuda-nvdisasm is not installed"
+)
+
+KEYS = core().candidate_configs()
+JOBS = [Job(nvrtc, key) for nvrtc in find_all() for key in KEYS]
+MAX_SMEM_BYTES = 232448
+MAX_THREADS = 1024
+# Operand types as wgmma and its SASS name them.
+MNEMONICS = {"float8_e4m3fn": "E4M3", "float8_e5m2": "E5M2"}
+
+every_job = pytest.mark.parametrize("job", JOBS, ids=str)
+
+
+@pytest.fixture(scope="session")
+def farm(request):
+    """Compiles what the selected tests need, two threads ahead of them."""
+    wanted = {
+        item.callspec.params["job"]: None
+        for item in request.session.items
+        if "farm" in getattr(item, "fixturenames", ())
+    }
+    farm = KernelFarm(list(wanted), core())
+    yield farm
+    farm.close()
+
+
+def expected_code(key: str) -> Expected:
+    """What the configuration `key` implies for its code."""
+    config = core().describe_config(key)
+    return Expected(
+        block_n=config["block_n"],
+        waves=config["waves"],
+        num_consumers=config["num_consumers"],
+        moves_registers=config["moves_registers"],
+        consumer_registers=config["consumer_registers"],
+        producer_registers=config["producer_registers"],
+        a_type=MNEMONICS[config["a_type"]],
+        b_type=MNEMONICS[config["b_type"]],
+    )
+
+
+@needs_nvdisasm
+@every_job
+def test_kernel(job, farm):
+    """The log is clean, the code passes every gate, and no ratcheted number is 5% worse."""
+    kernel = farm.get(job)
+    failures = log_failures(kernel.log) + gate_failures(kernel.facts, expected_code(job.key))
+    golden = Golden.load(job.nvrtc.name)
+    if golden is not None:
+        assert job.key in golden.kernels, "new kernel: run python tests/update_sass_golden.py"
+        failures += ratchet_failures(kernel.facts, golden.kernels[job.key])
+    assert failures == []
+
+
+@pytest.mark.parametrize("nvrtc", find_all(), ids=lambda n: n.name)
+def test_golden_numbers_are_of_present_kernels(nvrtc):
+    golden = Golden.load(nvrtc.name)
+    if golden is None:
+        pytest.skip(f"no golden numbers for NVRTC {nvrtc.name}: tests/update_sass_golden.py")
+    assert sorted(golden.kernels) == sorted(KEYS), "run python tests/update_sass_golden.py"
+
+
+def test_configurations_fit_the_hardware():
+    for key in KEYS:
+        config = core().describe_config(key)
+        assert config["smem_bytes"] <= MAX_SMEM_BYTES, key
+        assert config["threads"] <= MAX_THREADS, key
+
+
+def test_device_computes_the_same_shared_memory_layout():
+    """Compiles a program of static assertions: the host's launch size is the kernel's layout."""
+    asserts = "\n".join(_layout_assertion(core().describe_config(key)) for key in KEYS)
+    source = f"#include <shared/smem_layout.h>\nusing namespace fp8gemm;\n{asserts}\n"
+    find_all()[0].compile(source, [ARCHITECTURE, "--std=c++20"], core().embedded_headers())
+
+
+def _layout_assertion(config: dict) -> str:
+    out_types = {"bfloat16": "kBF16", "float16": "kF16", "float32": "kF32"}
+    numbers = (
+        "block_m",
+        "block_n",
+        "num_consumers",
+        "num_stages",
+        "cluster_m",
+        "cluster_n",
+    )
+    fields = [
+        *(f".{name} = {config[name]}" for name in numbers),
+        f".d_type = OutType::{out_types[config['d_type']]}",
+        f".accumulate = {str(config['accumulate']).lower()}",
+    ]
+    layout = f"make_smem_layout(GemmConfig{{{', '.join(fields)}}})"
+    return f"static_assert({layout}.bytes == {config['smem_bytes']});"
+
+
+def test_embedded_headers_are_those_of_the_source_tree():
+    """A stale build would make every other test here look at old kernels."""
+    assert dict(core().embedded_headers()) == dict(device_headers())
+
+
+def test_options_name_the_architecture_and_no_paths():
+    options = core().nvrtc_options()
+    assert ARCHITECTURE in options
+    assert not [option for option in options if option.startswith(("-I", "--include-path"))]
+
+
+def test_wgmma_table_is_what_its_generator_writes():
+    generator = CSRC / "kernels/mma/generate_wgmma_table.py"
+    spec = importlib.util.spec_from_file_location("generate_wgmma_table", generator)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert generator.with_name("wgmma_fp8_table.inc").read_text() == module.table()
