@@ -42,7 +42,12 @@ def folder(tmp_path_factory) -> Path:
     """Compiles all programs in a process of their own; returns the folder of the dumps."""
     folder = tmp_path_factory.mktemp("aot")
     command = [sys.executable, str(HERE / "_aot_programs.py"), str(folder)]
-    environment = {**os.environ, "JAX_FP8GEMM_CACHE_DIR": str(folder / "cache")}
+    environment = {
+        **os.environ,
+        "JAX_FP8GEMM_CACHE_DIR": str(folder / "cache"),
+        # The package under test may be the source tree, which the child would not find.
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
     run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert run.returncode == 0, run.stderr[-4000:]
     return folder
