@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shape, dtype and option rules: one function per rule, each message says rule and value."""
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+FP8_DTYPES = (jnp.dtype(jnp.float8_e4m3fn), jnp.dtype(jnp.float8_e5m2))
+RESULT_DTYPES = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16), jnp.dtype(jnp.float32))
+ROW_BLOCK = (1, 128)
+SQUARE_BLOCK = (128, 128)
+BLOCKS = (ROW_BLOCK, SQUARE_BLOCK)
+IMPLEMENTATIONS = (None, "cuda", "xla", "sim")
+MAX_NUM_SMS = 1024
+
+
+def _names(dtypes: Sequence[np.dtype]) -> str:
+    return ", ".join(dtype.name for dtype in dtypes)
+
+
+def dtype_of(where: str, name: str, value: Any, allowed: Sequence[np.dtype]) -> np.dtype:
+    """Returns `value` as a dtype that is one of `allowed`."""
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        raise TypeError(
+            f"{where}: {name} must be one of {_names(allowed)}, got {value!r}."
+        ) from None
+    if dtype not in allowed:
+        raise TypeError(f"{where}: {name} must be one of {_names(allowed)}, got {dtype.name}.")
+    return dtype
+
+
+def array(where: str, name: str, value: Any, allowed: Sequence[np.dtype]) -> None:
+    """Checks that `value` is an array, or stands for one, of a dtype in `allowed`."""
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        raise TypeError(f"{where}: {name} must be an array, got {type(value).__name__}.")
+    if jnp.dtype(value.dtype) not in allowed:
+        raise TypeError(
+            f"{where}: {name} must have dtype {_names(allowed)}, got {jnp.dtype(value.dtype).name}."
+        )
+
+
+def at_least_2d(where: str, name: str, value: Any) -> None:
+    """Checks that `value` has rows and columns."""
+    if len(value.shape) < 2:
+        raise ValueError(f"{where}: {name} must have shape (..., R, K), got {tuple(value.shape)}.")
+
+
+def block(where: str, value: Any, allowed: Sequence[tuple[int, int]] = BLOCKS) -> tuple[int, int]:
+    """Returns `value` as a block shape that is one of `allowed`."""
+    wanted = " or ".join(map(str, allowed))
+    try:
+        shape = tuple(operator.index(extent) for extent in value)
+    except TypeError:
+        raise TypeError(f"{where}: block must be {wanted}, got {value!r}.") from None
+    if shape not in allowed:
+        raise ValueError(f"{where}: block must be {wanted}, got {shape}.")
+    return shape
+
+
+def scales_shape(shape: Sequence[int], block_shape: tuple[int, int]) -> tuple[int, ...]:
+    """Returns the shape of the scales of values of `shape` for `block_shape`."""
+    *lead, rows, columns = shape
+    return (*lead, -(-rows // block_shape[0]), -(-columns // block_shape[1]))
+
+
+def scales_fit(where: str, name: str, values: Any, scales: Any, block_shape) -> None:
+    """Checks that there is one scale per block of the values."""
+    wanted = scales_shape(values.shape, block_shape)
+    if tuple(scales.shape) != wanted:
+        raise ValueError(
+            f"{where}: {name} must have shape {wanted} for values of shape {tuple(values.shape)}"
+            f" and block {block_shape}, got {tuple(scales.shape)}."
+        )
+
+
+def matrix(where: str, name: str, value: Any) -> None:
+    """Checks that an operand has no leading dimensions."""
+    if len(value.shape) != 2:
+        raise ValueError(
+            f"{where}: {name} must be a matrix, got shape {tuple(value.shape)};"
+            " use jax.vmap over leading dimensions."
+        )
+
+
+def same_k(where: str, lhs: Any, rhs: Any) -> None:
+    """Checks that the operands contract over the same extent."""
+    if lhs.shape[-1] != rhs.shape[-1]:
+        raise ValueError(
+            f"{where}: rhs must have shape (N, K) with the K of lhs = {lhs.shape[-1]},"
+            f" got {tuple(rhs.shape)}."
+        )
+
+
+def accumulator(where: str, value: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Checks that an accumulator has the result's shape and dtype."""
+    array(where, "accumulator", value, (dtype,))
+    if tuple(value.shape) != shape:
+        raise ValueError(
+            f"{where}: accumulator must have shape (M, N) = {shape}, got {tuple(value.shape)}."
+        )
+
+
+def implementation(where: str, value: Any) -> str | None:
+    """Returns `value`, one of the implementations."""
+    if not (value is None or isinstance(value, str)):
+        raise TypeError(
+            f"{where}: implementation must be a str or None, got {type(value).__name__}."
+        )
+    if value not in IMPLEMENTATIONS:
+        raise ValueError(f"{where}: implementation must be in {IMPLEMENTATIONS}, got {value!r}.")
+    return value
+
+
+def extent(where: str, name: str, value: Any, least: int, most: int | None = None) -> int:
+    """Returns `value` as an int from `least` to `most`."""
+    rule = f"an int from {least} to {most}" if most is not None else f"an int of at least {least}"
+    if isinstance(value, bool | np.bool_):
+        raise TypeError(f"{where}: {name} must be {rule}, got {value!r}.")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{where}: {name} must be {rule}, got {value!r}.") from None
+    if number < least or (most is not None and number > most):
+        raise ValueError(f"{where}: {name} must be {rule}, got {number}.")
+    return number
+
+
+def num_sms(where: str, value: Any) -> int | None:
+    """Returns `value`, a count of SMs or None for all of them."""
+    return None if value is None else extent(where, "num_sms", value, 1, MAX_NUM_SMS)
+
+
+def one_of(where: str, name: str, value: Any, allowed: Sequence[str]) -> str:
+    """Returns `value`, one of the strings `allowed`."""
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{where}: {name} must be one of {tuple(allowed)}, got {value!r}.")
+    return value

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The environment variables of the package: the only place that reads them."""
+
+import os
+import pathlib
+from typing import NamedTuple
+
+
+class Variable(NamedTuple):
+    """One environment variable."""
+
+    name: str
+    type: str
+    default: str
+    meaning: str
+
+
+CACHE_DIR = Variable(
+    "JAX_FP8GEMM_CACHE_DIR",
+    "path",
+    "$XDG_CACHE_HOME/jax_fp8gemm, or ~/.cache/jax_fp8gemm",
+    "Where compiled kernels are kept between processes; empty: nowhere.",
+)
+PDL = Variable(
+    "JAX_FP8GEMM_PDL",
+    "bool",
+    "1",
+    "Launch with programmatic dependent launch: a kernel's prologue overlaps its predecessor.",
+)
+KERNEL_DIR = Variable(
+    "JAX_FP8GEMM_KERNEL_DIR",
+    "path",
+    "unset",
+    "Read device sources from this csrc directory instead of the embedded ones (development).",
+)
+NVRTC = Variable(
+    "JAX_FP8GEMM_NVRTC",
+    "path",
+    "unset",
+    "Full path of the libnvrtc to use, before any that is found by itself.",
+)
+VARIABLES = (CACHE_DIR, PDL, KERNEL_DIR, NVRTC)
+
+_TRUE = ("1", "true", "yes", "on")
+_FALSE = ("0", "false", "no", "off")
+
+
+def cache_dir() -> pathlib.Path | None:
+    """Returns the directory of the kernel cache, or None where disk caching is off."""
+    text = os.environ.get(CACHE_DIR.name)
+    if text is not None:
+        return pathlib.Path(text).expanduser() if text else None
+    base = os.environ.get("XDG_CACHE_HOME")
+    root = pathlib.Path(base) if base else pathlib.Path("~/.cache").expanduser()
+    return root / "jax_fp8gemm"
+
+
+def pdl() -> bool:
+    """Returns whether kernels launch with programmatic dependent launch."""
+    text = os.environ.get(PDL.name, PDL.default).strip().lower()
+    if text in _TRUE:
+        return True
+    if text in _FALSE:
+        return False
+    raise ValueError(f"{PDL.name} must be one of {_TRUE + _FALSE}, got {text!r}.")
+
+
+def kernel_dir() -> pathlib.Path | None:
+    """Returns the directory that replaces the embedded device sources, or None."""
+    text = os.environ.get(KERNEL_DIR.name)
+    return pathlib.Path(text).expanduser() if text else None
+
+
+def nvrtc() -> pathlib.Path | None:
+    """Returns the libnvrtc that the user chose, or None."""
+    text = os.environ.get(NVRTC.name)
+    return pathlib.Path(text).expanduser() if text else None
+
+
+def cuda_home() -> pathlib.Path | None:
+    """Returns the CUDA toolkit that the environment names, or None."""
+    text = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    return pathlib.Path(text).expanduser() if text else None
+
+
+def values() -> dict[str, str]:
+    """Returns each variable's text in the environment, "(default)" where it is unset."""
+    return {v.name: os.environ.get(v.name, "(default)") for v in VARIABLES}

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chooses an operation's implementation while lowering, and unifies operands under shard_map."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+
+PLATFORM = {"cuda": "cuda", "sim": "cpu"}  # where each kernel implementation runs
+
+
+def _varying_axes(x: Any) -> frozenset:
+    """Returns the manual mesh axes over which x varies (jax 0.10 renamed the attribute)."""
+    aval = jax.typeof(x)
+    return aval.mat.varying if hasattr(aval, "mat") else aval.vma
+
+
+def unify_varying(tree: Any) -> Any:
+    """Returns the arrays of `tree`, each varying over every manual axis that one of them does.
+
+    Every branch of a platform choice must have one type, and a custom call's result takes its type
+    from one operand. It is called outside of what has a derivative rule, so that the transpose of
+    the cast sums a replicated operand's cotangent.
+    """
+    leaves = jax.tree.leaves(tree)
+    axes = frozenset().union(*map(_varying_axes, leaves))
+    if not axes:
+        return tree
+
+    def vary(x):
+        missing = tuple(axes - _varying_axes(x))
+        return lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(vary, tree)
+
+
+def by_platform(
+    where: str,
+    implementation: str | None,
+    operands: tuple,
+    *,
+    kernel: Callable[..., jax.Array],
+    xla: Callable[..., jax.Array],
+    result_shape: tuple[int, ...],
+    result_dtype: np.dtype,
+) -> jax.Array:
+    """Applies the implementation that belongs to the platform lowered for.
+
+    Args:
+        where: Public name of the operation, for messages.
+        implementation: As in the public functions.
+        operands: Arrays, or None where an optional one is absent.
+        kernel: `kernel(*operands, backend=...)` with "cuda" or "sim".
+        xla: `xla(*operands)`.
+        result_shape: Shape of the result.
+        result_dtype: Dtype of the result.
+
+    Returns:
+        The result; lowering it for a platform on which `implementation` does not run raises
+        NotImplementedError.
+    """
+    if implementation == "xla":
+        return xla(*operands)
+    if implementation is None:
+        cuda = functools.partial(kernel, backend="cuda")
+        return lax.platform_dependent(*operands, cuda=cuda, default=xla)
+
+    def refuse(*arrays):
+        return _refuse_p.bind(
+            *jax.tree.leaves(arrays),
+            where=where,
+            implementation=implementation,
+            shape=result_shape,
+            dtype=result_dtype,
+        )
+
+    chosen = {PLATFORM[implementation]: functools.partial(kernel, backend=implementation)}
+    return lax.platform_dependent(*operands, **chosen, default=refuse)
+
+
+# Stands in a program where an implementation does not run: traceable, but never lowered or run.
+_refuse_p = Primitive("jax_fp8gemm_refuse")
+
+
+@_refuse_p.def_abstract_eval
+def _refuse_abstract_eval(first, *_, shape, dtype, **__):
+    return first.update(shape=shape, dtype=dtype)
+
+
+def _refusal(where: str, implementation: str, platforms: tuple[str, ...]) -> NotImplementedError:
+    return NotImplementedError(
+        f"{where}: implementation={implementation!r} runs on the platform"
+        f" {PLATFORM[implementation]!r}, not on {', '.join(map(repr, platforms))};"
+        " use implementation=None or 'xla' there."
+    )
+
+
+@_refuse_p.def_impl
+def _refuse_impl(*_, where, implementation, **__):
+    raise _refusal(where, implementation, (jax.default_backend(),))
+
+
+def _refuse_lowering(ctx, *_, where, implementation, **__):
+    raise _refusal(where, implementation, tuple(ctx.platforms or ctx.module_context.platforms))
+
+
+mlir.register_lowering(_refuse_p, _refuse_lowering)

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The simulator's options, set through the C interface of its library (csrc/sim/options.h)."""
+
+import ctypes
+import functools
+
+OPTION_NAMES = ("seed", "timing", "scheduler", "numerics", "shadow", "num_sms")
+
+
+class _Options(ctypes.Structure):
+    """`fp8gemm::sim::SimOptions`."""
+
+    _fields_ = [
+        ("seed", ctypes.c_uint64),
+        ("timing", ctypes.c_int32),
+        ("scheduler", ctypes.c_int32),
+        ("numerics", ctypes.c_int32),
+        ("shadow", ctypes.c_int32),
+        ("num_sms", ctypes.c_int32),
+    ]
+
+
+def available() -> bool:
+    """Returns whether this installation has the simulator."""
+    from jax_fp8gemm import _ffi  # here, so that importing the package loads no extension
+
+    return _ffi.SIM_LIBRARY.exists()
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    from jax_fp8gemm import _ffi  # here, so that importing the package loads no extension
+
+    _ffi.core()  # the runtime, which the library may need
+    return ctypes.CDLL(str(_ffi.SIM_LIBRARY))
+
+
+def options() -> dict[str, int]:
+    """Returns the options that the next simulated launch uses."""
+    current = _Options()
+    _library().Fp8GemmSimGetOptions(ctypes.byref(current))
+    return {name: getattr(current, name) for name in OPTION_NAMES}
+
+
+def set_options(options: dict[str, int]) -> None:
+    """Sets every option, for the simulated launches that follow in this process."""
+    _library().Fp8GemmSimSetOptions(ctypes.byref(_Options(**options)))

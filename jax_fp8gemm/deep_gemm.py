@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DeepGEMM's names over this package's functions, for people who come from it.
+
+The functions return their result instead of writing into an argument, and take the scales in
+the layout of `BlockScaled`; whatever layout the kernels want is arranged inside.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jax_fp8gemm import _checks
+from jax_fp8gemm._gemm import Operand, gemm
+
+# Mutable because DeepGEMM's interface is; gemm's own num_sms is the better way.
+_settings = {"num_sms": 0}
+
+TMA_ALIGNMENT_BYTES = 16
+CONTIGUOUS_ALIGNMENT = 128
+
+
+def gemm_fp8_fp8_bf16_nt(lhs: Operand, rhs: Operand) -> jax.Array:
+    """Returns `gemm(lhs, rhs)` in bfloat16, on `get_num_sms()` SMs.
+
+    Args:
+        lhs: `(values, scales)` of shapes `(M, K)` and `(M, ceil(K / 128))`.
+        rhs: `(values, scales)` of shapes `(N, K)` and `(ceil(N / 128), ceil(K / 128))`.
+
+    Returns:
+        `(M, N)` `bfloat16`.
+
+    Raises:
+        TypeError: As `gemm`.
+        ValueError: As `gemm`.
+
+    Transformations:
+        As `gemm`; the SM count is read while tracing.
+
+    Example:
+        >>> out = gemm_fp8_fp8_bf16_nt((x, x_scales), (w, w_scales))
+    """
+    return gemm(lhs, rhs, num_sms=get_num_sms() or None)
+
+
+def set_num_sms(num_sms: int) -> None:
+    """Sets how many SMs the functions of this module use, where they are traced from now on.
+
+    Args:
+        num_sms: 1 to 1024, or 0 for all.
+
+    Raises:
+        TypeError: `num_sms` is not an int.
+        ValueError: `num_sms` is out of range.
+    """
+    _settings["num_sms"] = _checks.extent("set_num_sms", "num_sms", num_sms, 0, _checks.MAX_NUM_SMS)
+
+
+def get_num_sms() -> int:
+    """Returns what `set_num_sms` set, 0 while unset."""
+    return _settings["num_sms"]
+
+
+def ceil_div(x: int, y: int) -> int:
+    """Returns x / y rounded up."""
+    return -(-x // y)
+
+
+def get_m_alignment_for_contiguous_layout() -> int:
+    """Returns the multiple of rows at which each group of a contiguous layout starts."""
+    return CONTIGUOUS_ALIGNMENT
+
+
+def get_tma_aligned_size(x: int, element_size: int) -> int:
+    """Returns x rounded up so that x elements of `element_size` bytes fill whole 16-byte units.
+
+    Args:
+        x: Number of elements.
+        element_size: Bytes per element, a divisor of 16.
+
+    Raises:
+        ValueError: `element_size` does not divide 16.
+    """
+    if element_size < 1 or TMA_ALIGNMENT_BYTES % element_size:
+        raise ValueError(
+            f"get_tma_aligned_size: element_size must divide {TMA_ALIGNMENT_BYTES},"
+            f" got {element_size}."
+        )
+    alignment = TMA_ALIGNMENT_BYTES // element_size
+    return ceil_div(x, alignment) * alignment
+
+
+def get_col_major_tma_aligned_tensor(x: jax.Array) -> jax.Array:
+    """Returns the scales unchanged: under JAX the layout is XLA's to choose.
+
+    The kernels ask for column-major scales themselves, which the fusion that computes the scales
+    then writes at no cost.
+
+    Args:
+        x: `(M, K)` or `(G, M, K)` `float32`.
+
+    Raises:
+        TypeError: `x` is not a float32 array.
+        ValueError: `x` has another number of dimensions.
+    """
+    where = "get_col_major_tma_aligned_tensor"
+    _checks.array(where, "x", x, (jnp.dtype(jnp.float32),))
+    if len(x.shape) not in (2, 3):
+        raise ValueError(f"{where}: x must have 2 or 3 dimensions, got shape {tuple(x.shape)}.")
+    return x

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of the whole suite: strict JAX, warnings as errors, and tests that need hardware."""
+
+import importlib
+import importlib.util
+
+import jax
+import pytest
+
+from jax_fp8gemm import _simulator
+
+IMPLEMENTATIONS = ("xla", "sim", pytest.param("cuda", marks=pytest.mark.hopper))
+
+
+def pytest_configure(config):
+    """Declares the markers, and makes warnings and silent promotions errors."""
+    config.addinivalue_line(
+        "markers", "hopper: needs an NVIDIA Hopper GPU (compute capability 9.0)"
+    )
+    config.addinivalue_line("filterwarnings", "error")
+    # Loading the CUDA plugin on a machine without a GPU; nothing of ours.
+    config.addinivalue_line("filterwarnings", "ignore:.*cuda.*:UserWarning:jax.*")
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def why_no_hopper() -> str | None:
+    """Returns why tests marked `hopper` cannot run, or None where they can."""
+    try:
+        devices = jax.devices("cuda")
+    except RuntimeError:
+        return "needs a Hopper GPU: JAX finds no CUDA device"
+    capability = devices[0].compute_capability
+    return None if capability == "9.0" else f"needs a Hopper GPU: found capability {capability}"
+
+
+def pytest_collection_modifyitems(items):
+    """Skips what needs a Hopper GPU where there is none."""
+    marked = [item for item in items if item.get_closest_marker("hopper")]
+    reason = why_no_hopper() if marked else None
+    if reason:
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def has_extension() -> bool:
+    """Returns whether the compiled part of the package is there."""
+    return importlib.util.find_spec("jax_fp8gemm._core") is not None
+
+
+@pytest.fixture
+def extension():
+    """Skips the test where the compiled part of the package is missing; returns `_ffi`."""
+    if not has_extension():
+        pytest.skip("needs the compiled extension jax_fp8gemm._core")
+    return importlib.import_module("jax_fp8gemm._ffi")
+
+
+@pytest.fixture
+def simulator_library(extension):
+    """Skips the test where this build has no simulator."""
+    if not _simulator.available():
+        pytest.skip("needs the simulator library, which this build left out")
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def implementation(request):
+    """Runs a test with each implementation that this machine has."""
+    if request.param != "xla":
+        request.getfixturevalue("simulator_library" if request.param == "sim" else "extension")
+    return request.param
