@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+// The instructions of the simulated GPU, as the device headers of this folder call them. Each is
+// executed by the current simulated thread. Kept light: every kernel includes it.
+#pragma once
+#include <shared/gemm_params.h>
+
+namespace fp8gemm::sim {
+
+uint32_t ThreadIdx();
+uint32_t BlockIdx();
+uint32_t GridDim();
+uint32_t ShflWarpIdx();
+uint32_t DynamicSmem();
+
+uint32_t ClusterCtaRank();
+void ClusterArrive();
+void ClusterWait();
+void GridDependencyWait();
+
+bool ElectSync();
+void BarWarpSync();
+void BarrierSync(uint32_t id, uint32_t threads);
+void SetMaxRegisters(bool increase, uint32_t registers);
+
+float LoadSharedF32(uint32_t address);
+uint32_t LoadSharedU32(uint32_t address);
+void LoadSharedV2F32(uint32_t address, float& x, float& y);
+void StoreSharedF32(uint32_t address, float value);
+void StoreSharedV2F32(uint32_t address, float x, float y);
+void StoreMatrixX4(uint32_t address, uint32_t m0, uint32_t m1, uint32_t m2, uint32_t m3);
+float LoadGlobalF32(const float* address);
+
+uint32_t PackBf16x2(float high, float low);
+uint32_t PackF16x2(float high, float low);
+float F16ToF32(uint32_t half);
+
+void MbarrierInit(uint32_t bar, uint32_t count);
+void FenceMbarrierInit();
+void MbarrierArrive(uint32_t bar);
+void MbarrierArriveExpectTx(uint32_t bar, uint32_t tx_bytes);
+void MbarrierArriveCluster(uint32_t bar, uint32_t cta_rank);
+void MbarrierWaitParity(uint32_t bar, uint32_t parity);
+
+void PrefetchTensorMap(const TensorMap* map);
+void TmaLoad2d(const TensorMap* map, uint32_t bar, uint32_t dst, int32_t x, int32_t y);
+void TmaLoad2dMulticast(const TensorMap* map, uint32_t bar, uint32_t dst, int32_t x, int32_t y,
+                        uint32_t cta_mask);
+void TmaStore2d(const TensorMap* map, uint32_t src, int32_t x, int32_t y);
+void BulkCommitGroup();
+void BulkWaitGroupRead(uint32_t max_pending);
+void FenceProxyAsync();
+
+void WgmmaFence();
+void WgmmaCommitGroup();
+void WgmmaWaitGroup(uint32_t max_pending);
+// `d` holds the n / 2 accumulators of this thread; types are values of Fp8Type.
+void Wgmma(float* d, uint32_t n, uint32_t a_type, uint32_t b_type, uint64_t a_desc,
+           uint64_t b_desc, bool scale_d);
+
+}  // namespace fp8gemm::sim

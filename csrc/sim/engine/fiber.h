@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// Fibers: stacks that take turns on one operating-system thread.
+//
+// x86-64 switches in a dozen instructions; other CPUs use ucontext, whose system call per switch
+// makes the simulator several times slower but changes nothing else.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+
+namespace fp8gemm::sim {
+
+struct Fiber {
+#if defined(__x86_64__)
+  void* stack_pointer = nullptr;
+#else
+  ucontext_t context;
+#endif
+};
+
+/// Makes `fiber` start `entry`, which must never return, on the given stack.
+void PrepareFiber(Fiber& fiber, uint8_t* stack, size_t stack_bytes, void (*entry)());
+
+/// Saves the running context in `from` and continues `to`.
+void SwitchFiber(Fiber& from, Fiber& to);
+
+/// Stacks of equal size with an unmapped page below each, kept for the life of the process.
+class FiberStacks {
+ public:
+  static constexpr size_t kStackBytes = 64 * 1024;
+
+  /// Provides at least `count` stacks; false if memory ran out.
+  bool Reserve(size_t count);
+  uint8_t* stack(size_t index) const;
+
+ private:
+  uint8_t* memory_ = nullptr;
+  size_t count_ = 0;
+};
+
+}  // namespace fp8gemm::sim

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+// Identity of a thread, operations of a whole warp, and barriers of a CTA.
+#include <sim/device/entry_points.h>
+
+#include "sim/engine/instructions.h"
+
+namespace fp8gemm::sim {
+namespace {
+
+constexpr uint32_t kAllLanes = 0xffffffff;
+
+// Completes a barrier: every waiting warp learns what all of them published.
+void CompleteBarrier(NamedBarrier& barrier) {
+  barrier.arrived = 0;
+  for (Warp* warp : barrier.waiting) {
+    AcquireFrom(*warp, barrier.arriving);
+    ReleaseLanes(*warp);
+  }
+  barrier.waiting.clear();
+  barrier.arriving.Clear(world.num_slots);
+}
+
+void ArriveAtBarrier(uint32_t id, uint32_t threads) {
+  Warp& warp = *current->warp;
+  NamedBarrier& barrier = warp.cta->barriers[id];
+  if (barrier.arrived != 0 && barrier.threads != threads) {
+    Fatal("barrier.sync %u with %u threads, but the warps that wait there expect %u", id, threads,
+          barrier.threads);
+  }
+  barrier.threads = threads;
+  barrier.arrived += kWarpLanes;
+  barrier.waiting.push_back(&warp);
+  ReleaseTo(barrier.arriving);
+  if (barrier.arrived == threads) {
+    CompleteBarrier(barrier);
+  } else {
+    HoldLanes(Op::kBarrierSync, id);
+  }
+}
+
+}  // namespace
+
+bool MeetLanes(Op op, uint64_t operand) {
+  Warp& warp = *current->warp;
+  if (warp.met_lanes == 0) {
+    warp.meeting_op = op;
+    warp.meeting_operand = operand;
+  } else if (warp.meeting_op != op) {
+    Fatal("%s in divergent code: lanes %s of the warp are at %s", OpName(op),
+          BitRanges(warp.met_lanes).c_str(), OpName(warp.meeting_op));
+  } else if (warp.meeting_operand != operand) {
+    Fatal("%s with different operands in the lanes of a warp: %#llx, and %#llx in lanes %s",
+          OpName(op), static_cast<unsigned long long>(operand),
+          static_cast<unsigned long long>(warp.meeting_operand),
+          BitRanges(warp.met_lanes).c_str());
+  }
+  warp.met_lanes |= 1u << current->lane();
+  if (warp.met_lanes != kAllLanes) {
+    Block(op);
+    return false;
+  }
+  warp.met_lanes = 0;
+  FlushBankTrace(warp);
+  return true;
+}
+
+void HoldLanes(Op op, uint32_t value) {
+  Warp& warp = *current->warp;
+  warp.holder = current;
+  Block(op, 0, value);
+  warp.holder = nullptr;
+}
+
+void ReleaseLanes(Warp& warp) {
+  for (uint32_t lane = 0; lane < kWarpLanes; ++lane) Wake(&warp.lanes[lane]);
+}
+
+uint32_t ThreadIdx() { return current->index; }
+uint32_t BlockIdx() { return current->cta->block_idx; }
+uint32_t GridDim() { return world.grid; }
+uint32_t ClusterCtaRank() { return current->cta->rank; }
+uint32_t DynamicSmem() { return kSmemBase; }
+
+uint32_t ShflWarpIdx() {
+  if (MeetLanes(Op::kShfl)) ReleaseLanes(*current->warp);
+  return current->warp->index;
+}
+
+bool ElectSync() {
+  if (MeetLanes(Op::kElect)) ReleaseLanes(*current->warp);
+  return current->lane() == 0;
+}
+
+void BarWarpSync() {
+  if (!MeetLanes(Op::kBarWarpSync)) return;
+  ShareAmongLanes(*current->warp);
+  ReleaseLanes(*current->warp);
+}
+
+void BarrierSync(uint32_t id, uint32_t threads) {
+  if (id >= kNamedBarriers) Fatal("barrier.sync %u: there are 16 barriers", id);
+  if (threads == 0 || threads % kWarpLanes != 0 || threads > world.kernel->threads) {
+    Fatal("barrier.sync %u for %u threads of a CTA of %u", id, threads, world.kernel->threads);
+  }
+  const uint64_t operand = uint64_t{id} << 32 | threads;
+  if (MeetLanes(Op::kBarrierSync, operand)) ArriveAtBarrier(id, threads);
+}
+
+}  // namespace fp8gemm::sim
