@@ -78,6 +78,11 @@ def test_one_custom_call_per_gemm(folder, program, count):
     assert len(_module(folder, program).custom_calls(TARGET)) == count
 
 
+def test_kernels_are_compiled_with_the_program(folder):
+    """Nothing is left to compile while it runs; and no driver is needed for it."""
+    assert list((folder / "cache").rglob("1d2d.*.bin"))
+
+
 @pytest.mark.parametrize("program", ["quantised_lhs", "chain", "batched"])
 def test_scales_quantised_in_the_program_need_no_transpose(folder, program):
     module = _module(folder, program)

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The documentation is true: docstrings match signatures, examples run, links and names exist."""
+
+import ast
+import doctest
+import importlib.util
+import inspect
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from _source import ROOT
+
+import jax_fp8gemm as fp8
+from jax_fp8gemm import _config
+
+FUNCTION_SECTIONS = ("Args", "Returns", "Raises", "Transformations", "Example")
+CLASS_SECTIONS = ("Args", "Raises", "Transformations", "Example")
+MODULES = (fp8.deep_gemm, fp8.testing)
+M, N, K = 16, 160, 256
+
+# Exported names that are functions or classes; the modules have a test of their own.
+PUBLIC = {
+    name: value
+    for name, value in vars(fp8).items()
+    if not name.startswith("_") and not inspect.ismodule(value)
+}
+MODULE_FUNCTIONS = {
+    f"{module.__name__.rpartition('.')[2]}.{name}": value
+    for module in MODULES
+    for name, value in vars(module).items()
+    if inspect.isfunction(value)
+    and not name.startswith("_")
+    and inspect.getmodule(inspect.unwrap(value)) is module
+}
+EVERYTHING = {**PUBLIC, **MODULE_FUNCTIONS}
+MARKDOWN = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("csrc/*.md")})
+
+
+def _sections(value) -> dict[str, str]:
+    """Splits a docstring at its sections; the text before the first is under ""."""
+    parts = re.split(r"^(\w+):\n", inspect.getdoc(value) or "", flags=re.MULTILINE)
+    return {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
+
+
+def _documented_arguments(value) -> list[str]:
+    return re.findall(r"^ {4}\*{0,2}(\w+): ", _sections(value).get("Args", ""), re.MULTILINE)
+
+
+def _parameters(value) -> list[str]:
+    return [name for name in inspect.signature(value).parameters if name != "self"]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_docstring_has_every_section(name):
+    value = PUBLIC[name]
+    wanted = CLASS_SECTIONS if inspect.isclass(value) else FUNCTION_SECTIONS
+    if not _parameters(value):
+        wanted = [section for section in wanted if section != "Args"]
+    sections = _sections(value)
+    assert [s for s in wanted if not sections.get(s, "").strip()] == []
+    assert sections[""].strip()
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_arguments_in_docstring_are_those_of_the_signature(name):
+    value = EVERYTHING[name]
+    documented = _documented_arguments(value)
+    assert inspect.getdoc(value), "no docstring"
+    if name in PUBLIC or documented:
+        assert documented == _parameters(value)
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_signature_is_annotated(name):
+    value = EVERYTHING[name]
+    signature = inspect.signature(value)
+    missing = [p.name for p in signature.parameters.values() if p.annotation is p.empty]
+    assert missing == []
+    if not inspect.isclass(value):
+        assert signature.return_annotation is not signature.empty
+
+
+def _inputs() -> dict:
+    """What the examples take for granted."""
+    rng = np.random.default_rng(0)
+    activations = jnp.asarray(rng.standard_normal((M, K)), jnp.float32)
+    weight = jnp.asarray(rng.standard_normal((N, K)), jnp.float32)
+    x, w = fp8.quantize(activations), fp8.quantize(weight, block=(128, 128))
+    out = np.asarray(fp8.gemm(x, w, implementation="xla"))
+    functions = {name.rpartition(".")[2]: value for name, value in EVERYTHING.items()}
+    return {
+        **functions,
+        "jax": jax,
+        "jnp": jnp,
+        "activations": activations,
+        "weight": weight,
+        "x": x,
+        "w": w,
+        "out": out,
+        "ref": out,
+        "values": w.values,
+        "scales": w.scales,
+    }
+
+
+# Examples whose names mean something else than in `_inputs`.
+SPECIAL_INPUTS = {
+    "quantize": lambda d: {"x": d["activations"], "w": d["weight"]},
+    "export_checks": lambda d: {"f": lambda x: x + 1, "x": d["activations"]},
+    "assert_gemm_close": lambda d: {"gemm": lambda *a: fp8.gemm(*a, implementation="xla")},
+    "gemm_fp8_fp8_bf16_nt": lambda d: {
+        "x": d["x"].values,
+        "x_scales": d["x"].scales,
+        "w": d["w"].values,
+        "w_scales": d["w"].scales,
+    },
+}
+
+
+@pytest.mark.parametrize("name", [n for n, v in EVERYTHING.items() if "Example" in _sections(v)])
+def test_docstring_example_runs(name):
+    """Runs the lines in order; a line followed by output must give it."""
+    if name in ("plan", "export_checks") and not importlib.util.find_spec("jax_fp8gemm._core"):
+        pytest.skip("needs the compiled extension jax_fp8gemm._core")
+    names = _inputs()
+    names |= SPECIAL_INPUTS.get(name.rpartition(".")[2], lambda _: {})(names)
+    examples = doctest.DocTestParser().get_examples(_sections(EVERYTHING[name])["Example"])
+    assert examples
+    for example in examples:
+        is_expression = isinstance(ast.parse(example.source).body[0], ast.Expr)
+        run = eval if is_expression else exec
+        value = run(
+            compile(example.source.strip(), name, "eval" if is_expression else "exec"), names
+        )
+        if example.want:
+            assert repr(value) == example.want.strip()
+
+
+def test_readme_runs():
+    """Runs the Python blocks of the README one after the other, as a reader would."""
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert blocks
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run(
+        [sys.executable, "-c", "\n".join(blocks)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+
+
+@pytest.mark.parametrize("path", MARKDOWN, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(path):
+    links = re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", path.read_text())
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+def test_environment_variables_are_documented_and_exist():
+    known = {variable.name for variable in _config.VARIABLES}
+    text = "\n".join(path.read_text() for path in MARKDOWN)
+    assert set(re.findall(r"\bJAX_FP8GEMM_[A-Z_]+\b", text)) == known
+
+
+def test_stub_names_what_the_extension_has():
+    if not importlib.util.find_spec("jax_fp8gemm._core"):
+        pytest.skip("needs the compiled extension jax_fp8gemm._core")
+    from jax_fp8gemm import _core
+
+    tree = ast.parse((ROOT / "jax_fp8gemm/_core.pyi").read_text())
+    stub = {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    stub |= {n.target.id for n in tree.body if isinstance(n, ast.AnnAssign)}
+    assert stub == {name for name in vars(_core) if not name.startswith("_")}

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Structure of the sources: who may include or import whom, who owns an effect, how big pieces are.
+
+The rules are those of CONTRIBUTING.md; the tables here are their exact form.
+"""
+
+import re
+from pathlib import PurePath
+
+import pytest
+from _source import (
+    CPP_SUFFIXES,
+    ROOT,
+    cpp_code,
+    cpp_functions,
+    imported_modules,
+    includes,
+    is_generated,
+    python_code,
+    python_functions,
+    read,
+    source_files,
+)
+
+MAX_FILE_LINES = 400
+MAX_HOST_FUNCTION_LINES = 60
+MAX_DEVICE_FUNCTION_LINES = 120
+MAX_NESTING = 4
+MAX_COLUMNS = 100
+
+# Layer of csrc/: layers it may include. The order is that of the call path.
+CSRC_LAYERS = {
+    "shared": {"shared"},
+    "kernels": {"kernels", "shared"},
+    "runtime": {"runtime", "shared"},
+    "gemm": {"gemm", "runtime", "shared"},
+    "ffi": {"ffi", "gemm", "runtime", "shared"},
+    "bindings": {"bindings", "ffi", "gemm", "runtime", "shared"},
+    # Stands in for the driver, and compiles the kernels against its own wrappers. It names
+    # configurations with gemm/config_key.h, and knows nothing else of gemm.
+    "sim": {"sim", "kernels", "runtime", "shared"},
+}
+CSRC_EXCEPTIONS = {("sim", "gemm/config_key.h")}
+# Libraries, by the first part of an include's name: the only layer that may use each.
+LIBRARY_LAYERS = {"nanobind": "bindings", "xla": "ffi"}
+# Inside kernels/: part, by the start of a file's name: parts it may include.
+KERNEL_PARTS = {
+    "ptx": {"ptx"},
+    "mma": {"mma", "ptx"},
+    "pipeline": {"ptx"},
+    "tile_scheduler": {"ptx"},
+    "producer": {"pipeline", "tile_scheduler", "ptx"},
+    "epilogue": {"pipeline", "tile_scheduler", "ptx"},
+    "consumer": {"epilogue", "pipeline", "tile_scheduler", "mma", "ptx"},
+    "sm90": {"consumer", "producer", "epilogue", "pipeline", "tile_scheduler", "mma", "ptx"},
+}
+# System headers device code may name: those that types.h gives the host compiler.
+DEVICE_SYSTEM_INCLUDES = {("csrc/shared/types.h", "cstdint")}
+
+# Module of the package: modules of the package it may import, lazily or not.
+PYTHON_LAYERS = {
+    "_config": set(),
+    "_core": set(),
+    "_checks": set(),
+    "_dispatch": set(),
+    "_xla": set(),
+    "_ffi": {"_config", "_core"},
+    "_simulator": {"_ffi"},
+    "_export": {"_ffi"},
+    "_plan": {"_checks", "_ffi"},
+    "_block_scaled": {"_checks", "_xla"},
+    "_quantize": {"_block_scaled", "_checks"},
+    "_gemm": {"_block_scaled", "_checks", "_dispatch", "_ffi", "_xla"},
+    "deep_gemm": {"_checks", "_gemm"},
+    "testing": {"_block_scaled", "_checks", "_simulator"},
+    "__init__": {"_block_scaled", "_export", "_gemm", "_plan", "_quantize", "deep_gemm", "testing"},
+    "_cli": {"_checks", "_config", "_ffi", "_plan"},
+    "__main__": {"_cli"},
+}
+
+# An effect, as a pattern in code: the only files that may have it (prefixes).
+CPP_OWNERS = {
+    r"\bgetenv\b": (),
+    r"\basm\b": ("csrc/kernels/ptx/", "csrc/kernels/mma/", "csrc/sim/engine/fiber."),
+    # At a boundary that no exception may cross: XLA's, and the simulated driver's.
+    r"\bcatch\s*\(": ("csrc/ffi/", "csrc/sim/"),
+    r"\bdlopen\b": ("csrc/runtime/driver.cc", "csrc/runtime/nvrtc.cc"),
+    r"\bnvrtc[A-Z]\w+": ("csrc/runtime/nvrtc.cc",),
+    r"\bcuTensorMapEncode\w*": (
+        "csrc/runtime/tensor_map.cc",
+        "csrc/runtime/driver.",
+        "csrc/sim/driver.cc",
+    ),
+    r"\bcuLaunchKernel\w*": (
+        "csrc/runtime/module.cc",
+        "csrc/runtime/driver.",
+        "csrc/sim/driver.cc",
+    ),
+    r"\b(abort|exit|printf)\s*\(": (),
+    r"\bassert\s*\(": (),
+}
+PYTHON_OWNERS = {
+    r"\bos\.(environ|getenv)\b": ("jax_fp8gemm/_config.py",),
+    r"\bjax\.ffi\b": ("jax_fp8gemm/_ffi.py",),
+    r"\b_core\b": ("jax_fp8gemm/_ffi.py",),
+    r"\bprint\s*\(": ("jax_fp8gemm/_cli.py", "jax_fp8gemm/__main__.py"),
+    r"^\s*assert\b": (),
+    r"\bexcept\s*:": (),
+    r"\bexcept ImportError:\s*pass\b": (),
+    r"\bjax\._src\b": (),
+}
+
+UNNUMBERED_TODO = re.compile(r"(?://|#) *TODO(?!\(#\d+\): )")
+
+CPP_FILES = source_files(*CPP_SUFFIXES)
+CSRC_FILES = [path for path in CPP_FILES if path.parts[0] == "csrc"]
+PYTHON_FILES = source_files(".py")
+PACKAGE_FILES = [path for path in PYTHON_FILES if path.parts[0] == "jax_fp8gemm"]
+
+
+def _included_layer(name: str) -> str | None:
+    """Layer of csrc/ an include name belongs to; None for system and library headers."""
+    if (ROOT / "csrc" / name).exists():
+        return PurePath(name).parts[0]
+    return "kernels" if (ROOT / "csrc/kernels" / name).exists() else None
+
+
+def _kernel_part(name: str) -> str:
+    return next((part for part in KERNEL_PARTS if name.startswith(part)), name)
+
+
+def test_cpp_layers_are_one_way():
+    wrong = []
+    for path in CSRC_FILES:
+        layer = path.parts[1]
+        for name in includes(read(path)):
+            included = _included_layer(name)
+            allowed = included is None or included in CSRC_LAYERS[layer]
+            if not allowed and (layer, name) not in CSRC_EXCEPTIONS:
+                wrong.append(f"{path} includes {name}")
+    assert wrong == []
+
+
+def test_libraries_are_used_by_one_layer():
+    wrong = []
+    for path in CSRC_FILES:
+        for name in includes(read(path)):
+            owner = LIBRARY_LAYERS.get(PurePath(name).parts[0])
+            if owner is not None and owner != path.parts[1]:
+                wrong.append(f"{path} includes {name}, which only csrc/{owner} may")
+    assert wrong == []
+
+
+def test_parts_of_the_kernels_are_one_way():
+    wrong = []
+    for path in CSRC_FILES:
+        if path.parts[1] != "kernels":
+            continue
+        part = _kernel_part(path.relative_to("csrc/kernels").as_posix())
+        for name in includes(read(path)):
+            if _included_layer(name) == "kernels" and _kernel_part(name) not in KERNEL_PARTS[part]:
+                wrong.append(f"{path} includes {name}")
+    assert wrong == []
+
+
+def test_device_code_needs_no_include_path():
+    """NVRTC gets shared/ and kernels/ in memory and nothing else."""
+    wrong = []
+    for path in CSRC_FILES:
+        if path.parts[1] not in ("shared", "kernels"):
+            continue
+        for name in includes(read(path)):
+            known = (path.as_posix(), name) in DEVICE_SYSTEM_INCLUDES
+            if _included_layer(name) is None and not known:
+                wrong.append(f"{path} includes {name}")
+    assert wrong == []
+
+
+def test_python_layers_are_one_way():
+    wrong = []
+    for path in PACKAGE_FILES:
+        allowed = PYTHON_LAYERS.get(path.stem)
+        assert allowed is not None, f"{path} has no row in PYTHON_LAYERS"
+        for module in imported_modules(read(path)):
+            package, _, name = module.partition(".")
+            name = name.partition(".")[0]
+            is_module = (ROOT / f"jax_fp8gemm/{name}.py").exists() or name == "_core"
+            if package == "jax_fp8gemm" and is_module and name not in allowed:
+                wrong.append(f"{path} imports {module}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("pattern", CPP_OWNERS)
+def test_cpp_effect_has_its_owner(pattern):
+    owners = CPP_OWNERS[pattern]
+    wrong = [
+        f"{path}: {match[0]}"
+        for path in CSRC_FILES
+        if not path.as_posix().startswith(owners)
+        for match in re.finditer(pattern, cpp_code(read(path)))
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("pattern", PYTHON_OWNERS)
+def test_python_effect_has_its_owner(pattern):
+    owners = PYTHON_OWNERS[pattern]
+    wrong = [
+        f"{path}: {match[0]}"
+        for path in PACKAGE_FILES
+        if not path.as_posix().startswith(owners)
+        for match in re.finditer(pattern, python_code(read(path)), re.MULTILINE)
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("path", CPP_FILES + PYTHON_FILES, ids=str)
+def test_file_is_small_and_says_what_it_is(path):
+    text = read(path)
+    lines = text.splitlines()
+    comment = "#" if path.suffix == ".py" else "//"
+    assert lines[0] == f"{comment} SPDX-License-Identifier: Apache-2.0"
+    opening = '"""' if path.suffix == ".py" else "// "
+    assert lines[1].startswith(opening), "the second line must say what the file is for"
+    if is_generated(text):
+        return
+    assert len(lines) <= MAX_FILE_LINES
+    assert [i for i, line in enumerate(lines, 1) if len(line) > MAX_COLUMNS] == []
+    assert not UNNUMBERED_TODO.search(text), "write TODO(#issue): text"
+
+
+@pytest.mark.parametrize("path", CPP_FILES + PYTHON_FILES, ids=str)
+def test_functions_are_small(path):
+    text = read(path)
+    if is_generated(text):
+        return
+    functions = python_functions(text) if path.suffix == ".py" else cpp_functions(text)
+    wrong = []
+    for function in functions:
+        limit = MAX_DEVICE_FUNCTION_LINES if function.is_device else MAX_HOST_FUNCTION_LINES
+        if function.lines > limit or function.nesting > MAX_NESTING:
+            wrong.append(function)
+    assert wrong == []
+
+
+def test_functions_are_found():
+    """A reader of braces that finds nothing would pass everything."""
+    text = (
+        "#if X\nnamespace a {\nFP8GEMM_DEVICE int f(int x) {\n  if (x) {\n"
+        '    for (;;) { g("{"); }\n  }\n  return 1\'000;\n}\n#endif\n'
+        "struct S {\n  S() = default;\n  int h() const { return 1; }\n  int v{0};\n};\n}\n"
+    )
+    f, h = cpp_functions(text)
+    assert (f.name, f.line, f.lines, f.nesting, f.is_device) == ("f", 3, 6, 2, True)
+    assert (h.name, h.line, h.lines, h.nesting, h.is_device) == ("h", 12, 1, 0, False)
+
+    source = (
+        "def f(x):\n    '''Doc.'''\n    if x:\n        while x:\n            pass\n    return x\n"
+    )
+    (f,) = python_functions(source)
+    assert (f.name, f.line, f.lines, f.nesting) == ("f", 1, 5, 2)
+
+
+def test_patterns_see_code_and_not_text():
+    code = cpp_code('auto s = R"(getenv)"; // getenv\n/* getenv */ f("getenv", \'"\'); getenv(x);')
+    assert code.count("getenv") == 1
+    assert "print(" not in python_code('"""print(1)"""  # print(1)\n')
