@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make` lists the targets. Everything is installed into a virtual environment of this folder.
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?= -n 2 --dist worksteal
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# What a new build of the extension depends on; Python sources are used in place.
+SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f ! -name '*.md')
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test xla-gpu gpu-check bench mutants lint format develop clean require-hopper
+
+help:  ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: $(VENV)/.package  ## Install into .venv and run examples/01_dense.py
+	$(BIN)/python examples/01_dense.py
+
+test: $(VENV)/.package $(VENV)/.tests  ## Run the tests that need no GPU, and those that do where there is one
+	@mkdir -p build
+	$(BIN)/pytest $(PYTEST_ARGS) --junitxml=build/test-results.xml tests
+	@$(BIN)/python .ci/check_results.py build/test-results.xml
+
+xla-gpu: $(VENV)/.package  ## Install XLA's GPU compiler, with which `make test` also compiles for an H100
+	$(BIN)/python .ci/requirements.py xla-gpu > $(VENV)/xla-gpu.txt
+	$(PIP) install --requirement $(VENV)/xla-gpu.txt
+
+gpu-check: require-hopper $(VENV)/.package $(VENV)/.tests $(VENV)/.sanitizer  ## Run everything that needs a Hopper GPU; fails without one
+	.ci/gpu-check $(BIN)/python
+
+bench: $(VENV)/.package  ## Time gemm on the shapes of tests/cases.py
+	$(BIN)/python benchmarks/bench_gemm.py
+
+mutants: $(VENV)/.package $(VENV)/.tests  ## Plant every known kernel bug and check that the simulator finds it
+	$(BIN)/python tests/mutation/run.py --all
+
+lint: $(VENV)/.lint  ## Check style and format of the Python sources
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.lint  ## Format the Python sources
+	$(BIN)/ruff check --fix --select I .
+	$(BIN)/ruff format .
+
+develop: | $(BIN)/python  ## For work on csrc: build only what changed, against the jaxlib in .venv
+	$(PIP) install cmake ninja scikit-build-core nanobind 'jax>=0.8.2'
+	$(PIP) install --no-build-isolation --editable . -Cbuild-dir=build/develop
+	@touch $(VENV)/.package
+
+clean:  ## Remove .venv and build
+	rm -rf $(VENV) build
+
+# ---- What the targets need: one stamp file per installation -----------------------------------------
+
+require-hopper:
+	@.ci/require-hopper
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo 'jax_fp8gemm needs Python 3.11 or later; name one with: make PYTHON=python3.12' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# Built as a release is: in isolation, against the oldest jaxlib that is supported.
+$(VENV)/.package: $(SOURCES) | $(BIN)/python
+	@command -v $${CXX:-c++} > /dev/null || { \
+	  echo 'jax_fp8gemm needs a C++20 compiler, for example: apt-get install g++' >&2; exit 1; }
+	extra=$$(.ci/cuda-extra) && $(PIP) install --editable ".$${extra:+[$$extra]}"
+	@touch $@
+
+$(VENV)/.tests: pyproject.toml | $(VENV)/.package
+	$(BIN)/python .ci/requirements.py test > $(VENV)/test.txt
+	$(PIP) install --requirement $(VENV)/test.txt
+	@touch $@
+
+$(VENV)/.sanitizer: | $(VENV)/.package
+	case $$(.ci/cuda-extra) in cuda12) suffix=-cu12 ;; *) suffix= ;; esac; \
+	  $(PIP) install nvidia-cuda-sanitizer-api$$suffix
+	@touch $@
+
+$(VENV)/.lint: | $(BIN)/python
+	$(PIP) install ruff==0.17.6
+	@touch $@

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/tuning.md says what the planner does: every constant with its value, and its choices."""
+
+import re
+
+import pytest
+from _source import ROOT
+
+PAGE = (ROOT / "docs/tuning.md").read_text()
+COST_MODEL = (ROOT / "csrc/gemm/cost_model.cc").read_text()
+CONSTANTS = re.findall(r"^constexpr double (k\w+) = ([^;]+);", COST_MODEL, re.M)
+CHOICES = re.findall(r"^\| (\d+) \| (\d+) \| (\d+) \| `([^`]+)` \| (\d+) \|$", PAGE, re.M)
+
+
+def _table_row(name: str) -> str | None:
+    found = re.search(rf"^\| `{name}` \| (.*?) \|", PAGE, re.M)
+    return found and found[1].replace("`", "")
+
+
+@pytest.mark.parametrize(("name", "value"), CONSTANTS)
+def test_constant_is_cited_with_its_value(name, value):
+    assert _table_row(name) == value
+
+
+def test_only_constants_that_exist_are_cited():
+    cited = set(re.findall(r"`(k[A-Z]\w+)`", PAGE))
+    assert cited <= {name for name, _ in CONSTANTS}
+
+
+@pytest.mark.parametrize(("m", "n", "k", "tile", "tiles_per_cta"), CHOICES)
+def test_choice_is_the_planners(extension, m, n, k, tile, tiles_per_cta):
+    key, cost = extension.core().ranked_configs(
+        m=int(m),
+        n=int(n),
+        k=int(k),
+        a_dtype="float8_e4m3fn",
+        b_dtype="float8_e4m3fn",
+        d_dtype="bfloat16",
+        accumulate=False,
+        num_sms=132,
+        backend="cuda",
+    )[0]
+    assert (f"1d2d.{tile}.e4m3.e4m3.bf16", int(tiles_per_cta)) == (key, cost["tiles_per_cta"])
+
+
+def test_there_are_choices_to_check():
+    assert len(CHOICES) >= 10
+    assert len(CONSTANTS) >= 10
