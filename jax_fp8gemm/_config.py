@@ -27,19 +27,13 @@ PDL = Variable(
     "1",
     "Launch with programmatic dependent launch: a kernel's prologue overlaps its predecessor.",
 )
-KERNEL_DIR = Variable(
-    "JAX_FP8GEMM_KERNEL_DIR",
-    "path",
-    "unset",
-    "Read device sources from this csrc directory instead of the embedded ones (development).",
-)
 NVRTC = Variable(
     "JAX_FP8GEMM_NVRTC",
     "path",
     "unset",
     "Full path of the libnvrtc to use, before any that is found by itself.",
 )
-VARIABLES = (CACHE_DIR, PDL, KERNEL_DIR, NVRTC)
+VARIABLES = (CACHE_DIR, PDL, NVRTC)
 
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
@@ -63,12 +57,6 @@ def pdl() -> bool:
     if text in _FALSE:
         return False
     raise ValueError(f"{PDL.name} must be one of {_TRUE + _FALSE}, got {text!r}.")
-
-
-def kernel_dir() -> pathlib.Path | None:
-    """Returns the directory that replaces the embedded device sources, or None."""
-    text = os.environ.get(KERNEL_DIR.name)
-    return pathlib.Path(text).expanduser() if text else None
 
 
 def nvrtc() -> pathlib.Path | None:

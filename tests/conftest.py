@@ -3,10 +3,13 @@
 
 import importlib
 import importlib.util
+import sys
+import types
 
 import jax
 import pytest
 
+import jax_fp8gemm
 from jax_fp8gemm import _simulator
 
 IMPLEMENTATIONS = ("xla", "sim", pytest.param("cuda", marks=pytest.mark.hopper))
@@ -69,3 +72,16 @@ def implementation(request):
     if request.param != "xla":
         request.getfixturevalue("simulator_library" if request.param == "sim" else "extension")
     return request.param
+
+
+@pytest.fixture
+def replace_ffi(monkeypatch):
+    """Returns a function that puts a module with the given attributes in the place of `_ffi`."""
+
+    def replace(**attributes):
+        module = types.ModuleType("jax_fp8gemm._ffi")
+        vars(module).update(attributes)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(jax_fp8gemm, "_ffi", module, raising=False)
+
+    return replace

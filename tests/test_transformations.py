@@ -2,8 +2,6 @@
 """gemm under JAX's transformations and on each platform, by what its lowered program contains."""
 
 import re
-import sys
-import types
 
 import cases
 import jax
@@ -137,9 +135,8 @@ def test_eval_shape():
 
 
 @pytest.fixture
-def fake_ffi(monkeypatch):
-    """Puts a traceable custom call in the place of the extension; nothing can run it."""
-    ffi = types.ModuleType("jax_fp8gemm._ffi")
+def fake_ffi(replace_ffi):
+    """Puts a traceable custom call in the place of the extension's; nothing can run it."""
 
     def gemm(lhs_values, lhs_scales, rhs_values, rhs_scales, accumulator, **options):
         operands = [lhs_values, lhs_scales, rhs_values, rhs_scales]
@@ -150,12 +147,9 @@ def fake_ffi(monkeypatch):
         )
         return jax.ffi.ffi_call("fake_gemm", result)(*operands, backend=options["backend"])
 
-    ffi.gemm = gemm
-    ffi.TARGET_NAMES = ("fake_gemm",)
-    monkeypatch.setitem(sys.modules, "jax_fp8gemm._ffi", ffi)
-    monkeypatch.setattr(fp8, "_ffi", ffi, raising=False)
+    replace_ffi(gemm=gemm, TARGET_NAMES=("fake_gemm",))
     jax.clear_caches()  # gemm's own trace cache must neither know the real one nor keep this one
-    yield ffi
+    yield
     jax.clear_caches()
 
 

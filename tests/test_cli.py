@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: exit statuses and what it says, with and without a compiler."""
+
+import re
+import types
+
+import pytest
+
+from jax_fp8gemm import _cli, _config, _plan
+
+CONFIGS = [
+    {"config": "best", "block_m": 128, "microseconds": 10.0},
+    {"config": "second", "block_m": 64, "microseconds": 11.5},
+]
+
+
+class Core(types.SimpleNamespace):
+    """What the command line uses of the extension."""
+
+    ffi_api_minor = 2
+
+    def __init__(self):
+        super().__init__(compiled=[], entries=[("/cache/a.bin", "a", 100)], nvrtc=(13, 0))
+
+    def nvrtc_version(self):
+        if self.nvrtc is None:
+            raise RuntimeError("no NVRTC: pip install nvidia-cuda-nvrtc\ndetails")
+        return self.nvrtc
+
+    def device_info(self, backend, ordinal):
+        raise RuntimeError("no libcuda.so.1")
+
+    def precompile(self, config):
+        self.compiled.append(config)
+        return 1234
+
+    def list_disk_cache(self):
+        return self.entries
+
+    def clear_disk_cache(self):
+        count = len(self.entries)
+        self.entries.clear()
+        return count
+
+
+@pytest.fixture
+def core(replace_ffi, monkeypatch, tmp_path):
+    """Puts a recording stand-in in the place of the extension."""
+    core = Core()
+    replace_ffi(core=lambda: core, SIM_LIBRARY=tmp_path / "none.so")
+    monkeypatch.setattr(_cli, "plan", lambda *args, **kwargs: CONFIGS)
+    monkeypatch.setenv(_config.CACHE_DIR.name, str(tmp_path))
+    return core
+
+
+def test_help_shows_examples(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        _cli.main(["--help"])
+    assert exit_info.value.code == 0
+    text = capsys.readouterr().out
+    commands = re.findall(r"python -m jax_fp8gemm (\w+)", text.partition("examples:")[2])
+    assert set(commands) == {"doctor", "explain", "precompile", "cache"}
+
+
+def test_doctor_succeeds_without_a_gpu(core, capsys):
+    assert _cli.main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    for name in ("jax_fp8gemm", "jax devices", "extension", "nvrtc", "kernel cache"):
+        assert re.search(rf"^{name} +\S", text, re.MULTILINE)
+    assert re.search(r"^gpu +NOT AVAILABLE: no libcuda.so.1$", text, re.MULTILINE)
+    assert "'xla'" in text.splitlines()[-1]
+    assert all(variable.name in text for variable in _config.VARIABLES)
+
+
+def test_doctor_fails_where_the_extension_does_not_load(replace_ffi, capsys):
+    def broken():
+        raise RuntimeError("handler's API version is incompatible")
+
+    replace_ffi(core=broken)
+    assert _cli.main(["doctor"]) == 1
+    assert "extension              NOT AVAILABLE: handler's API" in capsys.readouterr().out
+
+
+def test_explain_shows_the_choice_and_the_runners_up(core, capsys):
+    assert _cli.main(["explain", "64", "7168", "2048", "--top", "2"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"block_m +128", text) and re.search(r"11.50 us +second", text)
+    assert re.search(r"modelled_tflops +187.9", text)
+
+
+def test_precompile_compiles_each_kernel_once(core, monkeypatch, tmp_path, capsys):
+    file = tmp_path / "problems.txt"
+    file.write_text("# two more\n128x128x128\n\n1x2x3  # odd\n")
+    monkeypatch.setenv(_config.PDL.name, "1")
+    assert _cli.main(["precompile", "64x64x64", "--file", str(file), "--jobs", "2"]) == 0
+    assert core.compiled == ["best.pdl"]
+    text = capsys.readouterr().out
+    assert "best.pdl: 1234 bytes" in text and "1x2x3: best.pdl" in text
+    monkeypatch.setenv(_config.PDL.name, "0")
+    assert _cli.main(["precompile", "64x64x64"]) == 0
+    assert core.compiled == ["best.pdl", "best"]
+
+
+def test_precompile_without_a_compiler_says_what_to_install(core, capsys):
+    core.nvrtc = None
+    assert _cli.main(["precompile", "64x64x64"]) == 1
+    assert "pip install nvidia-cuda-nvrtc" in capsys.readouterr().err
+
+
+def test_precompile_without_problems_is_a_usage_error(core, tmp_path, capsys):
+    assert _cli.main(["precompile"]) == 2
+    assert _cli.main(["precompile", "--file", str(tmp_path / "missing")]) == 2
+    (tmp_path / "bad").write_text("64x64\n")
+    assert _cli.main(["precompile", "--file", str(tmp_path / "bad")]) == 2
+    assert "'64x64'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["precompile", "64x64"],
+        ["precompile", "0x64x64"],
+        ["explain", "0", "1", "1"],
+        ["explain", "1", "1", "1", "--num-sms", "2000"],
+        ["explain", "1", "1", "1", "--result", "f64"],
+        [],
+    ],
+    ids=" ".join,
+)
+def test_bad_arguments_are_usage_errors(arguments, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        _cli.main(arguments)
+    assert exit_info.value.code == 2
+
+
+def test_cache_lists_and_clears(core, tmp_path, capsys):
+    assert _cli.main(["cache"]) == 0
+    assert "1 kernels, 100 bytes" in capsys.readouterr().out
+    assert _cli.main(["cache", "clear"]) == 0
+    assert "removed 1 kernels" in capsys.readouterr().out and not core.entries
+    assert _cli.main(["cache", "path"]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path)
+
+
+def test_cache_can_be_off(monkeypatch, capsys):
+    monkeypatch.setenv(_config.CACHE_DIR.name, "")
+    assert _cli.main(["cache"]) == 0
+    assert "no kernels are kept" in capsys.readouterr().out
+
+
+def test_commands_with_the_extension(extension, monkeypatch, tmp_path, capsys):
+    assert _cli.main(["doctor"]) == 0
+    assert _cli.main(["explain", "4096", "7168", "2048", "--num-sms", "132"]) == 0
+    best = _plan.plan(4096, 7168, 2048, num_sms=132)[0]
+    assert f"us  {best['config']}" in capsys.readouterr().out
+
+
+# ---- Environment variables ---------------------------------------------------------------------
+
+
+def test_cache_dir(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(_config.CACHE_DIR.name, raising=False)
+    assert _config.cache_dir() == tmp_path / "jax_fp8gemm"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert _config.cache_dir().parts[-2:] == (".cache", "jax_fp8gemm")
+    monkeypatch.setenv(_config.CACHE_DIR.name, "/elsewhere")
+    assert str(_config.cache_dir()) == "/elsewhere"
+    monkeypatch.setenv(_config.CACHE_DIR.name, "")
+    assert _config.cache_dir() is None
+
+
+@pytest.mark.parametrize(("text", "want"), [("1", True), ("On", True), ("0", False), ("no", False)])
+def test_pdl(monkeypatch, text, want):
+    monkeypatch.setenv(_config.PDL.name, text)
+    assert _config.pdl() is want
+
+
+def test_pdl_names_the_variable_in_its_error(monkeypatch):
+    monkeypatch.setenv(_config.PDL.name, "maybe")
+    with pytest.raises(ValueError, match=r"JAX_FP8GEMM_PDL.*'maybe'"):
+        _config.pdl()
+
+
+def test_paths(monkeypatch):
+    for name, function in (("JAX_FP8GEMM_NVRTC", _config.nvrtc), ("CUDA_HOME", _config.cuda_home)):
+        monkeypatch.delenv("CUDA_PATH", raising=False)
+        monkeypatch.delenv(name, raising=False)
+        assert function() is None
+        monkeypatch.setenv(name, "/opt/x")
+        assert str(function()) == "/opt/x"
