@@ -188,7 +188,7 @@ CUresult KernelSetAttribute(CUfunction_attribute attribute, int value, CUkernel 
 
 CUresult LaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void** params, void**) {
   if (config == nullptr || function == nullptr || params == nullptr || params[0] == nullptr) {
-    return Fail(CUDA_ERROR_INVALID_VALUE, "a launch needs a configuration, a function, a parameter");
+    return Fail(CUDA_ERROR_INVALID_VALUE, "a launch needs a configuration, function, parameter");
   }
   const LoadedKernelImage& image = *FromHandle(function);
   LaunchAttributes attributes;

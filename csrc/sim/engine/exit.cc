@@ -50,7 +50,6 @@ void CheckThreadExit() {
   if (--warp.live_lanes == 0) {
     FlushBankTrace(warp);
     CheckWgmmaAtExit(warp);
-    ReturnRegisters(warp);
     LeaveClusterBarrier(warp);
   }
   if (--cta.live_threads == 0) CheckCtaExit(cta);

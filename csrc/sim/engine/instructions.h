@@ -33,7 +33,7 @@ Mbarrier& FindMbarrierForAsync(Cta& cta, uint32_t bar, const char* what);
 /// Ends the phase if nothing is missing any more.
 void CompletePhaseIfDone(Mbarrier& barrier);
 
-// ---- Happens-before: no-ops unless the options ask for it -----------------------------------------
+// ---- Happens-before: no-ops unless the options ask for it ---------------------------------------
 
 /// Publishes what the current warp has done; what it does next is not part of it.
 void ReleaseTo(VectorClock& clock);
@@ -42,20 +42,26 @@ void ReleaseWarpTo(Warp& warp, VectorClock& clock);
 /// The warp learns what others published; all its lanes do.
 void AcquireFrom(Warp& warp, const VectorClock& clock);
 /// The current lane learns of a completed phase of an mbarrier and what its arrivals published.
-void AcquireMbarrier(const Mbarrier& barrier);
+void AcquireMbarrier(Mbarrier& barrier);
+/// What the lane did so far, its waits above all, precedes what its warp or itself publishes next.
+void PublishWaits(Thread& lane);
+/// Checks that nobody who has still to see the last completed phase can miss it.
+void CheckObservers(Mbarrier& barrier);
 /// All lanes of the warp learn what any of them has seen.
 void ShareAmongLanes(Warp& warp);
 /// Whether the warp knows that `slot` has reached `clock`.
-bool IsOrdered(const Warp& warp, uint32_t slot, uint32_t clock);
+inline bool IsOrdered(const Warp& warp, uint32_t slot, uint32_t clock) {
+  return !world.checks_order() || warp.clock.time[slot] >= clock;
+}
 
-// ---- Bank conflicts --------------------------------------------------------------------------------
+// ---- Bank conflicts -----------------------------------------------------------------------------
 
 void TraceSharedAccess(uint32_t address, uint32_t bytes);
 /// Counts the conflicts of what the warp has accessed since it last met.
 void FlushBankTrace(Warp& warp);
 void CountMatrixConflicts(const std::array<uint32_t, kWarpLanes>& addresses);
 
-// ---- Exit --------------------------------------------------------------------------------------------
+// ---- Exit ---------------------------------------------------------------------------------------
 
 /// Checks what the current thread leaves behind, and its warp and CTA if it is their last.
 void CheckThreadExit();
@@ -63,6 +69,5 @@ void CheckWgmmaAtExit(const Warp& warp);
 void CheckCtaExit(Cta& cta);
 /// The warp counts as arrived at the cluster barrier from now on.
 void LeaveClusterBarrier(Warp& warp);
-void ReturnRegisters(Warp& warp);
 
 }  // namespace fp8gemm::sim

@@ -60,6 +60,7 @@ bool MeetLanes(Op op, uint64_t operand) {
     return false;
   }
   warp.met_lanes = 0;
+  for (uint32_t lane = 0; lane < kWarpLanes; ++lane) PublishWaits(warp.lanes[lane]);
   FlushBankTrace(warp);
   return true;
 }

@@ -65,6 +65,7 @@ Mbarrier& FindMbarrierForAsync(Cta& cta, uint32_t bar, const char* what) {
 
 void CompletePhaseIfDone(Mbarrier& barrier) {
   if (barrier.pending != 0 || barrier.tx_count != 0) return;
+  if (world.checks_order()) CheckObservers(barrier);
   ++barrier.phase;
   barrier.pending = static_cast<int32_t>(barrier.count);
   if (world.checks_order()) {

@@ -77,7 +77,7 @@ void Transpose(const uint8_t* codes, uint32_t n, const T* table, Transposed<T>& 
   }
 }
 
-// ---- Exact ------------------------------------------------------------------------------------------
+// ---- Exact --------------------------------------------------------------------------------------
 
 // Two rows at a time share what they load of `b`.
 template <uint32_t kWidth>
@@ -118,7 +118,7 @@ void MultiplyExact(const MmaOperands& operands, float* tile) {
   AddAllProducts(a, &b[0][0], operands.n, tile);
 }
 
-// ---- Hopper -----------------------------------------------------------------------------------------
+// ---- Hopper -------------------------------------------------------------------------------------
 
 struct AlignedTerms {
   alignas(64) Transposed<int32_t> significand;

@@ -45,10 +45,4 @@ void SetMaxRegisters(bool increase, uint32_t registers) {
   ReleaseLanes(warp);
 }
 
-void ReturnRegisters(Warp& warp) {
-  warp.cta->free_registers += warp.registers * kWarpLanes;
-  warp.registers = 0;
-  WakeAll(warp.cta->register_waiters);
-}
-
 }  // namespace fp8gemm::sim

@@ -64,7 +64,7 @@ Shadow::Word* Shadow::Words(uint32_t chunk) {
   return words;
 }
 
-// ---- Generic proxy --------------------------------------------------------------------------------
+// ---- Generic proxy ------------------------------------------------------------------------------
 
 bool Shadow::CheckGenericChunk(const Thread& thread, const Chunk& chunk, uint32_t offset,
                                bool is_write) {
@@ -162,7 +162,7 @@ void Shadow::PlaceBarrier(Thread& thread, uint32_t offset) {
   words[0].holds_barrier = words[1].holds_barrier = true;
 }
 
-// ---- Asynchronous proxy ---------------------------------------------------------------------------
+// ---- Asynchronous proxy -------------------------------------------------------------------------
 
 bool Shadow::CheckAsyncWords(const AsyncAccess& access, uint32_t index) {
   Word* const words = &words_[index * kWordsPerChunk];

@@ -42,13 +42,16 @@ void VisitWarp(Accumulator& accumulator, uint32_t warp, const Visitor& visit) {
   }
 }
 
-bool IsPoison(float value) { return std::bit_cast<uint32_t>(value) == kPoisonBits; }
-
-void CheckUntouched(Accumulator& accumulator, uint32_t warp) {
-  bool is_touched = false;
-  VisitWarp(accumulator, warp,
-            [&](const float& value, float&) { is_touched |= !IsPoison(value); });
-  if (is_touched) Hazard("accumulator registers were written while a wgmma on them is in flight");
+void CheckUntouched(const Accumulator& accumulator, uint32_t warp) {
+  uint32_t difference = 0;
+  for (const float* const registers : accumulator.registers[warp]) {
+    for (uint32_t i = 0; i < accumulator.n / 2; ++i) {
+      difference |= std::bit_cast<uint32_t>(registers[i]) ^ kPoisonBits;
+    }
+  }
+  if (difference != 0) {
+    Hazard("accumulator registers were written while a wgmma on them is in flight");
+  }
 }
 
 WgmmaGroup& GroupAt(Warpgroup& warpgroup, uint32_t number) {

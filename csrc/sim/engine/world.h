@@ -58,6 +58,15 @@ struct BulkGroups {
   std::vector<uint32_t> newest_id;       // [group] id of its newest store
 };
 
+struct Mbarrier;
+
+// A lane's wait that has passed, until something the lane did after it may reach other threads.
+struct UnpublishedWait {
+  Mbarrier* barrier;
+  uint32_t phase;  // completed when the wait passed
+  uint32_t index;  // of the lane in the barrier's observers
+};
+
 struct Thread {
   enum class State : uint8_t { kReady, kBlocked, kDone };
 
@@ -80,6 +89,7 @@ struct Thread {
   BulkGroups bulk;
   // Phases this lane itself has seen completed; the warp's other lanes learn of them at a barrier.
   std::array<uint32_t, kMaxBarriers> seen_phase = {};
+  std::vector<UnpublishedWait> unpublished_waits;
 
   uint32_t lane() const { return index % kWarpLanes; }
 };
@@ -127,6 +137,13 @@ struct Warp {
   BankTrace bank_trace;
 };
 
+// A lane that has seen the last completed phase of an mbarrier. The next phase must not complete
+// before: the parity would be the old one again, and the lane would wait for ever.
+struct PhaseObserver {
+  Thread* thread;
+  uint32_t published;  // time of its warp at which others could learn that it has; 0: not yet
+};
+
 struct Mbarrier {
   uint32_t address = 0;
   uint32_t count = 0;
@@ -139,6 +156,7 @@ struct Mbarrier {
   uint32_t init_clock = 0;
   uint32_t load_clock = 0;  // phase that ends the last TMA load signalling it
   std::vector<Thread*> waiting;
+  std::vector<PhaseObserver> observers;  // of the last completed phase
   VectorClock arriving;  // what arrivals of the current phase released
   VectorClock released;  // what waiters acquire
 };
@@ -208,7 +226,7 @@ struct Cta {
   std::array<NamedBarrier, kNamedBarriers> barriers;
   std::deque<Mbarrier> mbarriers;
   std::vector<int16_t> mbarrier_at;      // [offset / 8], -1: none
-  uint32_t free_registers = 0;           // of the launch's allocation
+  uint32_t free_registers = 0;           // given up by setmaxnreg.dec
   std::vector<Thread*> register_waiters;
   std::vector<uint32_t> remote_arrivals;  // [warp of the cluster] clock of its last arrival here
   Shadow shadow;
