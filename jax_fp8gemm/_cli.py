@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     doctor = commands.add_parser("doctor", help="say what is installed and what works here")
-    doctor.set_defaults(run=lambda _: _doctor.run())
+    doctor.set_defaults(run=_report)
 
     kind = argparse.ArgumentParser(add_help=False)
     kind.add_argument("--lhs", choices=_DTYPES, default="e4m3", help="dtype of lhs")
@@ -113,6 +113,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status."""
     options = _parser().parse_args(arguments)
     return options.run(options)
+
+
+def _report(_: argparse.Namespace) -> int:
+    lines, is_whole = _doctor.report()
+    print("\n".join(lines))
+    return 0 if is_whole else 1
 
 
 def _candidates(problem: Problem, options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -19,8 +19,8 @@ class Finding(NamedTuple):
     is_good: bool = True
 
 
-def run() -> int:
-    """Prints the report; returns 1 only where the package itself is broken."""
+def report() -> tuple[list[str], bool]:
+    """Returns the report's lines, and whether the package itself is whole."""
     findings, core = [*_versions(), *_devices()], None
     try:
         from jax_fp8gemm import _ffi
@@ -32,10 +32,8 @@ def run() -> int:
     if core is not None:
         findings += [_driver(core), _compiler(core), _simulation(), _kernel_cache(core)]
     findings += [Finding(name, text) for name, text in _config.values().items()]
-    for finding in findings:
-        print(f"{finding.name:<22} {'' if finding.is_good else 'NOT AVAILABLE: '}{finding.text}")
-    print(_verdict({finding.name: finding.is_good for finding in findings}))
-    return 0 if core is not None else 1
+    lines = [f"{f.name:<22} {'' if f.is_good else 'NOT AVAILABLE: '}{f.text}" for f in findings]
+    return [*lines, _verdict({f.name: f.is_good for f in findings})], core is not None
 
 
 def _versions() -> list[Finding]:
