@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles kernels for the tests: the device sources, and a farm that works two threads ahead."""
+"""Compiles kernels for the tests: the device sources, and a farm that works ahead of the asker."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,6 @@ VERBOSE = "--ptxas-options=-v"
 
 # Kernels per run of nvdisasm; more would make the first test of a run wait longer.
 _CHUNK = 12
-_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -62,23 +61,27 @@ def compile_kernel(nvrtc: Nvrtc, source: str, options: Sequence[str]) -> Compile
 class KernelFarm:
     """Compiles the kernels of many tests in chunks, ahead of the test that asks.
 
-    A chunk shares one start of nvdisasm. Asking for a kernel starts its chunk and the next ones.
+    A chunk shares one start of nvdisasm. Asking for a kernel starts its chunk and the next few.
     """
 
-    def __init__(self, jobs: Sequence[Job], core) -> None:
-        """Takes all jobs of the session in test order, and the extension module."""
+    def __init__(self, jobs: Sequence[Job], core, *, threads: int = 2) -> None:
+        """Takes all jobs in the order of asking, the extension module, and how many threads work.
+
+        With one thread nothing is compiled ahead: right where several processes share the jobs.
+        """
         self._core = core
+        self._ahead = threads if threads > 1 else 0
         self._headers = core.embedded_headers()
         self._options = [*core.nvrtc_options(), VERBOSE]
         self._chunks = [jobs[i : i + _CHUNK] for i in range(0, len(jobs), _CHUNK)]
         self._chunk_of = {job: i for i, chunk in enumerate(self._chunks) for job in chunk}
         self._futures: dict[int, Future[dict[Job, CompiledKernel | NvrtcError]]] = {}
-        self._pool = ThreadPoolExecutor(_THREADS)
+        self._pool = ThreadPoolExecutor(threads)
 
     def get(self, job: Job) -> CompiledKernel:
         """Returns a compiled kernel; raises NvrtcError if it does not compile."""
         chunk = self._chunk_of[job]
-        for index in range(chunk, min(chunk + _THREADS + 1, len(self._chunks))):
+        for index in range(chunk, min(chunk + self._ahead + 1, len(self._chunks))):
             if index not in self._futures:
                 self._futures[index] = self._pool.submit(self._run, self._chunks[index])
         result = self._futures[chunk].result()[job]

@@ -2,11 +2,22 @@
 """Every kernel the planner can choose compiles, with each NVRTC, to the code it is meant to be."""
 
 import importlib.util
+import os
 
 import pytest
-from _kernels import ARCHITECTURE, CSRC, Job, KernelFarm, device_headers
+from _kernels import ARCHITECTURE, CSRC, VERBOSE, Job, KernelFarm, device_headers
 from _nvrtc import find_all
-from _sass import Expected, Golden, find_nvdisasm, gate_failures, log_failures, ratchet_failures
+from _sass import (
+    Expected,
+    Golden,
+    disassemble,
+    find_nvdisasm,
+    gate_failures,
+    kernel_facts,
+    log_failures,
+    parse_cubin,
+    ratchet_failures,
+)
 
 if importlib.util.find_spec("jax_fp8gemm._core") is None:
     pytest.skip("needs the compiled extension jax_fp8gemm._core", allow_module_level=True)
@@ -20,6 +31,8 @@ needs_nvdisasm = pytest.mark.skipif(
 
 KEYS = core().candidate_configs()
 JOBS = [Job(nvrtc, key) for nvrtc in find_all() for key in KEYS]
+# One per number of consumers: the candidates are listed without their variants for PDL.
+PDL_SAMPLES = [next(key for key in KEYS if f".w{w}." in key) + ".pdl" for w in (1, 2, 3)]
 MAX_SMEM_BYTES = 232448
 MAX_THREADS = 1024
 # Operand types as wgmma and its SASS name them.
@@ -30,13 +43,13 @@ every_job = pytest.mark.parametrize("job", JOBS, ids=str)
 
 @pytest.fixture(scope="session")
 def farm(request):
-    """Compiles what the selected tests need, two threads ahead of them."""
+    """Compiles what the selected tests need, ahead of them; pytest-xdist has workers instead."""
     wanted = {
         item.callspec.params["job"]: None
         for item in request.session.items
         if "farm" in getattr(item, "fixturenames", ())
     }
-    farm = KernelFarm(list(wanted), core())
+    farm = KernelFarm(list(wanted), core(), threads=1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
     yield farm
     farm.close()
 
@@ -67,6 +80,20 @@ def test_kernel(job, farm):
         assert job.key in golden.kernels, "new kernel: run python tests/update_sass_golden.py"
         failures += ratchet_failures(kernel.facts, golden.kernels[job.key])
     assert failures == []
+
+
+@needs_nvdisasm
+@pytest.mark.parametrize("key", PDL_SAMPLES)
+def test_kernel_of_a_dependent_launch_waits_for_the_one_before(key):
+    """A launch with PDL may start early: ACQBULK is griddepcontrol.wait."""
+    nvrtc = find_all()[0]
+    options = [*core().nvrtc_options(), VERBOSE]
+    compiled = nvrtc.compile(core().kernel_source(key), options, core().embedded_headers())
+    cubin = parse_cubin(compiled.cubin)
+    (code,) = disassemble([cubin.code])
+    assert [i.name for i in code].count("ACQBULK") == 1
+    facts = kernel_facts(cubin, code)
+    assert log_failures(compiled.log) + gate_failures(facts, expected_code(key)) == []
 
 
 @pytest.mark.parametrize("nvrtc", find_all(), ids=lambda n: n.name)
