@@ -74,7 +74,8 @@ PYTHON_LAYERS = {
     "deep_gemm": {"_checks", "_gemm"},
     "testing": {"_block_scaled", "_checks", "_simulator"},
     "__init__": {"_block_scaled", "_export", "_gemm", "_plan", "_quantize", "deep_gemm", "testing"},
-    "_cli": {"_checks", "_config", "_ffi", "_plan"},
+    "_doctor": {"_config", "_ffi", "_simulator"},
+    "_cli": {"_checks", "_config", "_doctor", "_ffi", "_plan"},
     "__main__": {"_cli"},
 }
 
