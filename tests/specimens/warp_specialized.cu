@@ -112,9 +112,6 @@ FP8GEMM_DEVICE void mma(const GemmParams& params, float* out) {
     }
     ptx::mbarrier_arrive(empty(stage));
   }
-#ifdef INDEXED_ACCUMULATORS
-  out[threadIdx.x] = accum[0][params.n % (kBlockN / 2)];
-#endif
   FP8GEMM_UNROLL
   for (uint32_t wave = 0; wave < kWaves; ++wave) {
     FP8GEMM_UNROLL
