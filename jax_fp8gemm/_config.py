@@ -24,7 +24,7 @@ CACHE_DIR = Variable(
 PDL = Variable(
     "JAX_FP8GEMM_PDL",
     "bool",
-    "1",
+    "0",
     "Launch with programmatic dependent launch: a kernel's prologue overlaps its predecessor.",
 )
 NVRTC = Variable(
