@@ -93,28 +93,38 @@ def planning_num_sms(backend: str, num_sms: int | None) -> int:
     return available if num_sms is None else min(num_sms, available)
 
 
-def plan_gemm(
+def rank_configs(
+    *,
+    kind: str,
+    scaling: str,
     m: int,
     n: int,
     k: int,
-    *,
+    num_groups: int,
     lhs_dtype: Any,
     rhs_dtype: Any,
     preferred_element_type: Any,
     accumulate: bool,
-    sm_count: int,
+    expected_m: int = 0,
+    zero_padding: bool = False,
+    num_sms: int,
     backend: str,
 ) -> list[dict[str, Any]]:
     """Returns every candidate for a problem, best first, as dicts of tile and modelled times."""
     ranked = core().ranked_configs(
+        kind=kind,
+        scaling=scaling,
         m=m,
         n=n,
         k=k,
+        num_groups=num_groups,
         a_dtype=np.dtype(lhs_dtype).name,
         b_dtype=np.dtype(rhs_dtype).name,
         d_dtype=np.dtype(preferred_element_type).name,
         accumulate=accumulate,
-        num_sms=sm_count,
+        expected_m=expected_m,
+        zero_padding=zero_padding,
+        num_sms=num_sms,
         backend=backend,
     )
     return [{"config": key, **core().describe_config(key), **cost} for key, cost in ranked]
@@ -129,65 +139,91 @@ def _pad(x: jax.Array, axis: int, multiple: int) -> jax.Array:
     return jnp.pad(x, widths)
 
 
-def gemm(
+def matmul(
+    kind: str,
     lhs_values: jax.Array,
     lhs_scales: jax.Array,
     rhs_values: jax.Array,
     rhs_scales: jax.Array,
+    group_data: jax.Array | None,
     accumulator: jax.Array | None,
     *,
+    m: int,
+    n: int,
+    num_groups: int,
+    d_rows: int,
     preferred_element_type: Any,
     num_sms: int | None,
     backend: str,
+    rhs_is_1x128: bool = False,
+    expected_m: int = 0,
+    zero_padding: bool = False,
     config: str = "",
 ) -> jax.Array:
-    """Returns `[accumulator +] lhs @ rhs.T` from a custom call for `backend`.
+    """Returns `(d_rows, n)`, the products of one matrix or of groups, from a custom call.
 
     Operands are validated, two-dimensional and not empty. What TMA cannot address is padded here:
-    rows of the operands and of the result to 16 bytes, the rows of `lhs_scales` to four (its M is
-    innermost). Padding `lhs_scales` is fused into what produces it; padding operands copies them,
-    which only happens where K is not a multiple of 16 or N not one of 8.
+    rows of the operands and of the result to 16 bytes, rows of 1x128 scales to four (the kernels
+    want rows innermost). Padding scales is fused into what produces them; padding operands copies
+    them, which only happens where K is not a multiple of 16 or N not one of 8.
 
     Args:
-        lhs_values: `(M, K)` fp8.
-        lhs_scales: `(M, ceil(K / 128))` float32.
-        rhs_values: `(N, K)` fp8.
-        rhs_scales: `(ceil(N / 128), ceil(K / 128))` float32.
-        accumulator: `(M, N)` of the result's dtype, or None.
+        kind: "dense", "ragged", "contiguous", "masked" or "k_grouped".
+        lhs_values: `(lhs rows, K)` fp8.
+        lhs_scales: `(lhs rows, ceil(K / 128))` float32.
+        rhs_values: `(rhs rows, K)` fp8; groups one after the other.
+        rhs_scales: With 128x128 blocks `(groups * ceil(n / 128), ceil(K / 128))` float32, with
+            1x128 as `lhs_scales`.
+        group_data: int32: `group_sizes`, `masked_m` or `group_ids`; None for "dense".
+        accumulator: As the result, or None.
+        m: Rows of one output matrix; for "ragged" and "contiguous" of all groups together.
+        n: Columns of the result.
+        num_groups: Number of groups, 1 for "dense".
+        d_rows: Rows of the result.
         preferred_element_type: Dtype of the result.
         num_sms: Most SMs to use, or None.
         backend: "cuda" or "sim".
+        rhs_is_1x128: Whether `rhs_scales` are per 1x128.
+        expected_m: Rows that a masked group is likely to have, for planning; 0 if unknown.
+        zero_padding: Whether rows of masked groups that do not count become zeros.
         config: Key of the configuration to use instead of the planner's choice.
     """
     core()
-    m, k = lhs_values.shape
-    n = rhs_values.shape[0]
     dtype = np.dtype(preferred_element_type)
     d_alignment = _TMA_ALIGNMENT // dtype.itemsize
     d_pitch = n + -n % d_alignment
+    scale_alignment = _TMA_ALIGNMENT // 4
     operands = [
         _pad(lhs_values, 1, _TMA_ALIGNMENT),
-        _pad(lhs_scales, 0, _TMA_ALIGNMENT // 4),
+        _pad(lhs_scales, 0, scale_alignment),
         _pad(rhs_values, 1, _TMA_ALIGNMENT),
-        rhs_scales,
+        _pad(rhs_scales, 0, scale_alignment) if rhs_is_1x128 else rhs_scales,
     ]
-    layouts = [(0, 1), (1, 0), (0, 1), (0, 1)]
+    layouts = [(0, 1), (1, 0), (0, 1), (1, 0) if rhs_is_1x128 else (0, 1)]
+    if group_data is not None:
+        operands.append(group_data)
+        layouts.append((0,))
     aliases = {}
     if accumulator is not None:
+        aliases = {len(operands): 0}
         operands.append(_pad(accumulator, 1, d_alignment))
         layouts.append((0, 1))
-        aliases = {4: 0}
     padded = jax.ffi.ffi_call(
         GEMM_TARGET,
-        jax.typeof(lhs_values).update(shape=(m, d_pitch), dtype=dtype),
+        jax.typeof(lhs_values).update(shape=(d_rows, d_pitch), dtype=dtype),
         input_layouts=layouts,
         output_layouts=(0, 1),
         input_output_aliases=aliases,
     )(
         *operands,
+        kind=kind,
+        scaling="1d1d" if rhs_is_1x128 else "1d2d",
         m=m,
         n=n,
-        k=k,
+        k=lhs_values.shape[1],
+        num_groups=num_groups,
+        expected_m=expected_m,
+        zero_padding=zero_padding,
         d_pitch=d_pitch,
         a_dtype=lhs_values.dtype.name,
         b_dtype=rhs_values.dtype.name,

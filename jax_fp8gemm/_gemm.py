@@ -36,7 +36,8 @@ def gemm(
 ) -> jax.Array:
     """Multiplies two block-scaled float8 matrices, `lhs @ rhs.T` of what they stand for.
 
-    With scales of 1x128 blocks for `lhs` and of 128x128 blocks for `rhs`, in float32::
+    With scales of 1x128 blocks for `lhs` and of 128x128 (or 1x128) blocks for `rhs`, in
+    float32::
 
         out[m, n] = accumulator[m, n]
                     + sum over k of  lhs.values[m, k] * lhs.scales[m, k // 128]
@@ -51,7 +52,7 @@ def gemm(
             any M and K. Values are `float8_e4m3fn` or `float8_e5m2`, independently of `rhs`.
         rhs: `(N, K)` with block (128, 128) or (1, 128), K last as in a weight of shape
             `(out_features, in_features)`; any N. Of a plain tuple the block is read off the
-            shapes. For block (1, 128) there is no kernel: None means "xla" on every platform.
+            shapes.
         accumulator: `(M, N)` of dtype `preferred_element_type`, added before the rounding; or
             None. It may be donated.
         preferred_element_type: Dtype of the result: `bfloat16`, `float16` or `float32`.
@@ -68,8 +69,7 @@ def gemm(
         ValueError: Shapes disagree, an operand has another block, `implementation` is unknown or
             `num_sms` is out of range.
         NotImplementedError: `implementation` is "cuda" and the program is lowered for another
-            platform, or "sim" and it is lowered for another one than the CPU, or one of the two
-            and `rhs` has block (1, 128).
+            platform, or "sim" and it is lowered for another one than the CPU.
         jax.errors.JaxRuntimeError: The GPU is not a Hopper one, or the kernel's compiler is
             missing or fails.
 
@@ -98,22 +98,9 @@ def gemm(
     _checks.same_k(where, lhs, rhs)
     if accumulator is not None:
         _checks.accumulator(where, accumulator, (lhs.shape[0], rhs.shape[0]), result_dtype)
-    if rhs.block == _checks.ROW_BLOCK:
-        implementation = _without_kernel(implementation)
     options = _Options(rhs.block, result_dtype, implementation, num_sms)
     operands = (lhs.values, lhs.scales, rhs.values, rhs.scales, accumulator)
     return _gemm(_dispatch.unify_varying(operands), options)
-
-
-def _without_kernel(implementation: str | None) -> str:
-    """Returns what runs where `rhs` has a block that no kernel takes."""
-    if implementation in ("cuda", "sim"):
-        raise NotImplementedError(
-            f"gemm: implementation={implementation!r} has no kernel for rhs with block"
-            f" {_checks.ROW_BLOCK}; use implementation=None or 'xla', or block"
-            f" {_checks.SQUARE_BLOCK}."
-        )
-    return "xla"
 
 
 # Compiled as one program when called outside of jax.jit, inlined when called inside.
@@ -204,8 +191,20 @@ def _kernel_gemm(operands: tuple, options: _Options, backend: str) -> jax.Array:
         return _xla_gemm(options)(*operands)
     from jax_fp8gemm import _ffi  # here, so that importing the package loads no extension
 
-    return _ffi.gemm(
-        *operands,
+    lhs_values, lhs_scales, rhs_values, rhs_scales, accumulator = operands
+    return _ffi.matmul(
+        "dense",
+        lhs_values,
+        lhs_scales,
+        rhs_values,
+        rhs_scales,
+        None,
+        accumulator,
+        m=lhs_values.shape[0],
+        n=rhs_values.shape[0],
+        num_groups=1,
+        d_rows=lhs_values.shape[0],
+        rhs_is_1x128=options.rhs_block == _checks.ROW_BLOCK,
         preferred_element_type=options.result_dtype,
         num_sms=options.num_sms,
         backend=backend,

@@ -65,12 +65,15 @@ def plan(
     }
     from jax_fp8gemm import _ffi  # here, so that importing the package loads no extension
 
-    return _ffi.plan_gemm(
-        m,
-        n,
-        k,
+    return _ffi.rank_configs(
+        kind="dense",
+        scaling="1d2d",
+        m=m,
+        n=n,
+        k=k,
+        num_groups=1,
         **dtypes,
         accumulate=bool(accumulate),
-        sm_count=num_sms or _ffi.planning_num_sms(backend, None),
+        num_sms=num_sms or _ffi.planning_num_sms(backend, None),
         backend=backend,
     )

@@ -28,6 +28,10 @@ Backend ParseBackend(const std::string& name) {
   return name == "sim" ? Backend::kSim : Backend::kCuda;
 }
 
+Scaling ParseScaling(const std::string& name) {
+  return name == "1d1d" ? Scaling::k1D1D : Scaling::k1D2D;
+}
+
 nb::dict Registrations() {
   nb::dict cuda, state_type, result;
   cuda["instantiate"] = Capsule(Fp8GemmInstantiate);
@@ -44,6 +48,9 @@ nb::dict Registrations() {
 nb::dict DescribeConfig(const std::string& key) {
   const GemmConfig config = ParseConfigKey(key);
   nb::dict fields;
+  fields["family"] = FamilyName(config);
+  fields["kind"] = KindName(config.kind);
+  fields["scaling"] = config.scaling == Scaling::k1D1D ? "1d1d" : "1d2d";
   fields["block_m"] = config.block_m;
   fields["block_n"] = config.block_n;
   fields["block_k"] = kBlockK;
@@ -58,7 +65,7 @@ nb::dict DescribeConfig(const std::string& key) {
   fields["accumulate"] = config.accumulate;
   fields["pdl"] = config.pdl;
   fields["threads"] = config.threads();
-  fields["smem_bytes"] = make_smem_layout(config).bytes;
+  fields["smem_bytes"] = launch_smem_bytes(config);
   fields["moves_registers"] = config.moves_registers();
   fields["consumer_registers"] = config.consumer_registers();
   fields["producer_registers"] = config.producer_registers();
@@ -84,17 +91,24 @@ nb::dict DescribeCost(const CostEstimate& cost) {
 }
 
 /// Candidates for a problem, best first, as (key, cost) pairs.
-nb::list RankedConfigs(int64_t m, int64_t n, int64_t k, const std::string& a_dtype,
+nb::list RankedConfigs(const std::string& kind, const std::string& scaling, int64_t m, int64_t n,
+                       int64_t k, int64_t num_groups, const std::string& a_dtype,
                        const std::string& b_dtype, const std::string& d_dtype, bool accumulate,
-                       int num_sms, const std::string& backend) {
+                       int64_t expected_m, bool zero_padding, int num_sms,
+                       const std::string& backend) {
   GemmProblem problem;
+  problem.kind = ParseKind(kind);
+  problem.scaling = ParseScaling(scaling);
   problem.m = m;
   problem.n = n;
   problem.k = k;
+  problem.num_groups = num_groups;
   problem.a_type = ParseFp8Type(a_dtype);
   problem.b_type = ParseFp8Type(b_dtype);
   problem.d_type = ParseOutType(d_dtype);
   problem.accumulate = accumulate;
+  problem.expected_m = expected_m;
+  problem.zero_padding = zero_padding;
   problem.num_sms = num_sms;
   nb::list result;
   for (const RankedConfig& ranked : RankConfigs(problem, [&](const GemmConfig& config) {
@@ -182,9 +196,10 @@ NB_MODULE(_core, module) {
   module.def("registrations", &Registrations);
   module.attr("ffi_api_minor") = XLA_FFI_API_MINOR;
   module.def("candidate_configs", &CandidateKeys);
-  module.def("ranked_configs", &RankedConfigs, nb::arg("m"), nb::arg("n"), nb::arg("k"),
-             nb::arg("a_dtype"), nb::arg("b_dtype"), nb::arg("d_dtype"), nb::arg("accumulate"),
-             nb::arg("num_sms"), nb::arg("backend"));
+  module.def("ranked_configs", &RankedConfigs, nb::arg("kind"), nb::arg("scaling"), nb::arg("m"),
+             nb::arg("n"), nb::arg("k"), nb::arg("num_groups"), nb::arg("a_dtype"),
+             nb::arg("b_dtype"), nb::arg("d_dtype"), nb::arg("accumulate"), nb::arg("expected_m"),
+             nb::arg("zero_padding"), nb::arg("num_sms"), nb::arg("backend"));
   module.def("describe_config", &DescribeConfig, nb::arg("key"));
   module.def("kernel_source", [](const std::string& key) {
     return KernelSource(ParseConfigKey(key));

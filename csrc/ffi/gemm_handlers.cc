@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// Handlers of the custom call `jax_fp8gemm.gemm.v1`.
+// Handlers of the custom call `jax_fp8gemm.gemm.v1`, for every kind of GEMM.
 // Called by XLA, registered by jax_fp8gemm/_ffi.py; calls gemm/gemm_plan.h.
 //
-// Attributes  m, n, k, d_pitch, num_sms, sm_limit: i64; a_dtype, b_dtype, d_dtype, config: string;
-//             accumulate, pdl: bool. num_sms is what to plan for, sm_limit caps the launch.
-// Arguments   a (m, k), sfa (m_padded, k_blocks) with M innermost, b (n, k), sfb (n_blocks,
-//             k_blocks), and c (m, d_pitch) when accumulating.
-// Result      d (m, d_pitch); may share its buffer with c.
+// Attributes  m, n, k, num_groups, expected_m, d_pitch, num_sms, sm_limit: i64; kind, scaling,
+//             a_dtype, b_dtype, d_dtype, config: string; accumulate, zero_padding, pdl: bool.
+//             See GemmProblem; num_sms is what to plan for, sm_limit caps the launch.
+// Arguments   a (a rows, k padded to 16), sfa (a rows padded to 4, k_blocks) with rows innermost;
+//             b and sfb: 1d2d (b rows, k padded) and (groups * n_blocks, k_blocks); 1d1d as a and
+//             sfa; then, where the kind has it, group_data int32; then c (d rows, d_pitch) when
+//             accumulating.
+// Result      d (d rows, d_pitch); may share its buffer with c.
 #include <map>
 #include <memory>
 #include <mutex>
@@ -47,6 +50,12 @@ std::string StringAttribute(const ffi::Dictionary& attributes, const char* name)
 GemmAttributes DecodeAttributes(const ffi::Dictionary& attributes) {
   GemmAttributes decoded;
   GemmProblem& problem = decoded.problem;
+  problem.kind = ParseKind(StringAttribute(attributes, "kind"));
+  problem.scaling =
+      StringAttribute(attributes, "scaling") == "1d1d" ? Scaling::k1D1D : Scaling::k1D2D;
+  problem.num_groups = Attribute<int64_t>(attributes, "num_groups");
+  problem.expected_m = Attribute<int64_t>(attributes, "expected_m");
+  problem.zero_padding = Attribute<bool>(attributes, "zero_padding");
   problem.m = Attribute<int64_t>(attributes, "m");
   problem.n = Attribute<int64_t>(attributes, "n");
   problem.k = Attribute<int64_t>(attributes, "k");
@@ -65,36 +74,58 @@ GemmAttributes DecodeAttributes(const ffi::Dictionary& attributes) {
   return decoded;
 }
 
+// The call's operands, in the order of the header comment, each checked before it is used.
+class Operands {
+ public:
+  Operands(const GemmProblem& problem, ffi::RemainingArgs args) : args_(args) {
+    const size_t expected =
+        4 + (problem.group_data_size() > 0 ? 1 : 0) + (problem.accumulate ? 1 : 0);
+    if (args.size() != expected) {
+      throw std::invalid_argument("expected " + std::to_string(expected) + " operands, got " +
+                                  std::to_string(args.size()));
+    }
+  }
+
+  void* Next(const char* name, ffi::DataType type, std::initializer_list<int64_t> extents) {
+    ffi::AnyBuffer buffer = *args_.get<ffi::AnyBuffer>(next_++);
+    return CheckedData(name, buffer, type, extents);
+  }
+
+ private:
+  ffi::RemainingArgs args_;
+  size_t next_ = 0;
+};
+
 // Runs `plan` on the call's buffers after checking them.
 void RunGemm(GemmPlan& plan, int64_t d_pitch, ffi::RemainingArgs args, ffi::AnyBuffer d,
              CUstream stream) {
   const GemmProblem& problem = plan.problem();
-  const size_t expected = problem.accumulate ? 5 : 4;
-  if (args.size() != expected) {
-    throw std::invalid_argument("expected " + std::to_string(expected) + " operands, got " +
-                                std::to_string(args.size()));
-  }
-  const auto arg = [&](size_t i) { return *args.get<ffi::AnyBuffer>(i); };
-  ffi::AnyBuffer a = arg(0), sfa = arg(1), b = arg(2), sfb = arg(3);
   const int64_t k_blocks = ceil_div<int64_t>(problem.k, kBlockK);
-  const int64_t n_blocks = ceil_div<int64_t>(problem.n, kScaleBlockN);
-  const int64_t sfa_pitch = align_up<int64_t>(problem.m, 4);
-  // Rows of the operands are padded to 16 bytes; the columns past k are zero.
   const int64_t k_pitch = align_up<int64_t>(problem.k, 16);
+  const int64_t a_rows = problem.a_rows();
+  const int64_t b_rows = problem.b_rows();
   const ffi::DataType d_type = ToDataType(problem.d_type);
   GemmBuffers buffers;
-  buffers.a = CheckedData("a", a, ToDataType(problem.a_type), {problem.m, k_pitch});
-  buffers.b = CheckedData("b", b, ToDataType(problem.b_type), {problem.n, k_pitch});
-  buffers.sfa = CheckedData("sfa", sfa, ffi::DataType::F32, {sfa_pitch, k_blocks});
-  buffers.sfb = CheckedData("sfb", sfb, ffi::DataType::F32, {n_blocks, k_blocks});
-  buffers.d = CheckedData("d", d, d_type, {problem.m, d_pitch});
-  if (problem.accumulate) {
-    ffi::AnyBuffer c = arg(4);
-    buffers.c = CheckedData("c", c, d_type, {problem.m, d_pitch});
-  }
   buffers.k_pitch = k_pitch;
-  buffers.sfa_pitch = sfa_pitch;
+  buffers.sfa_pitch = align_up<int64_t>(a_rows, 4);
+  buffers.sfb_pitch = align_up<int64_t>(b_rows, 4);
   buffers.d_pitch = d_pitch;
+  const int64_t sfb_rows = problem.scaling == Scaling::k1D1D
+                               ? buffers.sfb_pitch
+                               : b_rows / problem.n * ceil_div<int64_t>(problem.n, kScaleBlockN);
+  Operands operands(problem, args);
+  buffers.a = operands.Next("a", ToDataType(problem.a_type), {a_rows, k_pitch});
+  buffers.sfa = operands.Next("sfa", ffi::DataType::F32, {buffers.sfa_pitch, k_blocks});
+  buffers.b = operands.Next("b", ToDataType(problem.b_type), {b_rows, k_pitch});
+  buffers.sfb = operands.Next("sfb", ffi::DataType::F32, {sfb_rows, k_blocks});
+  if (problem.group_data_size() > 0) {
+    buffers.group_data =
+        operands.Next("group_data", ffi::DataType::S32, {problem.group_data_size()});
+  }
+  if (problem.accumulate) {
+    buffers.c = operands.Next("c", d_type, {problem.d_rows(), d_pitch});
+  }
+  buffers.d = CheckedData("d", d, d_type, {problem.d_rows(), d_pitch});
   plan.Run(buffers, stream);
 }
 
@@ -138,8 +169,7 @@ ffi::Error Execute(GemmState* state, CUstream stream, ffi::RemainingArgs args,
 GemmPlan& SimPlan(const GemmAttributes& attributes) {
   static std::mutex mutex;
   static auto& plans = *new std::map<std::string, std::unique_ptr<GemmPlan>>;
-  const std::string key = attributes.problem.ToString() +
-                          (attributes.problem.pdl ? " pdl " : " ") + attributes.config_key;
+  const std::string key = attributes.problem.ToString() + " " + attributes.config_key;
   const std::lock_guard<std::mutex> lock(mutex);
   std::unique_ptr<GemmPlan>& plan = plans[key];
   if (!plan) {

@@ -3,7 +3,6 @@
 #include "gemm/config_key.h"
 
 #include <cstdio>
-#include <span>
 
 #include "runtime/error.h"
 
@@ -28,15 +27,39 @@ bool ParseShortName(const std::string& text, const Type (&types)[kCount], Type& 
   return false;
 }
 
+bool ParseFamilyName(const std::string& text, GemmConfig& config) {
+  for (const Scaling scaling : {Scaling::k1D2D, Scaling::k1D1D}) {
+    for (const GemmKind kind : {GemmKind::kDense, GemmKind::kRagged, GemmKind::kContiguous,
+                                GemmKind::kMasked, GemmKind::kKGrouped}) {
+      config.scaling = scaling;
+      config.kind = kind;
+      if (FamilyName(config) == text) return true;
+    }
+  }
+  return false;
+}
+
 }  // namespace
+
+std::string FamilyName(const GemmConfig& config) {
+  const std::string scaling = config.scaling == Scaling::k1D1D ? "1d1d" : "1d2d";
+  switch (config.kind) {
+    case GemmKind::kDense: return scaling;
+    case GemmKind::kRagged: return scaling + "_ragged";
+    case GemmKind::kContiguous: return scaling + "_contiguous";
+    case GemmKind::kMasked: return scaling + "_masked";
+    case GemmKind::kKGrouped: return scaling + "_kgrouped";
+  }
+  return "";
+}
 
 std::string ConfigKey(const GemmConfig& config) {
   char text[128];
-  std::snprintf(text, sizeof text, "1d2d.m%un%u.w%u.s%u.c%ux%u.%s.%s.%s%s%s", config.block_m,
-                config.block_n, config.num_consumers, config.num_stages, config.cluster_m,
-                config.cluster_n, ShortName(config.a_type), ShortName(config.b_type),
-                ShortName(config.d_type), config.accumulate ? ".acc" : "",
-                config.pdl ? ".pdl" : "");
+  std::snprintf(text, sizeof text, "%s.m%un%u.w%u.s%u.c%ux%u.%s.%s.%s%s%s",
+                FamilyName(config).c_str(), config.block_m, config.block_n, config.num_consumers,
+                config.num_stages, config.cluster_m, config.cluster_n, ShortName(config.a_type),
+                ShortName(config.b_type), ShortName(config.d_type),
+                config.accumulate ? ".acc" : "", config.pdl ? ".pdl" : "");
   return text;
 }
 
@@ -44,15 +67,16 @@ GemmConfig ParseConfigKey(const std::string& key) {
   static constexpr Fp8Type kFp8Types[] = {Fp8Type::kE4M3, Fp8Type::kE5M2};
   static constexpr OutType kOutTypes[] = {OutType::kBF16, OutType::kF16, OutType::kF32};
   GemmConfig config;
-  char a[8] = "", b[8] = "", d[8] = "", rest[16] = "";
-  const int fields =
-      std::sscanf(key.c_str(), "1d2d.m%un%u.w%u.s%u.c%ux%u.%7[^.].%7[^.].%7[^.]%15s",
-                  &config.block_m, &config.block_n, &config.num_consumers, &config.num_stages,
-                  &config.cluster_m, &config.cluster_n, a, b, d, rest);
+  char family[24] = "", a[8] = "", b[8] = "", d[8] = "", rest[16] = "";
+  const int fields = std::sscanf(
+      key.c_str(), "%23[^.].m%un%u.w%u.s%u.c%ux%u.%7[^.].%7[^.].%7[^.]%15s", family,
+      &config.block_m, &config.block_n, &config.num_consumers, &config.num_stages,
+      &config.cluster_m, &config.cluster_n, a, b, d, rest);
   const std::string flags = rest;
   config.accumulate = flags.starts_with(".acc");
   config.pdl = flags.ends_with(".pdl");
-  if (fields < 9 || !ParseShortName(a, kFp8Types, config.a_type) ||
+  if (fields < 10 || !ParseFamilyName(family, config) ||
+      !ParseShortName(a, kFp8Types, config.a_type) ||
       !ParseShortName(b, kFp8Types, config.b_type) ||
       !ParseShortName(d, kOutTypes, config.d_type) || ConfigKey(config) != key) {
     throw UnsupportedError("'" + key + "' is not a kernel configuration; write it as in " +
@@ -65,10 +89,8 @@ GemmConfig ParseConfigKey(const std::string& key) {
 }
 
 std::vector<GemmConfig> CandidateConfigs(const GemmConfig& types) {
-  const auto shapes = has_all_tile_shapes(types) ? std::span<const TileShape>(kTileShapes)
-                                                 : std::span<const TileShape>(kCommonTileShapes);
   std::vector<GemmConfig> configs;
-  for (const TileShape& shape : shapes) {
+  for (const TileShape& shape : tile_shapes(types)) {
     const GemmConfig config = make_config(types, shape);
     if (broken_rule(config) == nullptr) configs.push_back(config);
   }
@@ -77,20 +99,9 @@ std::vector<GemmConfig> CandidateConfigs(const GemmConfig& types) {
 
 std::vector<GemmConfig> AllCandidateConfigs() {
   std::vector<GemmConfig> configs;
-  for (const Fp8Type a : {Fp8Type::kE4M3, Fp8Type::kE5M2}) {
-    for (const Fp8Type b : {Fp8Type::kE4M3, Fp8Type::kE5M2}) {
-      for (const OutType d : {OutType::kBF16, OutType::kF16, OutType::kF32}) {
-        for (const bool accumulate : {false, true}) {
-          GemmConfig types;
-          types.a_type = a;
-          types.b_type = b;
-          types.d_type = d;
-          types.accumulate = accumulate;
-          for (const GemmConfig& config : CandidateConfigs(types)) configs.push_back(config);
-        }
-      }
-    }
-  }
+  for_each_type_combination([&](const GemmConfig& types) {
+    for (const GemmConfig& config : CandidateConfigs(types)) configs.push_back(config);
+  });
   return configs;
 }
 

@@ -25,6 +25,7 @@ constexpr double kChainLatency = 130;
 // A stage in flight is written about this long after its slot was freed.
 constexpr double kLoadLatency = 1000;
 constexpr double kLaunchCycles = 5000;
+constexpr double kL2Pressure = 0.03;
 // Shared memory to global memory through TMA, per SM.
 constexpr double kStoreBytesPerCycle = 32;
 constexpr double kTileLatency = 900;
@@ -40,24 +41,62 @@ double KBlockCycles(const GemmConfig& config, double active_sms, CostEstimate& e
   const double l2_rate = std::min(kL2BytesPerCyclePerSm, kL2BytesPerCycle / active_sms);
   estimate.l2_per_k_block =
       (double(config.block_m) / config.cluster_n + n / config.cluster_m) * kBlockK / l2_rate;
-  // One FFMA per accumulator and about one other instruction for three of them.
+  // One FFMA per accumulator and about one other instruction for three of them. With scales per
+  // column their products are formed while the tensor core works.
   const double wave_cycles = kMmaM * n * kBlockK / kMacsPerCycle + n / 2 * 1.33;
   const double serial = config.waves() * wave_cycles + kChainLatency;
   const double load_bound = kLoadLatency / config.num_stages;
   estimate.serial_per_k_block = std::max(serial, load_bound);
+  // Of tiles with the same bound the one that asks less of L2 leaves more for everyone.
   return std::max({estimate.tensor_per_k_block, estimate.smem_per_k_block, estimate.l2_per_k_block,
-                   estimate.serial_per_k_block});
+                   estimate.serial_per_k_block}) +
+         kL2Pressure * estimate.l2_per_k_block;
+}
+
+// What the planner assumes of sizes that only the device knows: groups of equal size.
+struct Workload {
+  int64_t matrices;   // output matrices of `rows` rows each
+  int64_t rows;
+  int64_t k_blocks;   // of each
+  double a_bytes;
+  double b_bytes;
+  double d_elements;
+};
+
+Workload ExpectedWorkload(const GemmProblem& problem) {
+  const int64_t groups = problem.num_groups;
+  const int64_t k_blocks = ceil_div<int64_t>(problem.k, kBlockK);
+  Workload work{.matrices = 1,
+                .rows = problem.m,
+                .k_blocks = k_blocks,
+                .a_bytes = double(problem.m) * problem.k,
+                .b_bytes = double(problem.b_rows()) * problem.k,
+                .d_elements = double(problem.m) * problem.n};
+  if (problem.kind == GemmKind::kRagged) {
+    work.matrices = groups;
+    work.rows = ceil_div(problem.m, groups);
+  } else if (problem.kind == GemmKind::kMasked) {
+    work.matrices = groups;
+    work.rows = problem.expected_m > 0 ? std::min(problem.expected_m, problem.m) : problem.m;
+    work.a_bytes = double(groups) * work.rows * problem.k;
+    work.d_elements = double(groups) * (problem.zero_padding ? problem.m : work.rows) * problem.n;
+  } else if (problem.kind == GemmKind::kKGrouped) {
+    work.matrices = groups;
+    work.k_blocks = ceil_div(k_blocks, groups);
+    work.d_elements *= groups;
+  }
+  return work;
 }
 
 }  // namespace
 
 CostEstimate EstimateCost(const GemmProblem& problem, const GemmConfig& config) {
   CostEstimate estimate;
+  const Workload work = ExpectedWorkload(problem);
   const int64_t cluster = config.cluster_size();
-  const int64_t clusters_m = ceil_div<int64_t>(problem.m, config.block_m * config.cluster_m);
-  const int64_t clusters_n = ceil_div<int64_t>(problem.n, config.block_n * config.cluster_n);
-  const int64_t k_blocks = ceil_div<int64_t>(problem.k, kBlockK);
-  const int64_t cluster_tiles = clusters_m * clusters_n;
+  const int64_t cluster_tiles =
+      work.matrices * ceil_div<int64_t>(work.rows, config.block_m * config.cluster_m) *
+      ceil_div<int64_t>(problem.n, config.block_n * config.cluster_n);
   const int64_t slots = std::max<int64_t>(1, problem.num_sms / cluster);
   estimate.tiles = cluster_tiles * cluster;
   estimate.tiles_per_cta = ceil_div(cluster_tiles, slots);
@@ -70,11 +109,11 @@ CostEstimate EstimateCost(const GemmProblem& problem, const GemmConfig& config) 
   const double exposed = config.num_consumers > 1 ? 1.0 / config.num_consumers : 1.0;
   estimate.tile_overhead = (kTileLatency + epilogue) * exposed;
 
-  const double bytes = double(problem.m) * problem.k + double(problem.n) * problem.k +
-                       double(problem.m) * problem.n * d_bytes + double(problem.m) * k_blocks * 4;
+  // The scales of `a` add 4 bytes per 128.
+  const double bytes = work.a_bytes * (1 + 4.0 / kBlockK) + work.b_bytes + work.d_elements * d_bytes;
   estimate.hbm_floor = bytes / (kHbmBytesPerCycle * kHbmEfficiency);
   const double compute =
-      estimate.tiles_per_cta * (k_blocks * estimate.k_block + estimate.tile_overhead);
+      estimate.tiles_per_cta * (work.k_blocks * estimate.k_block + estimate.tile_overhead);
   estimate.cycles = kLaunchCycles + std::max(compute, estimate.hbm_floor);
   // On a memory-bound problem several tiles reach the floor: prefer the one with slack.
   if (compute < estimate.hbm_floor) estimate.cycles += 0.05 * compute;

@@ -9,6 +9,7 @@
 #include "gemm/kernel_source.h"
 #include "gemm/select_config.h"
 #include "runtime/device_limits.h"
+#include "runtime/error.h"
 #include "runtime/kernel_cache.h"
 #include "shared/sim_kernels.h"
 
@@ -26,6 +27,17 @@ std::shared_ptr<const std::string> MakeImage(Backend backend, const GemmConfig& 
                                          [&] { return CompileKernel(config); });
 }
 
+// Whether `config` is one of the kernels for the kind, scaling and element types of `types`.
+bool HasTypesOf(const GemmConfig& config, GemmConfig types) {
+  types.block_m = config.block_m;
+  types.block_n = config.block_n;
+  types.num_consumers = config.num_consumers;
+  types.num_stages = config.num_stages;
+  types.cluster_m = config.cluster_m;
+  types.cluster_n = config.cluster_n;
+  return types == config;
+}
+
 // Call sites with the same configuration share one loaded kernel for the life of the process.
 std::shared_ptr<LoadedKernel> SharedKernel(Backend backend, const GemmConfig& config,
                                            std::shared_ptr<const std::string> image) {
@@ -35,8 +47,8 @@ std::shared_ptr<LoadedKernel> SharedKernel(Backend backend, const GemmConfig& co
   const std::lock_guard<std::mutex> lock(mutex);
   std::shared_ptr<LoadedKernel>& kernel = kernels[key];
   if (!kernel) {
-    kernel = std::make_shared<LoadedKernel>(Driver(backend), std::move(image), kKernelName,
-                                            make_smem_layout(config).bytes, config.threads());
+    kernel = std::make_shared<LoadedKernel>(Driver(backend), std::move(image), KernelName(config),
+                                            launch_smem_bytes(config), config.threads());
   }
   return kernel;
 }
@@ -60,6 +72,10 @@ GemmPlan::GemmPlan(Backend backend, const GemmProblem& problem, const std::strin
   } else {
     config_ = ParseConfigKey(config_key);
     config_.pdl = problem.pdl;
+    if (!HasTypesOf(config_, problem.types())) {
+      throw UnsupportedError("configuration '" + config_key + "' does not compute " +
+                             problem.ToString());
+    }
   }
   image_ = MakeImage(backend, config_);
 }

@@ -5,7 +5,7 @@
 #include <mutex>
 #include <string>
 
-#include "gemm/sm90_fp8_gemm_1d2d.h"
+#include "gemm/sm90_fp8_gemm.h"
 
 namespace fp8gemm {
 

@@ -18,6 +18,21 @@ const char* Literal(OutType type) {
                                  : "fp8gemm::OutType::kF32";
 }
 
+const char* Literal(GemmKind kind) {
+  switch (kind) {
+    case GemmKind::kDense: return "fp8gemm::GemmKind::kDense";
+    case GemmKind::kRagged: return "fp8gemm::GemmKind::kRagged";
+    case GemmKind::kContiguous: return "fp8gemm::GemmKind::kContiguous";
+    case GemmKind::kMasked: return "fp8gemm::GemmKind::kMasked";
+    case GemmKind::kKGrouped: return "fp8gemm::GemmKind::kKGrouped";
+  }
+  return "";
+}
+
+const char* Literal(Scaling scaling) {
+  return scaling == Scaling::k1D1D ? "fp8gemm::Scaling::k1D1D" : "fp8gemm::Scaling::k1D2D";
+}
+
 std::string Field(const char* name, uint32_t value) {
   return std::string("    .") + name + " = " + std::to_string(value) + ",\n";
 }
@@ -28,8 +43,11 @@ std::string Field(const char* name, const char* value) {
 
 }  // namespace
 
+std::string KernelName(const GemmConfig& config) { return "sm90_fp8_gemm_" + FamilyName(config); }
+
 std::string KernelSource(const GemmConfig& config) {
   const std::string fields =
+      Field("kind", Literal(config.kind)) + Field("scaling", Literal(config.scaling)) +
       Field("block_m", config.block_m) + Field("block_n", config.block_n) +
       Field("num_consumers", config.num_consumers) + Field("num_stages", config.num_stages) +
       Field("cluster_m", config.cluster_m) + Field("cluster_n", config.cluster_n) +
@@ -39,11 +57,11 @@ std::string KernelSource(const GemmConfig& config) {
       Field("pdl", config.pdl ? "true" : "false");
   return "#define FP8GEMM_ONLY_N " + std::to_string(config.block_n) +
          "\n"
-         "#include <sm90_fp8_gemm_1d2d.cuh>\n"
+         "#include <sm90_fp8_gemm.cuh>\n"
          "extern \"C\" __global__ void __launch_bounds__(" +
-         std::to_string(config.threads()) + ", 1)\n" + kKernelName +
+         std::to_string(config.threads()) + ", 1)\n" + KernelName(config) +
          "(const __grid_constant__ fp8gemm::GemmParams params) {\n"
-         "  fp8gemm::sm90_fp8_gemm_1d2d<fp8gemm::GemmConfig{\n" +
+         "  fp8gemm::sm90_fp8_gemm<fp8gemm::GemmConfig{\n" +
          fields + "  }>(params);\n}\n";
 }
 

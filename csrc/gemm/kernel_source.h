@@ -11,8 +11,8 @@
 
 namespace fp8gemm {
 
-/// Name of the kernel in the compiled module.
-inline constexpr const char* kKernelName = "sm90_fp8_gemm_1d2d_kernel";
+/// Name of the kernel in the compiled module, e.g. "sm90_fp8_gemm_1d2d_ragged".
+std::string KernelName(const GemmConfig& config);
 
 /// The few lines that instantiate the kernel; everything else is in EmbeddedHeaders().
 std::string KernelSource(const GemmConfig& config);

@@ -21,6 +21,8 @@ void CheckExtent(const char* name, int64_t value) {
 
 GemmConfig GemmProblem::types() const {
   GemmConfig config;
+  config.kind = kind;
+  config.scaling = scaling;
   config.a_type = a_type;
   config.b_type = b_type;
   config.d_type = d_type;
@@ -30,16 +32,28 @@ GemmConfig GemmProblem::types() const {
 }
 
 std::string GemmProblem::ToString() const {
-  return "m=" + std::to_string(m) + " n=" + std::to_string(n) + " k=" + std::to_string(k) + " " +
+  const std::string groups =
+      kind == GemmKind::kDense ? "" : " groups=" + std::to_string(num_groups);
+  return std::string(KindName(kind)) + (scaling == Scaling::k1D1D ? " 1d1d" : " 1d2d") + groups +
+         " m=" + std::to_string(m) + " n=" + std::to_string(n) + " k=" + std::to_string(k) + " " +
          Fp8TypeName(a_type) + " x " + Fp8TypeName(b_type) + " -> " + OutTypeName(d_type) +
          (accumulate ? " (accumulating)" : "") + " on " + std::to_string(num_sms) + " SMs" +
-         (sm_limit > 0 ? " of at most " + std::to_string(sm_limit) : "");
+         (sm_limit > 0 ? " of at most " + std::to_string(sm_limit) : "") +
+         (expected_m > 0 ? " expected_m=" + std::to_string(expected_m) : "") +
+         (zero_padding ? " zero_padding" : "") + (pdl ? " pdl" : "");
 }
 
 void ValidateProblem(const GemmProblem& problem) {
   CheckExtent("m", problem.m);
   CheckExtent("n", problem.n);
   CheckExtent("k", problem.k);
+  if (problem.num_groups < 1 || problem.num_groups > int64_t{kMaxGroups}) {
+    throw UnsupportedError("num_groups must be from 1 to " + std::to_string(kMaxGroups) +
+                           ", got " + std::to_string(problem.num_groups));
+  }
+  CheckExtent("the number of rows of all groups of a", problem.a_rows());
+  CheckExtent("the number of rows of all groups of b", problem.b_rows());
+  CheckExtent("the number of rows of all groups of d", problem.d_rows());
   if (problem.num_sms < 1) {
     throw UnsupportedError("num_sms must be at least 1, got " + std::to_string(problem.num_sms));
   }
@@ -61,6 +75,25 @@ OutType ParseOutType(const std::string& name) {
     if (name == OutTypeName(type)) return type;
   }
   throw UnsupportedError("results must be bfloat16, float16 or float32, got " + name);
+}
+
+GemmKind ParseKind(const std::string& name) {
+  for (const GemmKind kind : {GemmKind::kDense, GemmKind::kRagged, GemmKind::kContiguous,
+                              GemmKind::kMasked, GemmKind::kKGrouped}) {
+    if (name == KindName(kind)) return kind;
+  }
+  throw UnsupportedError("'" + name + "' is not a kind of GEMM");
+}
+
+const char* KindName(GemmKind kind) {
+  switch (kind) {
+    case GemmKind::kDense: return "dense";
+    case GemmKind::kRagged: return "ragged";
+    case GemmKind::kContiguous: return "contiguous";
+    case GemmKind::kMasked: return "masked";
+    case GemmKind::kKGrouped: return "k_grouped";
+  }
+  return "unknown";
 }
 
 const char* Fp8TypeName(Fp8Type type) {

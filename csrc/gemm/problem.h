@@ -4,15 +4,20 @@
 #include <cstdint>
 #include <string>
 
-#include "shared/gemm_config.h"
+#include "shared/smem_layout.h"
 
 namespace fp8gemm {
 
-/// d (m, n) = [c +] a (m, k) b (n, k)^T with scales per 1x128 of a and per 128x128 of b.
+/// d (m, n) = [c +] a (m, k) b (n, k)^T with block scales, for one matrix or for groups; see GemmKind.
 struct GemmProblem {
-  int64_t m = 0;
+  GemmKind kind = GemmKind::kDense;
+  Scaling scaling = Scaling::k1D2D;
+  int64_t m = 0;  // rows of d; ragged, contiguous: of all groups; masked: that each group has room for
   int64_t n = 0;
-  int64_t k = 0;
+  int64_t k = 0;  // K-grouped: of all groups, each padded to a multiple of 128
+  int64_t num_groups = 1;
+  int64_t expected_m = 0;     // masked: rows that a group is likely to have; 0: unknown
+  bool zero_padding = false;  // masked: write zeros to the rows that do not count
   Fp8Type a_type = Fp8Type::kE4M3;
   Fp8Type b_type = Fp8Type::kE4M3;
   OutType d_type = OutType::kBF16;
@@ -21,13 +26,29 @@ struct GemmProblem {
   int num_sms = 132;  // SMs to plan for
   int sm_limit = 0;   // most SMs the launch may occupy; 0: all of the device
 
+  /// Rows of `a`.
+  int64_t a_rows() const { return kind == GemmKind::kMasked ? num_groups * m : m; }
+  /// Rows of `b`, of all groups.
+  int64_t b_rows() const { return has_group_weights() ? num_groups * n : n; }
+  /// Rows of `d`, of all groups.
+  int64_t d_rows() const { return kind == GemmKind::kKGrouped ? num_groups * m : a_rows(); }
+  /// Whether each group has a matrix b of its own.
+  bool has_group_weights() const {
+    return kind != GemmKind::kDense && kind != GemmKind::kKGrouped;
+  }
+  /// Length of the array that divides the work (GemmParams::group_data); 0 if there is none.
+  int64_t group_data_size() const {
+    return kind == GemmKind::kDense ? 0 : kind == GemmKind::kContiguous ? m : num_groups;
+  }
+
   /// Element types and flags, as a configuration whose tile is still to be chosen.
   GemmConfig types() const;
   std::string ToString() const;
 };
 
-/// @throws UnsupportedError  An extent is not in [1, 2^31 - 1 - 256], which TMA coordinates of
-///     tiles past the edge still have to fit, or num_sms < 1; the message names it.
+/// @throws UnsupportedError  An extent (also of all groups together) is not from 1 to a little less
+///     than 2^31, which TMA coordinates of tiles past the edge still have to fit; there are more
+///     groups than kMaxGroups; or num_sms < 1. The message names it.
 void ValidateProblem(const GemmProblem& problem);
 
 /// Names used in attributes, keys and messages: "float8_e4m3fn", "float8_e5m2", "bfloat16", ...
@@ -36,5 +57,10 @@ Fp8Type ParseFp8Type(const std::string& name);
 OutType ParseOutType(const std::string& name);
 const char* Fp8TypeName(Fp8Type type);
 const char* OutTypeName(OutType type);
+
+/// "dense", "ragged", "contiguous", "masked" or "k_grouped".
+/// @throws UnsupportedError  Not one of those names.
+GemmKind ParseKind(const std::string& name);
+const char* KindName(GemmKind kind);
 
 }  // namespace fp8gemm

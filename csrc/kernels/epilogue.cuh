@@ -46,7 +46,7 @@ FP8GEMM_DEVICE void prefetch_accumulator(const GemmParams& params, const Smem<kC
     ptx::cp_async_bulk_wait_group_read<0>();
     ptx::mbarrier_arrive_expect_tx(smem.c_full(consumer), kBytes);
     for (uint32_t wave = 0; wave < kConfig.waves(); ++wave) {
-      const uint32_t row = tile.row + consumer * kConfig.consumer_rows() + wave * kMmaM;
+      const uint32_t row = tile.d_row + consumer * kConfig.consumer_rows() + wave * kMmaM;
       for (uint32_t box = 0; box < kBoxes; ++box) {
         ptx::cp_async_bulk_tensor_2d_g2s(
             &params.c, smem.c_full(consumer),
@@ -120,45 +120,115 @@ FP8GEMM_DEVICE void write_wave(uint32_t wave_base, const float (&accum)[kConfig.
   }
 }
 
+// Sets rows that are padding to zero, whatever they were computed from. `first_row` is the wave's first
+// row within the tile.
+template <GemmConfig kConfig>
+FP8GEMM_DEVICE void clear_padding_rows(const GemmParams& params, const Tile& tile,
+                                       uint32_t first_row, float (&accum)[kConfig.block_n / 2]) {
+  const uint32_t row =
+      first_row + (ptx::warp_idx() % kWarpgroupWarps) * 16 + ptx::lane_idx() / 4;
+  FP8GEMM_UNROLL
+  for (uint32_t half = 0; half < 2; ++half) {
+    const uint32_t half_row = row + 8 * half;
+    bool is_valid = half_row < tile.valid_rows;
+    if constexpr (kConfig.kind == GemmKind::kContiguous) {
+      is_valid = is_valid && ptx::ld_global_nc_s32(params.group_data + tile.row + half_row) >= 0;
+    }
+    if (is_valid) continue;
+    FP8GEMM_UNROLL
+    for (uint32_t i = 2 * half; i < kConfig.block_n / 2; i += 4) {
+      accum[i] = 0.0f;
+      accum[i + 1] = 0.0f;
+    }
+  }
+}
+
+// Copies the first `rows` rows of a wave from smem.d: what a TMA store, which knows no end but the
+// tensor's, would write into the next group. All threads of the warpgroup.
+template <GemmConfig kConfig>
+FP8GEMM_DEVICE void copy_rows(const GemmParams& params, uint32_t wave_base, uint32_t d_row,
+                              uint32_t column, uint32_t rows) {
+  constexpr uint32_t kRowChunks = kConfig.block_n * element_bytes(kConfig.d_type) / 16;
+  const uint64_t first_byte = uint64_t{column} * element_bytes(kConfig.d_type);
+  for (uint32_t i = ptx::thread_idx() % kWarpgroupThreads; i < rows * kRowChunks;
+       i += kWarpgroupThreads) {
+    const uint32_t row = i / kRowChunks;
+    const uint32_t byte = i % kRowChunks * 16;
+    const uint64_t row_byte = first_byte + byte;
+    if (row_byte >= params.d_pitch_bytes) continue;
+    uint8_t* dst = static_cast<uint8_t*>(params.d_rows) +
+                   (uint64_t{d_row} + row) * params.d_pitch_bytes + row_byte;
+    ptx::copy_shared_to_global_16(dst, d_address<kConfig>(wave_base, row, byte));
+  }
+}
+
+// Stores one wave of the tile from smem.d. All threads of the warpgroup, after a barrier behind their
+// writes; thread 0 issues.
+template <GemmConfig kConfig>
+FP8GEMM_DEVICE void store_wave(const GemmParams& params, uint32_t wave_base, uint32_t consumer,
+                               uint32_t first_row, const Tile& tile) {
+  constexpr uint32_t kBoxes = kConfig.block_n / d_box_columns(kConfig);
+  if constexpr (kConfig.limits_rows()) {
+    if (first_row + d_box_rows(kConfig) > tile.stored_rows) {
+      const uint32_t rows = tile.stored_rows > first_row ? tile.stored_rows - first_row : 0;
+      copy_rows<kConfig>(params, wave_base, tile.d_row + first_row, tile.column, rows);
+      if constexpr (kConfig.accumulate) {
+        // Thread 0 loads the next accumulator tile into the slab that the others still read.
+        ptx::fence_proxy_async_shared_cta();
+        ptx::barrier_sync(kFirstConsumerBarrier + consumer, kWarpgroupThreads);
+      }
+      return;
+    }
+  }
+  if (ptx::thread_idx() % kWarpgroupThreads != 0) return;
+  for (uint32_t box = 0; box < kBoxes; ++box) {
+    ptx::cp_async_bulk_tensor_2d_s2g(
+        &params.d, wave_base + box * kMmaM * d_swizzle_bytes(kConfig),
+        tile.column + box * d_box_columns(kConfig), tile.d_row + first_row);
+  }
+  ptx::cp_async_bulk_commit_group();
+}
+
 // ---- Epilogue ------------------------------------------------------------------------------------
 //
 // Runs on     one consumer warpgroup; kFirstConsumerBarrier + consumer is its own barrier.
-// Order       thread 0 waits until its previous stores have read smem.d (when accumulating it did so
-//             in prefetch_accumulator, and c_full says that the accumulator landed); barrier; all
-//             threads write and fence; barrier; thread 0 issues one store per wave and box.
+// Order       per set of slabs (all waves of the tile, or one after the other where slabs are reused):
+//             thread 0 waits until its previous stores have read the slabs (when accumulating it did
+//             so in prefetch_accumulator, and c_full says that the accumulator landed); barrier; all
+//             threads write and fence; barrier; thread 0 issues the stores.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void store_tile(const GemmParams& params, const Smem<kConfig>& smem,
                                uint32_t consumer, const Tile& tile, uint32_t c_parity,
                                float (&accum)[kConfig.waves()][kConfig.block_n / 2]) {
-  constexpr uint32_t kBoxes = kConfig.block_n / d_box_columns(kConfig);
-  const bool is_issuer = ptx::thread_idx() % kWarpgroupThreads == 0;
-  if constexpr (kConfig.accumulate) {
-    ptx::mbarrier_wait_parity(smem.c_full(consumer), c_parity);
-    FP8GEMM_UNROLL
-    for (uint32_t wave = 0; wave < kConfig.waves(); ++wave) {
-      add_accumulator<kConfig>(smem.d(consumer, wave), accum[wave]);
-    }
-    ptx::bar_warp_sync();  // a warp overwrites only what it has read itself
-  } else {
-    if (is_issuer) ptx::cp_async_bulk_wait_group_read<0>();
-    ptx::barrier_sync(kFirstConsumerBarrier + consumer, kWarpgroupThreads);
-  }
+  constexpr uint32_t kSlabs = d_slabs(kConfig);
+  const uint32_t tile_row = consumer * kConfig.consumer_rows();
   FP8GEMM_UNROLL
-  for (uint32_t wave = 0; wave < kConfig.waves(); ++wave) {
-    write_wave<kConfig>(smem.d(consumer, wave), accum[wave]);
-  }
-  ptx::fence_proxy_async_shared_cta();
-  ptx::barrier_sync(kFirstConsumerBarrier + consumer, kWarpgroupThreads);
-  if (!is_issuer) return;
-  for (uint32_t wave = 0; wave < kConfig.waves(); ++wave) {
-    const uint32_t row = tile.row + consumer * kConfig.consumer_rows() + wave * kMmaM;
-    for (uint32_t box = 0; box < kBoxes; ++box) {
-      ptx::cp_async_bulk_tensor_2d_s2g(
-          &params.d, smem.d(consumer, wave) + box * kMmaM * d_swizzle_bytes(kConfig),
-          tile.column + box * d_box_columns(kConfig), row);
+  for (uint32_t first = 0; first < kConfig.waves(); first += kSlabs) {
+    if constexpr (kConfig.accumulate) {
+      ptx::mbarrier_wait_parity(smem.c_full(consumer), c_parity);
+      FP8GEMM_UNROLL
+      for (uint32_t wave = first; wave < first + kSlabs; ++wave) {
+        add_accumulator<kConfig>(smem.d(consumer, wave), accum[wave]);
+      }
+      ptx::bar_warp_sync();  // a warp overwrites only what it has read itself
+    } else {
+      if (ptx::thread_idx() % kWarpgroupThreads == 0) ptx::cp_async_bulk_wait_group_read<0>();
+      ptx::barrier_sync(kFirstConsumerBarrier + consumer, kWarpgroupThreads);
+    }
+    FP8GEMM_UNROLL
+    for (uint32_t wave = first; wave < first + kSlabs; ++wave) {
+      if constexpr (kConfig.has_padding_rows()) {
+        clear_padding_rows<kConfig>(params, tile, tile_row + wave * kMmaM, accum[wave]);
+      }
+      write_wave<kConfig>(smem.d(consumer, wave), accum[wave]);
+    }
+    ptx::fence_proxy_async_shared_cta();
+    ptx::barrier_sync(kFirstConsumerBarrier + consumer, kWarpgroupThreads);
+    FP8GEMM_UNROLL
+    for (uint32_t wave = first; wave < first + kSlabs; ++wave) {
+      store_wave<kConfig>(params, smem.d(consumer, wave), consumer, tile_row + wave * kMmaM, tile);
     }
   }
-  ptx::cp_async_bulk_commit_group();
 }
 
 // Before a thread exits, its stores must have read shared memory.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The producer/consumer pipeline: its position, its barriers and who arrives on them.
 //
-//   full[stage]   count 2: the operand loader (with the bytes of A, B and SFA) and the SFB loader.
-//                 Waited on by the consumers, first parity 0.
+//   full[stage]   count: the operand loader (with the bytes of what TMA brings) and, with 128x128
+//                 scales of B, the SFB loader. Waited on by the consumers, first parity 0.
 //   empty[stage]  count: consumer warps of the whole cluster, because every CTA of the cluster
 //                 writes into every slot (multicast). Waited on by both loaders, first parity 1.
 //   c_full[wg]    count 1: thread 0 of consumer warpgroup wg, with the bytes of its accumulator
@@ -43,10 +43,11 @@ struct Smem {
     return base + kLayout.sfa + stage * kLayout.sfa_stage_bytes;
   }
   FP8GEMM_DEVICE uint32_t sfb(uint32_t stage) const {
-    return base + kLayout.sfb + stage * kSfbStageBytes;
+    return base + kLayout.sfb + stage * kLayout.sfb_stage_bytes;
   }
   FP8GEMM_DEVICE uint32_t d(uint32_t consumer, uint32_t wave) const {
-    return base + kLayout.d + (consumer * kConfig.waves() + wave) * kLayout.d_wave_bytes;
+    constexpr uint32_t kSlabs = d_slabs(kConfig);
+    return base + kLayout.d + (consumer * kSlabs + wave % kSlabs) * kLayout.d_slab_bytes;
   }
   FP8GEMM_DEVICE uint32_t full(uint32_t stage) const {
     return base + kLayout.full + stage * kBarrierBytes;
@@ -57,6 +58,7 @@ struct Smem {
   FP8GEMM_DEVICE uint32_t c_full(uint32_t consumer) const {
     return base + kLayout.c_full + consumer * kBarrierBytes;
   }
+  FP8GEMM_DEVICE uint32_t groups() const { return base + kLayout.groups; }
 };
 
 // Initialises every barrier. One thread; the CTA or cluster must synchronise before any use.
@@ -64,7 +66,7 @@ template <GemmConfig kConfig>
 FP8GEMM_DEVICE void init_barriers(const Smem<kConfig>& smem) {
   constexpr uint32_t kConsumerWarps = kConfig.num_consumers * kWarpgroupWarps;
   for (uint32_t stage = 0; stage < kConfig.num_stages; ++stage) {
-    ptx::mbarrier_init(smem.full(stage), 2);
+    ptx::mbarrier_init(smem.full(stage), kConfig.scaling == Scaling::k1D2D ? 2 : 1);
     ptx::mbarrier_init(smem.empty(stage), kConsumerWarps * kConfig.cluster_size());
   }
   for (uint32_t consumer = 0; consumer < kConfig.num_consumers; ++consumer) {

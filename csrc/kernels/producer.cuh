@@ -24,29 +24,37 @@ FP8GEMM_DEVICE void load_operand(const TensorMap* map, uint32_t bar, uint32_t ds
   }
 }
 
-// ---- Operand loader: A, B and the scales of A ----------------------------------------------------
+// ---- Operand loader: A, B and the scales that TMA brings -----------------------------------------
 //
-// Runs on     one elected lane of the first producer warp.
-// Per K block waits empty[stage]; announces the stage's bytes on full[stage]; issues three loads:
+// Runs on     the first producer warp: all lanes find the tiles, one elected lane loads them.
+// Per K block waits empty[stage]; announces the stage's bytes on full[stage]; issues the loads:
 //               A    (block_m, 128) fp8, 128B swizzle -> smem.a(stage)
 //               B    (block_n, 128) fp8, 128B swizzle -> smem.b(stage)
 //               SFA  (block_m) f32,      no swizzle   -> smem.sfa(stage)
+//               SFB  (block_n) f32,      no swizzle   -> smem.sfb(stage), with 1x128 scales of B
 // Parity      of empty starts at 1: a wait for the phase before the first passes on a fresh barrier.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void load_operands(const GemmParams& params, const Smem<kConfig>& smem) {
+  const bool is_issuer = ptx::elect_sync();
   PipelineState<kConfig.num_stages> pipe;
-  TileScheduler<kConfig> scheduler(params);
+  TileScheduler<kConfig> scheduler(params, smem);
   for (Tile tile; scheduler.next(tile);) {
-    for (uint32_t kb = 0; kb < params.k_blocks; ++kb, pipe.advance()) {
-      const uint32_t full = smem.full(pipe.stage);
-      ptx::mbarrier_wait_parity(smem.empty(pipe.stage), pipe.parity ^ 1);
-      ptx::mbarrier_arrive_expect_tx(full, stage_tx_bytes(kConfig));
-      load_operand<kConfig.cluster_n, kConfig.block_m>(&params.a, full, smem.a(pipe.stage),
-                                                       kb * kBlockK, tile.row);
-      load_operand<kConfig.cluster_m, kConfig.block_n>(&params.b, full, smem.b(pipe.stage),
-                                                       kb * kBlockK, tile.column);
-      ptx::cp_async_bulk_tensor_2d_g2s(&params.sfa, full, smem.sfa(pipe.stage), tile.row, kb);
+    if (is_issuer) {
+      for (uint32_t kb = tile.k_block; kb < tile.k_block + tile.k_blocks; ++kb, pipe.advance()) {
+        const uint32_t full = smem.full(pipe.stage);
+        ptx::mbarrier_wait_parity(smem.empty(pipe.stage), pipe.parity ^ 1);
+        ptx::mbarrier_arrive_expect_tx(full, stage_tx_bytes(kConfig));
+        load_operand<kConfig.cluster_n, kConfig.block_m>(&params.a, full, smem.a(pipe.stage),
+                                                         kb * kBlockK, tile.row);
+        load_operand<kConfig.cluster_m, kConfig.block_n>(&params.b, full, smem.b(pipe.stage),
+                                                         kb * kBlockK, tile.b_row);
+        ptx::cp_async_bulk_tensor_2d_g2s(&params.sfa, full, smem.sfa(pipe.stage), tile.row, kb);
+        if constexpr (kConfig.scaling == Scaling::k1D1D) {
+          ptx::cp_async_bulk_tensor_2d_g2s(&params.sfb, full, smem.sfb(pipe.stage), tile.b_row, kb);
+        }
+      }
     }
+    ptx::bar_warp_sync();
   }
   if constexpr (kConfig.pdl) ptx::griddepcontrol_launch_dependents();
 }
@@ -57,33 +65,33 @@ FP8GEMM_DEVICE void load_operands(const GemmParams& params, const Smem<kConfig>&
 //             lane reads the scale of one of 32 consecutive K blocks, one chunk ahead of its use.
 // Per K block waits empty[stage]; the lane that holds the scales writes them to smem.sfb(stage) and
 //             arrives on full[stage], which releases the write to the consumers.
-// Columns     of a tile lie in at most two scale blocks; a row past the last one (the phantom tile
-//             of an odd cluster, or a tile that ends in its first block) is clamped, never used.
+// Columns     of a tile lie in at most two scale blocks; a row past the group's last one (the phantom
+//             tile of an odd cluster, or a tile that ends in its first block) is clamped, never used.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void load_b_scales(const GemmParams& params, const Smem<kConfig>& smem) {
   constexpr uint32_t kBlocks = kConfig.scale_blocks_n();
   const uint32_t lane = ptx::lane_idx();
   const uint32_t last_row = ceil_div(params.n, kScaleBlockN) - 1;
   PipelineState<kConfig.num_stages> pipe;
-  TileScheduler<kConfig> scheduler(params);
+  TileScheduler<kConfig> scheduler(params, smem);
   for (Tile tile; scheduler.next(tile);) {
     const float* rows[kBlocks];
     float ahead[kBlocks];
     FP8GEMM_UNROLL
     for (uint32_t i = 0; i < kBlocks; ++i) {
-      const uint32_t row = min(tile.column / kScaleBlockN + i, last_row);
-      rows[i] = params.sfb + static_cast<uint64_t>(row) * params.k_blocks;
-      ahead[i] = lane < params.k_blocks ? ptx::ld_global_nc_f32(rows[i] + lane) : 0.0f;
+      const uint32_t row = tile.scale_row + min(tile.column / kScaleBlockN + i, last_row);
+      rows[i] = params.sfb_blocks + static_cast<uint64_t>(row) * params.k_blocks;
+      ahead[i] = lane < tile.k_blocks ? ptx::ld_global_nc_f32(rows[i] + lane) : 0.0f;
     }
-    for (uint32_t chunk = 0; chunk < params.k_blocks; chunk += kWarpThreads) {
+    for (uint32_t chunk = 0; chunk < tile.k_blocks; chunk += kWarpThreads) {
       float scales[kBlocks];
       const uint32_t next_kb = chunk + kWarpThreads + lane;
       FP8GEMM_UNROLL
       for (uint32_t i = 0; i < kBlocks; ++i) {
         scales[i] = ahead[i];
-        if (next_kb < params.k_blocks) ahead[i] = ptx::ld_global_nc_f32(rows[i] + next_kb);
+        if (next_kb < tile.k_blocks) ahead[i] = ptx::ld_global_nc_f32(rows[i] + next_kb);
       }
-      const uint32_t count = min(kWarpThreads, params.k_blocks - chunk);
+      const uint32_t count = min(kWarpThreads, tile.k_blocks - chunk);
       for (uint32_t holder = 0; holder < count; ++holder, pipe.advance()) {
         ptx::mbarrier_wait_parity(smem.empty(pipe.stage), pipe.parity ^ 1);
         if (lane == holder) {

@@ -3,55 +3,196 @@
 //
 // Persistent: cluster i of C takes cluster tiles i, i + C, i + 2 C, ... of a raster order that keeps
 // neighbours in time close in space, so that what one tile brought into L2 serves the next: the
-// minor dimension is cut into groups of `raster_width` cluster tiles, and inside a group the minor
-// index runs fastest. The last group may be narrower.
+// minor dimension is cut into bands of `raster_width` cluster tiles, and inside a band the minor
+// index runs fastest. The last band may be narrower. Groups come one after the other, each with a
+// raster of its own.
 //
-// A cluster computes adjacent tiles. Where a dimension has an odd number of tiles, the second CTA of
-// the last cluster gets a tile outside the matrix: its loads are zero-filled and its stores clipped,
-// so that multicast needs no special case.
+// A cluster computes adjacent tiles of one group. Where a dimension has an odd number of tiles, the
+// second CTA of the last cluster gets a tile outside the group: its loads are zero-filled or
+// unused and its stores clipped, so that multicast needs no special case.
 #pragma once
+#include <group_table.cuh>
 #include <ptx/cluster.cuh>
-#include <shared/gemm_config.h>
-#include <shared/gemm_params.h>
 
 namespace fp8gemm {
 
 struct Tile {
-  uint32_t row;     // first row of `d`
-  uint32_t column;  // first column of `d`
+  uint32_t row;         // first row of `a` and `d`
+  uint32_t column;      // first column of `d`
+  uint32_t b_row;       // first row of `b`
+  uint32_t scale_row;   // 1d2d: first row of sfb_blocks that belongs to the tile's group
+  uint32_t k_block;     // first K block
+  uint32_t k_blocks;    // 0: the tile is only written, as zeros
+  uint32_t d_row;       // first row in the tensor map of `d`
+  // Counted from the tile's first row; may pass its last. Only for the kinds that need them.
+  uint32_t valid_rows;  // rows that are products; the next ones, up to stored_rows, are zeros
+  uint32_t stored_rows;
 };
 
 template <GemmConfig kConfig>
 class TileScheduler {
  public:
-  FP8GEMM_DEVICE explicit TileScheduler(const GemmParams& params)
+  FP8GEMM_DEVICE TileScheduler(const GemmParams& params, const Smem<kConfig>& smem)
       : params_(params),
+        groups_{smem.groups()},
         rank_(kConfig.cluster_size() > 1 ? ptx::cluster_ctarank() : 0),
         next_(ptx::block_idx() / kConfig.cluster_size()),
         stride_(ptx::grid_dim() / kConfig.cluster_size()) {}
 
-  // Advances to the next tile of this CTA; false when there is none.
+  // Advances to the next tile of this CTA; false when there is none. One whole, converged warp.
   FP8GEMM_DEVICE bool next(Tile& tile) {
-    if (next_ >= params_.cluster_tiles_m * params_.cluster_tiles_n) return false;
+    bool found;
+    if constexpr (kConfig.kind == GemmKind::kDense) {
+      found = next_dense(tile);
+    } else if constexpr (kConfig.kind == GemmKind::kContiguous) {
+      found = next_contiguous(tile);
+    } else if constexpr (kConfig.kind == GemmKind::kRagged) {
+      found = next_ragged(tile);
+    } else if constexpr (kConfig.kind == GemmKind::kMasked) {
+      found = next_masked(tile);
+    } else {
+      found = next_k_grouped(tile);
+    }
+    next_ += stride_;
+    return found;
+  }
+
+ private:
+  using Table = GroupTable<kConfig>;
+  static constexpr uint32_t kClusterRows = Table::kClusterRows;
+
+  // Tile `index` of a matrix of `tiles_m` x `tiles_n` cluster tiles, from its first row on.
+  FP8GEMM_DEVICE void place(uint32_t index, uint32_t tiles_m, uint32_t tiles_n, Tile& tile) const {
     const bool along_n = params_.raster_along_n != 0;
-    const uint32_t minor_tiles = along_n ? params_.cluster_tiles_n : params_.cluster_tiles_m;
-    const uint32_t major_tiles = along_n ? params_.cluster_tiles_m : params_.cluster_tiles_n;
-    const uint32_t group_tiles = params_.raster_width * major_tiles;
-    const uint32_t group = next_ / group_tiles;
-    const uint32_t within = next_ % group_tiles;
-    const uint32_t first_minor = group * params_.raster_width;
+    const uint32_t minor_tiles = along_n ? tiles_n : tiles_m;
+    const uint32_t major_tiles = along_n ? tiles_m : tiles_n;
+    const uint32_t band_tiles = params_.raster_width * major_tiles;
+    const uint32_t first_minor = index / band_tiles * params_.raster_width;
+    const uint32_t within = index % band_tiles;
     const uint32_t width = min(params_.raster_width, minor_tiles - first_minor);
     const uint32_t minor = first_minor + within % width;
     const uint32_t major = within / width;
     const uint32_t m = (along_n ? major : minor) * kConfig.cluster_m + rank_ % kConfig.cluster_m;
     const uint32_t n = (along_n ? minor : major) * kConfig.cluster_n + rank_ % kConfig.cluster_n;
-    tile = {m * kConfig.block_m, n * kConfig.block_n};
-    next_ += stride_;
+    tile.row = m * kConfig.block_m;
+    tile.column = n * kConfig.block_n;
+    tile.d_row = tile.row;
+    tile.b_row = tile.column;
+    tile.scale_row = 0;
+    tile.k_block = 0;
+    tile.k_blocks = params_.k_blocks;
+  }
+
+  // Makes `tile` one of group `group`.
+  FP8GEMM_DEVICE void select_weights(uint32_t group, Tile& tile) const {
+    tile.b_row += group * params_.n;
+    tile.scale_row = group * ceil_div(params_.n, kScaleBlockN);
+  }
+
+  FP8GEMM_DEVICE bool next_dense(Tile& tile) const {
+    if (next_ >= params_.cluster_tiles_m * params_.cluster_tiles_n) return false;
+    place(next_, params_.cluster_tiles_m, params_.cluster_tiles_n, tile);
     return true;
   }
 
- private:
+  FP8GEMM_DEVICE bool next_contiguous(Tile& tile) const {
+    if (!next_dense(tile)) return false;
+    // A group starts at a multiple of the alignment, so the first row of a tile tells its group.
+    const int32_t id =
+        tile.row < params_.m ? ptx::ld_global_nc_s32(params_.group_data + tile.row) : -1;
+    const bool has_group = id >= 0 && static_cast<uint32_t>(id) < params_.num_groups;
+    if (has_group) {
+      select_weights(id, tile);
+    } else {
+      tile.k_blocks = 0;
+    }
+    tile.stored_rows = tile.row < params_.m ? params_.m - tile.row : 0;
+    tile.valid_rows = tile.stored_rows;  // single rows are checked by their id
+    return true;
+  }
+
+  FP8GEMM_DEVICE bool next_ragged(Tile& tile) const {
+    const uint32_t tiles_n = params_.cluster_tiles_n;
+    const uint32_t position = next_ / tiles_n;
+    const uint32_t group = Table::find(params_.num_groups, position, [&](uint32_t g) {
+      return groups_.load(g).tile_end;
+    });
+    const typename Table::Entry before = group > 0 ? groups_.load(group - 1) : no_groups();
+    const uint32_t index = next_ - before.tile_end * tiles_n;
+    uint32_t rows;
+    if (group < params_.num_groups) {
+      rows = groups_.load(group).extent_end - before.extent_end;
+      place(index, ceil_div(rows, kClusterRows), tiles_n, tile);
+      select_weights(group, tile);
+    } else {
+      rows = params_.m - before.extent_end;  // past the last group: zeros
+      const uint32_t tiles_m = ceil_div(rows, kClusterRows);
+      if (index >= tiles_m * tiles_n) return false;
+      place(index, tiles_m, tiles_n, tile);
+      tile.k_blocks = 0;
+    }
+    tile.valid_rows = tile.row < rows ? rows - tile.row : 0;
+    tile.stored_rows = tile.valid_rows;
+    tile.row += before.extent_end;
+    tile.d_row = tile.row;
+    return true;
+  }
+
+  FP8GEMM_DEVICE bool next_masked(Tile& tile) const {
+    const uint32_t tiles_n = params_.cluster_tiles_n;
+    uint32_t position = next_ / tiles_n;
+    const uint32_t tiles_per_group = params_.cluster_tiles_m;
+    uint32_t group = Table::find(params_.num_groups, position, [&](uint32_t g) {
+      return groups_.load(g).tile_end;
+    });
+    const bool is_padding = group == params_.num_groups;
+    uint32_t first_tile = group > 0 ? groups_.load(group - 1).tile_end : 0;
+    uint32_t skipped = 0;  // cluster tiles along M of the group that are not in this sequence
+    if (is_padding) {
+      // After the products come the tiles that hold only padding, group by group.
+      if (params_.zero_padding == 0) return false;
+      position -= first_tile;
+      const uint32_t products = first_tile;
+      group = Table::find(params_.num_groups, position, [&](uint32_t g) {
+        return (g + 1) * tiles_per_group - groups_.load(g).tile_end;
+      });
+      if (group == params_.num_groups) return false;
+      const uint32_t before = group > 0 ? groups_.load(group - 1).tile_end : 0;
+      skipped = groups_.load(group).tile_end - before;
+      first_tile = products + group * tiles_per_group - before;
+    }
+    const uint32_t valid = groups_.load(group).extent_end;
+    const uint32_t tiles_m =
+        is_padding ? tiles_per_group - skipped : ceil_div(valid, kClusterRows);
+    place(next_ - first_tile * tiles_n, tiles_m, tiles_n, tile);
+    select_weights(group, tile);
+    tile.row += skipped * kClusterRows;
+    if (is_padding) tile.k_blocks = 0;
+    const uint32_t rows = params_.zero_padding != 0 ? params_.group_rows : valid;
+    tile.valid_rows = tile.row < valid ? valid - tile.row : 0;
+    tile.stored_rows = tile.row < rows ? rows - tile.row : 0;
+    tile.row += group * params_.group_rows;
+    tile.d_row = tile.row;
+    return true;
+  }
+
+  FP8GEMM_DEVICE bool next_k_grouped(Tile& tile) const {
+    const uint32_t tiles = params_.cluster_tiles_m * params_.cluster_tiles_n;
+    const uint32_t group = next_ / tiles;
+    if (group >= params_.num_groups) return false;
+    place(next_ % tiles, params_.cluster_tiles_m, params_.cluster_tiles_n, tile);
+    tile.k_block = group > 0 ? groups_.load(group - 1).extent_end : 0;
+    tile.k_blocks = groups_.load(group).extent_end - tile.k_block;
+    tile.stored_rows = tile.row < params_.m ? params_.m - tile.row : 0;
+    tile.valid_rows = tile.stored_rows;
+    tile.d_row = group * params_.m + tile.row;
+    return true;
+  }
+
+  FP8GEMM_DEVICE static typename Table::Entry no_groups() { return {0, 0}; }
+
   const GemmParams& params_;
+  const Table groups_;
   uint32_t rank_;
   uint32_t next_;
   uint32_t stride_;

@@ -38,11 +38,56 @@ inline constexpr TileShape kTileShapes[] = {
     {256, 96, 2, 1, 2}, {256, 112, 2, 1, 2}, {256, 128, 2, 1, 2}, {256, 128, 2, 2, 1},
 };
 
-// A smaller choice for every other combination of types, which fewer programs need.
+// For every other combination of types, which fewer programs need.
 inline constexpr TileShape kCommonTileShapes[] = {
     {16, 32, 1, 1, 1},  {16, 128, 1, 1, 1}, {64, 32, 1, 1, 1},  {64, 128, 1, 1, 1},
     {128, 64, 2, 1, 1}, {128, 128, 2, 1, 1}, {128, 128, 2, 2, 1}, {128, 160, 2, 2, 1},
     {256, 128, 2, 1, 2},
+};
+
+// Groups of any size: clusters along M pair tiles of one group, clusters along N always fit.
+inline constexpr TileShape kRaggedTileShapes[] = {
+    {16, 64, 1, 1, 1},  {16, 128, 1, 1, 1},  {32, 128, 1, 1, 1},  {64, 64, 1, 1, 1},
+    {64, 128, 1, 1, 1}, {64, 192, 1, 1, 1},  {128, 96, 2, 1, 1},  {128, 128, 2, 1, 1},
+    {128, 160, 2, 1, 1}, {128, 192, 2, 1, 1}, {128, 128, 2, 2, 1}, {128, 160, 2, 2, 1},
+    {128, 192, 2, 2, 1}, {128, 192, 2, 1, 2}, {256, 128, 2, 1, 1}, {256, 128, 2, 1, 2},
+};
+
+// The group of a tile is that of its first row, so tiles may not pass kContiguousAlignment, and tiles
+// that are neighbours along M may belong to different groups.
+inline constexpr TileShape kContiguousTileShapes[] = {
+    {64, 128, 1, 1, 1},  {128, 128, 2, 1, 1}, {128, 160, 2, 1, 1}, {128, 192, 2, 1, 1},
+    {128, 128, 2, 1, 2}, {128, 160, 2, 1, 2}, {128, 192, 2, 1, 2},
+};
+
+inline constexpr TileShape kMaskedTileShapes[] = {
+    {16, 64, 1, 1, 1},   {16, 128, 1, 1, 1},  {32, 128, 1, 1, 1},  {64, 64, 1, 1, 1},
+    {64, 128, 1, 1, 1},  {64, 192, 1, 1, 1},  {128, 128, 2, 1, 1}, {128, 192, 2, 1, 1},
+    {128, 128, 2, 2, 1}, {128, 192, 2, 2, 1}, {128, 192, 2, 1, 2}, {256, 128, 2, 1, 2},
+};
+
+// Scales per 1x128 of both operands cost registers, so tiles are smaller.
+inline constexpr TileShape k1D1DTileShapes[] = {
+    {64, 64, 1, 1, 1},   {64, 128, 1, 1, 1},  {128, 64, 2, 1, 1},  {128, 128, 2, 1, 1},
+    {128, 128, 2, 2, 1}, {128, 144, 2, 2, 1}, {128, 160, 2, 2, 1}, {192, 112, 3, 1, 1},
+    {192, 112, 3, 1, 2}, {256, 96, 2, 1, 1},  {256, 96, 2, 1, 2},
+};
+
+// Of the kinds above, for every other combination of types.
+inline constexpr TileShape kCommonGroupedTileShapes[] = {
+    {16, 128, 1, 1, 1}, {64, 128, 1, 1, 1}, {128, 128, 2, 1, 1},
+};
+inline constexpr TileShape kCommon1D1DTileShapes[] = {{64, 64, 1, 1, 1}, {128, 128, 2, 1, 1}};
+
+struct TileShapes {
+  const TileShape* begin_;
+  uint32_t size;
+
+  template <uint32_t kCount>
+  FP8GEMM_HOST_DEVICE constexpr TileShapes(const TileShape (&shapes)[kCount])
+      : begin_(shapes), size(kCount) {}
+  FP8GEMM_HOST_DEVICE constexpr const TileShape* begin() const { return begin_; }
+  FP8GEMM_HOST_DEVICE constexpr const TileShape* end() const { return begin_ + size; }
 };
 
 inline constexpr uint32_t kMinStages = 3;
@@ -51,7 +96,7 @@ inline constexpr uint32_t kMaxStages = 16;
 // The deepest pipeline that fits in shared memory; less than kMinStages means the tile does not.
 FP8GEMM_HOST_DEVICE constexpr uint32_t max_stages(GemmConfig config) {
   config.num_stages = kMaxStages;
-  while (config.num_stages > 0 && make_smem_layout(config).bytes > kMaxSmemBytes) {
+  while (config.num_stages > 0 && launch_smem_bytes(config) > kMaxSmemBytes) {
     --config.num_stages;
   }
   return config.num_stages;
@@ -68,9 +113,54 @@ FP8GEMM_HOST_DEVICE constexpr GemmConfig make_config(GemmConfig types, const Til
   return types;
 }
 
+// Whether most programs of this kind use these element types, so that all tiles are worth having:
+// e4m3 activations and weights to bfloat16, and weight gradients to float32.
 FP8GEMM_HOST_DEVICE constexpr bool has_all_tile_shapes(const GemmConfig& types) {
-  return types.a_type == Fp8Type::kE4M3 && types.b_type == Fp8Type::kE4M3 &&
-         types.d_type == OutType::kBF16 && !types.accumulate;
+  if (types.a_type != Fp8Type::kE4M3 || types.b_type != Fp8Type::kE4M3) return false;
+  if (types.scaling == Scaling::k1D1D) return types.d_type == OutType::kF32;
+  return types.d_type == OutType::kBF16 && !types.accumulate;
+}
+
+// The tiles to choose from for the kind, scaling and element types of `types`; not all may fit.
+FP8GEMM_HOST_DEVICE constexpr TileShapes tile_shapes(const GemmConfig& types) {
+  const bool all = has_all_tile_shapes(types);
+  if (types.scaling == Scaling::k1D1D) {
+    return all ? TileShapes(k1D1DTileShapes) : TileShapes(kCommon1D1DTileShapes);
+  }
+  if (types.kind == GemmKind::kDense) {
+    return all ? TileShapes(kTileShapes) : TileShapes(kCommonTileShapes);
+  }
+  if (!all) return kCommonGroupedTileShapes;
+  if (types.kind == GemmKind::kRagged) return kRaggedTileShapes;
+  if (types.kind == GemmKind::kMasked) return kMaskedTileShapes;
+  return kContiguousTileShapes;
+}
+
+// Registers a consumer thread needs: accumulators, partial sums, scales of its columns, the rest.
+FP8GEMM_HOST_DEVICE constexpr uint32_t needed_registers(const GemmConfig& config) {
+  const uint32_t fragment = config.block_n / 2;
+  const uint32_t scales = config.scaling == Scaling::k1D1D ? config.block_n / 4 - 12 : 0;
+  return config.waves() * fragment + fragment + scales + 32;
+}
+
+// Rules of the kinds of GEMM; see broken_rule.
+FP8GEMM_HOST_DEVICE constexpr const char* broken_kind_rule(const GemmConfig& config) {
+  const bool is_1d1d = config.scaling == Scaling::k1D1D;
+  if (config.kind == GemmKind::kKGrouped && !is_1d1d) return "K-grouped kernels are 1d1d";
+  if (config.kind != GemmKind::kKGrouped && config.kind != GemmKind::kDense && is_1d1d) {
+    return "1d1d kernels are dense or K-grouped";
+  }
+  if (config.accumulate && config.kind != GemmKind::kDense && config.kind != GemmKind::kKGrouped) {
+    return "only dense and K-grouped kernels accumulate";
+  }
+  if (config.accumulate && d_slabs(config) != config.waves()) {
+    return "an accumulating tile must fit in shared memory whole";
+  }
+  if (config.kind == GemmKind::kContiguous &&
+      (kContiguousAlignment % config.block_m != 0 || config.cluster_m != 1)) {
+    return "contiguous groups need tiles within 128 rows and no cluster along M";
+  }
+  return nullptr;
 }
 
 // What a kernel relies on; checked for the table when it is compiled and for a user's choice when it
@@ -87,13 +177,14 @@ FP8GEMM_HOST_DEVICE constexpr const char* broken_rule(const GemmConfig& config) 
     return "block_m must be 64 or 128 rows for each consumer, and at most 256";
   }
   if (n < 16 || n > 192 || n % 16 != 0) return "block_n must be a multiple of 16 from 16 to 192";
-  if (n > kScaleBlockN && gcd(n, kScaleBlockN) < n - kScaleBlockN) {
+  if (config.scaling == Scaling::k1D2D && n > kScaleBlockN &&
+      gcd(n, kScaleBlockN) < n - kScaleBlockN) {
     return "block_n must not let a tile touch three scale blocks";
   }
-  if (config.waves() * n / 2 + n / 2 + 32 > (config.moves_registers() ? config.consumer_registers()
-                                                                      : 255u)) {
-    return "accumulators and partial sums must fit in the registers of a thread";
+  if (needed_registers(config) > (config.moves_registers() ? config.consumer_registers() : 255u)) {
+    return "accumulators, partial sums and scales must fit in the registers of a thread";
   }
+  if (const char* rule = broken_kind_rule(config)) return rule;
   const bool clustered = config.cluster_size() == 2;
   if (config.cluster_m < 1 || config.cluster_n < 1 || config.cluster_size() > 2) {
     return "a cluster must have one or two CTAs";
@@ -102,8 +193,38 @@ FP8GEMM_HOST_DEVICE constexpr const char* broken_rule(const GemmConfig& config) 
   if (config.num_stages < kMinStages || config.num_stages > kMaxStages) {
     return "num_stages must be from 3 to 16";
   }
-  if (make_smem_layout(config).bytes > kMaxSmemBytes) return "shared memory must fit in 232448 bytes";
+  if (launch_smem_bytes(config) > kMaxSmemBytes) return "shared memory must fit in 232448 bytes";
   return nullptr;
+}
+
+// Calls visit(types) for every combination of kind, scaling, element types and accumulation.
+template <typename Visit>
+constexpr void for_each_type_combination(Visit visit) {
+  struct Family {
+    GemmKind kind;
+    Scaling scaling;
+  };
+  constexpr Family kFamilies[] = {{GemmKind::kDense, Scaling::k1D2D},
+                                  {GemmKind::kRagged, Scaling::k1D2D},
+                                  {GemmKind::kContiguous, Scaling::k1D2D},
+                                  {GemmKind::kMasked, Scaling::k1D2D},
+                                  {GemmKind::kDense, Scaling::k1D1D},
+                                  {GemmKind::kKGrouped, Scaling::k1D1D}};
+  constexpr OutType kOutTypes[] = {OutType::kBF16, OutType::kF16, OutType::kF32};
+  for (const Family& family : kFamilies) {
+    for (const OutType d_type : kOutTypes) {
+      for (uint32_t variant = 0; variant < 8; ++variant) {
+        GemmConfig types;
+        types.kind = family.kind;
+        types.scaling = family.scaling;
+        types.a_type = variant & 1 ? Fp8Type::kE5M2 : Fp8Type::kE4M3;
+        types.b_type = variant & 2 ? Fp8Type::kE5M2 : Fp8Type::kE4M3;
+        types.d_type = d_type;
+        types.accumulate = (variant & 4) != 0;
+        visit(types);
+      }
+    }
+  }
 }
 
 }  // namespace fp8gemm

@@ -21,11 +21,28 @@ inline constexpr uint32_t kScaleBlockN = 128;
 enum class Fp8Type : uint8_t { kE4M3 = 0, kE5M2 = 1 };
 enum class OutType : uint8_t { kBF16 = 0, kF16 = 1, kF32 = 2 };
 
+// How the output is divided among groups (experts); group g multiplies with b[g].
+enum class GemmKind : uint8_t {
+  kDense = 0,       // one group
+  kRagged = 1,      // rows of `a` back to back, group_sizes[g] of them; the rest of `d` is zero
+  kContiguous = 2,  // a group id per row, groups start at multiples of kContiguousAlignment
+  kMasked = 3,      // group_rows rows per group, of which the first masked_m[g] count
+  kKGrouped = 4,    // groups along K: d[g] = a[:, k range g] b[:, k range g]^T
+};
+
+// Scale blocks: of `a` always 1x128; of `b` 128x128 (1d2d) or 1x128 (1d1d).
+enum class Scaling : uint8_t { k1D2D = 0, k1D1D = 1 };
+
+// Rows of one group in the contiguous layout start at multiples of this.
+inline constexpr uint32_t kContiguousAlignment = 128;
+
 FP8GEMM_HOST_DEVICE constexpr uint32_t element_bytes(OutType type) {
   return type == OutType::kF32 ? 4u : 2u;
 }
 
 struct GemmConfig {
+  GemmKind kind = GemmKind::kDense;
+  Scaling scaling = Scaling::k1D2D;
   uint32_t block_m = 128;      // rows of `d` per CTA: 16, 32, or 64 * num_consumers * waves
   uint32_t block_n = 128;      // columns of `d` per CTA, a multiple of 16
   uint32_t num_consumers = 2;  // warpgroups that run wgmma
@@ -53,7 +70,17 @@ struct GemmConfig {
   FP8GEMM_HOST_DEVICE constexpr uint32_t threads() const {
     return consumer_threads() + kWarpgroupThreads;
   }
-  // Scale blocks along N that a tile can touch: tiles start at multiples of block_n.
+  // Whether a table of group boundaries lies in shared memory.
+  FP8GEMM_HOST_DEVICE constexpr bool has_group_table() const {
+    return kind == GemmKind::kRagged || kind == GemmKind::kMasked || kind == GemmKind::kKGrouped;
+  }
+  // Whether a tile may end before its last row while `d` goes on with rows of another group.
+  FP8GEMM_HOST_DEVICE constexpr bool limits_rows() const { return has_group_table(); }
+  // Whether a tile can hold padding rows, which become zeros.
+  FP8GEMM_HOST_DEVICE constexpr bool has_padding_rows() const {
+    return kind == GemmKind::kContiguous || kind == GemmKind::kMasked;
+  }
+  // Scale blocks along N that a tile can touch (1d2d): tiles start at multiples of block_n.
   FP8GEMM_HOST_DEVICE constexpr uint32_t scale_blocks_n() const {
     return kScaleBlockN % block_n == 0 ? 1u : 2u;
   }

@@ -24,6 +24,11 @@ FP8GEMM_HOST_DEVICE constexpr uint32_t d_box_rows(const GemmConfig& config) {
   return min(config.block_m, kMmaM);
 }
 
+// 64-row slabs of the output that a consumer stages at a time: float32 slabs are reused.
+FP8GEMM_HOST_DEVICE constexpr uint32_t d_slabs(const GemmConfig& config) {
+  return config.d_type == OutType::kF32 ? 1u : config.waves();
+}
+
 // Columns of the output one TMA store moves.
 FP8GEMM_HOST_DEVICE constexpr uint32_t d_box_columns(const GemmConfig& config) {
   return d_swizzle_bytes(config) / element_bytes(config.d_type);
@@ -31,49 +36,66 @@ FP8GEMM_HOST_DEVICE constexpr uint32_t d_box_columns(const GemmConfig& config) {
 
 // Offsets are in bytes from the start of dynamic shared memory, which is 1024-aligned.
 struct SmemLayout {
-  uint32_t d;        // [consumer][wave][box][64 rows][swizzle bytes]
+  uint32_t d;        // [consumer][slab][box][64 rows][swizzle bytes]
   uint32_t a;        // [stage] (block_m, 128) fp8, 128B swizzle; 64 rows even for smaller tiles
   uint32_t b;        // [stage] (block_n, 128) fp8, 128B swizzle
   uint32_t sfa;      // [stage] (block_m) f32
-  uint32_t sfb;      // [stage] (2) f32: scale of the tile's first and of its second column block
+  uint32_t sfb;      // [stage] 1d2d: (2) f32, of the tile's first and second column block;
+                     //         1d1d: (block_n) f32
   uint32_t full;     // [stage] mbarrier: operands have landed
   uint32_t empty;    // [stage] mbarrier: every consumer of the cluster is done with the stage
   uint32_t c_full;   // [consumer] mbarrier: the accumulator tile has landed in d
-  uint32_t bytes;    // total
+  uint32_t groups;   // [group] (2) u32: see GroupTable
+  uint32_t bytes;    // total without groups
 
-  uint32_t d_wave_bytes;    // one 64-row slab of d
+  uint32_t d_slab_bytes;
   uint32_t a_stage_bytes;
   uint32_t b_stage_bytes;
   uint32_t sfa_stage_bytes;
+  uint32_t sfb_stage_bytes;
 };
 
-inline constexpr uint32_t kSfbStageBytes = 2 * sizeof(float);
 inline constexpr uint32_t kBarrierBytes = 8;
+// Shared memory that every configuration with a table of groups keeps for it.
+inline constexpr uint32_t kGroupEntryBytes = 2 * sizeof(uint32_t);
+inline constexpr uint32_t kGroupTableBytes = 4096;
+inline constexpr uint32_t kMaxGroups = kGroupTableBytes / kGroupEntryBytes;
 
 FP8GEMM_HOST_DEVICE constexpr SmemLayout make_smem_layout(const GemmConfig& config) {
   SmemLayout layout{};
-  layout.d_wave_bytes =
+  layout.d_slab_bytes =
       align_up(kMmaM * config.block_n * element_bytes(config.d_type), kSwizzleAtomBytes);
   layout.a_stage_bytes = max(config.block_m, kMmaM) * kRowBytes;
   layout.b_stage_bytes = config.block_n * kRowBytes;
   layout.sfa_stage_bytes = align_up(config.block_m * uint32_t{sizeof(float)}, 128u);
+  layout.sfb_stage_bytes =
+      config.scaling == Scaling::k1D2D
+          ? 2 * uint32_t{sizeof(float)}
+          : align_up(config.block_n * uint32_t{sizeof(float)}, 128u);
 
   layout.d = 0;
-  layout.a = layout.d + config.num_consumers * config.waves() * layout.d_wave_bytes;
+  layout.a = layout.d + config.num_consumers * d_slabs(config) * layout.d_slab_bytes;
   layout.b = layout.a + config.num_stages * layout.a_stage_bytes;
   layout.sfa = layout.b + config.num_stages * layout.b_stage_bytes;
   layout.sfb = layout.sfa + config.num_stages * layout.sfa_stage_bytes;
-  layout.full = layout.sfb + config.num_stages * kSfbStageBytes;
+  layout.full = layout.sfb + config.num_stages * layout.sfb_stage_bytes;
   layout.empty = layout.full + config.num_stages * kBarrierBytes;
   layout.c_full = layout.empty + config.num_stages * kBarrierBytes;
-  layout.bytes = layout.c_full + config.num_consumers * kBarrierBytes;
+  layout.groups = layout.c_full + config.num_consumers * kBarrierBytes;
+  layout.bytes = layout.groups;
   return layout;
 }
 
 // Bytes the TMA producer of one CTA announces per stage; the peers' multicast halves included.
 FP8GEMM_HOST_DEVICE constexpr uint32_t stage_tx_bytes(const GemmConfig& config) {
   return (config.block_m + config.block_n) * kRowBytes +
-         config.block_m * uint32_t{sizeof(float)};
+         (config.block_m + (config.scaling == Scaling::k1D1D ? config.block_n : 0)) *
+             uint32_t{sizeof(float)};
+}
+
+// Dynamic shared memory of a launch.
+FP8GEMM_HOST_DEVICE constexpr uint32_t launch_smem_bytes(const GemmConfig& config) {
+  return make_smem_layout(config).bytes + (config.has_group_table() ? kGroupTableBytes : 0);
 }
 
 }  // namespace fp8gemm

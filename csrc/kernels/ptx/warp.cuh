@@ -21,6 +21,28 @@ FP8GEMM_DEVICE bool elect_sync() {
 // Waits for the other lanes of the warp; orders their memory accesses.
 FP8GEMM_DEVICE void bar_warp_sync() { asm volatile("bar.warp.sync 0xffffffff;" ::: "memory"); }
 
+// Bit l of the result is `predicate` of lane l. The warp must be converged.
+FP8GEMM_DEVICE uint32_t vote_sync_ballot(bool predicate) {
+  return __ballot_sync(0xffffffffu, predicate);
+}
+
+// Number of bits set.
+FP8GEMM_DEVICE uint32_t popc(uint32_t bits) {
+  uint32_t count;
+  asm("popc.b32 %0, %1;" : "=r"(count) : "r"(bits));
+  return count;
+}
+
+// `value` of the lane `delta` lanes below, or this lane's own where there is none. Converged warp.
+FP8GEMM_DEVICE uint32_t shfl_sync_up(uint32_t value, uint32_t delta) {
+  return __shfl_up_sync(0xffffffffu, value, delta);
+}
+
+// `value` of lane `lane`. Converged warp.
+FP8GEMM_DEVICE uint32_t shfl_sync_idx(uint32_t value, uint32_t lane) {
+  return __shfl_sync(0xffffffffu, value, lane);
+}
+
 // Waits until `threads` threads (a multiple of 32) have arrived at barrier `id` (0..15) of the CTA.
 FP8GEMM_DEVICE void barrier_sync(uint32_t id, uint32_t threads) {
   asm volatile("barrier.sync.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
@@ -51,6 +73,24 @@ FP8GEMM_DEVICE uint32_t ld_shared_u32(uint32_t addr) {
   return value;
 }
 
+FP8GEMM_DEVICE void ld_shared_v2_u32(uint32_t addr, uint32_t& x, uint32_t& y) {
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(x), "=r"(y) : "r"(addr) : "memory");
+}
+
+FP8GEMM_DEVICE void st_shared_v2_u32(uint32_t addr, uint32_t x, uint32_t y) {
+  asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(addr), "r"(x), "r"(y) : "memory");
+}
+
+// Copies 16 bytes, both addresses 16-byte aligned, through registers.
+FP8GEMM_DEVICE void copy_shared_to_global_16(void* dst, uint32_t src) {
+  asm volatile(
+      "{\n.reg .b32 r<4>;\n"
+      "ld.shared.v4.b32 {r0, r1, r2, r3}, [%1];\n"
+      "st.global.v4.b32 [%0], {r0, r1, r2, r3};\n}" ::"l"(dst),
+      "r"(src)
+      : "memory");
+}
+
 // Two floats at an 8-byte-aligned address.
 FP8GEMM_DEVICE void ld_shared_v2_f32(uint32_t addr, float& x, float& y) {
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x), "=f"(y) : "r"(addr) : "memory");
@@ -68,6 +108,12 @@ FP8GEMM_DEVICE void st_shared_v2_f32(uint32_t addr, float x, float y) {
 FP8GEMM_DEVICE float ld_global_nc_f32(const float* addr) {
   float value;
   asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(value) : "l"(addr));
+  return value;
+}
+
+FP8GEMM_DEVICE int32_t ld_global_nc_s32(const int32_t* addr) {
+  int32_t value;
+  asm volatile("ld.global.nc.s32 %0, [%1];" : "=r"(value) : "l"(addr));
   return value;
 }
 

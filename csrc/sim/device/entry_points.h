@@ -17,6 +17,9 @@ void ClusterArrive();
 void ClusterWait();
 void GridDependencyWait();
 
+uint32_t VoteBallot(bool predicate);
+uint32_t ShflUp(uint32_t value, uint32_t delta);
+uint32_t ShflIdx(uint32_t value, uint32_t source);
 bool ElectSync();
 void BarWarpSync();
 void BarrierSync(uint32_t id, uint32_t threads);
@@ -28,7 +31,11 @@ void LoadSharedV2F32(uint32_t address, float& x, float& y);
 void StoreSharedF32(uint32_t address, float value);
 void StoreSharedV2F32(uint32_t address, float x, float y);
 void StoreMatrixX4(uint32_t address, uint32_t m0, uint32_t m1, uint32_t m2, uint32_t m3);
+void LoadSharedV2U32(uint32_t address, uint32_t& x, uint32_t& y);
+void StoreSharedV2U32(uint32_t address, uint32_t x, uint32_t y);
+void CopySharedToGlobal16(void* dst, uint32_t src);
 float LoadGlobalF32(const float* address);
+int32_t LoadGlobalS32(const int32_t* address);
 
 uint32_t PackBf16x2(float high, float low);
 uint32_t PackF16x2(float high, float low);

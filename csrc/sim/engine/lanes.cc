@@ -38,6 +38,22 @@ void ArriveAtBarrier(uint32_t id, uint32_t threads) {
   }
 }
 
+// Meets the other lanes and returns this lane's part of what `combine(in, out)` makes of everyone's
+// `value`. Results have a place of their own: a lane may already bring its next value while others
+// have not yet taken this result.
+template <typename Combine>
+uint32_t ExchangeLanes(Op op, uint32_t operand, uint32_t value, Combine combine) {
+  Warp& warp = *current->warp;
+  warp.exchange_in[current->lane()] = value;
+  if (MeetLanes(op, operand)) {
+    combine(warp.exchange_in, warp.exchange_out);
+    ReleaseLanes(warp);
+  }
+  return warp.exchange_out[current->lane()];
+}
+
+using LaneValues = std::array<uint32_t, kWarpLanes>;
+
 }  // namespace
 
 bool MeetLanes(Op op, uint64_t operand) {
@@ -85,6 +101,30 @@ uint32_t DynamicSmem() { return kSmemBase; }
 uint32_t ShflWarpIdx() {
   if (MeetLanes(Op::kShfl)) ReleaseLanes(*current->warp);
   return current->warp->index;
+}
+
+uint32_t VoteBallot(bool predicate) {
+  return ExchangeLanes(Op::kVote, 0, predicate, [](const LaneValues& in, LaneValues& out) {
+    uint32_t bits = 0;
+    for (uint32_t lane = 0; lane < kWarpLanes; ++lane) bits |= in[lane] << lane;
+    out.fill(bits);
+  });
+}
+
+uint32_t ShflUp(uint32_t value, uint32_t delta) {
+  return ExchangeLanes(Op::kShfl, delta, value, [delta](const LaneValues& in, LaneValues& out) {
+    for (uint32_t lane = 0; lane < kWarpLanes; ++lane) {
+      out[lane] = in[lane < delta ? lane : lane - delta];
+    }
+  });
+}
+
+uint32_t ShflIdx(uint32_t value, uint32_t source) {
+  if (source >= kWarpLanes) Fatal("shfl.sync.idx from lane %u", source);
+  const uint32_t operand = kWarpLanes + source;
+  return ExchangeLanes(Op::kShfl, operand, value, [source](const LaneValues& in, LaneValues& out) {
+    out.fill(in[source]);
+  });
 }
 
 bool ElectSync() {

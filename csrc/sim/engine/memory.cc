@@ -32,6 +32,21 @@ struct FloatPair {
   float y;
 };
 
+struct UintPair {
+  uint32_t x;
+  uint32_t y;
+};
+
+struct alignas(16) Chunk {
+  uint8_t bytes[16];
+};
+
+void CheckGlobalAlignment(const void* address, uint32_t bytes, const char* what) {
+  if (reinterpret_cast<uintptr_t>(address) % bytes != 0) {
+    Fatal("%s at %p: not aligned to %u bytes", what, address, bytes);
+  }
+}
+
 }  // namespace
 
 uint32_t SmemOffset(uint32_t address, uint32_t bytes, uint32_t alignment, const char* what) {
@@ -84,11 +99,32 @@ void StoreSharedV2F32(uint32_t address, float x, float y) {
   StoreShared(address, FloatPair{x, y}, "st.shared.v2.f32");
 }
 
+void LoadSharedV2U32(uint32_t address, uint32_t& x, uint32_t& y) {
+  const UintPair pair = LoadShared<UintPair>(address, "ld.shared.v2.u32");
+  x = pair.x;
+  y = pair.y;
+}
+
+void StoreSharedV2U32(uint32_t address, uint32_t x, uint32_t y) {
+  StoreShared(address, UintPair{x, y}, "st.shared.v2.u32");
+}
+
+void CopySharedToGlobal16(void* dst, uint32_t src) {
+  const Chunk chunk = LoadShared<Chunk>(src, "ld.shared.v4.b32");
+  CheckGlobal(dst, sizeof chunk, "st.global");
+  CheckGlobalAlignment(dst, sizeof chunk, "st.global.v4.b32");
+  std::memcpy(dst, &chunk, sizeof chunk);
+}
+
 float LoadGlobalF32(const float* address) {
   CheckGlobal(address, sizeof(float), "ld.global");
-  if (reinterpret_cast<uintptr_t>(address) % sizeof(float) != 0) {
-    Fatal("ld.global.f32 at %p: not aligned to 4 bytes", static_cast<const void*>(address));
-  }
+  CheckGlobalAlignment(address, sizeof(float), "ld.global.f32");
+  return *address;
+}
+
+int32_t LoadGlobalS32(const int32_t* address) {
+  CheckGlobal(address, sizeof(int32_t), "ld.global");
+  CheckGlobalAlignment(address, sizeof(int32_t), "ld.global.s32");
   return *address;
 }
 

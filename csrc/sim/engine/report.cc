@@ -42,6 +42,7 @@ const char* OpName(Op op) {
     case Op::kNone: return "nothing";
     case Op::kElect: return "elect.sync";
     case Op::kShfl: return "shfl.sync";
+    case Op::kVote: return "vote.sync";
     case Op::kBarWarpSync: return "bar.warp.sync";
     case Op::kBarrierSync: return "barrier.sync";
     case Op::kSetMaxRegistersInc: return "setmaxnreg.inc";

@@ -28,6 +28,7 @@ enum class Op : uint8_t {
   kNone,
   kElect,
   kShfl,
+  kVote,
   kBarWarpSync,
   kBarrierSync,
   kSetMaxRegistersInc,
@@ -123,6 +124,8 @@ struct Warp {
   std::array<float*, kWarpLanes> accumulators;
   std::array<uint32_t, kWarpLanes> matrix_address;
   std::array<std::array<uint32_t, 4>, kWarpLanes> matrix_rows;
+  std::array<uint32_t, kWarpLanes> exchange_in;
+  std::array<uint32_t, kWarpLanes> exchange_out;
 
   bool wgmma_fenced = false;
   uint32_t wgmma_group = 0;  // groups committed

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Instantiates the kernels for the CPU and registers them under their configuration keys.
 #pragma once
-#include <sm90_fp8_gemm_1d2d.cuh>
+#include <sm90_fp8_gemm.cuh>
 
 #include <string>
 #include <utility>
@@ -14,14 +14,15 @@ namespace fp8gemm::sim {
 
 template <GemmConfig kConfig>
 void KernelEntry(const void* params) {
-  sm90_fp8_gemm_1d2d<kConfig>(*static_cast<const GemmParams*>(params));
+  sm90_fp8_gemm<kConfig>(*static_cast<const GemmParams*>(params));
 }
 
 // Name of what lies at `offset` of dynamic shared memory.
 template <GemmConfig kConfig>
 const char* DescribeSmem(uint32_t offset) {
   constexpr SmemLayout kLayout = make_smem_layout(kConfig);
-  if (offset >= kLayout.bytes) return "past the end";
+  if (offset >= launch_smem_bytes(kConfig)) return "past the end";
+  if (offset >= kLayout.groups) return "group table";
   if (offset >= kLayout.c_full) return "c_full barrier";
   if (offset >= kLayout.empty) return "empty barrier";
   if (offset >= kLayout.full) return "full barrier";
@@ -43,7 +44,7 @@ SimKernel MakeSimKernel() {
           .params_bytes = sizeof(GemmParams),
           .threads = kConfig.threads(),
           .cluster = kConfig.cluster_size(),
-          .smem_bytes = make_smem_layout(kConfig).bytes,
+          .smem_bytes = launch_smem_bytes(kConfig),
           .launch_registers = LaunchRegisters(kConfig.threads()),
           .describe_smem = &DescribeSmem<kConfig>};
 }

@@ -6,6 +6,14 @@
 namespace fp8gemm::ptx {
 
 FP8GEMM_DEVICE bool elect_sync() { return sim::ElectSync(); }
+FP8GEMM_DEVICE uint32_t vote_sync_ballot(bool predicate) { return sim::VoteBallot(predicate); }
+FP8GEMM_DEVICE uint32_t popc(uint32_t bits) { return __builtin_popcount(bits); }
+FP8GEMM_DEVICE uint32_t shfl_sync_up(uint32_t value, uint32_t delta) {
+  return sim::ShflUp(value, delta);
+}
+FP8GEMM_DEVICE uint32_t shfl_sync_idx(uint32_t value, uint32_t lane) {
+  return sim::ShflIdx(value, lane);
+}
 FP8GEMM_DEVICE void bar_warp_sync() { sim::BarWarpSync(); }
 FP8GEMM_DEVICE void barrier_sync(uint32_t id, uint32_t threads) { sim::BarrierSync(id, threads); }
 
@@ -29,6 +37,16 @@ FP8GEMM_DEVICE void st_shared_f32(uint32_t addr, float value) { sim::StoreShared
 FP8GEMM_DEVICE void st_shared_v2_f32(uint32_t addr, float x, float y) {
   sim::StoreSharedV2F32(addr, x, y);
 }
+FP8GEMM_DEVICE void ld_shared_v2_u32(uint32_t addr, uint32_t& x, uint32_t& y) {
+  sim::LoadSharedV2U32(addr, x, y);
+}
+FP8GEMM_DEVICE void st_shared_v2_u32(uint32_t addr, uint32_t x, uint32_t y) {
+  sim::StoreSharedV2U32(addr, x, y);
+}
+FP8GEMM_DEVICE void copy_shared_to_global_16(void* dst, uint32_t src) {
+  sim::CopySharedToGlobal16(dst, src);
+}
+FP8GEMM_DEVICE int32_t ld_global_nc_s32(const int32_t* addr) { return sim::LoadGlobalS32(addr); }
 FP8GEMM_DEVICE float ld_global_nc_f32(const float* addr) { return sim::LoadGlobalF32(addr); }
 FP8GEMM_DEVICE void stmatrix_x4(uint32_t addr, uint32_t m0, uint32_t m1, uint32_t m2, uint32_t m3) {
   sim::StoreMatrixX4(addr, m0, m1, m2, m3);

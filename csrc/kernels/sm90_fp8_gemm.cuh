@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// d (m, n) = [c +] sum over K blocks of sfa[kb, row] * sfb[column / 128, kb] * (a[row] . b[column])
+// d[g] (m, n) = [c +] sum over K blocks of sfa[kb, row] * sfb[g, column, kb] * (a[row] . b[g, column])
 //
-// Persistent, warp-specialised FP8 GEMM for sm_90a: consumer warpgroups first, one producer
-// warpgroup last. Launched by gemm/sm90_fp8_gemm_1d2d.cc; calls consumer_1d2d.cuh and producer.cuh.
+// Persistent, warp-specialised FP8 GEMM for sm_90a, dense or of groups: consumer warpgroups first, one
+// producer warpgroup last. Launched by gemm/sm90_fp8_gemm.cc; calls consumer.cuh and producer.cuh.
 #pragma once
-#include <consumer_1d2d.cuh>
+#include <consumer.cuh>
 #include <producer.cuh>
 #include <ptx/cluster.cuh>
 
 namespace fp8gemm {
 
-// Warps of the producer warpgroup and what they do; the other two only give up their registers.
+// Warps of the producer warpgroup and what they do; the others only give up their registers.
 inline constexpr uint32_t kOperandLoaderWarp = 0;
 inline constexpr uint32_t kBScaleLoaderWarp = 1;
+inline constexpr uint32_t kGroupTableWarp = 2;  // before the roles start
 
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void sync_cluster() {
@@ -25,7 +26,7 @@ FP8GEMM_DEVICE void sync_cluster() {
 }
 
 template <GemmConfig kConfig>
-FP8GEMM_DEVICE void sm90_fp8_gemm_1d2d(const GemmParams& params) {
+FP8GEMM_DEVICE void sm90_fp8_gemm(const GemmParams& params) {
   constexpr uint32_t kConsumerWarps = kConfig.num_consumers * kWarpgroupWarps;
   const Smem<kConfig> smem{ptx::dynamic_smem()};
   const uint32_t warp = ptx::warp_idx();
@@ -36,26 +37,31 @@ FP8GEMM_DEVICE void sm90_fp8_gemm_1d2d(const GemmParams& params) {
       ptx::prefetch_tensormap(&params.b);
       ptx::prefetch_tensormap(&params.sfa);
       ptx::prefetch_tensormap(&params.d);
+      if constexpr (kConfig.scaling == Scaling::k1D1D) ptx::prefetch_tensormap(&params.sfb);
       if constexpr (kConfig.accumulate) ptx::prefetch_tensormap(&params.c);
       init_barriers<kConfig>(smem);
     }
     ptx::bar_warp_sync();
   }
-  // Peers arrive on our barriers and write into our slots: they must see them initialised.
-  sync_cluster<kConfig>();
   if constexpr (kConfig.pdl) ptx::griddepcontrol_wait();
+  if constexpr (kConfig.has_group_table()) {
+    const GroupTable<kConfig> groups{smem.groups()};
+    if (warp == kConsumerWarps + kGroupTableWarp) groups.build(params);
+  }
+  // Peers arrive on our barriers and write into our slots: they must see them initialised. The group
+  // table is for all warps.
+  sync_cluster<kConfig>();
 
   if (warp >= kConsumerWarps) {
     if constexpr (kConfig.moves_registers()) ptx::setmaxnreg_dec<kConfig.producer_registers()>();
     if (warp == kConsumerWarps + kOperandLoaderWarp) {
-      if (ptx::elect_sync()) load_operands<kConfig>(params, smem);
-      ptx::bar_warp_sync();
-    } else if (warp == kConsumerWarps + kBScaleLoaderWarp) {
+      load_operands<kConfig>(params, smem);
+    } else if (kConfig.scaling == Scaling::k1D2D && warp == kConsumerWarps + kBScaleLoaderWarp) {
       load_b_scales<kConfig>(params, smem);
     }
   } else {
     if constexpr (kConfig.moves_registers()) ptx::setmaxnreg_inc<kConfig.consumer_registers()>();
-    consume_1d2d<kConfig>(params, smem, warp / kWarpgroupWarps);
+    consume<kConfig>(params, smem, warp / kWarpgroupWarps);
   }
   // A peer may still multicast into this CTA or arrive on its barriers.
   if constexpr (kConfig.cluster_size() > 1) sync_cluster<kConfig>();

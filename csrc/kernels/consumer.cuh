@@ -1,78 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// Consumer role of the 1d2d kernels (A scaled per 1x128, B per 128x128): wgmma and promotion.
+// Consumer role of every GEMM kernel: wgmma, promotion with scales, epilogue.
 #pragma once
 #include <epilogue.cuh>
 #include <mma/smem_descriptor.cuh>
 #include <mma/wgmma_fp8.cuh>
 #include <pipeline.cuh>
+#include <promotion.cuh>
 #include <ptx/wgmma.cuh>
 #include <tile_scheduler.cuh>
 
 namespace fp8gemm {
 
-// Products of the scales of one K block, for the two fragment rows of this thread (8 apart) in each
-// wave and for the one or two column blocks of the tile.
+// Starts one wave of one K block: partial = a (64, 128) * b (block_n, 128)^T.
 template <GemmConfig kConfig>
-struct BlockScales {
-  float value[kConfig.waves()][2][kConfig.scale_blocks_n()];
-};
-
-// Reads the scales of a stage. `row` is this thread's first fragment row within the tile.
-template <GemmConfig kConfig>
-FP8GEMM_DEVICE void read_scales(const Smem<kConfig>& smem, uint32_t stage, uint32_t row,
-                                BlockScales<kConfig>& scales) {
-  float sfb[kConfig.scale_blocks_n()];
-  if constexpr (kConfig.scale_blocks_n() == 1) {
-    sfb[0] = ptx::ld_shared_f32(smem.sfb(stage));
-  } else {
-    ptx::ld_shared_v2_f32(smem.sfb(stage), sfb[0], sfb[1]);
-  }
-  FP8GEMM_UNROLL
-  for (uint32_t wave = 0; wave < kConfig.waves(); ++wave) {
-    FP8GEMM_UNROLL
-    for (uint32_t half = 0; half < 2; ++half) {
-      const uint32_t scale_row = row + wave * kMmaM + half * 8;
-      const float sfa = ptx::ld_shared_f32(smem.sfa(stage) + scale_row * sizeof(float));
-      FP8GEMM_UNROLL
-      for (uint32_t i = 0; i < kConfig.scale_blocks_n(); ++i) {
-        scales.value[wave][half][i] = sfa * sfb[i];
-      }
-    }
-  }
-}
-
-// accum += scale * partial. Tiles start at multiples of block_n, so the column where the second
-// scale block begins is a multiple of gcd(block_n, 128) between that and 128: columns are handled in
-// chunks of this width, and only chunks that can lie on either side need a select.
-template <GemmConfig kConfig>
-FP8GEMM_DEVICE void promote(const float (&partial)[kConfig.block_n / 2],
-                            const float (&scales)[2][kConfig.scale_blocks_n()],
-                            uint32_t first_block_columns, float (&accum)[kConfig.block_n / 2]) {
-  constexpr uint32_t kChunk = gcd(kConfig.block_n, kScaleBlockN);
-  constexpr uint32_t kLast = kConfig.scale_blocks_n() - 1;
-  FP8GEMM_UNROLL
-  for (uint32_t chunk = 0; chunk < kConfig.block_n; chunk += kChunk) {
-    float scale[2];
-    FP8GEMM_UNROLL
-    for (uint32_t half = 0; half < 2; ++half) {
-      if (kLast == 0 || chunk == 0) {
-        scale[half] = scales[half][0];
-      } else if (chunk >= kScaleBlockN) {
-        scale[half] = scales[half][kLast];
-      } else {
-        scale[half] = chunk < first_block_columns ? scales[half][0] : scales[half][kLast];
-      }
-    }
-    FP8GEMM_UNROLL
-    for (uint32_t i = chunk / 2; i < (chunk + kChunk) / 2; ++i) {
-      accum[i] += scale[(i >> 1) & 1] * partial[i];
-    }
-  }
-}
-
-// One wave of one K block: partial = a (64, 128) * b (block_n, 128)^T, complete on return.
-template <GemmConfig kConfig>
-FP8GEMM_DEVICE void multiply(uint32_t a, uint32_t b, float (&partial)[kConfig.block_n / 2]) {
+FP8GEMM_DEVICE void start_multiply(uint32_t a, uint32_t b, float (&partial)[kConfig.block_n / 2]) {
   const uint64_t a_desc = make_k_major_descriptor(a);
   const uint64_t b_desc = make_k_major_descriptor(b);
   ptx::fence_registers(partial);
@@ -85,6 +26,11 @@ FP8GEMM_DEVICE void multiply(uint32_t a, uint32_t b, float (&partial)[kConfig.bl
   }
   ptx::wgmma_commit_group();
   ptx::fence_registers(partial);
+}
+
+// Waits for it; then `partial` may be read.
+template <GemmConfig kConfig>
+FP8GEMM_DEVICE void finish_multiply(float (&partial)[kConfig.block_n / 2]) {
   ptx::wgmma_wait_group<0>();
   ptx::fence_registers(partial);
 }
@@ -109,8 +55,8 @@ FP8GEMM_DEVICE void release_stage(const Smem<kConfig>& smem, uint32_t stage, uin
 //             per warp and CTA of the cluster arrives on empty[stage].
 // Registers   waves * block_n / 2 accumulators and block_n / 2 partial sums per thread.
 template <GemmConfig kConfig>
-FP8GEMM_DEVICE void consume_1d2d(const GemmParams& params, const Smem<kConfig>& smem,
-                                 uint32_t consumer) {
+FP8GEMM_DEVICE void consume(const GemmParams& params, const Smem<kConfig>& smem,
+                            uint32_t consumer) {
   constexpr uint32_t kWaves = kConfig.waves();
   constexpr uint32_t kFragment = kConfig.block_n / 2;
   const uint32_t lane = ptx::lane_idx();
@@ -121,7 +67,7 @@ FP8GEMM_DEVICE void consume_1d2d(const GemmParams& params, const Smem<kConfig>& 
   const uint32_t scale_row = first_row + (has_rows ? fragment_row : 0);
 
   PipelineState<kConfig.num_stages> pipe;
-  TileScheduler<kConfig> scheduler(params);
+  TileScheduler<kConfig> scheduler(params, smem);
   uint32_t c_parity = 0;
   for (Tile tile; scheduler.next(tile);) {
     const uint32_t first_block_columns = kScaleBlockN - tile.column % kScaleBlockN;
@@ -132,21 +78,26 @@ FP8GEMM_DEVICE void consume_1d2d(const GemmParams& params, const Smem<kConfig>& 
       FP8GEMM_UNROLL
       for (uint32_t i = 0; i < kFragment; ++i) accum[wave][i] = 0.0f;
     }
-    for (uint32_t kb = 0; kb < params.k_blocks; ++kb, pipe.advance()) {
+    for (uint32_t kb = 0; kb < tile.k_blocks; ++kb, pipe.advance()) {
       BlockScales<kConfig> scales;
       float partial[kFragment];
       ptx::mbarrier_wait_parity(smem.full(pipe.stage), pipe.parity);
-      read_scales<kConfig>(smem, pipe.stage, scale_row, scales);
+      scales.read_rows(smem, pipe.stage, scale_row);
       FP8GEMM_UNROLL
       for (uint32_t wave = 0; wave < kWaves; ++wave) {
         const uint32_t a_row = first_row + wave * kMmaM;
-        multiply<kConfig>(smem.a(pipe.stage) + a_row * kRowBytes, smem.b(pipe.stage), partial);
+        start_multiply<kConfig>(smem.a(pipe.stage) + a_row * kRowBytes, smem.b(pipe.stage),
+                                partial);
+        if (wave == 0) scales.read_columns(smem, pipe.stage);
+        finish_multiply<kConfig>(partial);
         if (wave + 1 == kWaves) release_stage<kConfig>(smem, pipe.stage, lane);
-        promote<kConfig>(partial, scales.value[wave], first_block_columns, accum[wave]);
+        scales.promote(partial, wave, first_block_columns, accum[wave]);
       }
     }
     store_tile<kConfig>(params, smem, consumer, tile, c_parity, accum);
     c_parity ^= 1;
+    // Only a warp that is known to have converged may keep descriptors in uniform registers.
+    ptx::bar_warp_sync();
   }
   finish_stores();
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Host twin of kernels/sm90_fp8_gemm_1d2d.cuh: its parameters and its launch.
+// Host twin of kernels/sm90_fp8_gemm.cuh: its parameters and its launch.
 // Called by ffi/gemm_handlers.cc (through gemm/gemm_plan.h); launches the kernel.
 #pragma once
 #include "gemm/problem.h"
@@ -10,14 +10,18 @@ namespace fp8gemm {
 
 /// Device addresses of one call. Matrices are row-major without gaps unless a pitch is named.
 struct GemmBuffers {
-  void* a = nullptr;    // (m, k) fp8, rows `k_pitch` elements apart
-  void* b = nullptr;    // (n, k) fp8, rows `k_pitch` elements apart
-  void* sfa = nullptr;  // (ceil(k / 128), m) f32, rows `sfa_pitch` elements apart: M is innermost
-  void* sfb = nullptr;  // (ceil(n / 128), ceil(k / 128)) f32
-  void* d = nullptr;    // (m, n) output, rows `d_pitch` elements apart
+  void* a = nullptr;    // (a rows, k) fp8, rows `k_pitch` elements apart
+  void* b = nullptr;    // (b rows, k) fp8, rows `k_pitch` elements apart
+  void* sfa = nullptr;  // (ceil(k / 128), a rows) f32, rows `sfa_pitch` elements apart
+  // 1d2d: (groups, ceil(n / 128), ceil(k / 128)) f32.
+  // 1d1d: (ceil(k / 128), n) f32, rows `sfb_pitch` elements apart.
+  void* sfb = nullptr;
+  void* d = nullptr;    // (d rows, n) output, rows `d_pitch` elements apart
   void* c = nullptr;    // as d; may be d itself; nullptr unless the problem accumulates
+  void* group_data = nullptr;  // (group_data_size) int32; nullptr if there is none
   int64_t k_pitch = 0;
   int64_t sfa_pitch = 0;
+  int64_t sfb_pitch = 0;
   int64_t d_pitch = 0;
 };
 

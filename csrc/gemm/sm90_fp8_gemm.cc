@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+// Tensor maps, raster order and launch geometry of the kernels.
+#include "gemm/sm90_fp8_gemm.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "runtime/tensor_map.h"
+#include "shared/smem_layout.h"
+
+namespace fp8gemm {
+namespace {
+
+static_assert(sizeof(TensorMap) == sizeof(CUtensorMap));
+static_assert(alignof(TensorMap) <= alignof(CUtensorMap));
+
+TensorMap Encode(const DriverApi& api, const TensorMapSpec& spec) {
+  const CUtensorMap encoded = Encode2d(api, spec);
+  TensorMap map;
+  std::memcpy(&map, &encoded, sizeof map);
+  return map;
+}
+
+TensorMapSpec OperandSpec(const char* name, void* base, int64_t rows, const GemmProblem& problem,
+                          int64_t k_pitch, uint32_t box_rows) {
+  return {.operand = name,
+          .type = CU_TENSOR_MAP_DATA_TYPE_UINT8,
+          .elem_bytes = 1,
+          .base = base,
+          .dim0 = static_cast<uint64_t>(problem.k),
+          .dim1 = static_cast<uint64_t>(rows),
+          .pitch_bytes = static_cast<uint64_t>(k_pitch),
+          .box0 = kBlockK,
+          .box1 = box_rows,
+          .swizzle = CU_TENSOR_MAP_SWIZZLE_128B,
+          .l2_promotion = CU_TENSOR_MAP_L2_PROMOTION_L2_256B};
+}
+
+CUtensorMapDataType MapType(OutType type) {
+  switch (type) {
+    case OutType::kBF16: return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+    case OutType::kF16: return CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+    case OutType::kF32: return CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
+  }
+  return CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
+}
+
+TensorMapSpec OutputSpec(const char* name, void* base, const GemmProblem& problem,
+                         const GemmConfig& config, int64_t pitch) {
+  const uint32_t swizzle = d_swizzle_bytes(config);
+  const uint32_t bytes = element_bytes(config.d_type);
+  return {.operand = name,
+          .type = MapType(config.d_type),
+          .elem_bytes = static_cast<int>(bytes),
+          .base = base,
+          .dim0 = static_cast<uint64_t>(pitch),
+          .dim1 = static_cast<uint64_t>(problem.d_rows()),
+          .pitch_bytes = static_cast<uint64_t>(pitch) * bytes,
+          .box0 = d_box_columns(config),
+          .box1 = d_box_rows(config),
+          .swizzle = swizzle == 128  ? CU_TENSOR_MAP_SWIZZLE_128B
+                     : swizzle == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
+                                     : CU_TENSOR_MAP_SWIZZLE_32B};
+}
+
+TensorMapSpec ScaleSpec(const char* name, void* base, int64_t rows, int64_t k_blocks,
+                        int64_t pitch, uint32_t box_rows) {
+  return {.operand = name,
+          .type = CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+          .elem_bytes = 4,
+          .base = base,
+          .dim0 = static_cast<uint64_t>(rows),
+          .dim1 = static_cast<uint64_t>(k_blocks),
+          .pitch_bytes = static_cast<uint64_t>(pitch) * 4,
+          .box0 = box_rows,
+          .box1 = 1};
+}
+
+// Cluster tiles of one output matrix.
+int64_t ClusterTilesM(const GemmProblem& problem, const GemmConfig& config) {
+  return ceil_div<int64_t>(problem.m, config.block_m * config.cluster_m);
+}
+
+int64_t ClusterTilesN(const GemmProblem& problem, const GemmConfig& config) {
+  return ceil_div<int64_t>(problem.n, config.block_n * config.cluster_n);
+}
+
+// Most cluster tiles a problem can have, whatever the sizes of its groups.
+int64_t MaxClusterTiles(const GemmProblem& problem, const GemmConfig& config) {
+  const int64_t tiles = ClusterTilesM(problem, config) * ClusterTilesN(problem, config);
+  switch (problem.kind) {
+    case GemmKind::kDense:
+    case GemmKind::kContiguous: return tiles;
+    case GemmKind::kMasked:
+    case GemmKind::kKGrouped: return tiles * problem.num_groups;
+    // Each group, and the zeros past the last one, can end in a tile that it does not fill.
+    case GemmKind::kRagged:
+      return tiles + (problem.num_groups + 1) * ClusterTilesN(problem, config);
+  }
+  return tiles;
+}
+
+int64_t ActiveClusters(const GemmProblem& problem, const GemmConfig& config, int num_sms) {
+  return std::min(MaxClusterTiles(problem, config),
+                  std::max<int64_t>(1, num_sms / config.cluster_size()));
+}
+
+// Chooses the band width that makes the active clusters read the fewest distinct operand bytes:
+// `width` tiles of the minor dimension times what fits of the other.
+void SetRaster(const GemmConfig& config, int64_t active, GemmParams& params) {
+  double best = 0;
+  for (const bool along_n : {false, true}) {
+    const double rows = double(config.block_m) * config.cluster_m;
+    const double columns = double(config.block_n) * config.cluster_n;
+    const double minor = along_n ? columns : rows;
+    const double major = along_n ? rows : columns;
+    const uint32_t minor_tiles = along_n ? params.cluster_tiles_n : params.cluster_tiles_m;
+    for (uint32_t width = 1; width <= 32; width *= 2) {
+      const uint32_t band = std::min(width, minor_tiles);
+      const double traffic = band * minor + double(ceil_div<int64_t>(active, band)) * major;
+      if (best != 0 && traffic >= best) continue;
+      best = traffic;
+      params.raster_width = band;
+      params.raster_along_n = along_n;
+    }
+  }
+}
+
+void EncodeTensorMaps(const DriverApi& api, const GemmProblem& problem, const GemmConfig& config,
+                      const GemmBuffers& buffers, GemmParams& params) {
+  params.a = Encode(api, OperandSpec("a", buffers.a, problem.a_rows(), problem, buffers.k_pitch,
+                                     config.block_m / config.cluster_n));
+  params.b = Encode(api, OperandSpec("b", buffers.b, problem.b_rows(), problem, buffers.k_pitch,
+                                     config.block_n / config.cluster_m));
+  params.sfa = Encode(api, ScaleSpec("sfa", buffers.sfa, problem.a_rows(), params.k_blocks,
+                                     buffers.sfa_pitch, config.block_m));
+  if (config.scaling == Scaling::k1D1D) {
+    params.sfb = Encode(api, ScaleSpec("sfb", buffers.sfb, problem.n, params.k_blocks,
+                                       buffers.sfb_pitch, config.block_n));
+  } else {
+    params.sfb_blocks = static_cast<const float*>(buffers.sfb);
+  }
+  params.d = Encode(api, OutputSpec("d", buffers.d, problem, config, buffers.d_pitch));
+  if (config.accumulate) {
+    params.c = Encode(api, OutputSpec("c", buffers.c, problem, config, buffers.d_pitch));
+  }
+}
+
+}  // namespace
+
+GemmParams MakeGemmParams(const DriverApi& api, const GemmProblem& problem,
+                          const GemmConfig& config, const GemmBuffers& buffers, int num_sms) {
+  GemmParams params{};
+  params.k_blocks = ceil_div<int64_t>(problem.k, kBlockK);
+  EncodeTensorMaps(api, problem, config, buffers, params);
+  params.d_rows = buffers.d;
+  params.d_pitch_bytes = uint64_t(buffers.d_pitch) * element_bytes(config.d_type);
+  params.group_data = static_cast<const int32_t*>(buffers.group_data);
+  params.num_groups = problem.num_groups;
+  params.group_rows = problem.kind == GemmKind::kMasked ? problem.m : 0;
+  params.zero_padding = problem.zero_padding;
+  params.m = problem.m;
+  params.n = problem.n;
+  params.cluster_tiles_m = ClusterTilesM(problem, config);
+  params.cluster_tiles_n = ClusterTilesN(problem, config);
+  SetRaster(config, ActiveClusters(problem, config, num_sms), params);
+  return params;
+}
+
+LaunchGeometry MakeLaunchGeometry(const GemmProblem& problem, const GemmConfig& config,
+                                  int num_sms) {
+  return {.grid = static_cast<unsigned>(ActiveClusters(problem, config, num_sms) *
+                                        config.cluster_size()),
+          .block = config.threads(),
+          .cluster = config.cluster_size(),
+          .smem_bytes = launch_smem_bytes(config),
+          .pdl = config.pdl};
+}
+
+}  // namespace fp8gemm
