@@ -162,7 +162,7 @@ bool TestCase(const Case& test) {
   std::string other;
   for (int32_t timing = 0; timing < 3; ++timing) {
     for (int32_t scheduler = 0; scheduler < 3; ++scheduler) {
-      for (uint64_t seed = 0; seed < 5; ++seed) {
+      for (uint64_t seed = 0; seed < 3; ++seed) {
         SimOptions options;
         options.seed = seed;
         options.timing = timing;
@@ -185,6 +185,7 @@ bool TestCase(const Case& test) {
 // The correct kernel is right in every mode that changes what is simulated.
 void TestModes() {
   Problem problem(1);
+  problem.RegisterRanges();
   for (int32_t shadow = 0; shadow < 3; ++shadow) {
     for (int32_t numerics = 0; numerics < 2; ++numerics) {
       SimOptions options;

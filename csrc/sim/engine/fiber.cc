@@ -6,7 +6,7 @@
 
 namespace fp8gemm::sim {
 
-#if defined(__x86_64__)
+#if !defined(FP8GEMM_SIM_UCONTEXT)
 
 // Saves what the System V ABI lets a callee expect to survive, and nothing else.
 extern "C" void fp8gemm_sim_switch(void** save, void* to);

@@ -1,23 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 // Fibers: stacks that take turns on one operating-system thread.
 //
-// x86-64 switches in a dozen instructions; other CPUs use ucontext, whose system call per switch
-// makes the simulator several times slower but changes nothing else.
+// x86-64 switches in a dozen instructions; other CPUs, or a build with FP8GEMM_SIM_UCONTEXT, use
+// ucontext, whose system call per switch makes the simulator several times slower and changes
+// nothing else.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 
-#if !defined(__x86_64__)
+#if !defined(__x86_64__) && !defined(FP8GEMM_SIM_UCONTEXT)
+#define FP8GEMM_SIM_UCONTEXT
+#endif
+#if defined(FP8GEMM_SIM_UCONTEXT)
 #include <ucontext.h>
 #endif
 
 namespace fp8gemm::sim {
 
 struct Fiber {
-#if defined(__x86_64__)
-  void* stack_pointer = nullptr;
-#else
+#if defined(FP8GEMM_SIM_UCONTEXT)
   ucontext_t context;
+#else
+  void* stack_pointer = nullptr;
 #endif
 };
 

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+// The simulated driver enforces what the real one documents, and says which rule was broken.
+#include <cstdio>
+
+#include "sim_harness.h"
+
+namespace sim_test {
+namespace {
+
+using namespace fp8gemm;
+
+void DoNothing(const void*) {}
+
+const sim::SimKernel kKernels[] = {{"idle", &DoNothing, 4, 128, 2, 60000, 128, nullptr}};
+const sim::KernelTable kTable(kKernels);
+
+const DriverApi& Api() { return *Fp8GemmSimDriver(); }
+
+// ---- Device -------------------------------------------------------------------------------------
+
+int Attribute(CUdevice_attribute attribute) {
+  int value = -1;
+  CHECK(Api().cuDeviceGetAttribute(&value, attribute, 0) == CUDA_SUCCESS);
+  return value;
+}
+
+void TestDevice() {
+  CHECK(Api().cuInit(0) == CUDA_SUCCESS);
+  int device = -1;
+  CHECK(Api().cuCtxGetDevice(&device) == CUDA_SUCCESS && device == 0);
+  sim::SimOptions options;
+  options.num_sms = 7;
+  Fp8GemmSimSetOptions(&options);
+  CHECK(Attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT) == 7);
+  CHECK(Attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR) == 9);
+  CHECK(Attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR) == 0);
+  CHECK(Attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN) == 232448);
+  int value;
+  CHECK(Api().cuDeviceGetAttribute(&value, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, 1) ==
+        CUDA_ERROR_INVALID_DEVICE);
+  char name[8];
+  CHECK(Api().cuDeviceGetName(name, sizeof name, 0) == CUDA_SUCCESS);
+  CHECK(std::string(name) == "fp8gemm");
+  const char* text;
+  CHECK(Api().cuGetErrorName(CUDA_ERROR_LAUNCH_FAILED, &text) == CUDA_SUCCESS);
+  CHECK(std::string(text) == "CUDA_ERROR_LAUNCH_FAILED");
+}
+
+// ---- Images -------------------------------------------------------------------------------------
+
+CUresult Load(const char* image) {
+  CUlibrary library;
+  return Api().cuLibraryLoadData(&library, image, nullptr, nullptr, 0, nullptr, nullptr, 0);
+}
+
+void TestImages() {
+  CHECK(Load("\x7f" "ELF") == CUDA_ERROR_INVALID_IMAGE);
+  CHECK(Load("fp8gemm-sim\nidle") == CUDA_ERROR_INVALID_IMAGE);
+  CHECK(Load("fp8gemm-sim\nother\n") == CUDA_ERROR_NOT_FOUND);
+  CHECK_CONTAINS(Api().last_report(), "without kernel other");
+  CHECK(Load(nullptr) == CUDA_ERROR_INVALID_VALUE);
+}
+
+// ---- Launches -----------------------------------------------------------------------------------
+
+// The result of a launch that differs from a good one in what `change` does.
+template <typename Change>
+CUresult LaunchChanged(Change change) {
+  Geometry geometry = {4, 128, 2, 60000};
+  change(geometry);
+  uint32_t params = 0;
+  return Launch("idle", geometry, &params);
+}
+
+void TestLaunches() {
+  CHECK(LaunchChanged([](Geometry&) {}) == CUDA_SUCCESS);
+  CHECK(LaunchChanged([](Geometry& g) { g.grid = 3; }) == CUDA_ERROR_INVALID_VALUE);
+  CHECK_CONTAINS(Api().last_report(), "multiple of the cluster");
+  CHECK(LaunchChanged([](Geometry& g) { g.grid = 0; }) == CUDA_ERROR_INVALID_VALUE);
+  CHECK(LaunchChanged([](Geometry& g) { g.threads = 256; }) == CUDA_ERROR_INVALID_VALUE);
+  CHECK_CONTAINS(Api().last_report(), "threads the kernel is built for: got 256");
+  CHECK(LaunchChanged([](Geometry& g) { g.cluster = 1; }) == CUDA_ERROR_INVALID_CLUSTER_SIZE);
+  CHECK(LaunchChanged([](Geometry& g) { g.cluster = 16; }) == CUDA_ERROR_INVALID_CLUSTER_SIZE);
+  CHECK(LaunchChanged([](Geometry& g) { g.smem_bytes = 59999; }) == CUDA_ERROR_INVALID_VALUE);
+  CHECK_CONTAINS(Api().last_report(), "shared memory the kernel addresses");
+}
+
+void TestSmemAttribute() {
+  CUlibrary library;
+  CUkernel kernel;
+  CHECK(Api().cuLibraryLoadData(&library, "fp8gemm-sim\nidle\n", nullptr, nullptr, 0, nullptr,
+                                nullptr, 0) == CUDA_SUCCESS);
+  CHECK(Api().cuLibraryGetKernel(&kernel, library, "kernel") == CUDA_SUCCESS);
+  const auto attribute = CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+  CHECK(Api().cuKernelSetAttribute(attribute, 232448, kernel, 0) == CUDA_SUCCESS);
+  CHECK(Api().cuKernelSetAttribute(attribute, 232449, kernel, 0) == CUDA_ERROR_INVALID_VALUE);
+  CHECK(Api().cuKernelSetAttribute(attribute, -1, kernel, 0) == CUDA_ERROR_INVALID_VALUE);
+  CHECK(Api().cuLibraryUnload(library) == CUDA_SUCCESS);
+}
+
+// Without the attribute a kernel may have 48 KiB.
+void TestSmemDefault() {
+  CUlibrary library;
+  CHECK(Api().cuLibraryLoadData(&library, "fp8gemm-sim\nidle\n", nullptr, nullptr, 0, nullptr,
+                                nullptr, 0) == CUDA_SUCCESS);
+  CUlaunchAttribute cluster = {};
+  cluster.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+  cluster.value.clusterDim = {2, 1, 1};
+  CUlaunchConfig config = {2, 1, 1, 128, 1, 1, 60000, nullptr, &cluster, 1};
+  uint32_t params = 0;
+  void* kernel_params[] = {&params};
+  CUkernel kernel;
+  CUfunction function;
+  CHECK(Api().cuLibraryGetKernel(&kernel, library, "kernel") == CUDA_SUCCESS);
+  CHECK(Api().cuKernelGetFunction(&function, kernel) == CUDA_SUCCESS);
+  CHECK(Api().cuLaunchKernelEx(&config, function, kernel_params, nullptr) ==
+        CUDA_ERROR_INVALID_VALUE);
+  CHECK_CONTAINS(Api().last_report(), "allowed by the kernel's attribute");
+  CHECK(Api().cuLibraryUnload(library) == CUDA_SUCCESS);
+}
+
+// ---- Tensor maps --------------------------------------------------------------------------------
+
+// Arguments of cuTensorMapEncodeTiled that it accepts, to be spoilt one at a time.
+struct EncodeArguments {
+  CUtensorMapDataType type = CU_TENSOR_MAP_DATA_TYPE_UINT8;
+  uint32_t rank = 2;
+  uint64_t base = 4096;
+  uint64_t dims[3] = {256, 64, 2};
+  uint64_t strides[2] = {256, 64 * 256};
+  uint32_t box[3] = {128, 64, 1};
+  uint32_t element_strides[3] = {1, 1, 1};
+  int interleave = 0;
+  CUtensorMapSwizzle swizzle = CU_TENSOR_MAP_SWIZZLE_128B;
+  int map_shift = 0;
+};
+
+template <typename Change>
+CUresult EncodeChanged(Change change) {
+  EncodeArguments arguments;
+  change(arguments);
+  alignas(64) static uint8_t memory[sizeof(CUtensorMap) + 64];
+  return Api().cuTensorMapEncodeTiled(
+      reinterpret_cast<CUtensorMap*>(memory + arguments.map_shift), arguments.type, arguments.rank,
+      reinterpret_cast<void*>(arguments.base), arguments.dims, arguments.strides, arguments.box,
+      arguments.element_strides, static_cast<CUtensorMapInterleave>(arguments.interleave),
+      arguments.swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+}
+
+template <typename Change>
+void Rejects(const char* rule, Change change) {
+  CHECK(EncodeChanged(change) == CUDA_ERROR_INVALID_VALUE);
+  CHECK_CONTAINS(Api().last_report(), rule);
+}
+
+using Args = EncodeArguments;
+
+void TestMapExtents() {
+  CHECK(EncodeChanged([](Args&) {}) == CUDA_SUCCESS);
+  CHECK(EncodeChanged([](Args& a) { a.rank = 3; }) == CUDA_SUCCESS);
+  CHECK(EncodeChanged([](Args& a) { a.dims[1] = uint64_t{1} << 32; }) == CUDA_SUCCESS);
+  Rejects("1 to 2^32", [](Args& a) { a.dims[1] = (uint64_t{1} << 32) + 1; });
+  Rejects("1 to 2^32", [](Args& a) { a.dims[0] = 0; });
+  CHECK(EncodeChanged([](Args& a) { a.box[1] = 256; }) == CUDA_SUCCESS);
+  Rejects("box extent must be 1 to 256", [](Args& a) { a.box[1] = 257; });
+  Rejects("box extent must be 1 to 256", [](Args& a) { a.box[1] = 0; });
+  Rejects("element strides", [](Args& a) { a.element_strides[1] = 2; });
+  Rejects("multiple of 16 bytes", [](Args& a) { a.strides[0] = 264; });
+  Rejects("less than 2^40", [](Args& a) { a.strides[0] = uint64_t{1} << 40; });
+  Rejects("cover the dimension", [](Args& a) { a.strides[0] = 240; });
+  Rejects("cover the dimension", [](Args& a) { a.rank = 3, a.strides[1] = 63 * 256; });
+  Rejects("multiple of 16 bytes", [](Args& a) { a.box[0] = 120; });
+}
+
+void TestMapSwizzles() {
+  Rejects("swizzle span", [](Args& a) { a.swizzle = CU_TENSOR_MAP_SWIZZLE_64B; });
+  Rejects("swizzle span", [](Args& a) { a.box[0] = 144; });
+  CHECK(EncodeChanged([](Args& a) { a.box[0] = 256, a.swizzle = CU_TENSOR_MAP_SWIZZLE_NONE; }) ==
+        CUDA_SUCCESS);
+  Rejects("swizzle must be", [](Args& a) { a.swizzle = static_cast<CUtensorMapSwizzle>(4); });
+}
+
+void TestMapOthers() {
+  Rejects("rank", [](Args& a) { a.rank = 1; });
+  Rejects("rank", [](Args& a) { a.rank = 4; });
+  Rejects("data type", [](Args& a) { a.type = CU_TENSOR_MAP_DATA_TYPE_FLOAT64; });
+  Rejects("base must be aligned", [](Args& a) { a.base += 8; });
+  Rejects("base must be aligned", [](Args& a) { a.base = 0; });
+  Rejects("map must be aligned", [](Args& a) { a.map_shift = 32; });
+  Rejects("interleave", [](Args& a) { a.interleave = 1; });
+}
+
+}  // namespace
+}  // namespace sim_test
+
+int main() {
+  sim_test::TestDevice();
+  sim_test::TestImages();
+  sim_test::TestLaunches();
+  sim_test::TestSmemAttribute();
+  sim_test::TestSmemDefault();
+  sim_test::TestMapExtents();
+  sim_test::TestMapSwizzles();
+  sim_test::TestMapOthers();
+  std::puts("ok");
+  return 0;
+}
