@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The boundary to the extension: registers the FFI targets and builds their calls.
 
-The only module that imports `_core` and names FFI targets. Above it operands are called lhs and rhs,
-below it a and b. Called by _gemm.py; calls csrc/ffi/gemm_handlers.cc.
+The only module that imports `_core` and names FFI targets. Above it operands are called lhs and
+rhs, below it a and b. Called by _gemm.py; calls csrc/ffi/gemm_handlers.cc.
 """
 
+import contextlib
 import functools
 import glob
 import importlib.util
@@ -36,8 +37,8 @@ SIM_LIBRARY = pathlib.Path(_core.__file__).parent / "libjax_fp8gemm_sim.so"
 def _nvrtc_candidates() -> list[str]:
     """Returns full paths at which libnvrtc may be found, best first.
 
-    jax's CUDA extras install it as a wheel: nvidia/cu13 for CUDA 13, nvidia/cuda_nvrtc for 12. Where
-    both are there, the one of the installed jax plugin comes first.
+    jax's CUDA extras install it as a wheel: nvidia/cu13 for CUDA 13, nvidia/cuda_nvrtc for 12.
+    Where both are there, the one of the installed jax plugin comes first.
     """
     spec = importlib.util.find_spec("nvidia")
     roots = list(spec.submodule_search_locations or ()) if spec else []
@@ -53,11 +54,14 @@ def _nvrtc_candidates() -> list[str]:
         patterns.append(str(home / "lib64"))
     for pattern in patterns:
         paths += sorted(glob.glob(os.path.join(pattern, "libnvrtc.so.*")), reverse=True)
-    return [path for path in paths if ".alt." not in path]
+    found = [path for path in paths if ".alt." not in path]
+    return [*found, "libnvrtc.so.13", "libnvrtc.so.12"]  # last: wherever the loader looks
 
 
 def _warn(text: str) -> None:
-    warnings.warn(f"jax_fp8gemm: {text}", RuntimeWarning, stacklevel=2)
+    # Where warnings are errors, a cache that cannot be written still must not fail a compilation.
+    with contextlib.suppress(RuntimeWarning):
+        warnings.warn(f"jax_fp8gemm: {text}", RuntimeWarning, stacklevel=2)
 
 
 @functools.cache
@@ -139,6 +143,25 @@ def _pad(x: jax.Array, axis: int, multiple: int) -> jax.Array:
     return jnp.pad(x, widths)
 
 
+def _addressable(
+    lhs_values: jax.Array,
+    lhs_scales: jax.Array,
+    rhs_values: jax.Array,
+    rhs_scales: jax.Array,
+    rhs_is_1x128: bool,
+) -> tuple[list[jax.Array], list[tuple[int, int]]]:
+    """Returns the operands as TMA can address them, and their layouts, major to minor."""
+    scale_alignment = _TMA_ALIGNMENT // 4
+    operands = [
+        _pad(lhs_values, 1, _TMA_ALIGNMENT),
+        _pad(lhs_scales, 0, scale_alignment),
+        _pad(rhs_values, 1, _TMA_ALIGNMENT),
+        _pad(rhs_scales, 0, scale_alignment) if rhs_is_1x128 else rhs_scales,
+    ]
+    rows_innermost = (1, 0)
+    return operands, [(0, 1), rows_innermost, (0, 1), rows_innermost if rhs_is_1x128 else (0, 1)]
+
+
 def matmul(
     kind: str,
     lhs_values: jax.Array,
@@ -192,14 +215,7 @@ def matmul(
     dtype = np.dtype(preferred_element_type)
     d_alignment = _TMA_ALIGNMENT // dtype.itemsize
     d_pitch = n + -n % d_alignment
-    scale_alignment = _TMA_ALIGNMENT // 4
-    operands = [
-        _pad(lhs_values, 1, _TMA_ALIGNMENT),
-        _pad(lhs_scales, 0, scale_alignment),
-        _pad(rhs_values, 1, _TMA_ALIGNMENT),
-        _pad(rhs_scales, 0, scale_alignment) if rhs_is_1x128 else rhs_scales,
-    ]
-    layouts = [(0, 1), (1, 0), (0, 1), (1, 0) if rhs_is_1x128 else (0, 1)]
+    operands, layouts = _addressable(lhs_values, lhs_scales, rhs_values, rhs_scales, rhs_is_1x128)
     if group_data is not None:
         operands.append(group_data)
         layouts.append((0,))

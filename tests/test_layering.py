@@ -48,10 +48,12 @@ KERNEL_PARTS = {
     "ptx": {"ptx"},
     "mma": {"mma", "ptx"},
     "pipeline": {"ptx"},
-    "tile_scheduler": {"ptx"},
+    "group_table": {"pipeline", "ptx"},
+    "promotion": {"pipeline", "ptx"},
+    "tile_scheduler": {"group_table", "pipeline", "ptx"},
     "producer": {"pipeline", "tile_scheduler", "ptx"},
     "epilogue": {"pipeline", "tile_scheduler", "ptx"},
-    "consumer": {"epilogue", "pipeline", "tile_scheduler", "mma", "ptx"},
+    "consumer": {"epilogue", "pipeline", "promotion", "tile_scheduler", "mma", "ptx"},
     "sm90": {"consumer", "producer", "epilogue", "pipeline", "tile_scheduler", "mma", "ptx"},
 }
 # System headers device code may name: those that types.h gives the host compiler.

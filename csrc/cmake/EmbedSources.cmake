@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-# Writes OUTPUT, a C++ file that holds the text of the FILES (named relative to ROOT as their includes
-# name them) and one digest over all of it. Run as a build step: cmake -DOUTPUT= -DROOT= -DFILES= -P.
+# Writes OUTPUT, a C++ file that holds the text of the FILES (named relative to ROOT as their
+# includes name them) and one digest over all of it. Run as a build step, with -P and these three
+# defined.
 set(entries "")
 set(all_text "")
 foreach(file IN LISTS FILES)

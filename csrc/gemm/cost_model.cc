@@ -110,7 +110,8 @@ CostEstimate EstimateCost(const GemmProblem& problem, const GemmConfig& config) 
   estimate.tile_overhead = (kTileLatency + epilogue) * exposed;
 
   // The scales of `a` add 4 bytes per 128.
-  const double bytes = work.a_bytes * (1 + 4.0 / kBlockK) + work.b_bytes + work.d_elements * d_bytes;
+  const double bytes =
+      work.a_bytes * (1 + 4.0 / kBlockK) + work.b_bytes + work.d_elements * d_bytes;
   estimate.hbm_floor = bytes / (kHbmBytesPerCycle * kHbmEfficiency);
   const double compute =
       estimate.tiles_per_cta * (work.k_blocks * estimate.k_block + estimate.tile_overhead);

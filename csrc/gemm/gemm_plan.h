@@ -23,8 +23,8 @@ const DriverApi& Driver(Backend backend);
 /// on many devices at the same time.
 class GemmPlan {
  public:
-  /// Chooses a configuration, or parses `config_key` if it is not empty, and makes the machine code.
-  /// Works without a GPU; the driver is not touched.
+  /// Chooses a configuration, or parses `config_key` if it is not empty, and makes the machine
+  /// code. Works without a GPU; the driver is not touched.
   /// @throws UnsupportedError  No configuration fits, or there is no NVRTC.
   /// @throws CompileError  The kernel does not compile.
   GemmPlan(Backend backend, const GemmProblem& problem, const std::string& config_key);

@@ -8,11 +8,11 @@
 
 namespace fp8gemm {
 
-/// d (m, n) = [c +] a (m, k) b (n, k)^T with block scales, for one matrix or for groups; see GemmKind.
+/// d (m, n) = [c +] a (m, k) b (n, k)^T with block scales, one matrix or groups (see GemmKind).
 struct GemmProblem {
   GemmKind kind = GemmKind::kDense;
   Scaling scaling = Scaling::k1D2D;
-  int64_t m = 0;  // rows of d; ragged, contiguous: of all groups; masked: that each group has room for
+  int64_t m = 0;  // rows of d; ragged, contiguous: of all groups; masked: room of each group
   int64_t n = 0;
   int64_t k = 0;  // K-grouped: of all groups, each padded to a multiple of 128
   int64_t num_groups = 1;

@@ -46,7 +46,7 @@ FP8GEMM_DEVICE void release_stage(const Smem<kConfig>& smem, uint32_t stage, uin
   }
 }
 
-// ---- Consumer: shared memory -> tensor core -> registers -> output -------------------------------
+// ---- Consumer: shared memory -> tensor core -> registers -> output ------------------------------
 //
 // Runs on     one warpgroup, which owns consumer_rows() rows of the tile from accumulation to store
 //             and never waits for another: one's epilogue runs under the other's wgmma.

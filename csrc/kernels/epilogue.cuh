@@ -120,8 +120,8 @@ FP8GEMM_DEVICE void write_wave(uint32_t wave_base, const float (&accum)[kConfig.
   }
 }
 
-// Sets rows that are padding to zero, whatever they were computed from. `first_row` is the wave's first
-// row within the tile.
+// Sets rows that are padding to zero, whatever they were computed from. `first_row` is the wave's
+// first row within the tile.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void clear_padding_rows(const GemmParams& params, const Tile& tile,
                                        uint32_t first_row, float (&accum)[kConfig.block_n / 2]) {
@@ -162,8 +162,8 @@ FP8GEMM_DEVICE void copy_rows(const GemmParams& params, uint32_t wave_base, uint
   }
 }
 
-// Stores one wave of the tile from smem.d. All threads of the warpgroup, after a barrier behind their
-// writes; thread 0 issues.
+// Stores one wave of the tile from smem.d. All threads of the warpgroup, after a barrier behind
+// their writes; thread 0 issues.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void store_wave(const GemmParams& params, uint32_t wave_base, uint32_t consumer,
                                uint32_t first_row, const Tile& tile) {
@@ -189,13 +189,13 @@ FP8GEMM_DEVICE void store_wave(const GemmParams& params, uint32_t wave_base, uin
   ptx::cp_async_bulk_commit_group();
 }
 
-// ---- Epilogue ------------------------------------------------------------------------------------
+// ---- Epilogue -----------------------------------------------------------------------------------
 //
 // Runs on     one consumer warpgroup; kFirstConsumerBarrier + consumer is its own barrier.
-// Order       per set of slabs (all waves of the tile, or one after the other where slabs are reused):
-//             thread 0 waits until its previous stores have read the slabs (when accumulating it did
-//             so in prefetch_accumulator, and c_full says that the accumulator landed); barrier; all
-//             threads write and fence; barrier; thread 0 issues the stores.
+// Order       per set of slabs (all waves of the tile, or one after the other where slabs are
+//             reused): thread 0 waits until its previous stores have read the slabs (when
+//             accumulating it did so in prefetch_accumulator, and c_full says that the accumulator
+//             landed); barrier; all threads write and fence; barrier; thread 0 issues the stores.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void store_tile(const GemmParams& params, const Smem<kConfig>& smem,
                                uint32_t consumer, const Tile& tile, uint32_t c_parity,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where each group begins, worked out by one warp of every CTA from sizes that only the device knows.
+// Where each group begins: one warp of every CTA works it out from sizes only the device knows.
 //
 // Entry g holds the end of group g in two units: `extent_end` (rows; K blocks when groups lie along
 // K) and `tile_end` (cluster tiles along M). Both are running sums, so the group of a tile is found
@@ -69,8 +69,8 @@ struct GroupTable {
     }
   }
 
-  // Number of groups g with end(g) <= position, where `end` does not decrease with g: the group that
-  // holds `position`, or num_groups. One whole warp: first which of 32 segments, then where in it.
+  // Number of groups g with end(g) <= position, where `end` does not decrease with g: the group
+  // that holds `position`, or num_groups. One whole warp: first the segment of 32, then the place.
   template <typename End>
   FP8GEMM_DEVICE static uint32_t find(uint32_t num_groups, uint32_t position, End end) {
     static_assert(kMaxGroups <= kWarpThreads * kWarpThreads);

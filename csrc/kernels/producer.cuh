@@ -24,7 +24,7 @@ FP8GEMM_DEVICE void load_operand(const TensorMap* map, uint32_t bar, uint32_t ds
   }
 }
 
-// ---- Operand loader: A, B and the scales that TMA brings -----------------------------------------
+// ---- Operand loader: A, B and the scales that TMA brings ----------------------------------------
 //
 // Runs on     the first producer warp: all lanes find the tiles, one elected lane loads them.
 // Per K block waits empty[stage]; announces the stage's bytes on full[stage]; issues the loads:
@@ -32,7 +32,8 @@ FP8GEMM_DEVICE void load_operand(const TensorMap* map, uint32_t bar, uint32_t ds
 //               B    (block_n, 128) fp8, 128B swizzle -> smem.b(stage)
 //               SFA  (block_m) f32,      no swizzle   -> smem.sfa(stage)
 //               SFB  (block_n) f32,      no swizzle   -> smem.sfb(stage), with 1x128 scales of B
-// Parity      of empty starts at 1: a wait for the phase before the first passes on a fresh barrier.
+// Parity      of empty starts at 1: a wait for the phase before the first passes on a fresh
+//             barrier.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void load_operands(const GemmParams& params, const Smem<kConfig>& smem) {
   const bool is_issuer = ptx::elect_sync();
@@ -59,14 +60,15 @@ FP8GEMM_DEVICE void load_operands(const GemmParams& params, const Smem<kConfig>&
   if constexpr (kConfig.pdl) ptx::griddepcontrol_launch_dependents();
 }
 
-// ---- Weight-scale loader: the scales of B --------------------------------------------------------
+// ---- Weight-scale loader: the scales of B -------------------------------------------------------
 //
 // Runs on     all lanes of the second producer warp. A row of SFB is contiguous along K, so each
 //             lane reads the scale of one of 32 consecutive K blocks, one chunk ahead of its use.
 // Per K block waits empty[stage]; the lane that holds the scales writes them to smem.sfb(stage) and
 //             arrives on full[stage], which releases the write to the consumers.
-// Columns     of a tile lie in at most two scale blocks; a row past the group's last one (the phantom
-//             tile of an odd cluster, or a tile that ends in its first block) is clamped, never used.
+// Columns     of a tile lie in at most two scale blocks; a row past the group's last one (the
+//             phantom tile of an odd cluster, or a tile that ends in its first block) is clamped,
+//             never used.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void load_b_scales(const GemmParams& params, const Smem<kConfig>& smem) {
   constexpr uint32_t kBlocks = kConfig.scale_blocks_n();

@@ -12,8 +12,8 @@ namespace fp8gemm {
 template <GemmConfig kConfig, Scaling kScaling = kConfig.scaling>
 struct BlockScales;
 
-// 1x128 for A, 128x128 for B: one scale for each fragment row of each wave and each of the one or two
-// column blocks of the tile.
+// 1x128 for A, 128x128 for B: one scale for each fragment row of each wave and each of the one or
+// two column blocks of the tile.
 template <GemmConfig kConfig>
 struct BlockScales<kConfig, Scaling::k1D2D> {
   static constexpr uint32_t kBlocks = kConfig.scale_blocks_n();

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which output tiles a CTA computes, in which order. Every role of the CTA walks the same sequence.
 //
-// Persistent: cluster i of C takes cluster tiles i, i + C, i + 2 C, ... of a raster order that keeps
-// neighbours in time close in space, so that what one tile brought into L2 serves the next: the
-// minor dimension is cut into bands of `raster_width` cluster tiles, and inside a band the minor
-// index runs fastest. The last band may be narrower. Groups come one after the other, each with a
-// raster of its own.
+// Persistent: cluster i of C takes cluster tiles i, i + C, i + 2 C, ... of a raster order that
+// keeps neighbours in time close in space, so that what one tile brought into L2 serves the next:
+// the minor dimension is cut into bands of `raster_width` cluster tiles, and inside a band the
+// minor index runs fastest. The last band may be narrower. Groups come one after the other, each
+// with a raster of its own.
 //
 // A cluster computes adjacent tiles of one group. Where a dimension has an odd number of tiles, the
 // second CTA of the last cluster gets a tile outside the group: its loads are zero-filled or

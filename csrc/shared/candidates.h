@@ -53,8 +53,8 @@ inline constexpr TileShape kRaggedTileShapes[] = {
     {128, 192, 2, 2, 1}, {128, 192, 2, 1, 2}, {256, 128, 2, 1, 1}, {256, 128, 2, 1, 2},
 };
 
-// The group of a tile is that of its first row, so tiles may not pass kContiguousAlignment, and tiles
-// that are neighbours along M may belong to different groups.
+// The group of a tile is that of its first row, so tiles may not pass kContiguousAlignment, and
+// tiles that are neighbours along M may belong to different groups.
 inline constexpr TileShape kContiguousTileShapes[] = {
     {64, 128, 1, 1, 1},  {128, 128, 2, 1, 1}, {128, 160, 2, 1, 1}, {128, 192, 2, 1, 1},
     {128, 128, 2, 1, 2}, {128, 160, 2, 1, 2}, {128, 192, 2, 1, 2},
@@ -163,8 +163,8 @@ FP8GEMM_HOST_DEVICE constexpr const char* broken_kind_rule(const GemmConfig& con
   return nullptr;
 }
 
-// What a kernel relies on; checked for the table when it is compiled and for a user's choice when it
-// is parsed. Nullptr when legal, else the rule that is broken.
+// What a kernel relies on; checked for the table when it is compiled and for a user's choice when
+// it is parsed. Nullptr when legal, else the rule that is broken.
 FP8GEMM_HOST_DEVICE constexpr const char* broken_rule(const GemmConfig& config) {
   const uint32_t n = config.block_n;
   const uint32_t consumers = config.num_consumers;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Shared-memory layout of a kernel, computed from its configuration. Host (launch size, stage count)
-// and device (addresses) both use this one definition.
+// Shared-memory layout of a kernel, computed from its configuration. Host (launch size, stage
+// count) and device (addresses) both use this one definition.
 #pragma once
 #include <shared/gemm_config.h>
 

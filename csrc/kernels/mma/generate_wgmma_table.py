@@ -14,17 +14,18 @@ HEADER = """\
 
 BODY = """\
 #if !defined(FP8GEMM_ONLY_N) || FP8GEMM_ONLY_N == {n}
-#define FP8GEMM_WGMMA(A, B)                                                                       \\
-  asm volatile("{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{scale}, 0;\\n"                                  \\
-               "wgmma.mma_async.sync.aligned.m64n{n}k32.f32." A "." B " "                           \\
-               "{{{regs}}}, "  \\
-               "%{a}, %{b}, p, 1, 1;\\n}}"                                                           \\
-               : {outs}  \\
+#define FP8GEMM_WGMMA(A, B)                                                  \\
+  asm volatile("{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{scale}, 0;\\n"            \\
+               "wgmma.mma_async.sync.aligned.m64n{n}k32.f32." A "." B " "      \\
+               "{{{regs}}}, "                                                  \\
+               "%{a}, %{b}, p, 1, 1;\\n}}"                                      \\
+               : {outs}                                                        \\
                : "l"(a_desc), "l"(b_desc), "r"(static_cast<int>(scale_d)))
 template <>
 struct WgmmaM64K32<{n}> {{
   template <Fp8Type kA, Fp8Type kB>
-  static FP8GEMM_DEVICE void run(float (&d)[{count}], uint64_t a_desc, uint64_t b_desc, bool scale_d) {{
+  static FP8GEMM_DEVICE void run(float (&d)[{count}], uint64_t a_desc, uint64_t b_desc,
+                                 bool scale_d) {{
     if constexpr (kA == Fp8Type::kE4M3 && kB == Fp8Type::kE4M3) {{
       FP8GEMM_WGMMA("e4m3", "e4m3");
     }} else if constexpr (kA == Fp8Type::kE4M3) {{

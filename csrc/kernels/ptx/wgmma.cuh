@@ -15,7 +15,8 @@ FP8GEMM_DEVICE void wgmma_commit_group() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 
-// Waits until at most `kPending` groups are in flight. Accumulators of finished groups are readable.
+// Waits until at most `kPending` groups are in flight. Accumulators of finished groups are
+// readable.
 template <int kPending>
 FP8GEMM_DEVICE void wgmma_wait_group() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
