@@ -216,21 +216,20 @@ def matmul(
     d_alignment = _TMA_ALIGNMENT // dtype.itemsize
     d_pitch = n + -n % d_alignment
     operands, layouts = _addressable(lhs_values, lhs_scales, rhs_values, rhs_scales, rhs_is_1x128)
+    aliases = {}
     if group_data is not None:
         operands.append(group_data)
-        layouts.append((0,))
-    aliases = {}
     if accumulator is not None:
         aliases = {len(operands): 0}
         operands.append(_pad(accumulator, 1, d_alignment))
-        layouts.append((0, 1))
-    padded = jax.ffi.ffi_call(
+    call = jax.ffi.ffi_call(
         GEMM_TARGET,
         jax.typeof(lhs_values).update(shape=(d_rows, d_pitch), dtype=dtype),
-        input_layouts=layouts,
+        input_layouts=layouts + [None] * (len(operands) - len(layouts)),
         output_layouts=(0, 1),
         input_output_aliases=aliases,
-    )(
+    )
+    padded = call(
         *operands,
         kind=kind,
         scaling="1d1d" if rhs_is_1x128 else "1d2d",
