@@ -69,7 +69,10 @@ def run_on_gpu(
 def _run_process(names: Sequence[str], folder: Path, case_limit_s: float) -> tuple[str, str | None]:
     """Runs one process; returns the case that it started last and what went wrong, if anything."""
     command = [sys.executable, str(Path(__file__)), str(folder), *names]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    )
     started, limit = names[0], _START_LIMIT_S
     selector = selectors.DefaultSelector()
     selector.register(process.stdout, selectors.EVENT_READ)

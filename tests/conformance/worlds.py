@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds the micro-kernels for both worlds: a simulator library with g++, a cubin with NVRTC."""
 
+import fcntl
 import functools
 import hashlib
 import shutil
@@ -70,13 +71,19 @@ def build_simulator(folder: Path) -> Path:
     """
     source = simulator_source()
     library = folder / f"simulator-{_digest(source)}.so"
-    if library.exists():
-        return library
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # test processes side by side want the same library
+        if not library.exists():
+            _compile_simulator(source, library)
+    return library
+
+
+def _compile_simulator(source: str, library: Path) -> None:
     compiler = shutil.which("g++")
     if compiler is None:
         raise FileNotFoundError("g++ is needed to build the simulator")
-    objects = folder / "objects"
-    objects.mkdir(parents=True, exist_ok=True)
+    objects = library.parent / "objects"
+    objects.mkdir(exist_ok=True)
     generated = objects / "micro_kernels.cc"
     generated.write_text(source)
     includes = [CSRC / "sim/device", CSRC / "kernels", CSRC, HEADER.parent]
@@ -92,7 +99,6 @@ def build_simulator(folder: Path) -> Path:
     temporary = library.with_suffix(".tmp")
     _run(compiler, "-shared", *map(str, compiled), "-o", str(temporary))
     temporary.rename(library)
-    return library
 
 
 def build_stand_in(simulator: Path, folder: Path) -> None:
