@@ -7,6 +7,7 @@
 #include <limits>
 #include <random>
 
+#include "sim/engine/mma_math.h"
 #include "sim_harness.h"
 
 namespace sim_test {
@@ -226,6 +227,38 @@ void TestMma() {
   }
 }
 
+// Accumulators that no chain of products reaches: tiny, huge, alone or not.
+void TestHopperStart() {
+  constexpr uint32_t kColumns = 8;
+  std::mt19937 random(1);
+  for (uint32_t round = 0; round < 200; ++round) {
+    std::vector<uint8_t> a(kRows * kDepth);
+    std::vector<uint8_t> b(kColumns * kDepth);
+    std::vector<float> tile(kRows * kColumns);
+    for (uint8_t& code : a) code = random() % (round % 3 == 0 ? 1 : 120);
+    for (uint8_t& code : b) code = random() % 120;
+    for (float& value : tile) {
+      do {
+        value = std::bit_cast<float>(static_cast<uint32_t>(random()));
+      } while (!std::isfinite(value) || std::fabs(value) > 0x1p100f);
+    }
+    const std::vector<float> start = tile;
+    const sim::MmaOperands operands = {a.data(), b.data(), kColumns, 0, 1};
+    sim::Multiply(operands, sim::kNumericsHopper, true, tile.data());
+    for (uint32_t i = 0; i < tile.size(); ++i) {
+      std::vector<double> products(kDepth);
+      std::vector<int> exponents(kDepth);
+      for (uint32_t k = 0; k < kDepth; ++k) {
+        const double x = DecodeFp8(0, a[i / kColumns * kDepth + k]);
+        const double y = DecodeFp8(1, b[i % kColumns * kDepth + k]);
+        products[k] = x * y;
+        if (products[k] != 0) exponents[k] = Fp8Exponent(0, x) + Fp8Exponent(1, y);
+      }
+      CHECK(tile[i] == HopperSum(products, exponents, start[i]));
+    }
+  }
+}
+
 // ---- Conversions --------------------------------------------------------------------------------
 
 // To the nearest multiple of the spacing at |value|, ties to even, by the C library.
@@ -281,6 +314,7 @@ void TestConversions() {
 
 int main() {
   sim_test::TestMma();
+  sim_test::TestHopperStart();
   sim_test::TestConversions();
   std::puts("ok");
   return 0;

@@ -4,6 +4,8 @@
 // Hopper's tensor cores (arXiv 2512.07004): the 32 products and the accumulator are truncated to 13
 // fraction bits below the largest of their exponents, summed exactly, and the sum is truncated to
 // 13 fraction bits of its own exponent.
+//
+// Written for the compiler's vectoriser: to be built with -O3.
 #include "sim/engine/mma_math.h"
 
 #include <algorithm>
@@ -15,28 +17,16 @@
 namespace fp8gemm::sim {
 namespace {
 
-// Wider vectors where the CPU has them; the results are the same bit for bit, because a product
-// that is exact rounds nothing whether or not it is fused.
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define FP8GEMM_SIM_CLONES \
-  __attribute__((target_clones("default", "arch=haswell", "arch=skylake-avx512"), optimize("O3")))
-#else
-#define FP8GEMM_SIM_CLONES
-#endif
-
 constexpr uint32_t kDepth = kMmaDepth;
-constexpr uint32_t kStride = kMaxMmaColumns;  // of transposed operands
-constexpr int32_t kFractionBits = 13;
-// Below the exponent of anything that is not zero.
-constexpr int32_t kZeroExponent = -1000;
+constexpr uint32_t kStride = kMaxMmaColumns + 16;  // of transposed operands; spreads cache sets
+constexpr uint32_t kFractionBits = 13;
 
-// One fp8 format: values, and the integers sign * significand and exponent with
-// value = significand * 2^(exponent - 3).
+// One fp8 format by code.
 struct Fp8Table {
   float value[256];
-  int32_t significand[256];
-  int32_t exponent[256];
-  bool is_special[256];  // infinity or NaN
+  float finite_value[256];  // 0 in place of infinity and NaN
+  float magnitude[256];     // 2^exponent, the smallest normal one for subnormals; 0 for zero
+  bool is_special[256];     // infinity or NaN
 };
 
 Fp8Table MakeTable(int exponent_bits, bool has_infinity) {
@@ -57,9 +47,9 @@ Fp8Table MakeTable(int exponent_bits, bool has_infinity) {
     if (is_infinite) value = std::numeric_limits<float>::infinity();
     const int sign = code < 128 ? 1 : -1;
     table.value[code] = std::copysign(value, static_cast<float>(sign));
-    table.significand[code] = sign * (significand << (3 - fraction_bits));
-    table.exponent[code] = exponent;
+    table.magnitude[code] = significand == 0 ? 0.0f : std::ldexp(1.0f, exponent);
     table.is_special[code] = is_nan || is_infinite;
+    table.finite_value[code] = table.is_special[code] ? 0.0f : table.value[code];
   }
   return table;
 }
@@ -96,7 +86,6 @@ inline void AddProducts(const float* a, const float* b, uint32_t n, float* tile)
   for (uint32_t i = 0; i < kWidth; ++i) tile[n + i] = sum[1][i];
 }
 
-FP8GEMM_SIM_CLONES
 void AddAllProducts(const float* a, const float* b, uint32_t n, float* tile) {
   for (uint32_t row = 0; row < kMmaRows; row += 2) {
     const float* const a_rows = a + row * kDepth;
@@ -118,72 +107,65 @@ void MultiplyExact(const MmaOperands& operands, float* tile) {
   AddAllProducts(a, &b[0][0], operands.n, tile);
 }
 
-// ---- Hopper -------------------------------------------------------------------------------------
+// ---- Hopper ---------------------------------------------------------------------------------------
+//
+// Exponents are kept as powers of two in float32, whose products and maxima are exact; truncation
+// below 13 bits of the largest is a scaling by a power of two and a conversion to integer.
 
-struct AlignedTerms {
-  alignas(64) Transposed<int32_t> significand;
-  alignas(64) Transposed<int32_t> exponent;
+constexpr uint32_t kExponentMask = 0x7f800000;
+constexpr uint32_t kExponentOne = 1u << 23;
+constexpr uint32_t kTruncationMask = ~((1u << (23 - kFractionBits)) - 1);
+
+// 2^13 / power.
+float InverseScale(float power) {
+  return std::bit_cast<float>((2 * 127 + kFractionBits) * kExponentOne -
+                              std::bit_cast<uint32_t>(power));
+}
+
+float TruncateFraction(float value) {
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(value) & kTruncationMask);
+}
+
+struct HopperOperand {
+  alignas(64) Transposed<float> value;
+  alignas(64) Transposed<float> magnitude;
 };
 
-// Drops what lies below 13 fraction bits of `maximum`, toward zero. `magnitude` is in units of
-// 2^(exponent - 6), as a product of two significands is.
-inline int32_t AlignProduct(int32_t product, int32_t exponent, int32_t maximum) {
-  const int32_t shift = std::min(maximum - exponent, 31);
-  const int32_t sign = product >> 31;
-  const uint32_t magnitude = static_cast<uint32_t>((product ^ sign) - sign);
-  const int32_t aligned = static_cast<int32_t>((magnitude << (kFractionBits - 6)) >> shift);
-  return (aligned ^ sign) - sign;
-}
-
-inline int32_t FloatExponent(uint32_t bits) {
-  const int32_t field = static_cast<int32_t>(bits >> 23 & 255);
-  if (field != 0) return field - 127;
-  return (bits & 0x7fffff) != 0 ? -126 : kZeroExponent;
-}
-
-inline int32_t AlignFloat(uint32_t bits, int32_t maximum) {
-  const uint32_t implicit = (bits >> 23 & 255) != 0 ? 0x800000u : 0u;
-  const uint32_t significand = (bits & 0x7fffff) | implicit;
-  const int32_t shift = std::min(23 - kFractionBits + maximum - FloatExponent(bits), 31);
-  const int32_t aligned = static_cast<int32_t>(significand >> shift);
-  return bits >> 31 != 0 ? -aligned : aligned;
-}
-
-// sum * 2^(maximum - 13), truncated to 13 fraction bits of its own exponent; zero is +0.
-inline float TruncateSum(int32_t sum, int32_t maximum) {
-  constexpr uint32_t kKeep = ~((1u << (23 - kFractionBits)) - 1);
-  const uint32_t bits = std::bit_cast<uint32_t>(static_cast<float>(sum)) & kKeep;
-  const int64_t exponent = sum != 0 ? maximum - kFractionBits + 1023 : 0;
-  const double scale = std::bit_cast<double>(exponent << 52);
-  return static_cast<float>(std::bit_cast<float>(bits) * scale);
-}
-
-FP8GEMM_SIM_CLONES
-void AddRowHopper(const int32_t* a_significand, const int32_t* a_exponent,
-                  const AlignedTerms& b, uint32_t n, float* row) {
-  constexpr uint32_t kWidth = 8;
-  for (uint32_t first = 0; first < n; first += kWidth) {
-    int32_t maximum[kWidth];
-    int32_t sum[kWidth];
-    uint32_t bits[kWidth];
-    std::memcpy(bits, row + first, sizeof bits);
-    for (uint32_t i = 0; i < kWidth; ++i) maximum[i] = FloatExponent(bits[i]);
-    for (uint32_t k = 0; k < kDepth; ++k) {
-      for (uint32_t i = 0; i < kWidth; ++i) {
-        const int32_t product = a_significand[k] * b.significand[k][first + i];
-        const int32_t exponent = a_exponent[k] + b.exponent[k][first + i];
-        maximum[i] = std::max(maximum[i], product != 0 ? exponent : kZeroExponent);
-      }
+// row += a * b^T for one row. What is not finite counts as zero.
+void AddRowHopper(const float* a_value, const float* a_magnitude, const HopperOperand& b,
+                  uint32_t n, float* row) {
+  constexpr float kSmallest = 0x1p-100f;  // no product is as small
+  alignas(64) float largest[kMaxMmaColumns];
+  alignas(64) float scale[kMaxMmaColumns];
+  alignas(64) float start[kMaxMmaColumns];
+  alignas(64) int32_t sum[kMaxMmaColumns];
+  for (uint32_t i = 0; i < n; ++i) {
+    const uint32_t exponent = std::bit_cast<uint32_t>(row[i]) & kExponentMask;
+    start[i] = exponent == kExponentMask ? 0.0f : row[i];
+    largest[i] = exponent == kExponentMask ? kSmallest : std::bit_cast<float>(exponent);
+    largest[i] = largest[i] > kSmallest ? largest[i] : kSmallest;
+  }
+  for (uint32_t k = 0; k < kDepth; ++k) {
+    const float a = a_magnitude[k];
+    for (uint32_t i = 0; i < n; ++i) {
+      const float magnitude = a * b.magnitude[k][i];
+      largest[i] = magnitude > largest[i] ? magnitude : largest[i];
     }
-    for (uint32_t i = 0; i < kWidth; ++i) sum[i] = AlignFloat(bits[i], maximum[i]);
-    for (uint32_t k = 0; k < kDepth; ++k) {
-      for (uint32_t i = 0; i < kWidth; ++i) {
-        const int32_t product = a_significand[k] * b.significand[k][first + i];
-        const int32_t exponent = a_exponent[k] + b.exponent[k][first + i];
-        sum[i] += AlignProduct(product, std::min(exponent, maximum[i]), maximum[i]);
-      }
+  }
+  for (uint32_t i = 0; i < n; ++i) scale[i] = InverseScale(largest[i]);
+  for (uint32_t i = 0; i < n; ++i) sum[i] = static_cast<int32_t>(start[i] * scale[i]);
+  for (uint32_t k = 0; k < kDepth; ++k) {
+    const float a = a_value[k];
+    for (uint32_t i = 0; i < n; ++i) {
+      sum[i] += static_cast<int32_t>(a * b.value[k][i] * scale[i]);
     }
-    for (uint32_t i = 0; i < kWidth; ++i) row[first + i] = TruncateSum(sum[i], maximum[i]);
+  }
+  for (uint32_t i = 0; i < n; ++i) {
+    const float unit = largest[i] * 0x1p-13f;
+    const float result = TruncateFraction(static_cast<float>(sum[i])) * unit;
+    // All products are zero, and the start, which may be smaller still, is the sum. -0 becomes +0.
+    const float alone = TruncateFraction(start[i]) + 0.0f;
+    row[i] = largest[i] == kSmallest ? alone : result;
   }
 }
 
@@ -200,24 +182,24 @@ float SumSpecial(const uint8_t* a, const Fp8Table& a_table, const uint8_t* b,
 }
 
 void MultiplyHopper(const MmaOperands& operands, float* tile) {
-  static AlignedTerms b;
+  static HopperOperand b;
   const Fp8Table& a_table = kTables[operands.a_type];
   const Fp8Table& b_table = kTables[operands.b_type];
   const uint32_t n = operands.n;
-  Transpose(operands.b, n, b_table.significand, b.significand);
-  Transpose(operands.b, n, b_table.exponent, b.exponent);
+  Transpose(operands.b, n, b_table.finite_value, b.value);
+  Transpose(operands.b, n, b_table.magnitude, b.magnitude);
   bool b_special[kMaxMmaColumns];
   for (uint32_t i = 0; i < n; ++i) b_special[i] = HasSpecial(operands.b + i * kDepth, b_table);
   for (uint32_t row = 0; row < kMmaRows; ++row) {
     const uint8_t* const a = operands.a + row * kDepth;
     float* const out = tile + row * n;
-    int32_t significand[kDepth];
-    int32_t exponent[kDepth];
+    float value[kDepth];
+    float magnitude[kDepth];
     float before[kMaxMmaColumns];
-    for (uint32_t k = 0; k < kDepth; ++k) significand[k] = a_table.significand[a[k]];
-    for (uint32_t k = 0; k < kDepth; ++k) exponent[k] = a_table.exponent[a[k]];
+    for (uint32_t k = 0; k < kDepth; ++k) value[k] = a_table.finite_value[a[k]];
+    for (uint32_t k = 0; k < kDepth; ++k) magnitude[k] = a_table.magnitude[a[k]];
     std::copy_n(out, n, before);
-    AddRowHopper(significand, exponent, b, n, out);
+    AddRowHopper(value, magnitude, b, n, out);
     const bool a_special = HasSpecial(a, a_table);
     for (uint32_t i = 0; i < n; ++i) {
       if (!a_special && !b_special[i] && std::isfinite(before[i])) continue;
