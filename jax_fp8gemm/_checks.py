@@ -15,6 +15,7 @@ SQUARE_BLOCK = (128, 128)
 BLOCKS = (ROW_BLOCK, SQUARE_BLOCK)
 IMPLEMENTATIONS = (None, "cuda", "xla", "sim")
 MAX_NUM_SMS = 1024
+MAX_GROUPS = 512  # kMaxGroups of csrc/shared/smem_layout.h
 
 
 def _names(dtypes: Sequence[np.dtype]) -> str:

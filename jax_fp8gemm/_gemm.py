@@ -76,8 +76,9 @@ def gemm(
         The first two are raised while tracing, before anything is compiled.
 
     Transformations:
-        `jit`, `scan`, `shard_map`: yes. `vmap`: yes; with a shared `rhs` it stays one kernel
-        launch with the batch folded into M, with a batched one the launches follow one another.
+        `jit`, `scan`, `shard_map`: yes. `vmap`: yes, and it stays one kernel launch: with a shared
+        `rhs` the batch is folded into M, with a batched one of up to 512 each is a group. Only with
+        more, or with 1x128 scales of a batched `rhs`, do the launches follow one another.
         `grad`, `jvp`: TypeError; what trains wraps this in `jax.custom_vjp`.
 
     Example:
@@ -150,6 +151,8 @@ def _batched(options: _Options):
     xla = jax.vmap(_xla_gemm(options))
 
     def kernel(*operands, backend):
+        if options.rhs_block == _checks.SQUARE_BLOCK and len(operands[0]) <= _checks.MAX_GROUPS:
+            return _kernel_batch(operands, options, backend)
         return lax.map(lambda each: _kernel_gemm(each, options, backend), operands)
 
     @custom_vmap
@@ -209,6 +212,37 @@ def _kernel_gemm(operands: tuple, options: _Options, backend: str) -> jax.Array:
         num_sms=options.num_sms,
         backend=backend,
     )
+
+
+def _kernel_batch(operands: tuple, options: _Options, backend: str) -> jax.Array:
+    """Returns the products of a batch by one launch, each matrix a group all of whose rows count.
+
+    An accumulator is added behind it: kernels of groups do not.
+    """
+    lhs_values, lhs_scales, rhs_values, rhs_scales, accumulator = operands
+    if lhs_values.size == 0 or rhs_values.size == 0:
+        return jax.vmap(_xla_gemm(options))(*operands)
+    from jax_fp8gemm import _ffi  # here, so that importing the package loads no extension
+
+    batch, m, _ = lhs_values.shape
+    n = rhs_values.shape[1]
+    out = _ffi.matmul(
+        "masked",
+        *map(_merge_leading, (lhs_values, lhs_scales, rhs_values, rhs_scales)),
+        lax.full_like(lhs_values, m, jnp.int32, (batch,)),
+        None,
+        m=m,
+        n=n,
+        num_groups=batch,
+        d_rows=batch * m,
+        expected_m=m,
+        preferred_element_type=options.result_dtype if accumulator is None else jnp.float32,
+        num_sms=options.num_sms,
+        backend=backend,
+    ).reshape(batch, m, n)
+    if accumulator is None:
+        return out
+    return (out + accumulator.astype(jnp.float32)).astype(options.result_dtype)
 
 
 def _batch_all(axis_size: int, in_batched, operands: tuple) -> tuple:
