@@ -96,6 +96,8 @@ FP8GEMM_DEVICE void load_b_scales(const GemmParams& params, const Smem<kConfig>&
       const uint32_t count = min(kWarpThreads, tile.k_blocks - chunk);
       for (uint32_t holder = 0; holder < count; ++holder, pipe.advance()) {
         ptx::mbarrier_wait_parity(smem.empty(pipe.stage), pipe.parity ^ 1);
+        // Once the holder arrives the stage may go round: a lane that still waits would miss it.
+        ptx::bar_warp_sync();
         if (lane == holder) {
           FP8GEMM_UNROLL
           for (uint32_t i = 0; i < kBlocks; ++i) {
@@ -103,7 +105,6 @@ FP8GEMM_DEVICE void load_b_scales(const GemmParams& params, const Smem<kConfig>&
           }
           ptx::mbarrier_arrive(smem.full(pipe.stage));
         }
-        ptx::bar_warp_sync();
       }
     }
   }
