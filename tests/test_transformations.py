@@ -138,16 +138,12 @@ def test_eval_shape():
 def fake_ffi(replace_ffi):
     """Puts a traceable custom call in the place of the extension's; nothing can run it."""
 
-    def gemm(lhs_values, lhs_scales, rhs_values, rhs_scales, accumulator, **options):
-        operands = [lhs_values, lhs_scales, rhs_values, rhs_scales]
-        operands += [] if accumulator is None else [accumulator]
-        result = jax.typeof(lhs_values).update(
-            shape=(lhs_values.shape[0], rhs_values.shape[0]),
-            dtype=options["preferred_element_type"],
-        )
-        return jax.ffi.ffi_call("fake_gemm", result)(*operands, backend=options["backend"])
+    def matmul(kind, *operands, n, d_rows, preferred_element_type, backend, **_):
+        arrays = [x for x in operands if x is not None]
+        result = jax.typeof(arrays[0]).update(shape=(d_rows, n), dtype=preferred_element_type)
+        return jax.ffi.ffi_call("fake_gemm", result)(*arrays, kind=kind, backend=backend)
 
-    replace_ffi(gemm=gemm, TARGET_NAMES=("fake_gemm",))
+    replace_ffi(matmul=matmul, TARGET_NAMES=("fake_gemm",))
     jax.clear_caches()  # gemm's own trace cache must neither know the real one nor keep this one
     yield
     jax.clear_caches()
@@ -203,30 +199,30 @@ def test_cuda_on_the_cpu_is_refused_in_eager_mode(fake_ffi):
 
 
 @pytest.mark.parametrize(
-    ("in_axes", "rows"), [((0, None), 3 * CASE.m), ((0, 0), CASE.m), ((None, 0), CASE.m)], ids=str
+    ("in_axes", "rhs_block", "rows", "kind"),
+    [
+        ((0, None), (128, 128), 3 * CASE.m, "dense"),
+        ((0, 0), (128, 128), 3 * CASE.m, "masked"),
+        ((None, 0), (128, 128), 3 * CASE.m, "masked"),
+        ((0, None), (1, 128), 3 * CASE.m, "dense"),
+        ((0, 0), (1, 128), CASE.m, "dense"),
+    ],
+    ids=str,
 )
-def test_vmap_lowers_to_one_custom_call(fake_ffi, in_axes, rows):
-    lhs, rhs = batch_operands(3)
+def test_vmap_lowers_to_one_custom_call(fake_ffi, in_axes, rhs_block, rows, kind):
+    lhs, rhs = batch_operands(3, rhs_block=rhs_block)
     args = [x if axis == 0 else pick(x, 0) for x, axis in zip((lhs, rhs), in_axes, strict=True)]
     text = lower(jax.vmap(with_implementation(None), in_axes), *args, platforms=("cuda",))
     assert fake_calls(text) == 1
-    assert f"tensor<{rows}x{CASE.k}xf8E4M3FN>" in re.search(r"@fake_gemm.*", text)[0]
-    assert ("stablehlo.while" in text) == (in_axes[1] == 0)
+    call = re.search(r"@fake_gemm.*", text)[0]
+    assert f"tensor<{rows}x{CASE.k}xf8E4M3FN>" in call and f'kind = "{kind}"' in call
+    assert ("stablehlo.while" in text) == (rows == CASE.m)
 
 
 def test_no_custom_call_where_there_is_nothing_to_multiply(fake_ffi):
     for case in cases.EMPTY_CASES:
         operands = cases.gemm_operands(case)
         assert fake_calls(lower(with_implementation("cuda"), *operands, platforms=("cuda",))) == 0
-
-
-def test_one_row_per_scale_in_rhs_has_no_kernel(fake_ffi):
-    lhs, rhs = cases.gemm_operands(CASE, rhs_block=(1, 128))
-    text = lower(with_implementation(None), lhs, rhs, platforms=("cuda",))
-    assert fake_calls(text) == 0 and "dot_general" in text
-    for implementation in ("cuda", "sim"):
-        with pytest.raises(NotImplementedError, match="rhs"):
-            fp8.gemm(lhs, rhs, implementation=implementation)
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
