@@ -50,6 +50,8 @@ enum class Fault {
   kDivergentStmatrix,
   kDivergentBarrier,
   kElectInDivergentCode,
+  kLaneExchange,
+  kSharedBarrier,
   // Registers
   kTooManyRegisters,
   kRegistersDiffer,
@@ -113,6 +115,7 @@ class Pipeline {
         if (ptx::elect_sync()) Produce();
         ptx::bar_warp_sync();
       }
+      if (Has(Fault::kSharedBarrier)) ptx::barrier_sync(1, 128);
     } else {
       RaiseRegisters(warp);
       Consume(warp);
@@ -267,6 +270,10 @@ class Pipeline {
     if (Has(Fault::kDivergentBarrier) && lane == 31) ptx::bar_warp_sync();
     if (!Has(Fault::kNoBarrierAfterStoreWait)) ptx::barrier_sync(1, 128);
     if (Has(Fault::kElectInDivergentCode) && lane < 16) ptx::elect_sync();
+    if (Has(Fault::kLaneExchange)) {
+      ptx::st_shared_f32(smem_ + kD + ptx::thread_idx() * 4, 1.0f);
+      ptx::ld_shared_f32(smem_ + kD + (ptx::thread_idx() ^ 1) * 4);
+    }
     if (Has(Fault::kStoreOverBarrier)) ptx::st_shared_f32(Full(0), 1.0f);
     for (uint32_t i = 0; i < 32; i += 8) {
       if (Has(Fault::kDivergentStmatrix) && lane == 3) continue;

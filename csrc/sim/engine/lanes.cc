@@ -12,7 +12,9 @@ constexpr uint32_t kAllLanes = 0xffffffff;
 // Completes a barrier: every waiting warp learns what all of them published.
 void CompleteBarrier(NamedBarrier& barrier) {
   barrier.arrived = 0;
+  barrier.last.clear();
   for (Warp* warp : barrier.waiting) {
+    barrier.last.push_back({warp, barrier.arriving.time[warp->number]});
     AcquireFrom(*warp, barrier.arriving);
     ReleaseLanes(*warp);
   }
@@ -20,9 +22,20 @@ void CompleteBarrier(NamedBarrier& barrier) {
   barrier.arriving.Clear(world.num_slots);
 }
 
+// A warp that might have come earlier could have completed the last use in another's place.
+void CheckBarrierReuse(const Warp& warp, const NamedBarrier& barrier, uint32_t id) {
+  for (const Arrival& arrival : barrier.last) {
+    if (IsOrdered(warp, arrival.warp->number, arrival.clock)) continue;
+    Hazard("barrier.sync %u is not ordered after its last use, by warp %u: the two uses may mix",
+           id, arrival.warp->index);
+    return;
+  }
+}
+
 void ArriveAtBarrier(uint32_t id, uint32_t threads) {
   Warp& warp = *current->warp;
   NamedBarrier& barrier = warp.cta->barriers[id];
+  CheckBarrierReuse(warp, barrier, id);
   if (barrier.arrived != 0 && barrier.threads != threads) {
     Fatal("barrier.sync %u with %u threads, but the warps that wait there expect %u", id, threads,
           barrier.threads);

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Happens-before: what synchronisation publishes and who learns it.
 //
-// Clocks are per warp: a race between lanes of one warp goes unseen, except for data that TMA
-// brings. There each lane must itself have waited on the mbarrier, or met a lane that has.
+// Clocks are per warp. Between the lanes of one warp two things are checked: for data that TMA
+// brings, that the lane itself has waited on the mbarrier or met a lane that has; and for words
+// that lanes exchange, that something came between that may order them.
 #include <algorithm>
 
 #include "sim/engine/instructions.h"
@@ -59,6 +60,7 @@ void AcquireMbarrier(Mbarrier& barrier) {
   for (uint32_t i = 0; i < num_barriers; ++i) {
     current->seen_phase[i] = std::max(current->seen_phase[i], released[i]);
   }
+  ++current->warp->lane_epoch;
   uint32_t& own = current->seen_phase[barrier.slot - world.first_barrier_slot];
   own = std::max(own, barrier.phase);
   const uint32_t index = static_cast<uint32_t>(barrier.observers.size());
@@ -68,6 +70,7 @@ void AcquireMbarrier(Mbarrier& barrier) {
 
 void ShareAmongLanes(Warp& warp) {
   if (!world.checks_order()) return;
+  ++warp.lane_epoch;
   const uint32_t num_barriers = world.num_slots - world.first_barrier_slot;
   std::copy_n(warp.clock.time + world.first_barrier_slot, num_barriers, warp.seen_phase.begin());
 }

@@ -111,7 +111,28 @@ bool Shadow::CheckWordRaces(const Warp& warp, const Word& word, uint32_t offset,
   return true;
 }
 
-void Shadow::RecordRead(Word& word, const Warp& warp) {
+// Lanes of one warp that touch the same word, one of them writing, with nothing between.
+bool Shadow::CheckLaneRaces(const Thread& thread, const Word& word, uint32_t offset,
+                            bool is_write) {
+  if (!world.checks_order()) return true;
+  const Warp& warp = *thread.warp;
+  const auto races = [&](uint32_t other, uint32_t epoch) {
+    return other != 0 && other - 1 != thread.number && (other - 1) / kWarpLanes == warp.number &&
+           epoch == warp.lane_epoch;
+  };
+  const bool with_write = races(word.writer, word.write_epoch);
+  if (!with_write && !(is_write && races(word.reader, word.read_epoch))) return true;
+  const uint32_t other = (with_write ? word.writer : word.reader) - 1u;
+  Hazard("race: %s at %s is not ordered after the %s by lane %u of the same warp",
+         is_write ? "st.shared" : "ld.shared", SmemName(offset + kSmemBase).c_str(),
+         with_write ? "st.shared" : "ld.shared", other % kWarpLanes);
+  return false;
+}
+
+void Shadow::RecordRead(Word& word, const Thread& thread) {
+  const Warp& warp = *thread.warp;
+  word.reader = static_cast<uint16_t>(thread.number + 1);
+  word.read_epoch = warp.lane_epoch;
   const uint32_t clock = warp.clock.time[warp.number];
   for (int i = 0; i < kInlineReaders; ++i) {
     if (word.read_clock[i] != 0 && word.read_warp[i] != warp.number) continue;
@@ -132,7 +153,8 @@ void Shadow::GenericRead(const Thread& thread, uint32_t offset, uint32_t bytes) 
     if (!CheckGenericChunk(thread, chunks_[at / kChunkBytes], at, false)) return;
     Word& word = Words(at / kChunkBytes)[at / 4 % kWordsPerChunk];
     if (!CheckWordRaces(*thread.warp, word, at, false, "ld.shared")) return;
-    if (world.checks_order()) RecordRead(word, *thread.warp);
+    if (!CheckLaneRaces(thread, word, at, false)) return;
+    if (world.checks_order()) RecordRead(word, thread);
   }
 }
 
@@ -148,10 +170,12 @@ void Shadow::GenericWrite(Thread& thread, uint32_t offset, uint32_t bytes) {
       return;
     }
     if (!CheckWordRaces(warp, word, at, true, "st.shared")) return;
+    if (!CheckLaneRaces(thread, word, at, true)) return;
     word = Word{};  // earlier accesses are ordered before this one, so it stands for them
     word.write_clock = warp.clock.time[warp.number];
     word.write_number = thread.num_writes;
     word.writer = static_cast<uint16_t>(thread.number + 1);
+    word.write_epoch = warp.lane_epoch;
   }
 }
 

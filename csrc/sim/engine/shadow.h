@@ -63,18 +63,22 @@ class Shadow {
     uint16_t read_warp[kInlineReaders];
     uint16_t writer;    // thread number in the cluster + 1; 0: never written
     uint16_t overflow;  // 1 + index of a clock per warp, for words that many warps read
+    uint16_t reader;    // thread number in the cluster + 1 of the last read; 0: never read
     bool holds_barrier;
+    uint32_t write_epoch;  // lane epoch of the writer's warp
+    uint32_t read_epoch;   // lane epoch of the last reader's warp
   };
 
   Word* Words(uint32_t chunk);
   bool CheckGenericChunk(const Thread& thread, const Chunk& chunk, uint32_t offset, bool is_write);
   bool CheckWordRaces(const Warp& warp, const Word& word, uint32_t offset, bool is_write,
                       const char* what);
+  bool CheckLaneRaces(const Thread& thread, const Word& word, uint32_t offset, bool is_write);
   bool CheckAsyncChunk(const AsyncAccess& access, const Chunk& chunk, uint32_t index);
   bool CheckAsyncWords(const AsyncAccess& access, uint32_t index);
   bool CheckAsyncOrder(const AsyncAccess& access, const Chunk& chunk, uint32_t index);
   void RecordAsync(const AsyncAccess& access, Chunk& chunk, uint32_t index);
-  void RecordRead(Word& word, const Warp& warp);
+  void RecordRead(Word& word, const Thread& thread);
 
   std::vector<Chunk> chunks_;
   std::vector<Word> words_;

@@ -136,6 +136,7 @@ struct Warp {
   uint32_t cluster_phase = 0;  // the phase it arrived in
 
   VectorClock clock;
+  uint32_t lane_epoch = 1;  // counts what may order the memory accesses of the lanes
   std::array<uint32_t, kMaxBarriers> seen_phase = {};
   BankTrace bank_trace;
 };
@@ -164,10 +165,17 @@ struct Mbarrier {
   VectorClock released;  // what waiters acquire
 };
 
+// A warp's arrival, as others may know of it.
+struct Arrival {
+  const Warp* warp;
+  uint32_t clock;
+};
+
 struct NamedBarrier {
   uint32_t threads = 0;
   uint32_t arrived = 0;
   std::vector<Warp*> waiting;
+  std::vector<Arrival> last;  // arrivals of the last completion
   VectorClock arriving;
 };
 
