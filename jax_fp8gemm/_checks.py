@@ -88,21 +88,52 @@ def matrix(where: str, name: str, value: Any) -> None:
         )
 
 
-def same_k(where: str, lhs: Any, rhs: Any) -> None:
-    """Checks that the operands contract over the same extent."""
+def same_k(where: str, lhs: Any, rhs: Any, extents: str = "N, K") -> None:
+    """Checks that the operands contract over the same extent, the last of `extents`."""
     if lhs.shape[-1] != rhs.shape[-1]:
         raise ValueError(
-            f"{where}: rhs must have shape (N, K) with the K of lhs = {lhs.shape[-1]},"
-            f" got {tuple(rhs.shape)}."
+            f"{where}: rhs must have shape ({extents}) with the {extents.split()[-1]} of lhs ="
+            f" {lhs.shape[-1]}, got {tuple(rhs.shape)}."
         )
 
 
-def accumulator(where: str, value: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
+def groups(where: str, name: str, value: Any, extents: str) -> None:
+    """Checks that an operand has one leading dimension, of groups."""
+    if len(value.shape) != 3:
+        raise ValueError(
+            f"{where}: {name} must have shape ({extents}), got {tuple(value.shape)};"
+            " use jax.vmap over further dimensions."
+        )
+
+
+def num_groups(where: str, name: str, number: int) -> None:
+    """Checks that the kernels can tell so many groups apart."""
+    if number > MAX_GROUPS:
+        raise ValueError(
+            f"{where}: {name} must have at most {MAX_GROUPS} groups, got {number};"
+            " split them over several calls."
+        )
+
+
+def group_data(where: str, name: str, value: Any, shape: tuple[int], extent_name: str) -> None:
+    """Checks that sizes or ids of groups are int32 and as many as there must be."""
+    array(where, name, value, (np.dtype(np.int32),))
+    if tuple(value.shape) != shape:
+        raise ValueError(
+            f"{where}: {name} must have shape ({extent_name},) = {shape},"
+            f" got {tuple(value.shape)}."
+        )
+
+
+def accumulator(
+    where: str, value: Any, shape: tuple[int, ...], dtype: np.dtype, extents: str = "M, N"
+) -> None:
     """Checks that an accumulator has the result's shape and dtype."""
     array(where, "accumulator", value, (dtype,))
     if tuple(value.shape) != shape:
         raise ValueError(
-            f"{where}: accumulator must have shape (M, N) = {shape}, got {tuple(value.shape)}."
+            f"{where}: accumulator must have shape ({extents}) = {shape},"
+            f" got {tuple(value.shape)}."
         )
 
 
