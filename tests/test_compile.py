@@ -31,8 +31,13 @@ needs_nvdisasm = pytest.mark.skipif(
 
 KEYS = core().candidate_configs()
 JOBS = [Job(nvrtc, key) for nvrtc in find_all() for key in KEYS]
-# One per number of consumers: the candidates are listed without their variants for PDL.
-PDL_SAMPLES = [next(key for key in KEYS if f".w{w}." in key) + ".pdl" for w in (1, 2, 3)]
+FAMILIES = tuple(dict.fromkeys(key.partition(".")[0] for key in KEYS))
+# One per family, and one per number of consumers: the candidates are listed without their variants
+# for PDL.
+PDL_SAMPLES = [
+    *(next(key for key in KEYS if key.startswith(f"{family}.")) + ".pdl" for family in FAMILIES),
+    *(next(key for key in KEYS if f".w{w}." in key) + ".pdl" for w in (2, 3)),
+]
 MAX_SMEM_BYTES = 232448
 MAX_THREADS = 1024
 # Operand types as wgmma and its SASS name them.
@@ -57,9 +62,21 @@ def farm(request):
 def expected_code(key: str) -> Expected:
     """What the configuration `key` implies for its code."""
     config = core().describe_config(key)
+    block_n, waves = config["block_n"], config["waves"]
+    # A thread has two rows of a wave, so two scales of A. With 128x128 scales of B it multiplies
+    # each with those of the one or two column blocks; with 1x128 scales each with those of its
+    # block_n / 4 columns, which it loads in pairs while the tensor core works.
+    row_scales = 2 * waves
+    is_1d1d = config["scaling"] == "1d1d"
+    column_loads = block_n // 8 if is_1d1d else 0
+    products = row_scales * (block_n // 4 if is_1d1d else config["scale_blocks_n"])
     return Expected(
-        block_n=config["block_n"],
-        waves=config["waves"],
+        kernel=f"sm90_fp8_gemm_{config['family']}",
+        scale_products=products,
+        scale_loads=row_scales + (column_loads or 1),
+        scale_loads_under_mma=column_loads,
+        block_n=block_n,
+        waves=waves,
         num_consumers=config["num_consumers"],
         moves_registers=config["moves_registers"],
         consumer_registers=config["consumer_registers"],
@@ -119,6 +136,13 @@ def test_device_computes_the_same_shared_memory_layout():
 
 
 def _layout_assertion(config: dict) -> str:
+    kinds = {
+        "dense": "kDense",
+        "ragged": "kRagged",
+        "contiguous": "kContiguous",
+        "masked": "kMasked",
+        "k_grouped": "kKGrouped",
+    }
     out_types = {"bfloat16": "kBF16", "float16": "kF16", "float32": "kF32"}
     numbers = (
         "block_m",
@@ -129,12 +153,14 @@ def _layout_assertion(config: dict) -> str:
         "cluster_n",
     )
     fields = [
+        f".kind = GemmKind::{kinds[config['kind']]}",
+        f".scaling = Scaling::k{config['scaling'].upper()}",
         *(f".{name} = {config[name]}" for name in numbers),
         f".d_type = OutType::{out_types[config['d_type']]}",
         f".accumulate = {str(config['accumulate']).lower()}",
     ]
-    layout = f"make_smem_layout(GemmConfig{{{', '.join(fields)}}})"
-    return f"static_assert({layout}.bytes == {config['smem_bytes']});"
+    bytes_ = f"launch_smem_bytes(GemmConfig{{{', '.join(fields)}}})"
+    return f"static_assert({bytes_} == {config['smem_bytes']});"
 
 
 def test_embedded_headers_are_those_of_the_source_tree():

@@ -35,6 +35,10 @@ SOUND = Expected(
     producer_registers=40,
     a_type="E4M3",
     b_type="E4M3",
+    kernel="warp_specialized",
+    scale_products=0,
+    scale_loads=0,
+    scale_loads_under_mma=0,
 )
 
 # Planted fault (macros of the specimen, separated by spaces): a part of the failure it must cause.
@@ -67,6 +71,10 @@ WRONG_EXPECTATIONS = [
     ("moves_registers", False, "expected none"),
     ("waves", 2, "expected 2 each"),
     ("block_n", 64, "64 FFMA in the main loop, expected 32"),
+    ("kernel", "another", "the entry point is warp_specialized"),
+    ("scale_products", 64, "0 FMUL in the main loop, expected 64"),
+    ("scale_loads", 3, "0 LDS in the main loop, expected 3"),
+    ("scale_loads_under_mma", 16, "0 LDS under the tensor core, expected 16"),
     ("a_type", "E5M2", "expected QGMMA.64x128x32.F32.E5M2.E4M3"),
 ]
 

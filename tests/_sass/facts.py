@@ -26,6 +26,8 @@ class LoopFacts:
     mma: int
     mma_shapes: frozenset[str]  # opcodes, e.g. QGMMA.64x128x32.F32.E4M3.E4M3
     ffma: int
+    fmul: int  # products of scales
+    shared_loads: int
     groups: int  # wgmma groups committed: an MMA that signals a scoreboard
     waits: int  # WARPGROUP.DEPBAR
     fences: int  # WARPGROUP.ARRIVE
@@ -37,6 +39,7 @@ class LoopFacts:
     ffma_yield_changes: int  # neighbouring FFMA whose yield hints differ; ffma - 1 if alternating
     ffma_reuse: int
     ffma_under_mma: int  # FFMA issued while a committed group may still run
+    shared_loads_under_mma: int  # between the first MMA of a group and the wait for it
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,8 @@ def _loop_facts(loop: Sequence[Instruction]) -> LoopFacts | None:
         mma=len(mma),
         mma_shapes=frozenset(i.opcode for i in mma),
         ffma=len(ffma),
+        fmul=_count(loop, "FMUL"),
+        shared_loads=_count(loop, "LDS"),
         groups=sum("gsb" in i.operands for i in mma),
         waits=sum(i.opcode.startswith("WARPGROUP.DEPBAR") for i in loop),
         fences=sum(i.opcode.startswith("WARPGROUP.ARRIVE") for i in loop),
@@ -114,6 +119,7 @@ def _loop_facts(loop: Sequence[Instruction]) -> LoopFacts | None:
         ffma_yield_changes=sum(a != b for a, b in pairwise(yields)),
         ffma_reuse=sum(i.control.reuse != 0 for i in ffma),
         ffma_under_mma=_ffma_under_mma(loop),
+        shared_loads_under_mma=_shared_loads_under_mma(loop),
     )
 
 
@@ -128,6 +134,20 @@ def _ffma_under_mma(loop: Sequence[Instruction]) -> int:
             in_flight = min(in_flight, _last_number(instruction))
         elif instruction.name == "FFMA":
             under += in_flight > 0
+    return under
+
+
+def _shared_loads_under_mma(loop: Sequence[Instruction]) -> int:
+    """Loads that the tensor core hides: an MMA runs from its issue to the wait."""
+    running = False
+    under = 0
+    for instruction in loop:
+        if instruction.name in _TENSOR_CORE:
+            running = True
+        elif instruction.opcode.startswith("WARPGROUP.DEPBAR"):
+            running = False
+        elif instruction.name == "LDS":
+            under += running
     return under
 
 

@@ -10,6 +10,8 @@ _SM_REGISTERS = 65536
 _WARPGROUP_THREADS = 128
 # k32 instructions in one 128-wide block of K.
 _MMA_PER_BLOCK_K = 4
+# Blocks of K that one iteration of the main loop may hold: the compiler unrolls the smallest tiles.
+_MAX_UNROLL = 2
 # Share of neighbouring FFMA that must differ in their yield hint. A strict alternation gives 1; a
 # scale that is selected in the middle of a tile interrupts it, at worst (width 112) down to 0.76.
 _LEAST_YIELD_CHANGES = 0.75
@@ -31,6 +33,10 @@ class Expected:
     producer_registers: int
     a_type: str  # as in the mnemonic: E4M3 or E5M2
     b_type: str
+    kernel: str  # name of the entry point
+    scale_products: int  # FMUL of scales, per block of K
+    scale_loads: int  # from shared memory, per block of K
+    scale_loads_under_mma: int  # of them, those that must cost no time
 
     @property
     def threads(self) -> int:
@@ -66,6 +72,10 @@ def gate_failures(facts: KernelFacts, expected: Expected) -> list[str]:
 def _resource_failures(facts: KernelFacts, expected: Expected) -> list[str]:
     pool = facts.registers * expected.threads
     rules = [
+        (
+            facts.kernel == expected.kernel,
+            f"the entry point is {facts.kernel}, expected {expected.kernel}",
+        ),
         (
             facts.local_memory == 0 and facts.frame_bytes == 0 and facts.stack_bytes == 0,
             f"local memory: {facts.local_memory} LDL/STL, frame {facts.frame_bytes} bytes, "
@@ -116,9 +126,13 @@ def _moved_register_rules(facts: KernelFacts, expected: Expected) -> list[tuple[
 
 
 def _loop_failures(loop: LoopFacts, expected: Expected) -> list[str]:
-    waves = expected.waves
+    unroll = _unroll(loop, expected)
+    waves = expected.waves * unroll
     mma = _MMA_PER_BLOCK_K * waves
     ffma = expected.block_n // 2 * waves
+    fmul = expected.scale_products * unroll
+    loads = expected.scale_loads * unroll
+    under = expected.scale_loads_under_mma * unroll
     shape = f"QGMMA.64x{expected.block_n}x32.F32.{expected.a_type}.{expected.b_type}"
     rules = [
         (loop.mma == mma, f"{loop.mma} tensor-core instructions in the main loop, expected {mma}"),
@@ -127,6 +141,12 @@ def _loop_failures(loop: LoopFacts, expected: Expected) -> list[str]:
             f"tensor-core instructions {sorted(loop.mma_shapes)}, expected {shape}",
         ),
         (loop.ffma == ffma, f"{loop.ffma} FFMA in the main loop, expected {ffma}"),
+        (loop.fmul == fmul, f"{loop.fmul} FMUL in the main loop, expected {fmul}"),
+        (loop.shared_loads == loads, f"{loop.shared_loads} LDS in the main loop, expected {loads}"),
+        (
+            loop.shared_loads_under_mma == under,
+            f"{loop.shared_loads_under_mma} LDS under the tensor core, expected {under}",
+        ),
         (
             loop.groups == loop.waits == loop.fences == waves,
             f"wgmma groups: {loop.groups} committed, {loop.waits} waits, {loop.fences} fences, "
@@ -137,6 +157,12 @@ def _loop_failures(loop: LoopFacts, expected: Expected) -> list[str]:
         (loop.r2ur == 0, f"{loop.r2ur} R2UR in the main loop: wgmma descriptors are not uniform"),
     ]
     return [message for holds, message in rules if not holds]
+
+
+def _unroll(loop: LoopFacts, expected: Expected) -> int:
+    """Blocks of K in one iteration; 1 if the loop does not hold whole ones."""
+    unroll, rest = divmod(loop.mma, _MMA_PER_BLOCK_K * expected.waves)
+    return unroll if rest == 0 and 1 <= unroll <= _MAX_UNROLL else 1
 
 
 def _yield_failures(loop: LoopFacts, expected: Expected) -> list[str]:

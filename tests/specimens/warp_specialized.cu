@@ -62,7 +62,7 @@ FP8GEMM_DEVICE void mma(const GemmParams& params, float* out) {
     const uint32_t stage = block % kStages;
     ptx::mbarrier_wait_parity(full(stage), (block / kStages) & 1);
     const uint32_t a_smem = ptx::dynamic_smem() + stage * kStageBytes + group * 64 * 128;
-    const float scale = params.sfb[block];
+    const float scale = params.sfb_blocks[block];
     FP8GEMM_UNROLL
     for (uint32_t wave = 0; wave < kWaves; ++wave) {
 #ifdef DIVERGENT_DESCRIPTOR
