@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python benchmarks: times, records, reports. `--help` has examples."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+_FOLDER = Path(__file__).resolve().parent
+# Behind the installed package, whose sources in this checkout have no extension beside them.
+sys.path[:] = [path for path in sys.path if path != str(_FOLDER)] + [str(_FOLDER.parent)]
+# Before jax is imported: PyTorch peers need device memory too.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+from benchmarks import plots, record, tables  # noqa: E402
+from benchmarks.cases import CPU_SUITES, GPU_SUITES, SUITES, suite  # noqa: E402
+
+_EXAMPLES = """\
+examples:
+  python benchmarks                               everything that suits this machine
+  python benchmarks --suites deepgemm --budget 400   what fits in 400 seconds
+  python benchmarks --peers jax_bf16 deep_gemm    ours against two peers
+  python benchmarks --report build/benchmarks/record.json   tables and plots once more
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python benchmarks",
+        description=__doc__.partition("\n")[0],
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--suites", nargs="+", choices=SUITES, help="default: by platform")
+    parser.add_argument("--peers", nargs="+", default=[], help="default: all; ours is always there")
+    parser.add_argument("--rounds", type=int, default=20, help="samples of each peer")
+    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds at most")
+    parser.add_argument("--no-extras", action="store_true", help="only the products")
+    parser.add_argument("--output", type=Path, default=Path("build/benchmarks"))
+    parser.add_argument("--report", type=Path, help="only report on a record that exists")
+    return parser
+
+
+def _report(content: dict, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    text = tables.report(content)
+    (folder / "report.md").write_text(text)
+    drawn = plots.draw(content, folder)
+    print(text)
+    files = [folder / "report.md", *drawn]
+    print("written: " + ", ".join(map(str, files)))
+    if not drawn:
+        print("no plots: matplotlib is not installed, or there is nothing to draw")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    options = _parser().parse_args(arguments)
+    if options.report:
+        _report(record.load(options.report), options.output)
+        return 0
+    import jax
+
+    from benchmarks.runner import Run, Settings  # here: it starts jax
+
+    suites = options.suites or (GPU_SUITES if jax.devices()[0].platform == "gpu" else CPU_SUITES)
+    settings = Settings(
+        cases=[case for name in suites for case in suite(name)],
+        output=options.output,
+        peers=options.peers,
+        num_rounds=options.rounds,
+        budget_s=options.budget,
+        with_extras=not options.no_extras,
+    )
+    content = Run(settings).execute()
+    _report(content, options.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is timed: published rows, layers of open models, sweeps. Pure data, no JAX."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchCase:
+    """One product: `(m, k) @ (n, k).T`, bfloat16 result, or a float32 one that accumulates.
+
+    `published` holds other people's numbers in TFLOPS, by source. They were taken on other machines
+    and never enter a ratio that this project claims.
+    """
+
+    suite: str
+    name: str
+    m: int
+    n: int
+    k: int
+    kind: str = "forward"  # or "wgrad": scales per row of both, float32 accumulator
+    published: tuple[tuple[str, float], ...] = ()
+
+    def __str__(self) -> str:
+        """Names the case in tables."""
+        return f"{self.name} {self.m}x{self.n}x{self.k}"
+
+    @property
+    def key(self) -> str:
+        """Identifies the case in a record."""
+        return f"{self.suite}/{self.name}/{self.m}x{self.n}x{self.k}"
+
+    @property
+    def flops(self) -> int:
+        """Operations, a multiply-add counted as two."""
+        return 2 * self.m * self.n * self.k
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of device memory that any kernel must move: operands, scales and result, once."""
+        k_blocks = -(-self.k // 128)
+        operands = (self.m + self.n) * self.k
+        if self.kind == "wgrad":
+            return operands + 4 * (self.m + self.n) * k_blocks + 2 * 4 * self.m * self.n
+        scales = 4 * (self.m + -(-self.n // 128)) * k_blocks
+        return operands + scales + 2 * self.m * self.n
+
+
+# DeepGEMM's README of 9 April 2025 (H800; M of 64 and 128 measured with a warm cache, February),
+# its pull request 86 of 14 April, and cold-cache numbers of third parties in pull requests 68
+# (GH200), 94 (H100) and 168 (H800, August 2025).
+_DENSE_ROWS = {
+    (64, 2112, 7168): {"readme": 206, "pr68": 167, "pr94": 154},
+    (64, 24576, 1536): {"readme": 289, "pr68": 258, "pr94": 230},
+    (64, 32768, 512): {"readme": 219, "pr68": 188, "pr94": 180},
+    (64, 7168, 16384): {"readme": 336, "pr68": 326, "pr94": 290},
+    (64, 4096, 7168): {"readme": 287, "pr68": 224, "pr94": 207},
+    (64, 7168, 2048): {"readme": 295, "pr68": 213, "pr94": 189},
+    (128, 2112, 7168): {"readme": 352, "pr68": 302, "pr94": 282, "pr168": 302},
+    (128, 24576, 1536): {"readme": 535, "pr68": 479, "pr94": 435, "pr168": 443},
+    (128, 32768, 512): {"readme": 358, "pr68": 322, "pr94": 336, "pr168": 338},
+    (128, 7168, 16384): {"readme": 645, "pr68": 635, "pr94": 534, "pr168": 542},
+    (128, 4096, 7168): {"readme": 533, "pr68": 419, "pr94": 371, "pr168": 399},
+    (128, 7168, 2048): {"readme": 510, "pr68": 394, "pr94": 334, "pr168": 351},
+    (4096, 2112, 7168): {"readme": 1127, "pr68": 1087, "pr94": 1058, "pr168": 1296},
+    (4096, 24576, 1536): {"readme": 1212, "pr86": 1270, "pr168": 1263},
+    (4096, 32768, 512): {"readme": 775, "pr86": 836, "pr168": 938},
+    (4096, 7168, 16384): {"readme": 1520, "pr86": 1519, "pr168": 1484, "news": 1550},
+    (4096, 4096, 7168): {"readme": 1410, "pr86": 1439, "pr168": 1424},
+    (4096, 7168, 2048): {"readme": 1168, "pr86": 1215},
+}
+# Pull request 95 of 14 May 2025 (H800): weight gradients.
+_WGRAD_ROWS = {
+    (7168, 2112, 4096): 920,
+    (1536, 24576, 4096): 986,
+    (512, 32768, 4096): 878,
+    (16384, 7168, 4096): 994,
+    (7168, 4096, 4096): 942,
+    (2048, 7168, 4096): 920,
+    (7168, 2112, 8192): 1052,
+    (1536, 24576, 8192): 1092,
+    (512, 32768, 8192): 1014,
+}
+# (N, K) of the linear layers of one decoder layer, unsharded; for experts, of one expert.
+_MODEL_LAYERS = {
+    "deepseek_v3": {
+        "attention_in": (2112, 7168),
+        "q_up": (24576, 1536),
+        "kv_up": (32768, 512),
+        "attention_out": (7168, 16384),
+        "expert_up": (4096, 7168),
+        "expert_down": (7168, 2048),
+    },
+    "kimi_k2": {
+        "attention_in": (2112, 7168),
+        "q_up": (12288, 1536),
+        "kv_up": (16384, 512),
+        "attention_out": (7168, 8192),
+        "expert_up": (4096, 7168),
+        "expert_down": (7168, 2048),
+    },
+    "qwen3_235b": {
+        "qkv": (9216, 4096),
+        "attention_out": (4096, 8192),
+        "expert_up": (3072, 4096),
+        "expert_down": (4096, 1536),
+    },
+    "qwen3_32b": {
+        "qkv": (10240, 5120),
+        "attention_out": (5120, 8192),
+        "mlp_up": (51200, 5120),
+        "mlp_down": (5120, 25600),
+    },
+    "llama3_8b": {
+        "qkv": (6144, 4096),
+        "attention_out": (4096, 4096),
+        "mlp_up": (28672, 4096),
+        "mlp_down": (4096, 14336),
+    },
+    "llama3_70b": {
+        "qkv": (10240, 8192),
+        "attention_out": (8192, 8192),
+        "mlp_up": (57344, 8192),
+        "mlp_down": (8192, 28672),
+    },
+}
+_MODEL_TOKENS = (1, 32, 512, 4096)
+_SWEEP_WEIGHTS = ((7168, 2048), (4096, 7168))
+
+
+def _deepgemm() -> list[BenchCase]:
+    return [
+        BenchCase("deepgemm", "dense", m, n, k, published=tuple(published.items()))
+        for (m, n, k), published in _DENSE_ROWS.items()
+    ]
+
+
+def _wgrad() -> list[BenchCase]:
+    return [
+        BenchCase("wgrad", "wgrad", m, n, k, "wgrad", (("pr95", tflops),))
+        for (m, n, k), tflops in _WGRAD_ROWS.items()
+    ]
+
+
+def _models() -> list[BenchCase]:
+    seen, cases = set(), []
+    for model, layers in _MODEL_LAYERS.items():
+        for layer, (n, k) in layers.items():
+            for m in _MODEL_TOKENS:
+                if (m, n, k) not in seen:
+                    seen.add((m, n, k))
+                    cases.append(BenchCase("models", f"{model}.{layer}", m, n, k))
+    return cases
+
+
+def _scaling() -> list[BenchCase]:
+    return [
+        BenchCase("scaling", f"rows_{n}x{k}", 2**power, n, k)
+        for n, k in _SWEEP_WEIGHTS
+        for power in range(15)
+    ]
+
+
+def _square() -> list[BenchCase]:
+    return [BenchCase("square", "square", s, s, s) for s in (1024, 2048, 4096, 8192, 16384)]
+
+
+def _smoke() -> list[BenchCase]:
+    return [
+        BenchCase("smoke", "few_rows", 16, 128, 256),
+        BenchCase("smoke", "one_tile", 128, 128, 256),
+        BenchCase("smoke", "tails", 100, 264, 400),
+        BenchCase("smoke", "wgrad", 128, 136, 256, "wgrad"),
+    ]
+
+
+SUITES = {
+    "deepgemm": _deepgemm,
+    "models": _models,
+    "scaling": _scaling,
+    "square": _square,
+    "wgrad": _wgrad,
+    "smoke": _smoke,
+}
+GPU_SUITES = ("deepgemm", "wgrad", "scaling", "models")
+CPU_SUITES = ("smoke",)
+
+
+def suite(name: str) -> list[BenchCase]:
+    """Returns the cases of a suite.
+
+    Raises:
+        ValueError: There is no such suite.
+    """
+    if name not in SUITES:
+        raise ValueError(f"there is no suite {name!r}: choose of {', '.join(SUITES)}")
+    return SUITES[name]()

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is not a single product: host cost of a call, compilation, the quantiser, a whole MLP."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+import jax_fp8gemm as fp8
+from benchmarks import samples
+from benchmarks.cases import BenchCase
+from benchmarks.peers import Prepared, prepared_jax
+
+_CALLS = 200  # per sample of host cost: fewer than a device queue holds
+_IN_PROGRAM = 64
+_ROUNDS = 10
+_MLP = {"gpu": (4096, 4096, 14336), "cpu": (64, 256, 512)}  # tokens, width, hidden
+_QUANTISED = {"gpu": (8192, 7168), "cpu": (512, 1024)}
+_DECODE_TOKENS = {"gpu": 16, "cpu": 16}
+
+
+def _us(seconds: float) -> float:
+    return round(seconds * 1e6, 3)
+
+
+def _host_seconds(call: Callable, *arguments) -> float:
+    """Returns host seconds per call while the device is not waited for."""
+    jax.block_until_ready(call(*arguments))
+    best = float("inf")
+    for _ in range(_ROUNDS):
+        begin = time.perf_counter()
+        for _ in range(_CALLS):
+            out = call(*arguments)
+        best = min(best, (time.perf_counter() - begin) / _CALLS)
+        jax.block_until_ready(out)
+    return best
+
+
+def host_cost(platform: str) -> dict[str, float]:
+    """Returns what a call costs the host, in microseconds.
+
+    `dispatch_us` is one jitted product, `empty_dispatch_us` a jitted program of one trivial kernel;
+    their difference is what the custom call adds. `in_program_us` is the same difference per call
+    where one program holds many calls, by wall clock, on the smallest problem.
+    """
+    implementation = "cuda" if platform == "gpu" else "xla"
+    lhs = fp8.quantize(jnp.ones((16, 128)))
+    rhs = fp8.quantize(jnp.ones((128, 128)), (128, 128))
+
+    def product(x, lhs, rhs):
+        return x + fp8.gemm(lhs, rhs, implementation=implementation)
+
+    def trivial(x, lhs, rhs):
+        return x + x
+
+    start = jnp.zeros((16, 128), jnp.bfloat16)
+    one, empty = (_host_seconds(jax.jit(f), start, lhs, rhs) for f in (product, trivial))
+
+    def repeated(function):
+        def program(x, lhs, rhs):
+            for _ in range(_IN_PROGRAM):
+                # A barrier keeps XLA from merging the calls.
+                x = jax.lax.optimization_barrier(function(x, lhs, rhs))
+            return x
+
+        call = prepared_jax(program, start, lhs, rhs)
+        return min(_wall(call) for _ in range(_ROUNDS)) / _IN_PROGRAM
+
+    return {
+        "dispatch_us": _us(one),
+        "empty_dispatch_us": _us(empty),
+        "added_us": _us(one - empty),
+        "in_program_us": _us(repeated(product) - repeated(trivial)),
+    }
+
+
+def _wall(call: Prepared) -> float:
+    call.finish(call.start())
+    begin = time.perf_counter()
+    call.finish(call.start())
+    return time.perf_counter() - begin
+
+
+def compile_times(cases: Sequence[BenchCase]) -> list[dict]:
+    """Returns seconds that NVRTC takes for each kernel the planner chooses; nothing is cached.
+
+    Needs NVRTC, but no GPU.
+    """
+    from jax_fp8gemm import _ffi
+
+    core = _ffi.core()
+    chosen: dict[str, str] = {}
+    for case in cases:
+        if case.kind == "forward":
+            chosen.setdefault(fp8.plan(case.m, case.n, case.k)[0]["config"], case.key)
+    core.set_cache_directory("")
+    results = []
+    for config, key in chosen.items():
+        core.clear_memory_cache()
+        begin = time.perf_counter()
+        size_bytes = core.precompile(config)
+        seconds = time.perf_counter() - begin
+        results.append(
+            {"config": config, "case": key, "seconds": seconds, "cubin_bytes": size_bytes}
+        )
+    return results
+
+
+def quantiser(timer, platform: str) -> list[dict]:
+    """Returns the quantiser's time and bandwidth: bytes of input, values and scales over time."""
+    rows, columns = _QUANTISED[platform]
+    x = jax.random.normal(jax.random.key(1), (rows, columns), jnp.bfloat16)
+    results = []
+    for block in ((1, 128), (128, 128)):
+        call = prepared_jax(lambda x, block=block: fp8.quantize(x, block).values, x)
+        call.finish(call.start())
+        taken = [timer.sample(call) for _ in range(_ROUNDS)]
+        moved = 3 * rows * columns + 4 * rows * columns // (block[0] * block[1])
+        result = samples.summary(taken)
+        results.append(
+            {
+                "block": list(block),
+                "shape": [rows, columns],
+                "summary": result,
+                "bytes_per_s": moved / result["median"],
+                "samples_s": taken,
+            }
+        )
+    return results
+
+
+def mlp_steps(timer, platform: str) -> list[dict]:
+    """Returns times of a gated MLP, forward: activations quantised on the way, and bfloat16."""
+    tokens, width, hidden = _MLP[platform]
+    implementation = "cuda" if platform == "gpu" else "xla"
+    keys = jax.random.split(jax.random.key(2), 3)
+    up = jax.random.normal(keys[0], (2 * hidden, width), jnp.bfloat16) / width**0.5
+    down = jax.random.normal(keys[1], (width, hidden), jnp.bfloat16) / hidden**0.5
+    up8, down8 = (fp8.quantize(weight, (128, 128)) for weight in (up, down))
+
+    def gate(x):
+        left, right = jnp.split(x, 2, axis=-1)
+        return jax.nn.silu(left) * right
+
+    def in_fp8(x, up, down):
+        inner = gate(fp8.gemm(fp8.quantize(x), up, implementation=implementation))
+        return fp8.gemm(fp8.quantize(inner), down, implementation=implementation)
+
+    results = []
+    for rows in (_DECODE_TOKENS[platform], tokens):
+        x = jax.random.normal(keys[2], (rows, width), jnp.bfloat16)
+        calls = {
+            "ours": prepared_jax(in_fp8, x, up8, down8),
+            "jax_bf16": prepared_jax(lambda x, u, d: gate(x @ u.T) @ d.T, x, up, down),
+        }
+        for call in calls.values():
+            call.finish(call.start())
+        samplers = {name: lambda c=call: timer.sample(c) for name, call in calls.items()}
+        taken, failures = samples.sample_rounds(samplers, _ROUNDS)
+        results.append(
+            {
+                "tokens": rows,
+                "width": width,
+                "hidden": hidden,
+                "samples_s": taken,
+                "failures": failures,
+                "summary": {name: samples.summary(s) for name, s in taken.items()},
+            }
+        )
+    return results

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the package is compared with: a registry, and the peers that JAX brings itself."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.layout import Format, Layout
+
+import jax_fp8gemm as fp8
+from benchmarks.operands import Operands
+
+BLOCK_SCALED = "block-scaled fp8"
+TENSOR_WISE = "tensor-wise fp8"
+MX_SCALED = "1x32-scaled fp8"
+WIDE = "no fp8"
+# Largest squared relative error of a peer that computes the same product as the package.
+MAX_ERROR = 1e-4
+_MAX_SIMULATED_MACS = 64 << 20
+
+
+class PeerMissingError(Exception):
+    """A peer cannot run on this machine at all; the message says why."""
+
+
+class NotApplicableError(Exception):
+    """A peer has no such operation; the message says which."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A peer ready to be timed on one case; satisfies `timers.TimedCall`."""
+
+    start: Callable[[], Any]
+    finish: Callable[[Any], None]
+    rows: Callable[[Any, np.ndarray], np.ndarray]  # some rows of a finished result, as float32
+    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Peer:
+    """One contender."""
+
+    name: str
+    label: str
+    semantics: str
+    platforms: tuple[str, ...]
+    prepare: Callable[[Operands], Prepared]
+    # Raises PeerMissingError where the peer cannot run on this machine.
+    probe: Callable[[], None] = lambda: None
+    kinds: tuple[str, ...] = ("forward",)
+    same_product: bool = True  # as the package: its error is a check, not only a remark
+
+
+def prepared_jax(
+    function: Callable,
+    *arrays: Any,
+    feedback: bool = False,
+    look_at: Callable[[str], dict] = lambda text: {},
+    **notes: Any,
+) -> Prepared:
+    """Returns a jitted function of arrays, ready to be timed.
+
+    XLA chooses the arrays' layouts, as it does inside a model, so that no call begins with a
+    transpose.
+
+    Args:
+        function: What is timed.
+        arrays: Its arguments.
+        feedback: Whether the last argument is an accumulator: donated, and replaced by the result.
+        look_at: Gives further notes from the text of the compiled program.
+        notes: Go into the record.
+    """
+    donated = (len(arrays) - 1,) if feedback else ()
+    layouts = [Format(Layout.AUTO)] * len(arrays)
+    if feedback:
+        layouts[-1] = None  # as the result has it, whose memory it is
+    jitted = jax.jit(function, in_shardings=tuple(layouts), donate_argnums=donated)
+    compiled = jitted.lower(*map(_shapes, arrays)).compile()
+    placed = jax.device_put(arrays, compiled.input_formats[0])
+    state = list(placed)
+    if feedback:
+        state[-1] = jnp.copy(state[-1])  # donated, while other peers need theirs
+
+    def start() -> Any:
+        result = compiled(*state)
+        if feedback:
+            state[-1] = result
+        return result
+
+    def rows(result: jax.Array, indices: np.ndarray) -> np.ndarray:
+        return np.asarray(result.reshape(-1, result.shape[-1])[indices].astype(jnp.float32))
+
+    return Prepared(start, jax.block_until_ready, rows, notes | look_at(compiled.as_text()))
+
+
+def _shapes(tree: Any) -> Any:
+    """Returns shapes and dtypes, without the layouts that the arrays happen to have."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def _gemm(implementation: str) -> Callable[[Operands], Prepared]:
+    def prepare(operands: Operands) -> Prepared:
+        case = operands.case
+        if implementation == "sim" and case.m * case.n * case.k > _MAX_SIMULATED_MACS:
+            raise NotApplicableError("too large to simulate")
+        dtype = jnp.float32 if case.kind == "wgrad" else jnp.bfloat16
+
+        def product(lhs, rhs, *accumulator):
+            return fp8.gemm(
+                lhs,
+                rhs,
+                accumulator=accumulator[0] if accumulator else None,
+                preferred_element_type=dtype,
+                implementation=implementation,
+            )
+
+        notes = {}
+        if implementation != "xla" and case.kind == "forward":
+            notes["config"] = fp8.plan(case.m, case.n, case.k, implementation=implementation)[0][
+                "config"
+            ]
+        arrays = (operands.lhs, operands.rhs, *operands.accumulators)
+        return prepared_jax(product, *arrays, feedback=case.kind == "wgrad", **notes)
+
+    return prepare
+
+
+def _quantise_and_gemm(operands: Operands) -> Prepared:
+    """What a layer does: bfloat16 activations are quantised in the same program."""
+    implementation = "cuda" if jax.default_backend() == "gpu" else "xla"
+
+    def product(x, rhs):
+        return fp8.gemm(fp8.quantize(x), rhs, implementation=implementation)
+
+    return prepared_jax(product, operands.lhs.dequantize(jnp.bfloat16), operands.rhs)
+
+
+def _dot(dtype) -> Callable[[Operands], Prepared]:
+    def prepare(operands: Operands) -> Prepared:
+        wide = jnp.float32 if operands.case.kind == "wgrad" else dtype
+
+        def product(lhs, rhs, *accumulator):
+            out = jax.lax.dot_general(
+                lhs, rhs, (((1,), (1,)), ((), ())), preferred_element_type=wide
+            )
+            return out + accumulator[0] if accumulator else out
+
+        arrays = (*operands.dequantised(dtype), *operands.accumulators)
+        return prepared_jax(product, *arrays, feedback=operands.case.kind == "wgrad")
+
+    return prepare
+
+
+def _tensor_wise(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns a matrix in e4m3 with one scale."""
+    scale = jnp.abs(x).max() / 448
+    return (x / scale).astype(jnp.float8_e4m3fn), scale
+
+
+def _xla_fp8_dot(operands: Operands) -> Prepared:
+    """The pattern that XLA rewrites to cuBLASLt: a dot of operands dequantised by scalars."""
+    lhs, rhs = (jax.jit(_tensor_wise)(x) for x in operands.dequantised(jnp.float32))
+
+    def product(lhs, lhs_scale, rhs, rhs_scale):
+        wide = [
+            values.astype(jnp.bfloat16) * scale.astype(jnp.bfloat16)
+            for values, scale in ((lhs, lhs_scale), (rhs, rhs_scale))
+        ]
+        return jax.lax.dot_general(*wide, (((1,), (1,)), ((), ())))
+
+    def look_at(text: str) -> dict:
+        return {"rewritten_to_cublaslt_fp8": "cublas$lt$matmul$f8" in text}
+
+    return prepared_jax(product, *lhs, *rhs, look_at=look_at)
+
+
+def _mx_operand(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns values and e8m0 scales of 1x32 blocks, with a batch axis of one."""
+    rows, columns = x.shape
+    blocks = x.reshape(rows, columns // 32, 32)
+    scale = jnp.exp2(jnp.ceil(jnp.log2(jnp.abs(blocks).max(-1, keepdims=True) / 448)))
+    values = (blocks / scale).astype(jnp.float8_e4m3fn).reshape(1, rows, columns)
+    return values, scale.astype(jnp.float8_e8m0fnu).reshape(1, rows, columns // 32)
+
+
+def _scaled_matmul(operands: Operands) -> Prepared:
+    if operands.case.k % 32:
+        raise NotApplicableError("K must be a multiple of 32")
+    (lhs, lhs_scales), (rhs, rhs_scales) = (
+        jax.jit(_mx_operand)(x) for x in operands.dequantised(jnp.float32)
+    )
+
+    def product(lhs, rhs, lhs_scales, rhs_scales):
+        return jax.nn.scaled_matmul(
+            lhs, rhs, lhs_scales, rhs_scales, preferred_element_type=jnp.bfloat16
+        )
+
+    return prepared_jax(product, lhs, rhs, lhs_scales, rhs_scales)
+
+
+def _has_scaled_matmul() -> None:
+    if not hasattr(jax.nn, "scaled_matmul") or not hasattr(jnp, "float8_e8m0fnu"):
+        raise PeerMissingError("this jax has no jax.nn.scaled_matmul")
+
+
+def _has_simulator() -> None:
+    from jax_fp8gemm import _simulator
+
+    if not _simulator.available():
+        raise PeerMissingError("this build has no simulator")
+
+
+_BOTH = ("forward", "wgrad")
+OURS_GPU = Peer("ours", "jax_fp8gemm", BLOCK_SCALED, ("gpu",), _gemm("cuda"), kinds=_BOTH)
+OURS_CPU = Peer("ours", "jax_fp8gemm xla", BLOCK_SCALED, ("cpu",), _gemm("xla"), kinds=_BOTH)
+JAX_PEERS = (
+    OURS_GPU,
+    OURS_CPU,
+    Peer("ours_xla", "jax_fp8gemm xla", BLOCK_SCALED, ("gpu",), _gemm("xla"), kinds=_BOTH),
+    Peer(
+        "ours_sim",
+        "jax_fp8gemm simulated",
+        BLOCK_SCALED,
+        ("cpu",),
+        _gemm("sim"),
+        _has_simulator,
+        _BOTH,
+    ),
+    Peer(
+        "ours_quantising",
+        "jax_fp8gemm with quantize",
+        BLOCK_SCALED,
+        ("gpu", "cpu"),
+        _quantise_and_gemm,
+        same_product=False,
+    ),
+    Peer("jax_bf16", "JAX bfloat16 dot", WIDE, ("gpu", "cpu"), _dot(jnp.bfloat16), kinds=_BOTH),
+    Peer("jax_f32", "JAX float32 dot", WIDE, ("cpu",), _dot(jnp.float32), kinds=_BOTH),
+    Peer(
+        "jax_fp8_scalar",
+        "XLA scalar-scaled fp8 dot",
+        TENSOR_WISE,
+        ("gpu", "cpu"),
+        _xla_fp8_dot,
+        same_product=False,
+    ),
+    Peer(
+        "jax_scaled_matmul",
+        "jax.nn.scaled_matmul",
+        MX_SCALED,
+        ("gpu", "cpu"),
+        _scaled_matmul,
+        _has_scaled_matmul,
+        same_product=False,
+    ),
+)
+
+
+def all_peers(platform: str) -> list[Peer]:
+    """Returns every peer of a platform, missing ones too, ours first."""
+    from benchmarks.torch_peers import TORCH_PEERS
+
+    return [peer for peer in (*JAX_PEERS, *TORCH_PEERS) if platform in peer.platforms]

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs suites: prepares the peers of a case, checks results, samples in turns, keeps record."""
+
+import dataclasses
+import datetime
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from benchmarks import environment, extras, limits, record, samples, timers
+from benchmarks.cases import BenchCase
+from benchmarks.operands import Operands
+from benchmarks.peers import (
+    MAX_ERROR,
+    NotApplicableError,
+    Peer,
+    PeerMissingError,
+    Prepared,
+    all_peers,
+)
+
+_WARM_UPS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What to run."""
+
+    cases: Sequence[BenchCase]
+    output: Path
+    peers: Sequence[str] = ()  # names; all where empty
+    num_rounds: int = 20
+    budget_s: float = float("inf")
+    with_extras: bool = True
+
+
+class Run:
+    """One run and its record."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Looks at machine and peers; prints what makes the numbers doubtful."""
+        self._settings = settings
+        self._deadline = time.monotonic() + settings.budget_s
+        self._environment = environment.describe()
+        self._platform = self._environment.platform
+        self._timer = timers.best_timer(self._platform)
+        self._peers = self._choose(all_peers(self._platform))
+        self.record = {
+            "format": record.FORMAT,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "command": sys.argv[1:],
+            "environment": self._environment.as_record(),
+            "limits": {},
+            "peers": {peer.name: self._describe(peer) for peer in self._peers},
+            "cases": [],
+            "extras": {},
+        }
+
+    def execute(self) -> dict:
+        """Runs everything within the budget, saving after each case; returns the record."""
+        env = self._environment
+        print(f"{env.device}, driver {env.driver}, commit {env.commit}, {self._timer.method}")
+        for warning in env.warnings:
+            print(f"WARNING: {warning}")
+        for name, peer in self.record["peers"].items():
+            if peer["missing"]:
+                print(f"missing: {name}: {peer['missing']}")
+        self.record["limits"] = limits.measure(self._timer, self._platform)
+        for case in self._settings.cases:
+            self._add(case)
+        if self._settings.with_extras:
+            self._add_extras()
+        if self._platform == "gpu":
+            self._warn_afterwards()
+        self._save()
+        return self.record
+
+    def _choose(self, peers: list[Peer]) -> list[Peer]:
+        wanted = self._settings.peers
+        unknown = set(wanted) - {peer.name for peer in peers}
+        if unknown:
+            names = ", ".join(peer.name for peer in peers)
+            raise ValueError(f"no peer {', '.join(sorted(unknown))} here: choose of {names}")
+        return [peer for peer in peers if not wanted or peer.name in wanted or peer.name == "ours"]
+
+    def _describe(self, peer: Peer) -> dict:
+        try:
+            peer.probe()
+            missing = ""
+        except PeerMissingError as error:
+            missing = str(error)
+        return {"label": peer.label, "semantics": peer.semantics, "missing": missing}
+
+    def _save(self) -> None:
+        record.save(self.record, self._settings.output / "record.json")
+
+    def _add(self, case: BenchCase) -> None:
+        entry = dataclasses.asdict(case) | {
+            "flops": case.flops,
+            "bytes": case.bytes,
+            "published": dict(case.published),
+        }
+        if time.monotonic() > self._deadline:
+            reason = f"the budget of {self._settings.budget_s:g} s was spent"
+            absent = {"status": "not reached", "reason": reason}
+            entry["results"] = {peer.name: absent for peer in self._peers}
+        else:
+            entry["results"] = self._results(case)
+            entry["gpu_after"] = environment.query_gpu() if self._platform == "gpu" else {}
+        self.record["cases"].append(entry)
+        self._save()
+        jax.clear_caches()
+
+    def _results(self, case: BenchCase) -> dict[str, dict]:
+        operands = Operands(case)
+        prepared: dict[str, Prepared] = {}
+        results: dict[str, dict] = {}
+        for peer in self._peers:
+            try:
+                prepared[peer.name], results[peer.name] = self._prepare(peer, operands)
+            except NotApplicableError as error:
+                results[peer.name] = {"status": "not applicable", "reason": str(error)}
+            except PeerMissingError as error:
+                results[peer.name] = {"status": "missing", "reason": str(error)}
+            except Exception as error:  # a peer may fail in any way; the record says how
+                reason = f"{type(error).__name__}: {error}"[:500]
+                results[peer.name] = {"status": "failed", "reason": reason}
+        if not prepared:
+            return results
+        samplers = {
+            name: lambda call=call: self._timer.sample(call) for name, call in prepared.items()
+        }
+        taken, failures = samples.sample_rounds(
+            samplers, self._settings.num_rounds, lambda: time.monotonic() < self._deadline
+        )
+        for name, reason in failures.items():
+            results[name] = {"status": "failed", "reason": reason[:500]}
+        for name, seconds in taken.items():
+            results[name] |= {"samples_s": seconds, "summary": samples.summary(seconds)}
+        self._print(case, results)
+        return results
+
+    def _prepare(self, peer: Peer, operands: Operands) -> tuple[Prepared, dict]:
+        """Prepares, warms up and checks a peer on a case."""
+        missing = self.record["peers"][peer.name]["missing"]
+        if missing:
+            raise PeerMissingError(missing)
+        if operands.case.kind not in peer.kinds:
+            raise NotApplicableError(f"has no {operands.case.kind}")
+        call = peer.prepare(operands)
+        out = call.start()
+        call.finish(out)
+        # The first result: later ones of a weight gradient add to it.
+        error = operands.error_of(call.rows(out, operands.checked_rows))
+        if peer.same_product and not error <= MAX_ERROR:
+            raise ArithmeticError(f"wrong result: relative error {error:.3g}, over {MAX_ERROR}")
+        for _ in range(_WARM_UPS):
+            call.finish(call.start())
+        kernels = [name for name, _ in self._timer.kernels(call)]
+        notes = call.notes | ({"kernels": kernels} if kernels else {})
+        return call, {
+            "status": "measured",
+            "method": self._timer.method,
+            "relative_error": error,
+            "notes": notes,
+        }
+
+    def _print(self, case: BenchCase, results: dict[str, dict]) -> None:
+        parts = []
+        for name, result in results.items():
+            if result["status"] == "measured":
+                parts.append(f"{name} {result['summary']['median'] * 1e6:.1f} us")
+            elif result["status"] == "failed":
+                parts.append(f"{name} FAILED ({result['reason'][:60]})")
+        print(f"{case}: " + ", ".join(parts), flush=True)
+
+    def _add_extras(self) -> None:
+        """Adds what fits in the budget; a failure is recorded in place of the numbers."""
+        platform, timer = self._platform, self._timer
+        parts = {
+            "host_cost": lambda: extras.host_cost(platform),
+            "quantiser": lambda: extras.quantiser(timer, platform),
+            "mlp": lambda: extras.mlp_steps(timer, platform),
+            "compile": lambda: extras.compile_times(self._settings.cases),
+        }
+        for name, part in parts.items():
+            if time.monotonic() > self._deadline:
+                self.record["extras"][name] = {"not reached": "the budget was spent"}
+                continue
+            try:
+                self.record["extras"][name] = part()
+            except Exception as error:  # recorded, so that the cases are not lost
+                self.record["extras"][name] = {"failed": f"{type(error).__name__}: {error}"[:500]}
+
+    def _warn_afterwards(self) -> None:
+        found = {
+            words
+            for c in self.record["cases"]
+            for words in environment.slowdowns(c.get("gpu_after", {}))
+        }
+        for words in sorted(found):
+            text = f"the GPU was slowed down during the run: {words}"
+            print(f"WARNING: {text}")
+            self.record["environment"]["warnings"].append(text)

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Peers that are reached through PyTorch: cuBLASLt, a plain Triton kernel, DeepGEMM.
+
+Operands are the same memory that JAX uses, handed over by DLPack.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.operands import Operands
+from benchmarks.peers import (
+    BLOCK_SCALED,
+    TENSOR_WISE,
+    WIDE,
+    NotApplicableError,
+    Peer,
+    PeerMissingError,
+    Prepared,
+)
+
+
+def _require(*modules: str) -> Callable[[], None]:
+    def probe() -> None:
+        for name in modules:
+            if importlib.util.find_spec(name) is None:
+                raise PeerMissingError(f"{name} is not installed")
+            try:
+                importlib.import_module(name)
+            except Exception as error:  # installed and broken is missing, with its reason
+                raise PeerMissingError(f"{name} cannot be imported: {error}") from error
+        torch = importlib.import_module("torch")
+        if not torch.cuda.is_available():
+            raise PeerMissingError("this torch sees no GPU")
+
+    return probe
+
+
+def _torch() -> Any:
+    return importlib.import_module("torch")
+
+
+def to_torch(x: jax.Array) -> Any:
+    """Returns the same memory as a torch tensor; float8 travels as bytes."""
+    torch = _torch()
+    if x.dtype == jnp.float8_e4m3fn:
+        data = jax.lax.bitcast_convert_type(x, jnp.uint8).block_until_ready()
+        return torch.from_dlpack(data).view(torch.float8_e4m3fn)
+    return torch.from_dlpack(x.block_until_ready())
+
+
+def prepared_torch(function: Callable[[], Any], **notes: Any) -> Prepared:
+    """Returns a function of nothing, ready to be timed, after running it once."""
+    torch = _torch()
+    function()
+    torch.cuda.synchronize()
+
+    def rows(result: Any, indices: np.ndarray) -> np.ndarray:
+        chosen = torch.from_numpy(indices).to(result.device)
+        return result[chosen].float().cpu().numpy()
+
+    return Prepared(function, lambda _: torch.cuda.synchronize(), rows, notes)
+
+
+def _column_major(x: Any) -> Any:
+    """Returns a matrix with the same elements whose first dimension is contiguous."""
+    return x.t().contiguous().t()
+
+
+def _cublaslt_block_scaled(operands: Operands) -> Prepared:
+    """1x128 and 128x128 float32 scales: torch 2.8 and CUDA 12.9 on."""
+    torch, case = _torch(), operands.case
+    if case.k % 128 or case.n % 16:
+        raise NotApplicableError("K must be a multiple of 128 and N of 16")
+    lhs, rhs = to_torch(operands.lhs.values), to_torch(operands.rhs.values)
+    lhs_scales = _column_major(to_torch(operands.lhs.scales))
+    given = to_torch(operands.rhs.scales)
+    # Rows of the weight's scales start at multiples of four floats.
+    pitch = -(-given.shape[1] // 4) * 4
+    rhs_scales = torch.empty_strided(given.shape, (pitch, 1), device=given.device)
+    rhs_scales.copy_(given)
+
+    def product():
+        return torch._scaled_mm(
+            lhs,
+            rhs.t(),
+            scale_a=lhs_scales,
+            scale_b=rhs_scales.t(),
+            out_dtype=torch.bfloat16,
+            use_fast_accum=False,
+        )
+
+    return prepared_torch(product)
+
+
+def _cublaslt_tensor_wise(operands: Operands) -> Prepared:
+    torch = _torch()
+    if operands.case.k % 16 or operands.case.n % 16:
+        raise NotApplicableError("K and N must be multiples of 16")
+    wide = [to_torch(x) for x in operands.dequantised(jnp.float32)]
+    scales = [x.abs().max() / 448 for x in wide]
+    lhs, rhs = ((x / scale).to(torch.float8_e4m3fn) for x, scale in zip(wide, scales, strict=True))
+
+    def product():
+        return torch._scaled_mm(
+            lhs,
+            rhs.t(),
+            scale_a=scales[0],
+            scale_b=scales[1],
+            out_dtype=torch.bfloat16,
+            use_fast_accum=True,
+        )
+
+    return prepared_torch(product, fast_accumulation=True)
+
+
+def _torch_bf16(operands: Operands) -> Prepared:
+    torch = _torch()
+    lhs, rhs = (to_torch(x) for x in operands.dequantised(jnp.bfloat16))
+    return prepared_torch(lambda: torch.nn.functional.linear(lhs, rhs))
+
+
+def _triton_block_scaled(operands: Operands) -> Prepared:
+    from benchmarks.triton_kernel import block_scaled_matmul
+
+    lhs, rhs = to_torch(operands.lhs.values), to_torch(operands.rhs.values)
+    lhs_scales = _column_major(to_torch(operands.lhs.scales))
+    rhs_scales = to_torch(operands.rhs.scales)
+    return prepared_torch(lambda: block_scaled_matmul(lhs, lhs_scales, rhs, rhs_scales))
+
+
+def _deep_gemm(operands: Operands) -> Prepared:
+    """The scales are brought into its layout before: its time is the product's alone."""
+    torch, deep_gemm = _torch(), importlib.import_module("deep_gemm")
+    if operands.case.n % 8:
+        raise NotApplicableError("N must be a multiple of 8")
+    lhs, rhs = to_torch(operands.lhs.values), to_torch(operands.rhs.values)
+    transform = next(
+        getattr(deep_gemm, name)
+        for name in ("get_mn_major_tma_aligned_tensor", "get_col_major_tma_aligned_tensor")
+        if hasattr(deep_gemm, name)
+    )
+    lhs_scales = transform(to_torch(operands.lhs.scales).contiguous())
+    rhs_scales = to_torch(operands.rhs.scales).contiguous()
+    out = torch.empty((operands.case.m, operands.case.n), dtype=torch.bfloat16, device=lhs.device)
+    function = next(
+        getattr(deep_gemm, name)
+        for name in ("fp8_gemm_nt", "gemm_fp8_fp8_bf16_nt")
+        if hasattr(deep_gemm, name)
+    )
+
+    def product():
+        function((lhs, lhs_scales), (rhs, rhs_scales), out)
+        return out
+
+    return prepared_torch(product, version=getattr(deep_gemm, "__version__", "unknown"))
+
+
+_GPU = ("gpu",)
+TORCH_PEERS = (
+    Peer(
+        "cublaslt_block",
+        "cuBLASLt block-scaled (torch)",
+        BLOCK_SCALED,
+        _GPU,
+        _cublaslt_block_scaled,
+        _require("torch"),
+    ),
+    Peer(
+        "cublaslt_tensor",
+        "cuBLASLt tensor-wise (torch)",
+        TENSOR_WISE,
+        _GPU,
+        _cublaslt_tensor_wise,
+        _require("torch"),
+        same_product=False,
+    ),
+    Peer("torch_bf16", "cuBLAS bfloat16 (torch)", WIDE, _GPU, _torch_bf16, _require("torch")),
+    Peer(
+        "triton_block",
+        "Triton block-scaled",
+        BLOCK_SCALED,
+        _GPU,
+        _triton_block_scaled,
+        _require("torch", "triton"),
+    ),
+    Peer(
+        "deep_gemm",
+        "DeepGEMM",
+        BLOCK_SCALED,
+        _GPU,
+        _deep_gemm,
+        _require("torch", "deep_gemm"),
+    ),
+)
