@@ -107,7 +107,7 @@ void MultiplyExact(const MmaOperands& operands, float* tile) {
   AddAllProducts(a, &b[0][0], operands.n, tile);
 }
 
-// ---- Hopper --------------------------------------------------------------------------------------
+// ---- Hopper --------------------------------------------------------------------------------
 //
 // Exponents are kept as powers of two in float32, whose products and maxima are exact; truncation
 // below 13 bits of the largest is a scaling by a power of two and a conversion to integer.
