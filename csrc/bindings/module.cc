@@ -59,6 +59,7 @@ nb::dict DescribeConfig(const std::string& key) {
   fields["num_stages"] = config.num_stages;
   fields["cluster_m"] = config.cluster_m;
   fields["cluster_n"] = config.cluster_n;
+  fields["split_k"] = config.split_k;
   fields["a_type"] = Fp8TypeName(config.a_type);
   fields["b_type"] = Fp8TypeName(config.b_type);
   fields["d_type"] = OutTypeName(config.d_type);

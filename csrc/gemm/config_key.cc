@@ -3,6 +3,7 @@
 #include "gemm/config_key.h"
 
 #include <cstdio>
+#include <cstdlib>
 
 #include "runtime/error.h"
 
@@ -25,6 +26,12 @@ bool ParseShortName(const std::string& text, const Type (&types)[kCount], Type& 
     }
   }
   return false;
+}
+
+std::string Suffix(const GemmConfig& config) {
+  return std::string(config.accumulate ? ".acc" : "") +
+         (config.split_k > 1 ? ".split" + std::to_string(config.split_k) : "") +
+         (config.pdl ? ".pdl" : "");
 }
 
 bool ParseFamilyName(const std::string& text, GemmConfig& config) {
@@ -55,26 +62,28 @@ std::string FamilyName(const GemmConfig& config) {
 
 std::string ConfigKey(const GemmConfig& config) {
   char text[128];
-  std::snprintf(text, sizeof text, "%s.m%un%u.w%u.s%u.c%ux%u.%s.%s.%s%s%s",
+  std::snprintf(text, sizeof text, "%s.m%un%u.w%u.s%u.c%ux%u.%s.%s.%s",
                 FamilyName(config).c_str(), config.block_m, config.block_n, config.num_consumers,
                 config.num_stages, config.cluster_m, config.cluster_n, ShortName(config.a_type),
-                ShortName(config.b_type), ShortName(config.d_type),
-                config.accumulate ? ".acc" : "", config.pdl ? ".pdl" : "");
-  return text;
+                ShortName(config.b_type), ShortName(config.d_type));
+  return text + Suffix(config);
 }
 
 GemmConfig ParseConfigKey(const std::string& key) {
   static constexpr Fp8Type kFp8Types[] = {Fp8Type::kE4M3, Fp8Type::kE5M2};
   static constexpr OutType kOutTypes[] = {OutType::kBF16, OutType::kF16, OutType::kF32};
   GemmConfig config;
-  char family[24] = "", a[8] = "", b[8] = "", d[8] = "", rest[16] = "";
+  char family[24] = "", a[8] = "", b[8] = "", d[8] = "", rest[24] = "";
   const int fields = std::sscanf(
-      key.c_str(), "%23[^.].m%un%u.w%u.s%u.c%ux%u.%7[^.].%7[^.].%7[^.]%15s", family,
+      key.c_str(), "%23[^.].m%un%u.w%u.s%u.c%ux%u.%7[^.].%7[^.].%7[^.]%23s", family,
       &config.block_m, &config.block_n, &config.num_consumers, &config.num_stages,
       &config.cluster_m, &config.cluster_n, a, b, d, rest);
-  const std::string flags = rest;
-  config.accumulate = flags.starts_with(".acc");
-  config.pdl = flags.ends_with(".pdl");
+  const std::string suffix = rest;
+  config.accumulate = suffix.starts_with(".acc");
+  config.pdl = suffix.ends_with(".pdl");
+  if (const size_t at = suffix.find(".split"); at != std::string::npos) {
+    config.split_k = std::atoi(suffix.c_str() + at + 6);
+  }
   if (fields < 10 || !ParseFamilyName(family, config) ||
       !ParseShortName(a, kFp8Types, config.a_type) ||
       !ParseShortName(b, kFp8Types, config.b_type) ||

@@ -26,9 +26,12 @@ constexpr double kChainLatency = 130;
 constexpr double kLoadLatency = 1000;
 constexpr double kLaunchCycles = 5000;
 constexpr double kL2Pressure = 0.03;
+constexpr double kOverlapLoss = 0.05;
 // Shared memory to global memory through TMA, per SM.
 constexpr double kStoreBytesPerCycle = 32;
 constexpr double kTileLatency = 900;
+// Partial sums to another CTA of the cluster and back into registers.
+constexpr double kSplitLatency = 1500;
 
 double KBlockCycles(const GemmConfig& config, double active_sms, CostEstimate& estimate) {
   const double rows = config.num_consumers * config.consumer_rows();
@@ -107,17 +110,20 @@ CostEstimate EstimateCost(const GemmProblem& problem, const GemmConfig& config) 
   const double epilogue = config.block_m * config.block_n * d_bytes / kStoreBytesPerCycle;
   // With two or more consumers one's epilogue runs under the other's main loop.
   const double exposed = config.num_consumers > 1 ? 1.0 / config.num_consumers : 1.0;
-  estimate.tile_overhead = (kTileLatency + epilogue) * exposed;
+  estimate.tile_overhead = (kTileLatency + epilogue / config.split_k) * exposed +
+                           (config.split_k > 1 ? kSplitLatency : 0);
 
   // The scales of `a` add 4 bytes per 128.
   const double bytes =
       work.a_bytes * (1 + 4.0 / kBlockK) + work.b_bytes + work.d_elements * d_bytes;
   estimate.hbm_floor = bytes / (kHbmBytesPerCycle * kHbmEfficiency);
+  const int64_t k_blocks = ceil_div<int64_t>(work.k_blocks, config.split_k);
   const double compute =
-      estimate.tiles_per_cta * (work.k_blocks * estimate.k_block + estimate.tile_overhead);
-  estimate.cycles = kLaunchCycles + std::max(compute, estimate.hbm_floor);
-  // On a memory-bound problem several tiles reach the floor: prefer the one with slack.
-  if (compute < estimate.hbm_floor) estimate.cycles += 0.05 * compute;
+      estimate.tiles_per_cta * (k_blocks * estimate.k_block + estimate.tile_overhead);
+  // What is not the bound does not hide perfectly under what is: of tiles that reach the memory
+  // floor the one with slack wins.
+  estimate.cycles = kLaunchCycles + std::max(compute, estimate.hbm_floor) +
+                    kOverlapLoss * std::min(compute, estimate.hbm_floor);
   estimate.microseconds = estimate.cycles / (kClockGhz * 1e3);
   return estimate;
 }

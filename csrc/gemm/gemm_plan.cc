@@ -35,6 +35,7 @@ bool HasTypesOf(const GemmConfig& config, GemmConfig types) {
   types.num_stages = config.num_stages;
   types.cluster_m = config.cluster_m;
   types.cluster_n = config.cluster_n;
+  types.split_k = config.split_k;
   return types == config;
 }
 

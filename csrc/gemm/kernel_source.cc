@@ -51,6 +51,7 @@ std::string KernelSource(const GemmConfig& config) {
       Field("block_m", config.block_m) + Field("block_n", config.block_n) +
       Field("num_consumers", config.num_consumers) + Field("num_stages", config.num_stages) +
       Field("cluster_m", config.cluster_m) + Field("cluster_n", config.cluster_n) +
+      Field("split_k", config.split_k) +
       Field("a_type", Literal(config.a_type)) + Field("b_type", Literal(config.b_type)) +
       Field("d_type", Literal(config.d_type)) +
       Field("accumulate", config.accumulate ? "true" : "false") +

@@ -101,6 +101,8 @@ int64_t MaxClusterTiles(const GemmProblem& problem, const GemmConfig& config) {
 }
 
 int64_t ActiveClusters(const GemmProblem& problem, const GemmConfig& config, int num_sms) {
+  // With split K a cluster computes one tile (see split_k.cuh), whether or not all fit at once.
+  if (config.split_k > 1) return MaxClusterTiles(problem, config);
   return std::min(MaxClusterTiles(problem, config),
                   std::max<int64_t>(1, num_sms / config.cluster_size()));
 }

@@ -7,6 +7,7 @@
 #include <pipeline.cuh>
 #include <promotion.cuh>
 #include <ptx/wgmma.cuh>
+#include <split_k.cuh>
 #include <tile_scheduler.cuh>
 
 namespace fp8gemm {
@@ -39,10 +40,10 @@ FP8GEMM_DEVICE void finish_multiply(float (&partial)[kConfig.block_n / 2]) {
 // multicast writes into our slot, ours into the peer's.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void release_stage(const Smem<kConfig>& smem, uint32_t stage, uint32_t lane) {
-  if constexpr (kConfig.cluster_size() == 1) {
+  if constexpr (kConfig.sharing() == 1) {
     if (lane == 0) ptx::mbarrier_arrive(smem.empty(stage));
   } else {
-    if (lane < kConfig.cluster_size()) ptx::mbarrier_arrive_cluster(smem.empty(stage), lane);
+    if (lane < kConfig.sharing()) ptx::mbarrier_arrive_cluster(smem.empty(stage), lane);
   }
 }
 
@@ -94,7 +95,14 @@ FP8GEMM_DEVICE void consume(const GemmParams& params, const Smem<kConfig>& smem,
         scales.promote(partial, wave, first_block_columns, accum[wave]);
       }
     }
-    store_tile<kConfig>(params, smem, consumer, tile, c_parity, accum);
+    if constexpr (kConfig.split_k > 1) {
+      float sums[1][kConfig.stored_columns() / 2];
+      sum_over_cluster<kConfig>(smem, consumer, accum[0], sums[0]);
+      tile.column += ptx::cluster_ctarank() * kConfig.stored_columns();
+      store_tile<kConfig>(params, smem, consumer, tile, c_parity, sums);
+    } else {
+      store_tile<kConfig>(params, smem, consumer, tile, c_parity, accum);
+    }
     c_parity ^= 1;
     // Only a warp that is known to have converged may keep descriptors in uniform registers.
     ptx::bar_warp_sync();

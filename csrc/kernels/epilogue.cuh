@@ -39,9 +39,10 @@ template <GemmConfig kConfig>
 FP8GEMM_DEVICE void prefetch_accumulator(const GemmParams& params, const Smem<kConfig>& smem,
                                          uint32_t consumer, const Tile& tile) {
   if constexpr (kConfig.accumulate) {
-    constexpr uint32_t kBoxes = kConfig.block_n / d_box_columns(kConfig);
+    constexpr uint32_t kBoxes = kConfig.stored_columns() / d_box_columns(kConfig);
     constexpr uint32_t kBytes =
-        kConfig.waves() * d_box_rows(kConfig) * kConfig.block_n * element_bytes(kConfig.d_type);
+        kConfig.waves() * d_box_rows(kConfig) * kConfig.stored_columns() *
+        element_bytes(kConfig.d_type);
     if (ptx::thread_idx() % kWarpgroupThreads != 0) return;
     ptx::cp_async_bulk_wait_group_read<0>();
     ptx::mbarrier_arrive_expect_tx(smem.c_full(consumer), kBytes);
@@ -59,11 +60,12 @@ FP8GEMM_DEVICE void prefetch_accumulator(const GemmParams& params, const Smem<kC
 
 // accum += c, from where prefetch_accumulator put it; each thread reads its own fragment.
 template <GemmConfig kConfig>
-FP8GEMM_DEVICE void add_accumulator(uint32_t wave_base, float (&accum)[kConfig.block_n / 2]) {
+FP8GEMM_DEVICE void add_accumulator(uint32_t wave_base,
+                                    float (&accum)[kConfig.stored_columns() / 2]) {
   const uint32_t row = (ptx::warp_idx() % kWarpgroupWarps) * 16 + ptx::lane_idx() / 4;
   const uint32_t column = 2 * (ptx::lane_idx() % 4);
   FP8GEMM_UNROLL
-  for (uint32_t i = 0; i < kConfig.block_n / 2; i += 2) {
+  for (uint32_t i = 0; i < kConfig.stored_columns() / 2; i += 2) {
     const uint32_t byte = (8 * (i / 4) + column) * element_bytes(kConfig.d_type);
     const uint32_t addr = d_address<kConfig>(wave_base, row + 8 * (i / 2 % 2), byte);
     if constexpr (kConfig.d_type == OutType::kF32) {
@@ -96,12 +98,13 @@ FP8GEMM_DEVICE uint32_t pack_pair(float low, float high) {
 
 // Writes one wave of a thread's accumulators to its place in smem.d, rounded to the output type.
 template <GemmConfig kConfig>
-FP8GEMM_DEVICE void write_wave(uint32_t wave_base, const float (&accum)[kConfig.block_n / 2]) {
+FP8GEMM_DEVICE void write_wave(uint32_t wave_base,
+                               const float (&accum)[kConfig.stored_columns() / 2]) {
   const uint32_t warp_row = (ptx::warp_idx() % kWarpgroupWarps) * 16;
   const uint32_t lane = ptx::lane_idx();
   if constexpr (kConfig.d_type == OutType::kF32) {
     FP8GEMM_UNROLL
-    for (uint32_t i = 0; i < kConfig.block_n / 2; i += 2) {
+    for (uint32_t i = 0; i < kConfig.stored_columns() / 2; i += 2) {
       const uint32_t byte = (8 * (i / 4) + 2 * (lane % 4)) * sizeof(float);
       const uint32_t row = warp_row + lane / 4 + 8 * (i / 2 % 2);
       ptx::st_shared_v2_f32(d_address<kConfig>(wave_base, row, byte), accum[i], accum[i + 1]);
@@ -109,7 +112,7 @@ FP8GEMM_DEVICE void write_wave(uint32_t wave_base, const float (&accum)[kConfig.
   } else {
     // One stmatrix writes 16 rows of 16 columns: lanes 0-15 address the rows of its left half.
     FP8GEMM_UNROLL
-    for (uint32_t i = 0; i < kConfig.block_n / 2; i += 8) {
+    for (uint32_t i = 0; i < kConfig.stored_columns() / 2; i += 8) {
       const uint32_t byte = (2 * i + 8 * (lane / 16)) * element_bytes(kConfig.d_type);
       ptx::stmatrix_x4(d_address<kConfig>(wave_base, warp_row + lane % 16, byte),
                        pack_pair<kConfig.d_type>(accum[i], accum[i + 1]),
@@ -124,7 +127,8 @@ FP8GEMM_DEVICE void write_wave(uint32_t wave_base, const float (&accum)[kConfig.
 // first row within the tile.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void clear_padding_rows(const GemmParams& params, const Tile& tile,
-                                       uint32_t first_row, float (&accum)[kConfig.block_n / 2]) {
+                                       uint32_t first_row,
+                                       float (&accum)[kConfig.stored_columns() / 2]) {
   const uint32_t row =
       first_row + (ptx::warp_idx() % kWarpgroupWarps) * 16 + ptx::lane_idx() / 4;
   FP8GEMM_UNROLL
@@ -136,7 +140,7 @@ FP8GEMM_DEVICE void clear_padding_rows(const GemmParams& params, const Tile& til
     }
     if (is_valid) continue;
     FP8GEMM_UNROLL
-    for (uint32_t i = 2 * half; i < kConfig.block_n / 2; i += 4) {
+    for (uint32_t i = 2 * half; i < kConfig.stored_columns() / 2; i += 4) {
       accum[i] = 0.0f;
       accum[i + 1] = 0.0f;
     }
@@ -148,7 +152,7 @@ FP8GEMM_DEVICE void clear_padding_rows(const GemmParams& params, const Tile& til
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void copy_rows(const GemmParams& params, uint32_t wave_base, uint32_t d_row,
                               uint32_t column, uint32_t rows) {
-  constexpr uint32_t kRowChunks = kConfig.block_n * element_bytes(kConfig.d_type) / 16;
+  constexpr uint32_t kRowChunks = kConfig.stored_columns() * element_bytes(kConfig.d_type) / 16;
   const uint64_t first_byte = uint64_t{column} * element_bytes(kConfig.d_type);
   for (uint32_t i = ptx::thread_idx() % kWarpgroupThreads; i < rows * kRowChunks;
        i += kWarpgroupThreads) {
@@ -167,7 +171,7 @@ FP8GEMM_DEVICE void copy_rows(const GemmParams& params, uint32_t wave_base, uint
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void store_wave(const GemmParams& params, uint32_t wave_base, uint32_t consumer,
                                uint32_t first_row, const Tile& tile) {
-  constexpr uint32_t kBoxes = kConfig.block_n / d_box_columns(kConfig);
+  constexpr uint32_t kBoxes = kConfig.stored_columns() / d_box_columns(kConfig);
   if constexpr (kConfig.limits_rows()) {
     if (first_row + d_box_rows(kConfig) > tile.stored_rows) {
       const uint32_t rows = tile.stored_rows > first_row ? tile.stored_rows - first_row : 0;
@@ -199,7 +203,7 @@ FP8GEMM_DEVICE void store_wave(const GemmParams& params, uint32_t wave_base, uin
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void store_tile(const GemmParams& params, const Smem<kConfig>& smem,
                                uint32_t consumer, const Tile& tile, uint32_t c_parity,
-                               float (&accum)[kConfig.waves()][kConfig.block_n / 2]) {
+                               float (&accum)[kConfig.waves()][kConfig.stored_columns() / 2]) {
   constexpr uint32_t kSlabs = d_slabs(kConfig);
   const uint32_t tile_row = consumer * kConfig.consumer_rows();
   FP8GEMM_UNROLL

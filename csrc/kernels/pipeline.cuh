@@ -5,6 +5,9 @@
 //                 scales of B, the SFB loader. Waited on by the consumers, first parity 0.
 //   empty[stage]  count: consumer warps of the whole cluster, because every CTA of the cluster
 //                 writes into every slot (multicast). Waited on by both loaders, first parity 1.
+//   summed[wg]    count: the warps of consumer warpgroup wg of every CTA of the cluster, after they
+//                 have written partial sums into this CTA. Waited on by that warpgroup, once.
+//                 Only with split K.
 //   c_full[wg]    count 1: thread 0 of consumer warpgroup wg, with the bytes of its accumulator
 //                 tile. Waited on by that warpgroup, first parity 0. Only when accumulating.
 #pragma once
@@ -58,6 +61,16 @@ struct Smem {
   FP8GEMM_DEVICE uint32_t c_full(uint32_t consumer) const {
     return base + kLayout.c_full + consumer * kBarrierBytes;
   }
+  FP8GEMM_DEVICE uint32_t summed(uint32_t consumer) const {
+    return base + kLayout.summed + consumer * kBarrierBytes;
+  }
+  // Place of thread `thread` of the warpgroup for the sums of 8 columns from one CTA.
+  FP8GEMM_DEVICE uint32_t partials(uint32_t consumer, uint32_t source, uint32_t columns_8,
+                                   uint32_t thread) const {
+    constexpr uint32_t kColumns8 = kConfig.stored_columns() / 8;
+    const uint32_t slot = (consumer * kConfig.split_k + source) * kColumns8 + columns_8;
+    return base + kLayout.partials + (slot * kWarpgroupThreads + thread) * 4 * sizeof(float);
+  }
   FP8GEMM_DEVICE uint32_t groups() const { return base + kLayout.groups; }
 };
 
@@ -67,10 +80,11 @@ FP8GEMM_DEVICE void init_barriers(const Smem<kConfig>& smem) {
   constexpr uint32_t kConsumerWarps = kConfig.num_consumers * kWarpgroupWarps;
   for (uint32_t stage = 0; stage < kConfig.num_stages; ++stage) {
     ptx::mbarrier_init(smem.full(stage), kConfig.scaling == Scaling::k1D2D ? 2 : 1);
-    ptx::mbarrier_init(smem.empty(stage), kConsumerWarps * kConfig.cluster_size());
+    ptx::mbarrier_init(smem.empty(stage), kConsumerWarps * kConfig.sharing());
   }
   for (uint32_t consumer = 0; consumer < kConfig.num_consumers; ++consumer) {
     ptx::mbarrier_init(smem.c_full(consumer), 1);
+    ptx::mbarrier_init(smem.summed(consumer), kConfig.split_k * kWarpgroupWarps);
   }
   ptx::fence_mbarrier_init_release_cluster();
 }

@@ -82,7 +82,7 @@ FP8GEMM_DEVICE void load_b_scales(const GemmParams& params, const Smem<kConfig>&
     FP8GEMM_UNROLL
     for (uint32_t i = 0; i < kBlocks; ++i) {
       const uint32_t row = tile.scale_row + min(tile.column / kScaleBlockN + i, last_row);
-      rows[i] = params.sfb_blocks + static_cast<uint64_t>(row) * params.k_blocks;
+      rows[i] = params.sfb_blocks + static_cast<uint64_t>(row) * params.k_blocks + tile.k_block;
       ahead[i] = lane < tile.k_blocks ? ptx::ld_global_nc_f32(rows[i] + lane) : 0.0f;
     }
     for (uint32_t chunk = 0; chunk < tile.k_blocks; chunk += kWarpThreads) {

@@ -92,6 +92,11 @@ class TileScheduler {
   FP8GEMM_DEVICE bool next_dense(Tile& tile) const {
     if (next_ >= params_.cluster_tiles_m * params_.cluster_tiles_n) return false;
     place(next_, params_.cluster_tiles_m, params_.cluster_tiles_n, tile);
+    if constexpr (kConfig.split_k > 1) {
+      const uint32_t share = ceil_div(params_.k_blocks, kConfig.split_k);
+      tile.k_block = min(rank_ * share, params_.k_blocks);
+      tile.k_blocks = min(share, params_.k_blocks - tile.k_block);
+    }
     return true;
   }
 

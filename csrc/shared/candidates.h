@@ -12,6 +12,7 @@ struct TileShape {
   uint8_t num_consumers;
   uint8_t cluster_m;
   uint8_t cluster_n;
+  uint8_t split_k = 1;
 };
 
 // Tiles for e4m3 x e4m3 -> bfloat16 without accumulator. Widths off the powers of two exist to fill
@@ -23,6 +24,11 @@ inline constexpr TileShape kTileShapes[] = {
     {64, 16, 1, 1, 1}, {64, 32, 1, 1, 1}, {64, 48, 1, 1, 1}, {64, 64, 1, 1, 1},
     {64, 80, 1, 1, 1}, {64, 96, 1, 1, 1}, {64, 112, 1, 1, 1}, {64, 128, 1, 1, 1},
     {64, 160, 1, 1, 1}, {64, 192, 1, 1, 1},
+    // The same with K split among the CTAs of a cluster, for few columns and long K.
+    {16, 64, 1, 1, 1, 4}, {16, 128, 1, 1, 1, 4}, {16, 128, 1, 1, 1, 8}, {32, 128, 1, 1, 1, 4},
+    {64, 64, 1, 1, 1, 2}, {64, 64, 1, 1, 1, 4}, {64, 128, 1, 1, 1, 2}, {64, 128, 1, 1, 1, 4},
+    {64, 128, 1, 1, 1, 8}, {128, 64, 2, 1, 1, 2}, {128, 64, 2, 1, 1, 4}, {128, 128, 2, 1, 1, 2},
+    {128, 128, 2, 1, 1, 4},
     // Two consumers of 64 rows each.
     {128, 16, 2, 1, 1}, {128, 32, 2, 1, 1}, {128, 48, 2, 1, 1}, {128, 64, 2, 1, 1},
     {128, 80, 2, 1, 1}, {128, 96, 2, 1, 1}, {128, 112, 2, 1, 1}, {128, 128, 2, 1, 1},
@@ -109,6 +115,7 @@ FP8GEMM_HOST_DEVICE constexpr GemmConfig make_config(GemmConfig types, const Til
   types.num_consumers = tile.num_consumers;
   types.cluster_m = tile.cluster_m;
   types.cluster_n = tile.cluster_n;
+  types.split_k = tile.split_k;
   types.num_stages = max_stages(types);
   return types;
 }
@@ -163,6 +170,18 @@ FP8GEMM_HOST_DEVICE constexpr const char* broken_kind_rule(const GemmConfig& con
   return nullptr;
 }
 
+FP8GEMM_HOST_DEVICE constexpr const char* broken_split_k_rule(const GemmConfig& config) {
+  const uint32_t split = config.split_k;
+  if (split == 1) return nullptr;
+  if (split != 2 && split != 4 && split != 8) return "split_k must be 1, 2, 4 or 8";
+  if (config.sharing() != 1 || config.waves() != 1 || config.kind != GemmKind::kDense ||
+      config.accumulate) {
+    return "split K is for dense kernels of one wave that neither share operands nor accumulate";
+  }
+  if (config.block_n % (16 * split) != 0) return "split_k must divide block_n into multiples of 16";
+  return nullptr;
+}
+
 // What a kernel relies on; checked for the table when it is compiled and for a user's choice when
 // it is parsed. Nullptr when legal, else the rule that is broken.
 FP8GEMM_HOST_DEVICE constexpr const char* broken_rule(const GemmConfig& config) {
@@ -185,11 +204,13 @@ FP8GEMM_HOST_DEVICE constexpr const char* broken_rule(const GemmConfig& config) 
     return "accumulators, partial sums and scales must fit in the registers of a thread";
   }
   if (const char* rule = broken_kind_rule(config)) return rule;
-  const bool clustered = config.cluster_size() == 2;
-  if (config.cluster_m < 1 || config.cluster_n < 1 || config.cluster_size() > 2) {
-    return "a cluster must have one or two CTAs";
+  if (config.cluster_m < 1 || config.cluster_n < 1 || config.sharing() > 2) {
+    return "at most two CTAs can share operands";
   }
-  if (clustered && config.block_m < 128) return "a cluster must have block_m of 128 or more";
+  if (config.sharing() == 2 && config.block_m < 128) {
+    return "CTAs that share operands must have block_m of 128 or more";
+  }
+  if (const char* rule = broken_split_k_rule(config)) return rule;
   if (config.num_stages < kMinStages || config.num_stages > kMaxStages) {
     return "num_stages must be from 3 to 16";
   }

@@ -49,6 +49,7 @@ struct GemmConfig {
   uint32_t num_stages = 4;     // depth of the shared-memory pipeline
   uint32_t cluster_m = 1;      // CTAs of a cluster along M: they share (multicast) `b`
   uint32_t cluster_n = 1;      // CTAs of a cluster along N: they share (multicast) `a`
+  uint32_t split_k = 1;        // CTAs of a cluster that divide K of one tile among them
   Fp8Type a_type = Fp8Type::kE4M3;
   Fp8Type b_type = Fp8Type::kE4M3;
   OutType d_type = OutType::kBF16;
@@ -57,7 +58,11 @@ struct GemmConfig {
 
   constexpr bool operator==(const GemmConfig&) const = default;
 
-  FP8GEMM_HOST_DEVICE constexpr uint32_t cluster_size() const { return cluster_m * cluster_n; }
+  FP8GEMM_HOST_DEVICE constexpr uint32_t cluster_size() const { return sharing() * split_k; }
+  // CTAs that write into each other's pipeline by multicast.
+  FP8GEMM_HOST_DEVICE constexpr uint32_t sharing() const { return cluster_m * cluster_n; }
+  // Columns of the tile that one CTA stores: with split K each finishes a part of them.
+  FP8GEMM_HOST_DEVICE constexpr uint32_t stored_columns() const { return block_n / split_k; }
   // Rows one consumer warpgroup owns; whole wgmma rows even when the tile has fewer.
   FP8GEMM_HOST_DEVICE constexpr uint32_t consumer_rows() const {
     return max(kMmaM, block_m / num_consumers);

@@ -15,7 +15,7 @@ inline constexpr uint32_t kRowBytes = kBlockK;
 
 // Bytes of the widest TMA swizzle that divides a row of the output tile: 128, 64 or 32.
 FP8GEMM_HOST_DEVICE constexpr uint32_t d_swizzle_bytes(const GemmConfig& config) {
-  const uint32_t row_bytes = config.block_n * element_bytes(config.d_type);
+  const uint32_t row_bytes = config.stored_columns() * element_bytes(config.d_type);
   return row_bytes % 128 == 0 ? 128u : row_bytes % 64 == 0 ? 64u : 32u;
 }
 
@@ -42,9 +42,11 @@ struct SmemLayout {
   uint32_t sfa;      // [stage] (block_m) f32
   uint32_t sfb;      // [stage] 1d2d: (2) f32, of the tile's first and second column block;
                      //         1d1d: (block_n) f32
+  uint32_t partials; // split K: [consumer][source CTA][8 columns][128 threads] (4) f32
   uint32_t full;     // [stage] mbarrier: operands have landed
   uint32_t empty;    // [stage] mbarrier: every consumer of the cluster is done with the stage
   uint32_t c_full;   // [consumer] mbarrier: the accumulator tile has landed in d
+  uint32_t summed;   // [consumer] mbarrier: the partial sums of the whole cluster have landed
   uint32_t groups;   // [group] (2) u32: see GroupTable
   uint32_t bytes;    // total without groups
 
@@ -61,10 +63,15 @@ inline constexpr uint32_t kGroupEntryBytes = 2 * sizeof(uint32_t);
 inline constexpr uint32_t kGroupTableBytes = 4096;
 inline constexpr uint32_t kMaxGroups = kGroupTableBytes / kGroupEntryBytes;
 
+// Partial sums that one consumer receives: what it stores, from every CTA of the cluster.
+FP8GEMM_HOST_DEVICE constexpr uint32_t partials_bytes(const GemmConfig& config) {
+  return config.split_k == 1 ? 0 : kMmaM * config.block_n * uint32_t{sizeof(float)};
+}
+
 FP8GEMM_HOST_DEVICE constexpr SmemLayout make_smem_layout(const GemmConfig& config) {
   SmemLayout layout{};
   layout.d_slab_bytes =
-      align_up(kMmaM * config.block_n * element_bytes(config.d_type), kSwizzleAtomBytes);
+      align_up(kMmaM * config.stored_columns() * element_bytes(config.d_type), kSwizzleAtomBytes);
   layout.a_stage_bytes = max(config.block_m, kMmaM) * kRowBytes;
   layout.b_stage_bytes = config.block_n * kRowBytes;
   layout.sfa_stage_bytes = align_up(config.block_m * uint32_t{sizeof(float)}, 128u);
@@ -78,10 +85,12 @@ FP8GEMM_HOST_DEVICE constexpr SmemLayout make_smem_layout(const GemmConfig& conf
   layout.b = layout.a + config.num_stages * layout.a_stage_bytes;
   layout.sfa = layout.b + config.num_stages * layout.b_stage_bytes;
   layout.sfb = layout.sfa + config.num_stages * layout.sfa_stage_bytes;
-  layout.full = layout.sfb + config.num_stages * layout.sfb_stage_bytes;
+  layout.partials = align_up(layout.sfb + config.num_stages * layout.sfb_stage_bytes, 16u);
+  layout.full = layout.partials + config.num_consumers * partials_bytes(config);
   layout.empty = layout.full + config.num_stages * kBarrierBytes;
   layout.c_full = layout.empty + config.num_stages * kBarrierBytes;
-  layout.groups = layout.c_full + config.num_consumers * kBarrierBytes;
+  layout.summed = layout.c_full + config.num_consumers * kBarrierBytes;
+  layout.groups = layout.summed + config.num_consumers * kBarrierBytes;
   layout.bytes = layout.groups;
   return layout;
 }

@@ -22,6 +22,18 @@ FP8GEMM_DEVICE void barrier_cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
+// Four floats to the same address in CTA `cta_rank` of the cluster, which must not have exited.
+// 16-byte aligned.
+FP8GEMM_DEVICE void st_shared_cluster_v4_f32(uint32_t addr, uint32_t cta_rank, float x, float y,
+                                             float z, float w) {
+  asm volatile(
+      "{\n.reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "st.shared::cluster.v4.f32 [remote], {%2, %3, %4, %5};\n}" ::"r"(addr),
+      "r"(cta_rank), "f"(x), "f"(y), "f"(z), "f"(w)
+      : "memory");
+}
+
 // Waits until the grids this launch depends on have finished and their writes are visible. Before
 // the first access to global memory that another kernel may have written or may still read.
 FP8GEMM_DEVICE void griddepcontrol_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }

@@ -55,4 +55,17 @@ FP8GEMM_DEVICE void mbarrier_wait_parity(uint32_t bar, uint32_t parity) {
       : "memory");
 }
 
+// The same with cluster scope: also acquires what other CTAs of the cluster released by arriving.
+FP8GEMM_DEVICE void mbarrier_wait_parity_cluster(uint32_t bar, uint32_t parity) {
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "wait_again:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra wait_done;\n"
+      "bra wait_again;\n"
+      "wait_done:\n}" ::"r"(bar),
+      "r"(parity)
+      : "memory");
+}
+
 }  // namespace fp8gemm::ptx

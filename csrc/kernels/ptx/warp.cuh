@@ -96,6 +96,14 @@ FP8GEMM_DEVICE void ld_shared_v2_f32(uint32_t addr, float& x, float& y) {
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x), "=f"(y) : "r"(addr) : "memory");
 }
 
+// Four floats at a 16-byte-aligned address.
+FP8GEMM_DEVICE void ld_shared_v4_f32(uint32_t addr, float (&values)[4]) {
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(values[0]), "=f"(values[1]), "=f"(values[2]), "=f"(values[3])
+               : "r"(addr)
+               : "memory");
+}
+
 FP8GEMM_DEVICE void st_shared_f32(uint32_t addr, float value) {
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(addr), "f"(value) : "memory");
 }

@@ -13,6 +13,8 @@ uint32_t ShflWarpIdx();
 uint32_t DynamicSmem();
 
 uint32_t ClusterCtaRank();
+void StoreSharedClusterV4F32(uint32_t address, uint32_t cta_rank, float x, float y, float z,
+                             float w);
 void ClusterArrive();
 void ClusterWait();
 void GridDependencyWait();
@@ -28,6 +30,7 @@ void SetMaxRegisters(bool increase, uint32_t registers);
 float LoadSharedF32(uint32_t address);
 uint32_t LoadSharedU32(uint32_t address);
 void LoadSharedV2F32(uint32_t address, float& x, float& y);
+void LoadSharedV4F32(uint32_t address, float (&values)[4]);
 void StoreSharedF32(uint32_t address, float value);
 void StoreSharedV2F32(uint32_t address, float x, float y);
 void StoreMatrixX4(uint32_t address, uint32_t m0, uint32_t m1, uint32_t m2, uint32_t m3);

@@ -41,6 +41,10 @@ struct alignas(16) Chunk {
   uint8_t bytes[16];
 };
 
+struct alignas(16) FloatQuad {
+  float values[4];
+};
+
 void CheckGlobalAlignment(const void* address, uint32_t bytes, const char* what) {
   if (reinterpret_cast<uintptr_t>(address) % bytes != 0) {
     Fatal("%s at %p: not aligned to %u bytes", what, address, bytes);
@@ -89,6 +93,30 @@ void LoadSharedV2F32(uint32_t address, float& x, float& y) {
   const FloatPair pair = LoadShared<FloatPair>(address, "ld.shared.v2.f32");
   x = pair.x;
   y = pair.y;
+}
+
+void LoadSharedV4F32(uint32_t address, float (&values)[4]) {
+  const FloatQuad quad = LoadShared<FloatQuad>(address, "ld.shared.v4.f32");
+  std::memcpy(values, quad.values, sizeof quad);
+}
+
+void StoreSharedClusterV4F32(uint32_t address, uint32_t cta_rank, float x, float y, float z,
+                             float w) {
+  constexpr const char* kWhat = "st.shared::cluster.v4.f32";
+  if (cta_rank >= world.kernel->cluster) {
+    Fatal("mapa to cta %u of a cluster of %u", cta_rank, world.kernel->cluster);
+  }
+  const FloatQuad quad{{x, y, z, w}};
+  const uint32_t offset = SmemOffset(address, sizeof quad, sizeof quad, kWhat);
+  Cta& cta = world.ctas[cta_rank];
+  if (cta.live_threads == 0) {
+    Hazard("%s to %s of cta %u, which has exited", kWhat, SmemName(address).c_str(), cta_rank);
+    return;
+  }
+  const Warp& warp = *current->warp;
+  if (&cta != current->cta) cta.remote_arrivals[warp.number] = warp.clock.time[warp.number];
+  cta.shadow.GenericWrite(*current, offset, sizeof quad);
+  std::memcpy(cta.smem + offset, &quad, sizeof quad);
 }
 
 void StoreSharedF32(uint32_t address, float value) {

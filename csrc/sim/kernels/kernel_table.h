@@ -23,9 +23,11 @@ const char* DescribeSmem(uint32_t offset) {
   constexpr SmemLayout kLayout = make_smem_layout(kConfig);
   if (offset >= launch_smem_bytes(kConfig)) return "past the end";
   if (offset >= kLayout.groups) return "group table";
+  if (offset >= kLayout.summed) return "summed barrier";
   if (offset >= kLayout.c_full) return "c_full barrier";
   if (offset >= kLayout.empty) return "empty barrier";
   if (offset >= kLayout.full) return "full barrier";
+  if (offset >= kLayout.partials) return "partials";
   if (offset >= kLayout.sfb) return "sfb";
   if (offset >= kLayout.sfa) return "sfa";
   if (offset >= kLayout.b) return "b";

@@ -17,5 +17,9 @@ FP8GEMM_DEVICE void mbarrier_arrive_cluster(uint32_t bar, uint32_t cta_rank) {
 FP8GEMM_DEVICE void mbarrier_wait_parity(uint32_t bar, uint32_t parity) {
   sim::MbarrierWaitParity(bar, parity);
 }
+// The simulator knows one scope: arrivals release, and waits acquire, for the whole cluster.
+FP8GEMM_DEVICE void mbarrier_wait_parity_cluster(uint32_t bar, uint32_t parity) {
+  sim::MbarrierWaitParity(bar, parity);
+}
 
 }  // namespace fp8gemm::ptx

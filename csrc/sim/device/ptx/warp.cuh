@@ -33,6 +33,9 @@ FP8GEMM_DEVICE uint32_t ld_shared_u32(uint32_t addr) { return sim::LoadSharedU32
 FP8GEMM_DEVICE void ld_shared_v2_f32(uint32_t addr, float& x, float& y) {
   sim::LoadSharedV2F32(addr, x, y);
 }
+FP8GEMM_DEVICE void ld_shared_v4_f32(uint32_t addr, float (&values)[4]) {
+  sim::LoadSharedV4F32(addr, values);
+}
 FP8GEMM_DEVICE void st_shared_f32(uint32_t addr, float value) { sim::StoreSharedF32(addr, value); }
 FP8GEMM_DEVICE void st_shared_v2_f32(uint32_t addr, float x, float y) {
   sim::StoreSharedV2F32(addr, x, y);
