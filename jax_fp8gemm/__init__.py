@@ -6,5 +6,12 @@ from jax_fp8gemm import testing as testing
 from jax_fp8gemm._block_scaled import BlockScaled as BlockScaled
 from jax_fp8gemm._export import export_checks as export_checks
 from jax_fp8gemm._gemm import gemm as gemm
+from jax_fp8gemm._grouped_gemm import contiguous_alignment as contiguous_alignment
+from jax_fp8gemm._grouped_gemm import grouped_gemm as grouped_gemm
+from jax_fp8gemm._grouped_gemm import grouped_gemm_contiguous as grouped_gemm_contiguous
+from jax_fp8gemm._k_grouped_gemm import k_grouped_gemm as k_grouped_gemm
+from jax_fp8gemm._masked_gemm import grouped_gemm_masked as grouped_gemm_masked
 from jax_fp8gemm._plan import plan as plan
 from jax_fp8gemm._quantize import quantize as quantize
+from jax_fp8gemm._quantize_transposed import quantize_k_grouped as quantize_k_grouped
+from jax_fp8gemm._quantize_transposed import quantize_transposed as quantize_transposed

@@ -120,8 +120,7 @@ def group_data(where: str, name: str, value: Any, shape: tuple[int], extent_name
     array(where, name, value, (np.dtype(np.int32),))
     if tuple(value.shape) != shape:
         raise ValueError(
-            f"{where}: {name} must have shape ({extent_name},) = {shape},"
-            f" got {tuple(value.shape)}."
+            f"{where}: {name} must have shape ({extent_name},) = {shape}, got {tuple(value.shape)}."
         )
 
 
@@ -132,8 +131,7 @@ def accumulator(
     array(where, "accumulator", value, (dtype,))
     if tuple(value.shape) != shape:
         raise ValueError(
-            f"{where}: accumulator must have shape ({extents}) = {shape},"
-            f" got {tuple(value.shape)}."
+            f"{where}: accumulator must have shape ({extents}) = {shape}, got {tuple(value.shape)}."
         )
 
 

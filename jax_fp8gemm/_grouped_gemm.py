@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""grouped_gemm and grouped_gemm_contiguous: groups of rows, each with a weight of its own."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import custom_vmap
+
+from jax_fp8gemm import _checks, _group_checks, _grouping, _xla_grouped
+from jax_fp8gemm._block_scaled import as_block_scaled
+from jax_fp8gemm._grouping import CONTIGUOUS_ALIGNMENT, Operand, Options
+
+
+def grouped_gemm(
+    lhs: Operand,
+    rhs: Operand,
+    group_sizes: jax.Array,
+    *,
+    preferred_element_type: Any = jnp.bfloat16,
+    implementation: str | None = None,
+    num_sms: int | None = None,
+) -> jax.Array:
+    """Multiplies groups of rows, back to back and of any size, each with its own weight.
+
+    Row t belongs to the group g with `sum(group_sizes[:g]) <= t < sum(group_sizes[:g + 1])`::
+
+        out[t] = lhs[t] @ rhs[g].T        and 0 where t >= sum(group_sizes)
+
+    of what the operands stand for, in float32 and rounded once. The sizes are read on the device
+    only: nothing waits for them, and no row is padded. Results are the same bits from call to call.
+
+    Args:
+        lhs: `(T, K)` with block (1, 128), as `BlockScaled` or as a plain `(values, scales)`; any T
+            and K. Values are `float8_e4m3fn` or `float8_e5m2`, independently of `rhs`. Rows past
+            the last group may hold anything.
+        rhs: `(G, N, K)` with block (128, 128), K last; any N and at most 512 groups.
+        group_sizes: `(G,)` `int32`, zeros allowed. A negative size counts as 0 and what passes T
+            is cut off; the rows that this shifts are unspecified. `testing.check_groups` reports
+            it.
+        preferred_element_type: Dtype of the result: `bfloat16`, `float16` or `float32`.
+        implementation: None, "cuda", "xla" or "sim", as for `gemm`.
+        num_sms: Use at most this many SMs, 1 to 1024; None for all of them.
+
+    Returns:
+        `(T, N)` array of dtype `preferred_element_type`.
+
+    Raises:
+        TypeError: An argument has an unsupported type or dtype; or the result is differentiated.
+        ValueError: Shapes disagree, an operand has another block, there are more than 512 groups,
+            `implementation` is unknown or `num_sms` is out of range.
+        NotImplementedError: As `gemm`.
+        jax.errors.JaxRuntimeError: As `gemm`.
+
+        The first two are raised while tracing, before anything is compiled.
+
+    Transformations:
+        `jit`, `scan`, `shard_map`: yes. `vmap`: yes, and it stays one kernel launch, for which the
+        rows of the batch are sorted by group; only where a batch of `rhs` makes more than 512
+        groups do the launches follow one another. `grad`, `jvp`: TypeError; what trains wraps
+        this in `jax.custom_vjp`.
+
+    Example:
+        >>> x = quantize(tokens)                           # (T, K), sorted by expert
+        >>> w = quantize(experts, block=(128, 128))        # (G, N, K)
+        >>> y = grouped_gemm(x, w, group_sizes)            # (T, N) bfloat16
+    """
+    where = "grouped_gemm"
+    options = _grouping.options(where, preferred_element_type, implementation, num_sms)
+    lhs, rhs = _operands(where, lhs, rhs)
+    num_groups = rhs.shape[0]
+    _checks.group_data(where, "group_sizes", group_sizes, (num_groups,), "G")
+    _group_checks.sizes(where, "group_sizes", group_sizes, lhs.shape[0])
+    operands = (lhs.values, lhs.scales, rhs.values, rhs.scales, group_sizes)
+    return _grouping.apply(ragged, operands, options)
+
+
+def contiguous_alignment() -> int:
+    """Returns the multiple of rows at which each group of `grouped_gemm_contiguous` starts.
+
+    Returns:
+        128, the most rows that a kernel's tile has.
+
+    Raises:
+        Nothing.
+
+    Transformations:
+        None: it takes and returns no arrays.
+
+    Example:
+        >>> contiguous_alignment()
+        128
+    """
+    return CONTIGUOUS_ALIGNMENT
+
+
+def grouped_gemm_contiguous(
+    lhs: Operand,
+    rhs: Operand,
+    group_ids: jax.Array,
+    *,
+    preferred_element_type: Any = jnp.bfloat16,
+    implementation: str | None = None,
+    num_sms: int | None = None,
+) -> jax.Array:
+    """Multiplies rows that each name their weight, in groups that start at aligned rows.
+
+    With `group_ids[t] = -1` in rows of padding::
+
+        out[t] = lhs[t] @ rhs[group_ids[t]].T        and 0 where group_ids[t] is -1
+
+    of what the operands stand for, in float32 and rounded once. A group starts at a multiple of
+    `contiguous_alignment()`, and the rows from its last one to the next multiple are padding.
+    Groups come in any order, also more than once or never.
+
+    Args:
+        lhs: `(T, K)` with block (1, 128), as for `grouped_gemm`; rows of padding may hold anything.
+        rhs: `(G, N, K)` with block (128, 128), as for `grouped_gemm`.
+        group_ids: `(T,)` `int32`. Rows with an id that is neither -1 nor a group, and rows that
+            share an aligned block with another group, are unspecified; `testing.check_groups`
+            reports them.
+        preferred_element_type: Dtype of the result: `bfloat16`, `float16` or `float32`.
+        implementation: None, "cuda", "xla" or "sim", as for `gemm`.
+        num_sms: Use at most this many SMs, 1 to 1024; None for all of them.
+
+    Returns:
+        `(T, N)` array of dtype `preferred_element_type`.
+
+    Raises:
+        TypeError: As `grouped_gemm`.
+        ValueError: As `grouped_gemm`.
+        NotImplementedError: As `gemm`.
+        jax.errors.JaxRuntimeError: As `gemm`.
+
+        The first two are raised while tracing, before anything is compiled.
+
+    Transformations:
+        `jit`, `scan`, `shard_map`: yes. `vmap`: yes, and it stays one kernel launch with the batch
+        folded into T; only where a batch of `rhs` makes more than 512 groups do the launches
+        follow one another. `grad`, `jvp`: TypeError.
+
+    Example:
+        >>> x = quantize(aligned_tokens)                   # (T, K)
+        >>> w = quantize(experts, block=(128, 128))        # (G, N, K)
+        >>> y = grouped_gemm_contiguous(x, w, group_ids)   # (T, N) bfloat16
+    """
+    where = "grouped_gemm_contiguous"
+    options = _grouping.options(where, preferred_element_type, implementation, num_sms)
+    lhs, rhs = _operands(where, lhs, rhs)
+    _checks.group_data(where, "group_ids", group_ids, (lhs.shape[0],), "T")
+    _group_checks.ids(where, "group_ids", group_ids, rhs.shape[0], CONTIGUOUS_ALIGNMENT)
+    operands = (lhs.values, lhs.scales, rhs.values, rhs.scales, group_ids)
+    return _grouping.apply(_contiguous, operands, options)
+
+
+def _operands(where: str, lhs: Operand, rhs: Operand):
+    lhs = as_block_scaled(where, "lhs", lhs, (_checks.ROW_BLOCK,))
+    _checks.matrix(where, "lhs", lhs)
+    rhs = _grouping.weights(where, rhs)
+    _checks.num_groups(where, "rhs", rhs.shape[0])
+    _checks.same_k(where, lhs, rhs, "G, N, K")
+    return lhs, rhs
+
+
+def _by_platform(kind: str, options: Options, operands: tuple, xla) -> jax.Array:
+    """Returns the product of rows of all groups together."""
+    num_rows, (num_groups, n, _) = operands[0].shape[0], operands[2].shape
+
+    def kernel(*operands, backend):
+        extents = {"m": num_rows, "n": n, "num_groups": num_groups, "d_rows": num_rows}
+        return _grouping.kernel_call(kind, options, operands, backend, **extents)
+
+    return _grouping.by_platform(options, operands, (num_rows, n), kernel=kernel, xla=xla)
+
+
+def ragged(options: Options):
+    """Returns the product of groups back to back, with its batching rule."""
+
+    def xla(*operands):
+        segments = _xla_grouped.ragged_segments(operands[4], operands[0].shape[0])
+        return _xla_grouped.grouped_rows(*operands[:4], segments, options.result_dtype)
+
+    @custom_vmap
+    def single(*operands):
+        return _by_platform("ragged", options, operands, xla)
+
+    @single.def_vmap
+    def fold(axis_size, in_batched, *operands):
+        shared = _grouping.shared_weights(in_batched)
+        operands = _grouping.batch_all(axis_size, in_batched, operands, shared)
+        *arrays, sizes = operands
+        if not shared and sizes.size > _checks.MAX_GROUPS:
+            return lax.map(lambda each: single(*each), operands), True
+        num_rows = arrays[0].shape[1]
+        ids = jax.vmap(lambda each: _xla_grouped.ragged_ids(each, num_rows))(sizes)
+        return _grouping.fold_rows(single, ids, arrays), True
+
+    return single
+
+
+def _contiguous(options: Options):
+    """Returns the product of aligned groups, with its batching rule."""
+
+    def xla(*operands):
+        ids, num_groups = operands[4], operands[2].shape[0]
+        segments = _xla_grouped.contiguous_segments(ids, num_groups, CONTIGUOUS_ALIGNMENT)
+        out = _xla_grouped.grouped_rows(*operands[:4], segments, options.result_dtype)
+        return jnp.where((ids >= 0)[:, None], out, 0)
+
+    @custom_vmap
+    def single(*operands):
+        return _by_platform("contiguous", options, operands, xla)
+
+    @single.def_vmap
+    def fold(axis_size, in_batched, *operands):
+        shared = _grouping.shared_weights(in_batched)
+        operands = _grouping.batch_all(axis_size, in_batched, operands, shared)
+        lhs_values, lhs_scales, *rhs, ids = operands
+        num_groups, n, _ = rhs[0].shape[-3:]
+        if not shared and axis_size * num_groups > _checks.MAX_GROUPS:
+            return lax.map(lambda each: single(*each), operands), True
+        if not shared:
+            rhs = map(_grouping.merge_leading, rhs)
+            ids = _grouping.fold_ids(ids, num_groups)
+        num_rows = ids.shape[1]
+        missing = -num_rows % CONTIGUOUS_ALIGNMENT  # so that every batch starts at an aligned row
+        widths = ((0, 0), (0, missing), (0, 0))
+        rows = [jnp.pad(x, widths) if missing else x for x in (lhs_values, lhs_scales)]
+        ids = jnp.pad(ids, widths[:2], constant_values=-1)
+        out = single(*map(_grouping.merge_leading, rows), *rhs, ids.reshape(-1))
+        return out.reshape(axis_size, num_rows + missing, n)[:, :num_rows], True
+
+    return single

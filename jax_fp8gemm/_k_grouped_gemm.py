@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""k_grouped_gemm: groups along K, one result each, as gradients of grouped weights are."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import custom_vmap
+
+from jax_fp8gemm import _checks, _group_checks, _grouping, _xla_grouped
+from jax_fp8gemm._block_scaled import as_block_scaled
+from jax_fp8gemm._grouping import Operand, Options
+
+_BLOCK = 128
+
+
+def k_grouped_gemm(
+    lhs: Operand,
+    rhs: Operand,
+    group_sizes: jax.Array,
+    *,
+    accumulator: jax.Array | None = None,
+    preferred_element_type: Any = jnp.float32,
+    implementation: str | None = None,
+    num_sms: int | None = None,
+) -> jax.Array:
+    """Multiplies groups of columns, each giving a matrix of its own: the grouped weight gradient.
+
+    Group g starts at column `sum(ceil128(group_sizes[:g]))`, with `ceil128` rounding up to a
+    multiple of 128, and `columns(g)` are its `group_sizes[g]` columns::
+
+        out[g] = accumulator[g] + lhs[:, columns(g)] @ rhs[:, columns(g)].T
+
+    of what the operands stand for, in float32 and rounded once. The columns from a group's last one
+    to the next multiple of 128 must hold zeros, as `quantize_k_grouped` writes them. The sizes are
+    read on the device only. Results are the same bits from call to call.
+
+    Args:
+        lhs: `(M, T)` with block (1, 128), as `BlockScaled` or as a plain `(values, scales)`: tokens
+            are columns. Those past the last group may hold anything.
+        rhs: `(N, T)` with block (1, 128).
+        group_sizes: `(G,)` `int32`, zeros allowed, G at most 512. A negative size counts as 0 and
+            what passes T is cut off; the results that this shifts are unspecified.
+            `testing.check_groups` reports it.
+        accumulator: `(G, M, N)` of dtype `preferred_element_type`, added before the rounding; or
+            None. It may be donated.
+        preferred_element_type: Dtype of the result: `float32`, `bfloat16` or `float16`.
+        implementation: None, "cuda", "xla" or "sim", as for `gemm`.
+        num_sms: Use at most this many SMs, 1 to 1024; None for all of them.
+
+    Returns:
+        `(G, M, N)` array of dtype `preferred_element_type`; for an empty group zeros, or its
+        accumulator unchanged.
+
+    Raises:
+        TypeError: An argument has an unsupported type or dtype; or the result is differentiated.
+        ValueError: Shapes disagree, an operand has another block, there are more than 512 groups,
+            `implementation` is unknown or `num_sms` is out of range.
+        NotImplementedError: As `gemm`.
+        jax.errors.JaxRuntimeError: As `gemm`.
+
+        The first two are raised while tracing, before anything is compiled.
+
+    Transformations:
+        `jit`, `scan`, `shard_map`: yes. `vmap`: yes; with shared `group_sizes` and one shared
+        operand it stays one kernel launch, with the batch folded into M or N. Else the launches
+        follow one another. `grad`, `jvp`: TypeError.
+
+    Example:
+        >>> dy_columns = quantize_k_grouped(dy, group_sizes)       # (N, T'): (T, N) transposed
+        >>> x_columns = quantize_k_grouped(tokens, group_sizes)    # (K, T'): (T, K) transposed
+        >>> dw = k_grouped_gemm(dy_columns, x_columns, group_sizes)    # (G, N, K) float32
+    """
+    where = "k_grouped_gemm"
+    options = _grouping.options(where, preferred_element_type, implementation, num_sms)
+    lhs = as_block_scaled(where, "lhs", lhs, (_checks.ROW_BLOCK,))
+    rhs = as_block_scaled(where, "rhs", rhs, (_checks.ROW_BLOCK,))
+    _checks.matrix(where, "lhs", lhs)
+    _checks.matrix(where, "rhs", rhs)
+    _checks.same_k(where, lhs, rhs, "N, T")
+    _checks.array(where, "group_sizes", group_sizes, (jnp.dtype(jnp.int32),))
+    num_groups = group_sizes.size
+    _checks.group_data(where, "group_sizes", group_sizes, (num_groups,), "G")
+    _checks.num_groups(where, "group_sizes", num_groups)
+    if accumulator is not None:
+        shape = (num_groups, lhs.shape[0], rhs.shape[0])
+        _checks.accumulator(where, accumulator, shape, options.result_dtype, "G, M, N")
+    num_columns = lhs.scales.shape[-1] * _BLOCK
+    _group_checks.sizes(where, "group_sizes", group_sizes, num_columns, align=_BLOCK)
+    operands = (lhs.values, lhs.scales, rhs.values, rhs.scales, group_sizes, accumulator)
+    return _grouping.apply(_k_grouped, operands, options)
+
+
+def _by_platform(options: Options, operands: tuple) -> jax.Array:
+    m, n, num_groups = operands[0].shape[0], operands[2].shape[0], operands[4].shape[0]
+    shape = (num_groups, m, n)
+
+    def kernel(*operands, backend):
+        *others, accumulator = operands
+        if accumulator is not None:
+            accumulator = _grouping.merge_leading(accumulator)
+        extents = {"m": m, "n": n, "num_groups": num_groups, "d_rows": num_groups * m}
+        out = _grouping.kernel_call(
+            "k_grouped", options, (*others, accumulator), backend, rhs_is_1x128=True, **extents
+        )
+        return out.reshape(shape)
+
+    xla = functools.partial(_xla_grouped.k_grouped, preferred_element_type=options.result_dtype)
+    return _grouping.by_platform(options, operands, shape, kernel=kernel, xla=xla)
+
+
+def _k_grouped(options: Options):
+    """Returns the product of groups of columns, with its batching rule."""
+
+    @custom_vmap
+    def single(*operands):
+        return _by_platform(options, operands)
+
+    @single.def_vmap
+    def fold(axis_size, in_batched, *operands):
+        lhs_batched, rhs_batched = (in_batched[i] or in_batched[i + 1] for i in (0, 2))
+        if in_batched[4] or lhs_batched and rhs_batched:
+            operands = _grouping.batch_all(axis_size, in_batched, operands)
+            return lax.map(lambda each: single(*each), operands), True
+        # The shared operand and the sizes stay as they are; the others are batched.
+        shared = (0, 1, 4) if rhs_batched else (2, 3, 4)
+        operands = list(_grouping.batch_all(axis_size, in_batched, operands, shared))
+        batched = (2, 3) if rhs_batched else (0, 1)
+        for i in batched:
+            operands[i] = _grouping.merge_leading(operands[i])
+        axis = 2 if rhs_batched else 1  # of the result, into which the batch goes
+        if operands[5] is not None:
+            accumulator = jnp.moveaxis(operands[5], 0, axis)
+            operands[5] = _merge_axis(accumulator, axis)
+        out = single(*operands)
+        shape = (*out.shape[:axis], axis_size, out.shape[axis] // axis_size, *out.shape[axis + 1 :])
+        return jnp.moveaxis(out.reshape(shape), axis, 0), True
+
+    return single
+
+
+def _merge_axis(x: jax.Array, axis: int) -> jax.Array:
+    """Returns x with dimension `axis` and the next one merged."""
+    return x.reshape(*x.shape[:axis], x.shape[axis] * x.shape[axis + 1], *x.shape[axis + 2 :])

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""quantize_transposed and quantize_k_grouped: operands of weight gradients, scaled along tokens."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jax_fp8gemm import _checks, _group_checks, _xla_grouped
+from jax_fp8gemm._block_scaled import BlockScaled
+from jax_fp8gemm._quantize import SCALE_FORMATS, quantize
+
+_BLOCK = 128
+
+
+def quantize_transposed(
+    x: jax.Array,
+    *,
+    dtype: Any = jnp.float8_e4m3fn,
+    scale_format: str = "float32",
+    implementation: str | None = None,
+) -> BlockScaled:
+    """Quantises the transpose of an array with one scale per 128 rows of each of its columns.
+
+    Equal to `quantize(jnp.swapaxes(x, -1, -2))`: what the product of a weight gradient, which sums
+    over tokens, wants of activations and of gradients. XLA fuses the transposition.
+
+    Args:
+        x: `(..., T, R)`, `bfloat16`, `float16` or `float32`.
+        dtype: `float8_e4m3fn` or `float8_e5m2`.
+        scale_format: "float32" or "pow2", as for `quantize`.
+        implementation: None, "cuda", "xla" or "sim", as for `quantize`.
+
+    Returns:
+        `BlockScaled` with values of shape `(..., R, T)`, scales of shape `(..., R, ceil(T / 128))`
+        and block (1, 128).
+
+    Raises:
+        TypeError: As `quantize`.
+        ValueError: As `quantize`.
+
+    Transformations:
+        As `quantize`.
+
+    Example:
+        >>> dw = gemm(quantize_transposed(dy), quantize_transposed(activations))   # (N, K)
+    """
+    x, dtype = _validated("quantize_transposed", x, dtype, scale_format, implementation)
+    return quantize(jnp.swapaxes(x, -1, -2), dtype=dtype, scale_format=scale_format)
+
+
+def quantize_k_grouped(
+    x: jax.Array,
+    group_sizes: jax.Array,
+    *,
+    dtype: Any = jnp.float8_e4m3fn,
+    scale_format: str = "float32",
+    implementation: str | None = None,
+) -> BlockScaled:
+    """Quantises groups of rows, back to back, to the transposed operand of `k_grouped_gemm`.
+
+    The rows of group g become the `group_sizes[g]` columns from `sum(ceil128(group_sizes[:g]))` on,
+    with `ceil128` rounding up to a multiple of 128; all other columns are zeros with scale 1. Each
+    scale is that of 128 rows of one group and one column of `x`, so that no group sees another.
+    The sizes are read on the device only.
+
+    Args:
+        x: `(T, R)`, `bfloat16`, `float16` or `float32`, with groups as in `grouped_gemm`. Rows past
+            the last group may hold anything.
+        group_sizes: `(G,)` `int32`, as for `grouped_gemm`.
+        dtype: `float8_e4m3fn` or `float8_e5m2`.
+        scale_format: "float32" or "pow2", as for `quantize`.
+        implementation: None, "cuda", "xla" or "sim", as for `quantize`.
+
+    Returns:
+        `BlockScaled` with values of shape `(R, W)`, scales of shape `(R, W / 128)` and block
+        (1, 128). W is the most that group sizes can need: the largest multiple of 128 up to
+        `T + 127 * G`.
+
+    Raises:
+        TypeError: As `quantize`, or `group_sizes` is not `int32`.
+        ValueError: As `quantize`, or `x` or `group_sizes` has another number of dimensions.
+
+    Transformations:
+        As `quantize`.
+
+    Example:
+        >>> dy_columns = quantize_k_grouped(dy, group_sizes)
+        >>> x_columns = quantize_k_grouped(tokens, group_sizes)
+        >>> dw = k_grouped_gemm(dy_columns, x_columns, group_sizes)    # (G, N, K) float32
+    """
+    where = "quantize_k_grouped"
+    x, dtype = _validated(where, x, dtype, scale_format, implementation)
+    _checks.matrix(where, "x", x)
+    _checks.array(where, "group_sizes", group_sizes, (jnp.dtype(jnp.int32),))
+    _checks.group_data(where, "group_sizes", group_sizes, (group_sizes.size,), "G")
+    _group_checks.sizes(where, "group_sizes", group_sizes, x.shape[0])
+    return quantize(_columns(x, group_sizes), dtype=dtype, scale_format=scale_format)
+
+
+def _validated(where: str, x, dtype, scale_format, implementation) -> tuple[jax.Array, Any]:
+    _checks.array(where, "x", x, _checks.RESULT_DTYPES)
+    _checks.at_least_2d(where, "x", x)
+    dtype = _checks.dtype_of(where, "dtype", dtype, _checks.FP8_DTYPES)
+    _checks.one_of(where, "scale_format", scale_format, SCALE_FORMATS)
+    _checks.implementation(where, implementation)
+    return jnp.asarray(x), dtype
+
+
+# Compiled as one program when called outside of jax.jit, inlined when called inside.
+@functools.partial(jax.jit, inline=True)
+def _columns(x: jax.Array, group_sizes: jax.Array) -> jax.Array:
+    """Returns the rows as columns, each group from a multiple of 128 on, and zeros in between."""
+    num_rows, num_groups = x.shape[0], len(group_sizes)
+    width = (num_rows + (_BLOCK - 1) * num_groups) // _BLOCK * _BLOCK
+    if not num_rows or not num_groups:
+        return jnp.zeros_like(x, shape=(x.shape[1], width))
+    ends = _xla_grouped.running_ends(group_sizes, num_rows)
+    starts = _xla_grouped.starts_of(ends)
+    aligned_sizes = -(-(ends - starts) // _BLOCK) * _BLOCK
+    aligned_ends = jnp.cumsum(aligned_sizes)
+    row = jnp.arange(width, dtype=jnp.int32)
+    group = jnp.searchsorted(aligned_ends, row, side="right").astype(jnp.int32)
+    group = jnp.minimum(group, num_groups - 1)
+    source = starts[group] + (row - (aligned_ends - aligned_sizes)[group])
+    rows = jnp.take(x, source, axis=0, mode="clip")
+    return jnp.where((source < ends[group])[:, None], rows, 0).T
