@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_fp8gemm import _checks
+from jax_fp8gemm import _checks, _distribute, _sharding
 from jax_fp8gemm._block_scaled import BlockScaled
 
 SCALE_FORMATS = ("float32", "pow2")
@@ -53,11 +53,12 @@ def quantize(
         TypeError: `x` or `dtype` has an unsupported dtype, or `block` or `implementation`
             another type.
         ValueError: `x` has less than two dimensions, or `block`, `scale_format` or
-            `implementation` is none of the above.
+            `implementation` is none of the above, or an explicit mesh divides `x` inside a block.
 
     Transformations:
-        `jit`, `vmap`, `scan`, `shard_map`: yes. `grad`: as JAX differentiates a division and a
-        conversion, which is of no use in training; wrap what uses it in `jax.custom_vjp`.
+        `jit`, `vmap`, `scan`, `shard_map`: yes. Sharding: values and scales are divided as `x`
+        is, without communication. `grad`: as JAX differentiates a division and a conversion,
+        which is of no use in training; wrap what uses it in `jax.custom_vjp`.
 
     Example:
         >>> activations = quantize(x)                      # (M, K), scales (M, ceil(K / 128))
@@ -76,6 +77,23 @@ def quantize(
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3), inline=True)
 def _quantize(x: jax.Array, block, dtype, scale_format: str) -> BlockScaled:
+    leads = _sharding.names("b", x.ndim - 2)
+    rows = "r/128" if block[0] > 1 else "r"
+    operation = _sharding.Operation(
+        where="quantize",
+        layout=_sharding.Layout(
+            operands=((*leads, "r", "k"),),
+            results=((*leads, "r", "k"), (*leads, rows, "k/128")),
+            names=("x",),
+        ),
+        compute=lambda x: on_one_device(x, block, dtype, scale_format),
+    )
+    out = _distribute.apply(operation, (x,), automatic=False)
+    return BlockScaled.tree_unflatten(block, out)
+
+
+def on_one_device(x: jax.Array, block, dtype, scale_format: str) -> tuple[jax.Array, jax.Array]:
+    """Returns values and scales of what one device holds; arguments as `quantize`."""
     blocks = _split(x.astype(jnp.float32), block)  # (..., R / r, r, K / c, c)
     scales = _scales(_amax_bits(blocks), float(jnp.finfo(dtype).max))
     if scale_format == "pow2":
@@ -85,8 +103,7 @@ def _quantize(x: jax.Array, block, dtype, scale_format: str) -> BlockScaled:
     if scale_format == "pow2":
         limits = _per_element(_limits(scales, dtype))
         scaled = jnp.clip(scaled, -limits, limits)
-    values = _join(scaled.astype(dtype), x.shape)
-    return BlockScaled.tree_unflatten(block, (values, scales))
+    return _join(scaled.astype(dtype), x.shape), scales
 
 
 def _split(x: jax.Array, block: tuple[int, int]) -> jax.Array:

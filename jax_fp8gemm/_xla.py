@@ -18,24 +18,33 @@ def dequantize(values: jax.Array, scales: jax.Array, block: tuple[int, int]) -> 
     return values.astype(jnp.float32) * scales
 
 
-def gemm(
+def product(
     lhs_values: jax.Array,
     lhs_scales: jax.Array,
     rhs_values: jax.Array,
     rhs_scales: jax.Array,
-    accumulator: jax.Array | None,
     *,
     rhs_block: tuple[int, int],
-    preferred_element_type,
+    axes: tuple[tuple[str, ...], ...],
 ) -> jax.Array:
-    """Returns `dequantize(lhs) @ dequantize(rhs).T + accumulator`, rounded once."""
-    product = lax.dot_general(
+    """Returns the float32 product of the dequantised operands, over the axes not in the result.
+
+    Args:
+        lhs_values: Values with block (1, 128) in the last two dimensions.
+        lhs_scales: Their scales.
+        rhs_values: Values with block `rhs_block` in the last two dimensions.
+        rhs_scales: Their scales.
+        rhs_block: (128, 128) or (1, 128).
+        axes: Names of the dimensions of lhs, rhs and result.
+    """
+    number = {name: i for i, name in enumerate(dict.fromkeys(sum(axes, ())))}
+    lhs_axes, rhs_axes, result_axes = ([number[name] for name in each] for each in axes)
+    return jnp.einsum(
         dequantize(lhs_values, lhs_scales, (1, 128)),
+        lhs_axes,
         dequantize(rhs_values, rhs_scales, rhs_block),
-        (((1,), (1,)), ((), ())),
+        rhs_axes,
+        result_axes,
         precision=lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
     )
-    if accumulator is not None:
-        product = product + accumulator.astype(jnp.float32)
-    return product.astype(preferred_element_type)

@@ -199,24 +199,24 @@ def test_cuda_on_the_cpu_is_refused_in_eager_mode(fake_ffi):
 
 
 @pytest.mark.parametrize(
-    ("in_axes", "rhs_block", "rows", "kind"),
+    ("in_axes", "rhs_block", "shape", "kind"),
     [
-        ((0, None), (128, 128), 3 * CASE.m, "dense"),
-        ((0, 0), (128, 128), 3 * CASE.m, "masked"),
-        ((None, 0), (128, 128), 3 * CASE.m, "masked"),
-        ((0, None), (1, 128), 3 * CASE.m, "dense"),
-        ((0, 0), (1, 128), CASE.m, "dense"),
+        ((0, None), (128, 128), (3 * CASE.m, CASE.k), "dense"),
+        ((0, 0), (128, 128), (3 * CASE.m, CASE.k), "masked"),
+        ((None, 0), (128, 128), (3 * CASE.m, CASE.k), "masked"),
+        ((0, None), (1, 128), (3 * CASE.m, CASE.k), "dense"),
+        ((0, 0), (1, 128), (CASE.m, 3 * 256), "k_grouped"),
     ],
     ids=str,
 )
-def test_vmap_lowers_to_one_custom_call(fake_ffi, in_axes, rhs_block, rows, kind):
+def test_vmap_lowers_to_one_custom_call(fake_ffi, in_axes, rhs_block, shape, kind):
     lhs, rhs = batch_operands(3, rhs_block=rhs_block)
     args = [x if axis == 0 else pick(x, 0) for x, axis in zip((lhs, rhs), in_axes, strict=True)]
     text = lower(jax.vmap(with_implementation(None), in_axes), *args, platforms=("cuda",))
     assert fake_calls(text) == 1
     call = re.search(r"@fake_gemm.*", text)[0]
-    assert f"tensor<{rows}x{CASE.k}xf8E4M3FN>" in call and f'kind = "{kind}"' in call
-    assert ("stablehlo.while" in text) == (rows == CASE.m)
+    assert f"tensor<{shape[0]}x{shape[1]}xf8E4M3FN>" in call and f'kind = "{kind}"' in call
+    assert "stablehlo.while" not in text
 
 
 def test_no_custom_call_where_there_is_nothing_to_multiply(fake_ffi):

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs operations divided among devices, as _sharding plans it, under every kind of mesh.
+
+Automatic meshes: XLA's partitioner asks the planner. Explicit ones: the operands' types say how they
+are divided, and jax.shard_map computes the parts. Manual ones: the caller has divided already.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax import lax
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+
+from jax_fp8gemm import _dispatch
+from jax_fp8gemm._sharding import (
+    Layout,
+    Operation,
+    Plan,
+    axis_of,
+    entries,
+    plan,
+    sizes_of,
+    unit_of,
+)
+
+
+def _local(operation: Operation, planned: Plan, operands: tuple) -> Any:
+    """Computes one device's results from what it holds of the operands."""
+    operands = _dispatch.unify_varying(operands)
+    if not planned.reduced:
+        return operation.compute(*operands)
+    total = operation.partial(*operands)
+    (dims,) = operation.layout.results
+    summed = planned.reduced
+    for axis, mesh_axes in planned.scattered.items():
+        summed = tuple(a for a in summed if a not in mesh_axes)
+        position = dims.index(axis)
+        total = lax.psum_scatter(total, mesh_axes, scatter_dimension=position, tiled=True)
+    return operation.finish(lax.psum(total, summed) if summed else total, *operands)
+
+
+def _apply_explicit(operation: Operation, mesh, operands: tuple, wanted: Any, strict: bool) -> Any:
+    """Reads the division off the operands' types, and computes on every device its part."""
+    layout = operation.layout
+    mesh_sizes = dict(mesh.shape)
+    explicit = frozenset(mesh.explicit_axes)
+
+    def spec_of(x):
+        every = entries(jax.typeof(x).sharding.spec, x.ndim)
+        return PartitionSpec(*(tuple(a for a in e if a in explicit) or None for e in every))
+
+    planned = plan(
+        operation,
+        [None if x is None else x.shape for x in operands],
+        mesh_sizes,
+        [None if x is None else spec_of(x) for x in operands],
+        () if wanted is None else (wanted,),
+        strict=strict,
+    )
+    indices = [i for i, x in enumerate(operands) if x is not None]
+    in_specs = tuple(planned.operand_spec(layout, i) for i in indices)
+    out_specs = tuple(planned.result_spec(dims) for dims in layout.results)
+    single = len(layout.results) == 1
+
+    def local(*present):
+        return _local(operation, planned, _with_absent(layout, present))
+
+    present = [jax.sharding.reshard(operands[i], s) for i, s in zip(indices, in_specs, strict=True)]
+    # Unnamed if they are all: jax.vmap over a divided dimension takes its mesh axis from them.
+    some = {} if explicit == set(mesh.axis_names) else {"axis_names": explicit}
+    out = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=in_specs,
+        out_specs=out_specs[0] if single else out_specs,
+        **some,
+    )(*present)
+    return out if wanted is None else jax.sharding.reshard(out, wanted)
+
+
+def _with_absent(layout: Layout, present: Sequence[jax.Array]) -> tuple:
+    """Returns the operands with None for those that the layout says are absent."""
+    remaining = iter(present)
+    return tuple(None if dims is None else next(remaining) for dims in layout.operands)
+
+
+def _rule(layout: Layout, sizes: Mapping[str, int]) -> tuple[str, dict[str, Any]]:
+    """Returns the Shardy rule of an operation, and the keyword arguments that go with it."""
+    factors: dict[str, int] = {}
+    replicated: set[str] = set()
+
+    def factor(dim: str) -> str:
+        axis = axis_of(dim)
+        unit = max(unit_of(d) for dims in layout.operands for d in dims or () if axis_of(d) == axis)
+        block = f"{axis}_block"
+        if unit == 1:
+            name = axis
+        elif sizes[axis] % unit:  # blocks and elements do not divide together
+            name = axis if "/" not in dim else block
+            replicated.add(name)
+        elif "/" in dim:
+            name = block
+        else:
+            factors[f"{axis}_inner"] = unit
+            name = f"({block} {axis}_inner)"
+        if axis in layout.whole:
+            replicated.update(name.strip("()").split())
+        return name
+
+    def side(every):
+        return ", ".join(" ".join(map(factor, dims)) for dims in every if dims is not None)
+
+    text = f"{side(layout.operands)} -> {side(layout.results)}"
+    contracted = layout.contracted()
+    names = set(text.replace("(", " ").replace(")", " ").replace(",", " ").split()) - {"->"}
+    reduced = {n for n in names if n.removesuffix("_block").removesuffix("_inner") in contracted}
+    return text, {
+        "reduction_factors": tuple(sorted(reduced - replicated)),
+        "need_replication_factors": tuple(sorted(replicated)),
+        **factors,
+    }
+
+
+def _apply_automatic(operation: Operation, operands: tuple) -> Any:
+    """Leaves the division to XLA's partitioner, with the planner as its callback."""
+    layout = operation.layout
+    shapes = [None if x is None else x.shape for x in operands]
+    no_plan = Plan({}, (), {})
+
+    def whole(*present):
+        return _local(operation, no_plan, _with_absent(layout, present))
+
+    def partition(mesh, arg_shapes, result_shapes):
+        results = result_shapes if isinstance(result_shapes, list | tuple) else [result_shapes]
+        specs = _with_absent(layout, [x.sharding.spec for x in arg_shapes])
+        wanted = [x.sharding.spec for x in results]
+        planned = plan(operation, shapes, dict(mesh.shape), specs, wanted)
+
+        def lower(*present):
+            # The mesh of the surrounding program is in scope, but here its axes are manual.
+            with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
+                return _local(operation, planned, _with_absent(layout, present))
+
+        present = [i for i, dims in enumerate(layout.operands) if dims is not None]
+        arguments = tuple(NamedSharding(mesh, planned.operand_spec(layout, i)) for i in present)
+        outs = tuple(NamedSharding(mesh, planned.result_spec(dims)) for dims in layout.results)
+        return mesh, lower, outs[0] if len(outs) == 1 else outs, arguments
+
+    partitioned = custom_partitioning(whole)
+    rule, keywords = _rule(layout, sizes_of(layout, shapes))
+    partitioned.def_partition(partition=partition, sharding_rule=rule, **keywords)
+
+    # XLA's cache can only tell partitioned calls apart by what surrounds them: their name.
+    digest = hashlib.sha256(repr((layout, operation.key)).encode()).hexdigest()[:16]
+
+    def named(*present):
+        return partitioned(*present)
+
+    named.__name__ = named.__qualname__ = f"{operation.where}_{digest}"
+    return jax.jit(named)(*(x for x in operands if x is not None))
+
+
+def apply(
+    operation: Operation,
+    operands: tuple,
+    *,
+    wanted: PartitionSpec | NamedSharding | None = None,
+    strict: bool = True,
+    automatic: bool = True,
+) -> Any:
+    """Applies an operation, divided as its operands are.
+
+    Args:
+        operation: What to compute.
+        operands: Arrays, None where an optional one is absent.
+        wanted: Division of the one result in an explicit mesh; None for what moves nothing.
+        strict: Whether to raise ValueError in an explicit mesh rather than move an operand.
+        automatic: False for operations of plain JAX, which XLA divides well by itself.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.explicit_axes:
+        return _apply_explicit(operation, mesh, operands, wanted, strict)
+    has_elements = all(x is None or x.size for x in operands)
+    if automatic and has_elements and not mesh.manual_axes:
+        return _apply_automatic(operation, operands)
+    return _local(operation, Plan({}, (), {}), operands)
