@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs operations divided among devices, as _sharding plans it, under every kind of mesh.
 
-Automatic meshes: XLA's partitioner asks the planner. Explicit ones: the operands' types say how they
-are divided, and jax.shard_map computes the parts. Manual ones: the caller has divided already.
+Automatic meshes: XLA's partitioner asks the planner. Explicit ones: the operands' types say how
+they are divided, and jax.shard_map computes the parts. Manual ones: the caller has divided already.
 """
 
 import hashlib

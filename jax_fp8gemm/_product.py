@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The block-scaled product behind gemm and dot: batches, division among devices, implementation.
 
-Operands may have leading dimensions. Each has a name, so that a batch of `lhs` alone folds into M, a
-batch of `rhs` becomes groups of one launch, and all of them can be divided among devices.
+Operands may have leading dimensions. Each has a name, so that a batch of `lhs` alone folds into M,
+a batch of `rhs` becomes groups of one launch, and all of them can be divided among devices.
 Calls _ffi.matmul or _xla.product.
 """
 

@@ -201,17 +201,16 @@ class _Planner:
         return self.fitting(axis, offered)
 
     def plan(self, wanted: Mapping[str, Axes]) -> Plan:
-        """Returns the plan that gives the results the mesh axes `wanted`, where that is possible."""
+        """Returns the plan that gives the results the mesh axes `wanted`, where it can."""
         axes = {axis: self.contraction(axis) for axis in self.layout.contracted()}
         reduced = tuple(dict.fromkeys(a for chosen in axes.values() for a in chosen))
         kept = list(dict.fromkeys(axis_of(d) for dims in self.layout.results for d in dims))
         offers = {axis: self.offered(axis) for axis in kept}
         scattered: dict[str, Axes] = {}
         used: set[str] = set(reduced)
-        # What moves nothing goes first: the operands' division if strict, the results' otherwise.
-        for axis in sorted(
-            kept, key=lambda axis: not (offers if self.strict else wanted).get(axis)
-        ):
+        # What must not change goes first: the operands' division if strict, else the results'.
+        first = offers if self.strict else wanted
+        for axis in sorted(kept, key=lambda axis: not first.get(axis)):
             asked = wanted.get(axis, ())
             if not asked or (self.strict and asked[: len(offers[axis])] != offers[axis]):
                 asked = offers[axis]
