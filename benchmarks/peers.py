@@ -60,6 +60,7 @@ def prepared_jax(
     *arrays: Any,
     feedback: bool = False,
     look_at: Callable[[str], dict] = lambda text: {},
+    compiler_options: dict[str, Any] | None = None,
     **notes: Any,
 ) -> Prepared:
     """Returns a jitted function of arrays, ready to be timed.
@@ -72,6 +73,7 @@ def prepared_jax(
         arrays: Its arguments.
         feedback: Whether the last argument is an accumulator: donated, and replaced by the result.
         look_at: Gives further notes from the text of the compiled program.
+        compiler_options: Of XLA, for this program.
         notes: Go into the record.
     """
     donated = (len(arrays) - 1,) if feedback else ()
@@ -79,7 +81,7 @@ def prepared_jax(
     if feedback:
         layouts[-1] = None  # as the result has it, whose memory it is
     jitted = jax.jit(function, in_shardings=tuple(layouts), donate_argnums=donated)
-    compiled = jitted.lower(*map(_shapes, arrays)).compile()
+    compiled = jitted.lower(*map(_shapes, arrays)).compile(compiler_options)
     placed = jax.device_put(arrays, compiled.input_formats[0])
     state = list(placed)
     if feedback:
@@ -175,7 +177,10 @@ def _xla_fp8_dot(operands: Operands) -> Prepared:
     def look_at(text: str) -> dict:
         return {"rewritten_to_cublaslt_fp8": "cublas$lt$matmul$f8" in text}
 
-    return prepared_jax(product, *lhs, *rhs, look_at=look_at)
+    # XLA's own Triton product would multiply in bfloat16; without it the pattern is rewritten.
+    is_gpu = jax.default_backend() == "gpu"
+    options = {"xla_gpu_enable_triton_gemm": False} if is_gpu else None
+    return prepared_jax(product, *lhs, *rhs, look_at=look_at, compiler_options=options)
 
 
 def _mx_operand(x: jax.Array) -> tuple[jax.Array, jax.Array]:

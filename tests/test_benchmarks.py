@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # behind the installed package
 
-from benchmarks import cases, environment, plots, record, samples, tables  # noqa: E402
+from benchmarks import cases, environment, plots, record, samples, tables, timers  # noqa: E402
 
 # ---- Samples -----------------------------------------------------------------------------------
 
@@ -70,6 +70,62 @@ def test_sampling_ends_with_a_whole_round():
 def test_roofline():
     assert samples.roofline_seconds(100, 10, peak_flops=50, bandwidth=10) == 2
     assert samples.roofline_seconds(100, 30, peak_flops=50, bandwidth=10) == 3
+
+
+# ---- Timers ------------------------------------------------------------------------------------
+
+
+class _Cupti:
+    """Stands for jaxlib's binding: reports the given kernels once per session."""
+
+    def __init__(self, *kernels: tuple[str, float]) -> None:
+        self.kernels, self.log = list(kernels), []
+
+    def _cupti_init(self) -> None:
+        self.log.append("init")
+
+    def _cupti_get_timings(self, finalize: bool) -> list[tuple[str, float]]:
+        self.log.append("read")
+        return self.kernels
+
+
+def _call(log: list, failure: Exception | None = None) -> SimpleNamespace:
+    def start():
+        log.append("start")
+        if failure:
+            raise failure
+
+    return SimpleNamespace(start=start, finish=lambda _: log.append("finish"))
+
+
+@pytest.fixture
+def no_flush(monkeypatch):
+    monkeypatch.setattr(timers, "Flusher", lambda: lambda: None)
+
+
+def test_kernel_durations_are_summed(no_flush):
+    cupti = _Cupti(("product", 0.25), ("rounding", 0.5))  # milliseconds
+    timer = timers.CuptiTimer(cupti)
+    assert timer.sample(_call(cupti.log)) == pytest.approx(0.75e-3)
+    assert cupti.log == ["init", "start", "finish", "read"]
+
+
+def test_a_call_without_kernels_has_no_time(no_flush):
+    with pytest.raises(RuntimeError, match="no kernel"):
+        timers.CuptiTimer(_Cupti()).sample(_call([]))
+
+
+def test_profiling_ends_when_a_call_fails(no_flush):
+    cupti = _Cupti(("product", 1.0))
+    with pytest.raises(ArithmeticError):
+        timers.CuptiTimer(cupti).sample(_call(cupti.log, ArithmeticError()))
+    assert cupti.log == ["init", "start", "read"]
+
+
+def test_wall_clock_flushes_before_it_starts():
+    log: list[str] = []
+    assert timers.WallTimer(lambda: log.append("flush")).sample(_call(log)) > 0
+    assert log == ["flush", "start", "finish"]
 
 
 # ---- Cases -------------------------------------------------------------------------------------
