@@ -2,8 +2,8 @@
 // Conformance micro-kernels: one instruction, or one small protocol, each, written against the same
 // wrappers as the GEMM kernels and compiled for the GPU and for the simulator.
 //
-// A kernel reads `in` and its tensor maps and writes raw bits to `out`. What it must give is computed
-// by models.py; what a GPU gives is frozen in golden/. Listed in catalogue.py.
+// A kernel reads `in` and its tensor maps and writes raw bits to `out`. What it must give is
+// computed by conformance_models.py; what a GPU gives is frozen in golden/. Listed in catalogue.py.
 #pragma once
 #include <epilogue.cuh>
 #include <mma/smem_descriptor.cuh>
@@ -77,7 +77,8 @@ FP8GEMM_DEVICE void tma_load(const Params& params) {
   if (ptx::thread_idx() == 0) {
     ptx::prefetch_tensormap(&params.maps[0]);
     ptx::mbarrier_arrive_expect_tx(bar, params.args[0]);
-    ptx::cp_async_bulk_tensor_2d_g2s(&params.maps[0], bar, smem, static_cast<int32_t>(params.args[1]),
+    ptx::cp_async_bulk_tensor_2d_g2s(&params.maps[0], bar, smem,
+                                     static_cast<int32_t>(params.args[1]),
                                      static_cast<int32_t>(params.args[2]));
   }
   ptx::mbarrier_wait_parity(bar, 0);
@@ -196,9 +197,9 @@ FP8GEMM_HOST_DEVICE constexpr GemmConfig epilogue_config(uint32_t block_n, OutTy
   return config;
 }
 
-// Loads the 64 rows of maps[0] as an accumulator tile, adds it to the fragments of `in`, writes them
-// as the epilogue does and stores them through maps[1]. out: fragments after the addition, then
-// shared memory after the writes.
+// Loads the 64 rows of maps[0] as an accumulator tile, adds it to the fragments of `in`, writes
+// them as the epilogue does and stores them through maps[1]. out: fragments after the addition,
+// then shared memory after the writes.
 template <uint32_t kN, OutType kType>
 FP8GEMM_DEVICE void epilogue(const Params& params) {
   constexpr GemmConfig kConfig = epilogue_config(kN, kType);
