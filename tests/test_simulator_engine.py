@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds the simulator's engine with g++ and runs its C++ tests on kernels of their own."""
 
+import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -51,3 +52,30 @@ def programs(tmp_path_factory) -> dict[str, Path]:
 @pytest.mark.parametrize("program", _PROGRAMS)
 def test_program_passes(programs, program):
     _run(programs[program])
+
+
+def _device_functions(header: Path) -> dict[str, str]:
+    """Signatures of a header's device functions by name, without parameter names and layout."""
+    text = re.sub(r"//[^\n]*", "", header.read_text())
+    functions = {}
+    for result, name, parameters in re.findall(
+        r"FP8GEMM_DEVICE\s+(\w+)\s+(\w+)\(((?:[^()]|\([^()]*\))*)\)\s*\{", text
+    ):
+        types = [
+            re.sub(r"(\(&)?\b\w+(\))?(\[[^\]]*\])?$", r"\1\2\3", " ".join(parameter.split()))
+            for parameter in parameters.split(",")
+        ]
+        functions[name] = f"{result} ({', '.join(types)})"
+    return functions
+
+
+@pytest.mark.parametrize("folder", ["ptx", "mma"])
+def test_twins_declare_what_the_kernels_call(folder):
+    compared = 0
+    for twin in sorted((_SIM / "device" / folder).glob("*.cuh")):
+        original = _ROOT / "csrc" / "kernels" / folder / twin.name
+        assert _device_functions(twin) == _device_functions(original), twin.name
+        compared += len(_device_functions(twin))
+    assert compared >= {"ptx": 40, "mma": 1}[folder]
+    originals = {path.name for path in (_ROOT / "csrc" / "kernels" / "ptx").glob("*.cuh")}
+    assert originals == {path.name for path in (_SIM / "device" / "ptx").glob("*.cuh")}
