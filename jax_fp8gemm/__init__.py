@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Block-scaled FP8 matrix multiplication for NVIDIA Hopper GPUs, inside `jax.jit`."""
 
+from jax_fp8gemm import checkpoint as checkpoint
 from jax_fp8gemm import deep_gemm as deep_gemm
 from jax_fp8gemm import testing as testing
 from jax_fp8gemm._block_scaled import BlockScaled as BlockScaled

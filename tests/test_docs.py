@@ -6,9 +6,11 @@ import doctest
 import importlib.util
 import inspect
 import os
+import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,7 @@ from jax_fp8gemm import _config
 
 FUNCTION_SECTIONS = ("Args", "Returns", "Raises", "Transformations", "Example")
 CLASS_SECTIONS = ("Args", "Raises", "Transformations", "Example")
-MODULES = (fp8.deep_gemm, fp8.testing)
+MODULES = (fp8.checkpoint, fp8.deep_gemm, fp8.testing)
 M, N, K = 16, 160, 256
 
 # Exported names that are functions or classes; the modules have a test of their own.
@@ -109,8 +111,18 @@ def _inputs() -> dict:
     }
 
 
+def _checkpoint_folders(inputs: dict) -> dict:
+    """Two folders, one with the checkpoint that the examples read."""
+    folder = pathlib.Path(tempfile.mkdtemp())
+    name = "model.layers.0.mlp.down_proj.weight"
+    fp8.checkpoint.save(folder / "old", {name: inputs["w"]})
+    return {"folder": folder / "old", "new_folder": folder / "new"}
+
+
 # Examples whose names mean something else than in `_inputs`.
 SPECIAL_INPUTS = {
+    "load": _checkpoint_folders,
+    "save": _checkpoint_folders,
     "quantize": lambda d: {"x": d["activations"], "w": d["weight"]},
     "export_checks": lambda d: {"f": lambda x: x + 1, "x": d["activations"]},
     "assert_gemm_close": lambda d: {"gemm": lambda *a: fp8.gemm(*a, implementation="xla")},

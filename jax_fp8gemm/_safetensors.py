@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Safetensors files, one or many with an index: memory-mapped tensors in, files out."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+# How the format calls the dtypes that arrays of JAX have.
+DTYPES = {
+    "BOOL": np.dtype(np.bool_),
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+    "U16": np.dtype(np.uint16),
+    "I16": np.dtype(np.int16),
+    "U32": np.dtype(np.uint32),
+    "I32": np.dtype(np.int32),
+    "U64": np.dtype(np.uint64),
+    "I64": np.dtype(np.int64),
+    "F16": np.dtype(np.float16),
+    "BF16": jnp.dtype(jnp.bfloat16),
+    "F32": np.dtype(np.float32),
+    "F64": np.dtype(np.float64),
+    "F8_E4M3": jnp.dtype(jnp.float8_e4m3fn),
+    "F8_E5M2": jnp.dtype(jnp.float8_e5m2),
+    "F8_E8M0": jnp.dtype(jnp.float8_e8m0fnu),
+}
+_FLOAT8 = (DTYPES["F8_E4M3"], DTYPES["F8_E5M2"])
+
+
+class Tensor(NamedTuple):
+    """One tensor of a file, not read yet: `data` are its bytes, memory-mapped."""
+
+    name: str
+    file: str
+    dtype_name: str
+    shape: tuple[int, ...]
+    data: np.ndarray
+
+    @property
+    def dtype(self) -> np.dtype | None:
+        """The dtype, or None where JAX has no such dtype."""
+        return DTYPES.get(self.dtype_name)
+
+    def view(self) -> np.ndarray:
+        """Returns the tensor over the mapped bytes: reading an element reads its page."""
+        return self.data.view(self.dtype).reshape(self.shape)
+
+    def __str__(self) -> str:
+        """Names the tensor and its file, for messages."""
+        return f"{self.name!r} in {self.file}"
+
+
+def package() -> Any:
+    """Returns the `safetensors` package.
+
+    Raises:
+        ImportError: It is not installed.
+    """
+    try:
+        import safetensors.numpy
+    except ImportError as error:
+        raise ImportError(
+            "jax_fp8gemm.checkpoint needs the safetensors package:"
+            " pip install 'jax-fp8gemm[checkpoint]'"
+        ) from error
+    return safetensors
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the object that a JSON file holds."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"checkpoint: {path} must be JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"checkpoint: {path} must hold an object, got {type(content).__name__}.")
+    return content
+
+
+def open_folder(folder: pathlib.Path) -> dict[str, Tensor]:
+    """Returns every tensor of a checkpoint, by name: those of the index, or of the one file."""
+    if not (folder / INDEX_FILE).exists():
+        if not (folder / SINGLE_FILE).exists():
+            raise FileNotFoundError(
+                f"checkpoint: {folder} must hold {INDEX_FILE} or {SINGLE_FILE}, it has neither."
+            )
+        return open_file(folder / SINGLE_FILE)
+    weight_map = read_json(folder / INDEX_FILE).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ValueError(
+            f"checkpoint: {folder / INDEX_FILE} must map tensors to files under 'weight_map',"
+            f" got {type(weight_map).__name__}."
+        )
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or pathlib.PurePath(file).name != file:
+            raise ValueError(
+                f"checkpoint: {INDEX_FILE} must map {name!r} to a file of the folder, got {file!r}."
+            )
+        if not (folder / file).exists():
+            raise FileNotFoundError(
+                f"checkpoint: {INDEX_FILE} maps {name!r} to {file}, which {folder} must hold."
+            )
+    files = {file: open_file(folder / file) for file in sorted(set(weight_map.values()))}
+    for name, file in weight_map.items():
+        if name not in files[file]:
+            raise ValueError(
+                f"checkpoint: {INDEX_FILE} maps {name!r} to {file}, which must hold it."
+            )
+    return {name: files[file][name] for name, file in weight_map.items()}
+
+
+def open_file(path: pathlib.Path) -> dict[str, Tensor]:
+    """Returns the tensors of one file, by name."""
+    safetensors = package()
+    try:
+        with safetensors.safe_open(path, framework="numpy"):  # checks header and offsets
+            pass
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"checkpoint: {path} must be a safetensors file: {error}") from error
+    content = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+    start = 8 + int.from_bytes(content[:8].tobytes(), "little")
+    header = json.loads(content[8:start].tobytes())
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in header.items():
+        begin, end = (start + offset for offset in entry["data_offsets"])
+        shape = tuple(entry["shape"])
+        tensors[name] = Tensor(name, path.name, entry["dtype"], shape, content[begin:end])
+    return tensors
+
+
+def is_float8(dtype: np.dtype) -> bool:
+    """Whether a dtype is one of the float8 formats that the package multiplies."""
+    return dtype in _FLOAT8
+
+
+def write_file(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes one file, tagged as the loaders of other frameworks want it."""
+    contiguous = {name: np.require(array, requirements="C") for name, array in tensors.items()}
+    package().numpy.save_file(contiguous, path, metadata={"format": "pt"})
