@@ -87,10 +87,13 @@ def test_stacks_experts_over_several_files(tmp_path, rng):
 
 
 def test_more_than_ten_experts_keep_their_order(tmp_path):
-    names = [f"{MLP}.experts.{i}.bias" for i in range(12)]
-    write(tmp_path, {n: np.full(4, i, np.float32) for i, n in enumerate(names)}, quantization=None)
-    loaded = checkpoint.load(tmp_path)[f"{MLP}.experts.bias"]
-    np.testing.assert_array_equal(loaded[:, 0], np.arange(12))
+    tensors = {}
+    for i in range(12):
+        tensors[f"{MLP}.experts.{i}.bias"] = np.full(4, i, np.float32)
+        tensors[f"{MLP}.experts.{i}.number"] = np.full((), i, np.float16)
+    loaded = checkpoint.load(write(tmp_path, tensors, quantization=None))
+    np.testing.assert_array_equal(loaded[f"{MLP}.experts.bias"][:, 0], np.arange(12))
+    np.testing.assert_array_equal(loaded[f"{MLP}.experts.number"], np.arange(12))
 
 
 def test_leaves_experts_apart_and_chooses(tmp_path, rng):
