@@ -5,6 +5,7 @@ from jax_fp8gemm import checkpoint as checkpoint
 from jax_fp8gemm import deep_gemm as deep_gemm
 from jax_fp8gemm import testing as testing
 from jax_fp8gemm._block_scaled import BlockScaled as BlockScaled
+from jax_fp8gemm._dot import dot as dot
 from jax_fp8gemm._export import export_checks as export_checks
 from jax_fp8gemm._gemm import gemm as gemm
 from jax_fp8gemm._grouped_gemm import contiguous_alignment as contiguous_alignment

@@ -163,6 +163,13 @@ def _apply_automatic(operation: Operation, operands: tuple) -> Any:
     return jax.jit(named)(*(x for x in operands if x is not None))
 
 
+def spec_of(x: jax.Array) -> PartitionSpec | None:
+    """Returns how an explicit mesh divides x; None without one."""
+    if not jax.sharding.get_abstract_mesh().explicit_axes:
+        return None
+    return jax.typeof(x).sharding.spec
+
+
 def apply(
     operation: Operation,
     operands: tuple,

@@ -71,7 +71,7 @@ def product(operands: tuple, options: Options, leads: Leads = NO_LEADS) -> jax.A
 
     @divided.def_vmap
     def batch(axis_size, in_batched, *operands):
-        name = f"v{len(leads.result)}"
+        name = f"v{len(leads.result)}"  # no other dimension has it
         lhs = any(in_batched[0:2])
         rhs = any(in_batched[2:4])
         accumulator = operands[4] is not None and in_batched[4]

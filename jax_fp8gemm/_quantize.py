@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import custom_vmap
 
 from jax_fp8gemm import _checks, _distribute, _sharding
 from jax_fp8gemm._block_scaled import BlockScaled
@@ -90,6 +91,28 @@ def _quantize(x: jax.Array, block, dtype, scale_format: str) -> BlockScaled:
     )
     out = _distribute.apply(operation, (x,), automatic=False)
     return BlockScaled.tree_unflatten(block, out)
+
+
+def quantize_in_rule(
+    x: jax.Array, block: tuple[int, int], scale_format: str = "float32"
+) -> BlockScaled:
+    """Returns `quantize` to e4m3 inside a derivative rule.
+
+    There, jax.vmap does not tell jax.shard_map which mesh axes divide the batch; this rule makes
+    the batch a leading dimension instead. It has no derivative.
+    """
+
+    @custom_vmap
+    def leaves(x):
+        out = _quantize(x, block, jnp.dtype(jnp.float8_e4m3fn), scale_format)
+        return out.values, out.scales
+
+    @leaves.def_vmap
+    def lead(axis_size, in_batched, x):
+        out = quantize_in_rule(x, block, scale_format)
+        return (out.values, out.scales), (True, True)
+
+    return BlockScaled.tree_unflatten(block, leaves(x))
 
 
 def on_one_device(x: jax.Array, block, dtype, scale_format: str) -> tuple[jax.Array, jax.Array]:
