@@ -81,21 +81,20 @@ GemmPlan::GemmPlan(Backend backend, const GemmProblem& problem, const std::strin
   image_ = MakeImage(backend, config_);
 }
 
-void GemmPlan::Prepare() {
+CUfunction GemmPlan::Prepare() {
   std::call_once(load_once_, [&] { kernel_ = SharedKernel(backend_, config_, image_); });
-  kernel_->ForCurrentContext();
+  return kernel_->ForCurrentContext();
 }
 
 void GemmPlan::Run(const GemmBuffers& buffers, CUstream stream) {
-  Prepare();
+  const CUfunction function = Prepare();
   const DriverApi& api = kernel_->api();
   CUdevice device = 0;
   Check(api, api.cuCtxGetDevice(&device), "cuCtxGetDevice");
   const int sm_count = Limits(api, device).sm_count;
   const int num_sms = problem_.sm_limit > 0 ? std::min(problem_.sm_limit, sm_count) : sm_count;
   GemmParams params = MakeGemmParams(api, problem_, config_, buffers, num_sms);
-  Launch(api, kernel_->ForCurrentContext(), MakeLaunchGeometry(problem_, config_, num_sms), stream,
-         &params);
+  Launch(api, function, MakeLaunchGeometry(problem_, config_, num_sms), stream, &params);
 }
 
 }  // namespace fp8gemm

@@ -32,8 +32,9 @@ class GemmPlan {
   const GemmProblem& problem() const { return problem_; }
   const GemmConfig& config() const { return config_; }
 
-  /// Loads the kernel for the current device. Before any stream capture.
-  void Prepare();
+  /// Loads the kernel for the current device, and returns it. The first time before any stream
+  /// capture.
+  CUfunction Prepare();
 
   /// Encodes the tensor maps and launches on `stream`, on at most problem().sm_limit SMs.
   void Run(const GemmBuffers& buffers, CUstream stream);
