@@ -6,6 +6,7 @@ from jax_fp8gemm import deep_gemm as deep_gemm
 from jax_fp8gemm import testing as testing
 from jax_fp8gemm._block_scaled import BlockScaled as BlockScaled
 from jax_fp8gemm._dot import dot as dot
+from jax_fp8gemm._dot_general import dot_general as dot_general
 from jax_fp8gemm._export import export_checks as export_checks
 from jax_fp8gemm._gemm import gemm as gemm
 from jax_fp8gemm._grouped_gemm import contiguous_alignment as contiguous_alignment
@@ -17,3 +18,4 @@ from jax_fp8gemm._plan import plan as plan
 from jax_fp8gemm._quantize import quantize as quantize
 from jax_fp8gemm._quantize_transposed import quantize_k_grouped as quantize_k_grouped
 from jax_fp8gemm._quantize_transposed import quantize_transposed as quantize_transposed
+from jax_fp8gemm._ragged_dot import ragged_dot as ragged_dot

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 FP8_DTYPES = (jnp.dtype(jnp.float8_e4m3fn), jnp.dtype(jnp.float8_e5m2))
 RESULT_DTYPES = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16), jnp.dtype(jnp.float32))
@@ -170,3 +171,10 @@ def one_of(where: str, name: str, value: Any, allowed: Sequence[str]) -> str:
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{where}: {name} must be one of {tuple(allowed)}, got {value!r}.")
     return value
+
+
+def default_precision(where: str, value: Any) -> None:
+    """Checks that no precision is asked for that float8 operands cannot have."""
+    default = (None, lax.Precision.DEFAULT, "default", "fastest")
+    if not all(each in default for each in (value if isinstance(value, tuple) else (value,))):
+        raise ValueError(f"{where}: precision must be None or DEFAULT, got {value!r}.")

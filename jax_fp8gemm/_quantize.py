@@ -99,7 +99,8 @@ def quantize_in_rule(
     """Returns `quantize` to e4m3 inside a derivative rule.
 
     There, jax.vmap does not tell jax.shard_map which mesh axes divide the batch; this rule makes
-    the batch a leading dimension instead. It has no derivative.
+    the batch a leading dimension instead. Differentiating it, for a second derivative, raises
+    TypeError.
     """
 
     @custom_vmap
@@ -112,7 +113,13 @@ def quantize_in_rule(
         out = quantize_in_rule(x, block, scale_format)
         return (out.values, out.scales), (True, True)
 
-    return BlockScaled.tree_unflatten(block, leaves(x))
+    guarded = jax.custom_jvp(leaves)
+
+    @guarded.defjvp
+    def refuse(primals, tangents):
+        raise TypeError("gradients of FP8 products are not differentiable: no second derivatives.")
+
+    return BlockScaled.tree_unflatten(block, guarded(x))
 
 
 def on_one_device(x: jax.Array, block, dtype, scale_format: str) -> tuple[jax.Array, jax.Array]:
