@@ -32,11 +32,11 @@ xla-gpu: $(VENV)/.package  ## Install XLA's GPU compiler, with which `make test`
 gpu-check: require-hopper $(VENV)/.package $(VENV)/.tests $(VENV)/.sanitizer  ## Run everything that needs a Hopper GPU; fails without one
 	.ci/gpu-check $(BIN)/python
 
-bench: $(VENV)/.package  ## Time gemm on the shapes of tests/cases.py
-	$(BIN)/python benchmarks/bench_gemm.py
+bench: $(VENV)/.package $(VENV)/.bench  ## Time everything that suits this machine; see benchmarks/README.md
+	$(BIN)/python benchmarks $(BENCH_ARGS)
 
 mutants: $(VENV)/.package $(VENV)/.tests  ## Plant every known kernel bug and check that the simulator finds it
-	$(BIN)/python tests/mutation/run.py --all
+	$(BIN)/python -m tests.mutation
 
 lint: $(VENV)/.lint  ## Check style and format of the Python sources
 	$(BIN)/ruff check .
@@ -74,6 +74,11 @@ $(VENV)/.package: $(SOURCES) | $(BIN)/python
 $(VENV)/.tests: pyproject.toml | $(VENV)/.package
 	$(BIN)/python .ci/requirements.py test > $(VENV)/test.txt
 	$(PIP) install --requirement $(VENV)/test.txt
+	@touch $@
+
+$(VENV)/.bench: pyproject.toml | $(VENV)/.package
+	$(BIN)/python .ci/requirements.py bench > $(VENV)/bench.txt
+	$(PIP) install --requirement $(VENV)/bench.txt
 	@touch $@
 
 $(VENV)/.sanitizer: | $(VENV)/.package
