@@ -32,8 +32,10 @@ def test_only_constants_that_exist_are_cited():
 @pytest.mark.parametrize(("m", "n", "k", "tile", "tiles_per_cta"), CHOICES)
 def test_choice_is_the_planners(extension, m, n, k, tile, tiles_per_cta):
     best = fp8.plan(int(m), int(n), int(k), num_sms=132)[0]
-    got = (best["config"], best["tiles_per_cta"])
-    assert got == (f"1d2d.{tile}.e4m3.e4m3.bf16", int(tiles_per_cta)), "update docs/tuning.md"
+    # Keys without their family and types, which are the same for all rows.
+    configuration = best["config"].removeprefix("1d2d.").replace(".e4m3.e4m3.bf16", "")
+    got = (configuration, best["tiles_per_cta"])
+    assert got == (tile, int(tiles_per_cta)), "update docs/tuning.md"
 
 
 def test_there_are_choices_to_check():
