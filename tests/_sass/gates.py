@@ -36,7 +36,7 @@ class Expected:
     kernel: str  # name of the entry point
     scale_products: int  # FMUL of scales, per block of K
     scale_loads: int  # from shared memory, per block of K
-    scale_loads_under_mma: int  # of them, those that must cost no time
+    scale_loads_under_mma: int  # of them, how many at least must cost no time
 
     @property
     def threads(self) -> int:
@@ -144,8 +144,8 @@ def _loop_failures(loop: LoopFacts, expected: Expected) -> list[str]:
         (loop.fmul == fmul, f"{loop.fmul} FMUL in the main loop, expected {fmul}"),
         (loop.shared_loads == loads, f"{loop.shared_loads} LDS in the main loop, expected {loads}"),
         (
-            loop.shared_loads_under_mma == under,
-            f"{loop.shared_loads_under_mma} LDS under the tensor core, expected {under}",
+            loop.shared_loads_under_mma >= under,
+            f"{loop.shared_loads_under_mma} LDS under the tensor core, expected {under} or more",
         ),
         (
             loop.groups == loop.waits == loop.fences == waves,
