@@ -29,10 +29,11 @@ from jax_fp8gemm._sharding import (
 
 def _local(operation: Operation, planned: Plan, operands: tuple) -> Any:
     """Computes one device's results from what it holds of the operands."""
-    operands = _dispatch.unify_varying(operands)
     if not planned.reduced:
-        return operation.compute(*operands)
-    total = operation.partial(*operands)
+        return operation.compute(*_dispatch.unify_varying(operands))
+    added = operation.layout.added  # these are the same on all devices that the sum is over
+    summands = [None if i in added else x for i, x in enumerate(operands)]
+    total = operation.partial(*_dispatch.unify_varying(tuple(summands)))
     (dims,) = operation.layout.results
     summed = planned.reduced
     for axis, mesh_axes in planned.scattered.items():

@@ -104,6 +104,7 @@ def _operation(options: Options, leads: Leads, accumulate: bool) -> _sharding.Op
         ),
         results=((*leads.result, "m", "n"),),
         names=("lhs", "lhs scales", "rhs", "rhs scales", "accumulator"),
+        added=(4,),
     )
     exact = options._replace(result_dtype=jnp.dtype(jnp.float32))
 

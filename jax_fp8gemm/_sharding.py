@@ -25,6 +25,7 @@ class Layout(NamedTuple):
         results: Dimensions of each result.
         names: What each operand is called in messages.
         whole: Axes that are never divided.
+        added: Indices of operands that are added to a sum over devices, and not summed.
         units: Units of axes, `(axis, elements)`, that no dimension shows: what is divided must be
             a multiple.
     """
@@ -33,6 +34,7 @@ class Layout(NamedTuple):
     results: tuple[Dims, ...]
     names: tuple[str, ...]
     whole: tuple[str, ...] = ()
+    added: tuple[int, ...] = ()
     units: tuple[tuple[str, int], ...] = ()
 
     def contracted(self) -> list[str]:
@@ -56,7 +58,7 @@ class Operation(NamedTuple):
         layout: Its dimensions.
         compute: `compute(*operands)` returns the results, on what one device holds of them.
         partial: `partial(*operands)` returns the float32 sum over what one device holds of the
-            contracted axes; None where there are none.
+            contracted axes; what is added is None. None where there are none.
         finish: `finish(total, *operands)` makes the result of the sum over all devices.
         key: What else tells operations of one layout apart.
     """
@@ -78,10 +80,7 @@ class Plan(NamedTuple):
 
     def operand_spec(self, layout: Layout, index: int) -> PartitionSpec:
         """Returns how an operand is divided; one that is added to the sum is as the result."""
-        dims = layout.operands[index]
-        contracted = set(layout.contracted())
-        late = bool(contracted) and not any(axis_of(dim) in contracted for dim in dims)
-        return self._spec(dims, late)
+        return self._spec(layout.operands[index], index in layout.added)
 
     def result_spec(self, dims: Dims) -> PartitionSpec:
         """Returns how a result is divided."""

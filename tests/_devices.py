@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs sharded programs on 8 virtual CPU devices: python tests/_devices.py OUTPUT.json.
+
+Run by test_sharding.py in a process of its own, because XLA reads its flags once. Writes what each
+program compiled to and how far its results are from those of one device.
+"""
+
+import contextlib
+import json
+import os
+import re
+import sys
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from jax.sharding import AxisType, NamedSharding  # noqa: E402
+from jax.sharding import PartitionSpec as P  # noqa: E402
+
+import jax_fp8gemm as fp8  # noqa: E402
+
+COLLECTIVES = "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute"
+AUTO, EXPLICIT, MANUAL = "auto", "explicit", "manual"
+MESHES = {
+    kind: jax.make_mesh((2, 4), ("x", "y"), axis_types=(axis_type,) * 2)
+    for kind, axis_type in ((AUTO, AxisType.Auto), (EXPLICIT, AxisType.Explicit))
+}
+M, N, K = 256, 1024, 1024
+
+
+def normal(seed: int, *shape: int) -> np.ndarray:
+    """Returns normally distributed float32 numbers."""
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def put(kind: str, tree, spec):
+    """Returns arrays divided as `spec` says; one PartitionSpec per leaf, or one for all."""
+    specs = spec if isinstance(spec, list) else [spec] * len(jax.tree.leaves(tree))
+    leaves, structure = jax.tree.flatten(tree)
+    return structure.unflatten(
+        jax.device_put(leaf, NamedSharding(MESHES[kind], s))
+        for leaf, s in zip(leaves, specs, strict=True)
+    )
+
+
+def collectives(text: str) -> dict[str, int]:
+    """Counts the collectives of optimised HLO."""
+    counts = {name: len(re.findall(rf"\b{name}(?:-start)?\(", text)) for name in COLLECTIVES}
+    return {name: count for name, count in counts.items() if count}
+
+
+def relative(got, want) -> float:
+    """Returns the relative distance of two trees of arrays."""
+    pairs = list(zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True))
+    return max(
+        float(np.linalg.norm(np.asarray(a, np.float32) - b) / np.linalg.norm(b)) for a, b in pairs
+    )
+
+
+def measure(f, arguments, want, **options) -> dict:
+    """Compiles, runs, and says what came out."""
+    compiled = jax.jit(f, **options).lower(*arguments).compile()
+    got = compiled(*arguments)
+    return {
+        "collectives": collectives(compiled.as_text()),
+        "specs": [str(tuple(leaf.sharding.spec)) for leaf in jax.tree.leaves(got)],
+        "error": relative(jax.device_get(got), want),
+    }
+
+
+# ---- gemm: division of lhs, division of rhs, wanted division of the result ----------------------
+
+GEMMS = {
+    "M": (P("x"), P(), None),
+    "N": (P(), P("y"), None),
+    "MxN": (P("x"), P("y"), None),
+    "M over both": (P(("x", "y")), P(), None),
+    "K": (P(None, "y"), P(None, "y"), None),
+    "MxK": (P("x", "y"), P(None, "y"), None),
+    "KxN": (P(None, "x"), P("y", "x"), None),
+    "K over both": (P(None, ("x", "y")), P(None, ("x", "y")), None),
+    "K of lhs alone": (P(None, "y"), P(), None),
+    "K, result along N": (P(None, "y"), P(None, "y"), P(None, "y")),
+    "K, result along M": (P(None, "y"), P(None, "y"), P("y")),
+    "MxK, result along M": (P("x", "y"), P(None, "y"), P(("x", "y"))),
+    "weights divided over the devices of M": (P("x"), P(None, "x"), None),
+    "one mesh axis for M and N": (P("x"), P("x"), None),
+}
+
+
+def gemm(lhs, rhs, **kwargs):
+    """The product in float32 by plain JAX, which every device has."""
+    return fp8.gemm(lhs, rhs, implementation="xla", preferred_element_type=jnp.float32, **kwargs)
+
+
+def gemm_programs():
+    """Yields a name and a measurement for each division of gemm."""
+    lhs = fp8.quantize(normal(0, M, K))
+    rhs = fp8.quantize(normal(1, N, K), (128, 128))
+    accumulator = normal(2, M, N)
+    want = np.asarray(gemm(lhs, rhs))
+    for kind in (AUTO, EXPLICIT):
+        for name, (lhs_spec, rhs_spec, out) in GEMMS.items():
+            if kind == EXPLICIT and out is not None:
+                continue  # gemm has no out_sharding; dot_general does
+
+            def run(kind=kind, lhs_spec=lhs_spec, rhs_spec=rhs_spec, out=out):
+                operands = put(kind, lhs, lhs_spec), put(kind, rhs, rhs_spec)
+                options = {} if out is None else {"out_shardings": NamedSharding(MESHES[kind], out)}
+                return measure(gemm, operands, want, **options)
+
+            yield kind, f"gemm {name}", run
+
+        def accumulated(kind=kind):
+            operands = put(kind, lhs, P("x", "y")), put(kind, rhs, P(None, "y"))
+            operands += (put(kind, accumulator, P("x")),)
+            return measure(lambda a, b, c: gemm(a, b, accumulator=c), operands, want + accumulator)
+
+        yield kind, "gemm with accumulator, MxK", accumulated
+
+        def split_block(kind=kind):
+            short = jax.tree.map(lambda leaf: leaf[:, : leaf.shape[1] // 2], (lhs, rhs))
+            whole = put(kind, [t.scales for t in short], P())
+            values = put(kind, [t.values for t in short], P(None, ("x", "y")))
+            operands = [(v, s) for v, s in zip(values, whole, strict=True)]
+            return measure(gemm, operands, np.asarray(gemm(*short)))
+
+        yield kind, "gemm, a block split", split_block
+
+    def manual():
+        mesh = MESHES[AUTO]
+        f = jax.shard_map(
+            lambda a, b: jax.lax.psum(gemm(a, b), "y"),
+            mesh=mesh,
+            in_specs=(P("x", "y"), P(None, "y")),
+            out_specs=P("x"),
+        )
+        return measure(f, (put(AUTO, lhs, P("x", "y")), put(AUTO, rhs, P(None, "y"))), want)
+
+    yield MANUAL, "gemm MxK", manual
+
+    def partly_manual():
+        f = jax.shard_map(
+            gemm, mesh=MESHES[AUTO], in_specs=(P("x"), P()), out_specs=P("x"), axis_names={"x"}
+        )
+        return measure(f, (put(AUTO, lhs, P("x")), put(AUTO, rhs, P())), want)
+
+    yield MANUAL, "gemm M, y automatic", partly_manual
+
+    def ambient():
+        return measure(gemm, (put(AUTO, lhs, P("x", "y")), put(AUTO, rhs, P(None, "y"))), want)
+
+    yield AUTO, "gemm MxK in an ambient mesh", ambient
+
+    def automatic_inside_explicit():
+        f = jax.sharding.auto_axes(gemm, out_sharding=P("x"))
+        operands = put(EXPLICIT, lhs, P("x", "y")), put(EXPLICIT, rhs, P(None, "y"))
+        return measure(f, operands, want)
+
+    yield EXPLICIT, "gemm MxK under auto_axes", automatic_inside_explicit
+
+
+# ---- quantize ------------------------------------------------------------------------------------
+
+QUANTISATIONS = {
+    "rows": ((1, 128), P("x")),
+    "rows and columns": ((1, 128), P("x", "y")),
+    "columns": ((1, 128), P(None, "y")),
+    "square, rows": ((128, 128), P("x")),
+    "square, rows and columns": ((128, 128), P("x", "y")),
+}
+
+
+def quantize_programs():
+    """Yields a name and a measurement for each division of quantize."""
+    x = normal(3, M, K)
+    for kind in (AUTO, EXPLICIT):
+        for name, (block, spec) in QUANTISATIONS.items():
+
+            def run(kind=kind, block=block, spec=spec):
+                f = lambda x: jax.tree.leaves(fp8.quantize(x, block))  # noqa: E731
+                want = [np.asarray(leaf, np.float32) for leaf in f(x)]
+                return measure(f, (put(kind, x, spec),), want)
+
+            yield kind, f"quantize {name}", run
+
+        def split_block(kind=kind):
+            f = lambda x: jax.tree.leaves(fp8.quantize(x, (128, 128)))  # noqa: E731
+            want = [np.asarray(leaf, np.float32) for leaf in f(x)]
+            return measure(f, (put(kind, x, P("y")),), want)
+
+        yield kind, "quantize, a block split", split_block
+
+
+# ---- Training steps: a network of two dots -------------------------------------------------------
+
+TOKENS, WIDTH, HIDDEN = (8, 32), 512, 1024
+# Division of the tokens and of the two weights.
+STEPS = {
+    "data": (P("x"), P(), P()),
+    "data over both": (P("x", "y"), P(), P()),
+    "tensor": (P(), P(None, "y"), P("y")),
+    "data and tensor": (P("x"), P(None, "y"), P("y")),
+    "data, tensor and sequence": (P("x", "y"), P(None, "y"), P("y")),
+    "fully sharded data": (P("x"), P("x", "y"), P("y", "x")),
+}
+
+
+def network(dot, weights, x):
+    """A residual layer of two products."""
+    return jnp.mean((dot(jax.nn.gelu(dot(x, weights[0])), weights[1]) - x) ** 2)
+
+
+def xla_dot(x, w):
+    """The FP8 product by plain JAX."""
+    return fp8.dot(x, w, implementation="xla")
+
+
+def step_programs():
+    """Yields a name and a measurement for each way to train."""
+    weights = [0.05 * normal(4, WIDTH, HIDDEN), 0.05 * normal(5, HIDDEN, WIDTH)]
+    x = normal(6, *TOKENS, WIDTH)
+    step = jax.value_and_grad(lambda weights, x: network(xla_dot, weights, x))
+    want = jax.device_get(jax.jit(step)(weights, x))
+    for kind in (AUTO, EXPLICIT):
+        for name, (x_spec, *weight_specs) in STEPS.items():
+
+            def run(kind=kind, x_spec=x_spec, weight_specs=weight_specs):
+                arguments = put(kind, weights, weight_specs), put(kind, x, x_spec)
+                options = {}
+                if kind == AUTO:  # gradients stay where their weights are
+                    shardings = [NamedSharding(MESHES[kind], s) for s in weight_specs]
+                    options = {"out_shardings": (None, shardings)}
+                return measure(step, arguments, want, **options)
+
+            yield kind, f"step {name}", run
+
+    def manual():
+        f = jax.shard_map(
+            lambda weights, x: jax.lax.pmean(network(xla_dot, weights, x), "x"),
+            mesh=MESHES[AUTO],
+            in_specs=(P(), P("x")),
+            out_specs=P(),
+        )
+        arguments = put(AUTO, weights, P()), put(AUTO, x, P("x"))
+        return measure(jax.value_and_grad(f), arguments, want)
+
+    yield MANUAL, "step data", manual
+
+
+def dot_general_programs():
+    """Yields a name and a measurement for each `out_sharding`."""
+    x, w = normal(7, 4, 64, WIDTH), normal(8, WIDTH, HIDDEN)
+    dimensions = (((2,), (0,)), ((), ()))
+    want = np.asarray(xla_dot(x, w))
+    for spec in (P("x", None, "y"), P("x", "y"), P("x")):
+
+        def run(spec=spec):
+            f = lambda x, w: fp8.dot_general(x, w, dimensions, out_sharding=spec)  # noqa: E731
+            operands = put(EXPLICIT, x, P("x", None, "y")), put(EXPLICIT, w, P("y"))
+            return measure(f, operands, want)
+
+        yield EXPLICIT, f"dot_general {spec}", run
+
+    def vmapped():
+        f = jax.grad(lambda x, w: jax.vmap(xla_dot, (0, None))(x, w).sum(), (0, 1))
+        operands = put(EXPLICIT, x, P("x")), put(EXPLICIT, w, P(None, "y"))
+        return measure(f, operands, jax.device_get(f(x, w)))
+
+    yield EXPLICIT, "grad(vmap(dot)) over a divided batch", vmapped
+
+
+def main() -> None:
+    """Runs every program; an error becomes a result."""
+    results = {}
+    for programs in (gemm_programs, quantize_programs, step_programs, dot_general_programs):
+        for kind, name, run in programs():
+            context = kind == EXPLICIT or "ambient" in name
+            mesh = MESHES[EXPLICIT if kind == EXPLICIT else AUTO]
+            try:
+                with jax.set_mesh(mesh) if context else contextlib.nullcontext():
+                    results[f"{kind}: {name}"] = run()
+            except ValueError as error:
+                results[f"{kind}: {name}"] = {"raised": str(error)}
+    with open(sys.argv[1], "w") as file:
+        json.dump(results, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
