@@ -5,6 +5,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -171,6 +172,12 @@ def one_of(where: str, name: str, value: Any, allowed: Sequence[str]) -> str:
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{where}: {name} must be one of {tuple(allowed)}, got {value!r}.")
     return value
+
+
+def promoted(*dtypes: np.dtype) -> np.dtype:
+    """Returns the dtype that holds all of them, whatever jax_numpy_dtype_promotion is."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.dtype(jnp.promote_types(*dtypes))
 
 
 def default_precision(where: str, value: Any) -> None:

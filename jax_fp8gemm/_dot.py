@@ -106,7 +106,7 @@ def dot_with_sharding(
         )
     x_dtype = jnp.dtype(x.dtype)
     if preferred_element_type is None:
-        preferred_element_type = jnp.promote_types(x_dtype, w_dtype or x_dtype)
+        preferred_element_type = _checks.promoted(x_dtype, w_dtype or x_dtype)
     result_dtype = _checks.dtype_of(
         where, "preferred_element_type", preferred_element_type, _checks.RESULT_DTYPES
     )

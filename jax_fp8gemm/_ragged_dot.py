@@ -89,7 +89,7 @@ def ragged_dot(
     _checks.group_data(_WHERE, "group_sizes", group_sizes, (num_groups,), "G")
     lhs_dtype = jnp.dtype(lhs.dtype)
     if preferred_element_type is None:
-        preferred_element_type = jnp.promote_types(lhs_dtype, rhs_dtype or lhs_dtype)
+        preferred_element_type = _checks.promoted(lhs_dtype, rhs_dtype or lhs_dtype)
     result_dtype = _checks.dtype_of(
         _WHERE, "preferred_element_type", preferred_element_type, _checks.RESULT_DTYPES
     )

@@ -58,7 +58,8 @@ EXPECTED = {
     # Values and scales of one operand: a byte per element moves, not two.
     "auto: gemm weights divided over the devices of M": ({"all-gather": 2}, SAME),
     "auto: gemm one mesh axis for M and N": ({"all-gather": 2}, SAME),
-    # 512 over 8 devices: summed over the mesh axis that leaves blocks whole, gathered over the other.
+    # 512 over 8 devices: summed over the mesh axis that leaves blocks whole, gathered over the
+    # other.
     "auto: gemm, a block split": ({"all-gather": 2, "all-reduce": 1}, SAME),
     "auto: quantize, a block split": ({"all-gather": 1, "all-reduce": 1}, 0),
     "auto: gemm MxK in an ambient mesh": (SUM, SAME),
