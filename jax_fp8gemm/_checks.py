@@ -16,6 +16,7 @@ ROW_BLOCK = (1, 128)
 SQUARE_BLOCK = (128, 128)
 BLOCKS = (ROW_BLOCK, SQUARE_BLOCK)
 IMPLEMENTATIONS = (None, "cuda", "xla", "sim")
+PADDINGS = ("zero", "unspecified")
 MAX_NUM_SMS = 1024
 MAX_GROUPS = 512  # kMaxGroups of csrc/shared/smem_layout.h
 

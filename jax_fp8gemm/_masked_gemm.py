@@ -12,8 +12,6 @@ from jax_fp8gemm import _checks, _group_checks, _grouped_gemm, _grouping, _xla_g
 from jax_fp8gemm._block_scaled import as_block_scaled
 from jax_fp8gemm._grouping import Operand, Options
 
-PADDINGS = ("zero", "unspecified")
-
 
 def grouped_gemm_masked(
     lhs: Operand,
@@ -72,7 +70,7 @@ def grouped_gemm_masked(
     """
     where = "grouped_gemm_masked"
     options = _grouping.options(where, preferred_element_type, implementation, num_sms)
-    _checks.one_of(where, "padding", padding, PADDINGS)
+    _checks.one_of(where, "padding", padding, _checks.PADDINGS)
     expected_m = 0 if expected_m is None else _checks.extent(where, "expected_m", expected_m, 0)
     lhs = as_block_scaled(where, "lhs", lhs, (_checks.ROW_BLOCK,))
     _checks.groups(where, "lhs", lhs, "G, M_max, K")
@@ -128,8 +126,9 @@ def _masked(options: Options):
         lhs_values, lhs_scales, rhs_values, rhs_scales, masked_m = operands
         batch, num_groups, m, _ = lhs_values.shape
         if shared:
-            row = jnp.arange(m, dtype=jnp.int32)
-            group = jnp.arange(num_groups, dtype=jnp.int32)[:, None]
+            group, row = (
+                lax.broadcasted_iota(jnp.int32, (batch, num_groups, m), i) for i in (1, 2)
+            )
             ids = jnp.where(row < masked_m[..., None], group, -1).reshape(batch, num_groups * m)
             rows = [x.reshape(batch, num_groups * m, x.shape[-1]) for x in (lhs_values, lhs_scales)]
             ragged = _grouped_gemm.ragged(options._replace(expected_m=0, zero_padding=False))

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 
 from jax_fp8gemm import _checks
 from jax_fp8gemm._gemm import Operand, gemm
+from jax_fp8gemm._grouped_gemm import contiguous_alignment, grouped_gemm_contiguous
+from jax_fp8gemm._masked_gemm import grouped_gemm_masked
 
 # Mutable because DeepGEMM's interface is; gemm's own num_sms is the better way.
 _settings = {"num_sms": 0}
 
 TMA_ALIGNMENT_BYTES = 16
-CONTIGUOUS_ALIGNMENT = 128
 
 
 def gemm_fp8_fp8_bf16_nt(lhs: Operand, rhs: Operand) -> jax.Array:
@@ -39,6 +40,71 @@ def gemm_fp8_fp8_bf16_nt(lhs: Operand, rhs: Operand) -> jax.Array:
         >>> out = gemm_fp8_fp8_bf16_nt((x, x_scales), (w, w_scales))
     """
     return gemm(lhs, rhs, num_sms=get_num_sms() or None)
+
+
+def m_grouped_gemm_fp8_fp8_bf16_nt_contiguous(
+    lhs: Operand, rhs: Operand, m_indices: jax.Array
+) -> jax.Array:
+    """Returns `grouped_gemm_contiguous(lhs, rhs, m_indices)` in bfloat16, on `get_num_sms()` SMs.
+
+    Args:
+        lhs: `(values, scales)` of shapes `(M, K)` and `(M, ceil(K / 128))`; each group starts at a
+            multiple of `get_m_alignment_for_contiguous_layout()`.
+        rhs: `(values, scales)` of shapes `(G, N, K)` and `(G, ceil(N / 128), ceil(K / 128))`.
+        m_indices: `(M,)` `int32` group of each row, -1 for padding.
+
+    Returns:
+        `(M, N)` `bfloat16`; zeros in rows of padding.
+
+    Raises:
+        TypeError: As `grouped_gemm_contiguous`.
+        ValueError: As `grouped_gemm_contiguous`.
+
+    Transformations:
+        As `grouped_gemm_contiguous`; the SM count is read while tracing.
+
+    Example:
+        >>> out = m_grouped_gemm_fp8_fp8_bf16_nt_contiguous(
+        ...     (x, x_scales), (experts, expert_scales), m_indices
+        ... )
+    """
+    return grouped_gemm_contiguous(lhs, rhs, m_indices, num_sms=get_num_sms() or None)
+
+
+def m_grouped_gemm_fp8_fp8_bf16_nt_masked(
+    lhs: Operand, rhs: Operand, masked_m: jax.Array, expected_m: int
+) -> jax.Array:
+    """Returns `grouped_gemm_masked(lhs, rhs, masked_m)` in bfloat16, on `get_num_sms()` SMs.
+
+    Args:
+        lhs: `(values, scales)` of shapes `(G, M_max, K)` and `(G, M_max, ceil(K / 128))`.
+        rhs: `(values, scales)` of shapes `(G, N, K)` and `(G, ceil(N / 128), ceil(K / 128))`.
+        masked_m: `(G,)` `int32`, how many rows of each group count.
+        expected_m: How many are likely to; the kernel is chosen by it.
+
+    Returns:
+        `(G, M_max, N)` `bfloat16`; rows that do not count are unspecified, as DeepGEMM's are.
+
+    Raises:
+        TypeError: As `grouped_gemm_masked`.
+        ValueError: As `grouped_gemm_masked`.
+
+    Transformations:
+        As `grouped_gemm_masked`; the SM count is read while tracing.
+
+    Example:
+        >>> out = m_grouped_gemm_fp8_fp8_bf16_nt_masked(
+        ...     (slots, slot_scales), (experts, expert_scales), masked_m, 8
+        ... )
+    """
+    return grouped_gemm_masked(
+        lhs,
+        rhs,
+        masked_m,
+        expected_m=expected_m,
+        padding="unspecified",
+        num_sms=get_num_sms() or None,
+    )
 
 
 def set_num_sms(num_sms: int) -> None:
@@ -66,7 +132,7 @@ def ceil_div(x: int, y: int) -> int:
 
 def get_m_alignment_for_contiguous_layout() -> int:
     """Returns the multiple of rows at which each group of a contiguous layout starts."""
-    return CONTIGUOUS_ALIGNMENT
+    return contiguous_alignment()
 
 
 def get_tma_aligned_size(x: int, element_size: int) -> int:

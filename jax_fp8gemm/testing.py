@@ -2,13 +2,16 @@
 """What the tests judge results by: tolerances, their derivation, and simulator settings."""
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import checkify
 
-from jax_fp8gemm import _checks, _simulator
+from jax_fp8gemm import _checks, _group_checks, _oracle, _simulator
 from jax_fp8gemm._block_scaled import BlockScaled, as_block_scaled
 
 # Half a unit in the last place, relative: the one rounding to the result's dtype.
@@ -121,21 +124,92 @@ def assert_gemm_close(
         >>> assert_gemm_close(gemm(x, w), x, w, implementation="cuda")
     """
     where = "assert_gemm_close"
+    lhs = _oracle.float64(as_block_scaled(where, "lhs", lhs, _checks.BLOCKS))
+    rhs = _oracle.float64(as_block_scaled(where, "rhs", rhs, _checks.BLOCKS[::-1]))
+    reference = _oracle.with_accumulator(_oracle.dense(lhs, rhs), accumulator)
+    _assert_close(where, out, reference, "M, N", implementation, tolerance)
+
+
+_EXTENTS = {"ragged": "T, N", "contiguous": "T, N", "masked": "G, M_max, N", "k_grouped": "G, M, N"}
+
+
+def assert_grouped_gemm_close(
+    out: Any,
+    lhs: BlockScaled | tuple,
+    rhs: BlockScaled | tuple,
+    groups: Any,
+    accumulator: Any = None,
+    *,
+    kind: str = "ragged",
+    padding: str = "zero",
+    implementation: str | None = "xla",
+    tolerance: float | None = None,
+) -> None:
+    """Checks a grouped product against the float64 products of the dequantised groups.
+
+    Elements are judged as by `assert_gemm_close`. Rows that belong to no group, and the results of
+    empty groups, must be exactly zero (or the accumulator); what the operands hold there is not
+    looked at.
+
+    Args:
+        out: Result of the function that `kind` names.
+        lhs: Operand, as that function takes it.
+        rhs: Operand, as that function takes it.
+        groups: Its `group_sizes`, `group_ids` or `masked_m`.
+        accumulator: Its accumulator, or None.
+        kind: "ragged" for `grouped_gemm`, "contiguous" for `grouped_gemm_contiguous`, "masked" for
+            `grouped_gemm_masked` or "k_grouped" for `k_grouped_gemm`.
+        padding: "unspecified" leaves rows unjudged that belong to no group.
+        implementation: What computed `out`, as for `assert_gemm_close`.
+        tolerance: Replaces the entry of `TOLERANCE`.
+
+    Raises:
+        AssertionError: `out` is not close, or padding is not zero.
+        TypeError: `out` has another dtype.
+        ValueError: `out` has another shape, or `kind`, `padding` or `implementation` is unknown.
+
+    Transformations:
+        None: it computes with NumPy in float64.
+
+    Example:
+        >>> y = grouped_gemm(x, experts, group_sizes)
+        >>> assert_grouped_gemm_close(y, x, experts, group_sizes, implementation=None)
+    """
+    where = "assert_grouped_gemm_close"
+    _checks.one_of(where, "kind", kind, _oracle.GROUPED_KINDS)
+    _checks.one_of(where, "padding", padding, _checks.PADDINGS)
+    rhs_block = _checks.ROW_BLOCK if kind == "k_grouped" else _checks.SQUARE_BLOCK
+    lhs = _oracle.float64(as_block_scaled(where, "lhs", lhs, (_checks.ROW_BLOCK,)))
+    rhs = _oracle.float64(as_block_scaled(where, "rhs", rhs, (rhs_block,)))
+    reference = _oracle.grouped(kind, lhs, rhs, np.asarray(groups))
+    if padding == "unspecified":
+        _checks.array(where, "out", out, _checks.RESULT_DTYPES)
+        out = jnp.where(reference[2], jnp.zeros_like(out), out)
+    reference = _oracle.with_accumulator(reference, accumulator)
+    _assert_close(where, out, reference, _EXTENTS[kind], implementation, tolerance)
+
+
+def _assert_close(
+    where: str, out: Any, reference: _oracle.Reference, extents: str, implementation, tolerance
+) -> None:
+    """Judges a whole result, element by element and globally."""
     implementation = _checks.implementation(where, implementation) or "cuda"
     _checks.array(where, "out", out, _checks.RESULT_DTYPES)
     dtype = jnp.dtype(out.dtype)
-    lhs = _float64(as_block_scaled(where, "lhs", lhs, _checks.BLOCKS))
-    rhs = _float64(as_block_scaled(where, "rhs", rhs, _checks.BLOCKS[::-1]))
-    with np.errstate(invalid="ignore", over="ignore"):  # non-finite operands are legal
-        ref = lhs @ rhs.T
-        magnitude = np.abs(lhs) @ np.abs(rhs).T
-        if accumulator is not None:
-            ref = ref + np.asarray(accumulator, np.float64)
-            magnitude = magnitude + np.abs(np.asarray(accumulator, np.float64))
+    ref, magnitude, is_padding = reference
     if out.shape != ref.shape:
-        raise ValueError(f"{where}: out must have shape (M, N) = {ref.shape}, got {out.shape}.")
+        raise ValueError(
+            f"{where}: out must have shape ({extents}) = {ref.shape}, got {out.shape}."
+        )
     tolerance = TOLERANCE[dtype.name, implementation] if tolerance is None else tolerance
     got = np.asarray(out, np.float64)
+    wrong = np.argwhere(is_padding & (got != 0))
+    if len(wrong):
+        index = tuple(map(int, wrong[0]))
+        raise AssertionError(
+            f"{len(wrong)} elements that belong to no group are not zero; the first is {index}:"
+            f" got {got[index]:.9g}"
+        )
     _assert_elements_close(got, ref, magnitude, tolerance, dtype)
     finite = np.isfinite(ref) & np.isfinite(got)
     if ref.size >= GLOBAL_MIN_SIZE and finite.all():
@@ -143,15 +217,6 @@ def assert_gemm_close(
         limit = max(GLOBAL_TOLERANCE[dtype.name], tolerance**2 if tolerance > 2**-8 else 0)
         if not error <= limit:
             raise AssertionError(f"relative error of the result is {error:.3g}, over {limit:.3g}")
-
-
-def _float64(x: BlockScaled) -> np.ndarray:
-    """Returns the exact array that `x` stands for."""
-    rows, columns = x.shape[-2:]
-    scales = np.asarray(x.scales).astype(np.float64)
-    scales = scales.repeat(x.block[0], axis=-2)[..., :rows, :]
-    scales = scales.repeat(x.block[1], axis=-1)[..., :columns]
-    return np.asarray(x.values).astype(np.float64) * scales
 
 
 def _assert_elements_close(got, ref, magnitude, tolerance: float, dtype: np.dtype) -> None:
@@ -178,6 +243,51 @@ def _assert_elements_close(got, ref, magnitude, tolerance: float, dtype: np.dtyp
         f" {index}: got {got[worst]:.9g}, want {ref[worst]:.9g} within {bound[worst]:.3g}"
         f" ({tolerance:.3g} of the magnitude {magnitude[worst]:.9g})"
     )
+
+
+def check_groups(function: Callable) -> Callable:
+    """Returns `function` so that sizes and ids of groups that make no sense raise.
+
+    Where sizes and ids make no sense, the products cut them down to what is safe and leave the rows
+    concerned unspecified. With this, every product and quantiser of groups in `function` checks
+    that its `group_sizes` are not negative and fit, that `masked_m` is within the room, and that
+    `group_ids` are groups or -1, with one group in each aligned block and padding behind it. It
+    waits for the result.
+
+    Args:
+        function: Any function of arrays; it may use every transformation inside.
+
+    Returns:
+        A function with the arguments and results of `function`, which raises ValueError naming the
+        argument and what it held.
+
+    Raises:
+        TypeError: `function` is not callable.
+
+    Transformations:
+        None of the returned function: transform what is inside. `checkify.checkify` of
+        `jax.experimental` is what collects the checks.
+
+    Example:
+        >>> y = check_groups(grouped_gemm)(x, experts, group_sizes)
+    """
+    if not callable(function):
+        raise TypeError(f"check_groups: function must be callable, got {type(function).__name__}.")
+
+    @functools.wraps(function)
+    def traced(*args, **kwargs):
+        with _group_checks.active():
+            return function(*args, **kwargs)
+
+    collecting = jax.jit(checkify.checkify(traced))
+
+    @functools.wraps(function)
+    def checked(*args, **kwargs):
+        error, result = collecting(*args, **kwargs)
+        error.throw()
+        return result
+
+    return checked
 
 
 @contextlib.contextmanager

@@ -98,6 +98,7 @@ def _inputs() -> dict:
     functions = {name.rpartition(".")[2]: value for name, value in EVERYTHING.items()}
     return {
         **functions,
+        **_grouped_inputs(rng),
         "jax": jax,
         "jnp": jnp,
         "activations": activations,
@@ -108,6 +109,44 @@ def _inputs() -> dict:
         "ref": out,
         "values": w.values,
         "scales": w.scales,
+    }
+
+
+def _grouped_inputs(rng) -> dict:
+    """The same for products of groups: experts, and tokens in every layout."""
+
+    def normal(*shape):
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    rows = fp8.contiguous_alignment()
+    return {
+        "experts": normal(2, N, K),
+        "group_sizes": jnp.asarray([5, M - 5], jnp.int32),
+        "group_ids": jnp.asarray([0] * 5 + [-1] * (rows - 5) + [1] * rows, jnp.int32),
+        "masked_m": jnp.asarray([3, M], jnp.int32),
+        "tokens": normal(M, K),
+        "aligned_tokens": normal(2 * rows, K),
+        "slots": normal(2, M, K),
+        "dy": normal(M, N),
+    }
+
+
+def _quantised(names: dict) -> dict:
+    """The experts as the products take them."""
+    return {"experts": fp8.quantize(names["experts"], block=(128, 128))}
+
+
+def _deep_gemm_grouped(names: dict) -> dict:
+    experts = fp8.quantize(names["experts"], block=(128, 128))
+    x, slots = fp8.quantize(names["aligned_tokens"]), fp8.quantize(names["slots"])
+    return {
+        "x": x.values,
+        "x_scales": x.scales,
+        "slots": slots.values,
+        "slot_scales": slots.scales,
+        "experts": experts.values,
+        "expert_scales": experts.scales,
+        "m_indices": names["group_ids"],
     }
 
 
@@ -126,6 +165,10 @@ SPECIAL_INPUTS = {
     "quantize": lambda d: {"x": d["activations"], "w": d["weight"]},
     "export_checks": lambda d: {"f": lambda x: x + 1, "x": d["activations"]},
     "assert_gemm_close": lambda d: {"gemm": lambda *a: fp8.gemm(*a, implementation="xla")},
+    "assert_grouped_gemm_close": _quantised,
+    "check_groups": _quantised,
+    "m_grouped_gemm_fp8_fp8_bf16_nt_contiguous": _deep_gemm_grouped,
+    "m_grouped_gemm_fp8_fp8_bf16_nt_masked": _deep_gemm_grouped,
     "gemm_fp8_fp8_bf16_nt": lambda d: {
         "x": d["x"].values,
         "x_scales": d["x"].scales,

@@ -138,8 +138,9 @@ PYTHON_LAYERS = {
         "_quantize",
         "_xla_grouped",
     },
-    "deep_gemm": {"_checks", "_gemm"},
-    "testing": {"_block_scaled", "_checks", "_simulator"},
+    "deep_gemm": {"_checks", "_gemm", "_grouped_gemm", "_masked_gemm"},
+    "_oracle": {"_block_scaled"},
+    "testing": {"_block_scaled", "_checks", "_group_checks", "_oracle", "_simulator"},
     "__init__": {
         "_block_scaled",
         "_dot",
