@@ -84,3 +84,102 @@ def gemm_operands(
     if positive:
         lhs, rhs = jnp.abs(lhs), jnp.abs(rhs)
     return fp8.quantize(lhs, dtype=lhs_dtype), fp8.quantize(rhs, rhs_block, dtype=rhs_dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupedCase:
+    """One grouped problem: sizes of the groups, and extents beside them."""
+
+    name: str
+    sizes: tuple[int, ...]
+    n: int
+    k: int
+    spare_rows: int = 0  # rows past the last group
+
+    def __str__(self) -> str:
+        """Names the case in test ids."""
+        return f"{self.name}-{len(self.sizes)}x{self.n}x{self.k}"
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all groups, and the spare ones."""
+        return sum(self.sizes) + self.spare_rows
+
+    @property
+    def group_sizes(self):
+        """The sizes on the device."""
+        return jnp.asarray(self.sizes, jnp.int32)
+
+
+# Every edge that a group can have; n and k with tails.
+GROUPED_CASES = (
+    GroupedCase("one_group", (70,), 136, 200),
+    GroupedCase("around_a_tile", (127, 0, 128, 129, 1), 136, 200),
+    GroupedCase("first_takes_all", (300, 0, 0), 72, 131, spare_rows=5),
+    GroupedCase("last_takes_all", (0, 0, 300), 77, 128),
+    GroupedCase("all_empty", (0, 0, 0), 64, 128, spare_rows=40),
+    GroupedCase("spare_rows", (3, 64, 20), 129, 384, spare_rows=150),
+    GroupedCase("one_row_each", (1,) * 40, 40, 256),
+)
+# Too much for a simulator.
+MANY_GROUPS_CASES = (
+    GroupedCase("256_groups", tuple(i % 5 for i in range(256)), 136, 128, spare_rows=3),
+    GroupedCase("512_groups", (1, 2) * 256, 24, 130),
+    GroupedCase("one_of_256", (0,) * 200 + (400,) + (0,) * 55, 64, 200),
+)
+
+
+def poisoned(x: fp8.BlockScaled, keep) -> fp8.BlockScaled:
+    """Returns `x` with NaN in the values and scales of rows for which `keep` is False."""
+    keep = jnp.asarray(keep)[..., None]
+    values = jnp.where(keep, x.values, jnp.asarray(jnp.nan, x.values.dtype))
+    return fp8.BlockScaled(values, jnp.where(keep, x.scales, jnp.nan), x.block)
+
+
+def expert_weights(case: GroupedCase, *, seed: int = 1, dtype=E4M3) -> fp8.BlockScaled:
+    """Returns quantised weights of a case."""
+    weights = normal((len(case.sizes), case.n, case.k), seed)
+    return fp8.quantize(weights, (128, 128), dtype=dtype)
+
+
+def ragged_operands(case: GroupedCase, *, seed: int = 0, lhs_dtype=E4M3, rhs_dtype=E4M3):
+    """Returns operands and sizes for `grouped_gemm`, with NaN in the spare rows."""
+    lhs = fp8.quantize(normal((case.num_rows, case.k), seed), dtype=lhs_dtype)
+    lhs = poisoned(lhs, np.arange(case.num_rows) < sum(case.sizes))
+    return lhs, expert_weights(case, seed=seed + 1, dtype=rhs_dtype), case.group_sizes
+
+
+def contiguous_operands(case: GroupedCase, *, seed: int = 0):
+    """Returns operands and ids for `grouped_gemm_contiguous`, last group first, NaN in padding."""
+    ids = []
+    for group in reversed(range(len(case.sizes))):
+        ids += [group] * case.sizes[group]
+        ids += [-1] * (-len(ids) % fp8.contiguous_alignment())
+    ids = np.asarray(ids + [-1] * case.spare_rows, np.int32)
+    lhs = poisoned(fp8.quantize(normal((len(ids), case.k), seed)), ids >= 0)
+    return lhs, expert_weights(case, seed=seed + 1), jnp.asarray(ids)
+
+
+def masked_operands(case: GroupedCase, *, seed: int = 0):
+    """Returns operands and `masked_m` for `grouped_gemm_masked`, with NaN in padding."""
+    room = max(case.sizes) + case.spare_rows
+    lhs = fp8.quantize(normal((len(case.sizes), room, case.k), seed))
+    keep = np.arange(room) < np.asarray(case.sizes)[:, None]
+    return poisoned(lhs, keep), expert_weights(case, seed=seed + 1), case.group_sizes
+
+
+def k_grouped_operands(case: GroupedCase, *, m: int = 72, seed: int = 0, dtypes=(E4M3, E4M3)):
+    """Returns operands and sizes for `k_grouped_gemm`, with NaN in the columns past all groups."""
+    sides = []
+    for i, (rows, dtype) in enumerate(zip((m, case.n), dtypes, strict=True)):
+        x = normal((case.num_rows, rows), seed + i)
+        x = fp8.quantize_k_grouped(x, case.group_sizes, dtype=dtype)
+        last = sum(-(-size // 128) for size in case.sizes)
+        past_block = jnp.arange(x.scales.shape[1]) >= last
+        past = jnp.repeat(past_block, 128)
+        nan = jnp.asarray(jnp.nan, dtype)
+        values = jnp.where(past[None], nan, x.values)
+        sides.append(
+            fp8.BlockScaled(values, jnp.where(past_block[None], jnp.nan, x.scales), x.block)
+        )
+    return (*sides, case.group_sizes)
