@@ -33,7 +33,15 @@ NVRTC = Variable(
     "unset",
     "Full path of the libnvrtc to use, before any that is found by itself.",
 )
-VARIABLES = (CACHE_DIR, PDL, NVRTC)
+TUNED = Variable(
+    "JAX_FP8GEMM_TUNED",
+    "path",
+    "the package's own tables",
+    "A table of tuned configurations, before the package's own; empty: none at all.",
+)
+VARIABLES = (CACHE_DIR, PDL, NVRTC, TUNED)
+# What `tuned` returns where no table is to be used.
+NO_TABLES = pathlib.Path("")
 
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
@@ -63,6 +71,14 @@ def nvrtc() -> pathlib.Path | None:
     """Returns the libnvrtc that the user chose, or None."""
     text = os.environ.get(NVRTC.name)
     return pathlib.Path(text).expanduser() if text else None
+
+
+def tuned() -> pathlib.Path | None:
+    """Returns the user's table of tuned configurations, None for none, or `NO_TABLES`."""
+    text = os.environ.get(TUNED.name)
+    if text is None:
+        return None
+    return pathlib.Path(text).expanduser() if text else NO_TABLES
 
 
 def cuda_home() -> pathlib.Path | None:

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_fp8gemm import _config, _core
+from jax_fp8gemm import _config, _core, _tuned
+from jax_fp8gemm._problem import Problem
 
 GEMM_TARGET = "jax_fp8gemm.gemm.v1"
 TARGET_NAMES = (GEMM_TARGET,)
@@ -82,19 +83,48 @@ def core() -> Any:
 
 
 @functools.cache
-def _device_num_sms() -> int:
-    """Returns the SM count of the first CUDA device, or that of an H100 where there is none."""
+def _first_gpu() -> Any | None:
+    """Returns the first CUDA device, for which programs are planned, or None."""
     try:
-        device = jax.devices("cuda")[0]
+        return jax.devices("cuda")[0]
     except RuntimeError:
-        return _DEFAULT_NUM_SMS
-    return getattr(device, "core_count", None) or _DEFAULT_NUM_SMS
+        return None
 
 
 def planning_num_sms(backend: str, num_sms: int | None) -> int:
     """Returns how many SMs a plan may count on."""
-    available = _SIM_NUM_SMS if backend == "sim" else _device_num_sms()
+    available = getattr(_first_gpu(), "core_count", None) or _DEFAULT_NUM_SMS
+    if backend == "sim":
+        available = _SIM_NUM_SMS
     return available if num_sms is None else min(num_sms, available)
+
+
+def planning_gpu(backend: str) -> str:
+    """Returns the GPU model whose tuned table applies; empty where there is none."""
+    return getattr(_first_gpu(), "device_kind", "") if backend == "cuda" else ""
+
+
+def tuned_entry(problem: Problem, gpu: str) -> _tuned.Entry | None:
+    """Returns what was measured for a problem on a GPU model, if anything."""
+    return _tuned.lookup(problem, gpu, core().describe_config) if gpu else None
+
+
+def rank(problem: Problem, *, backend: str, gpu: str | None = None) -> list[dict[str, Any]]:
+    """Returns every configuration for a problem, best first, as dicts of tile and modelled times.
+
+    Args:
+        problem: What is computed.
+        backend: "cuda" or "sim".
+        gpu: Model whose tuned table goes before the model; None for that of the first GPU.
+    """
+    fields = problem._asdict()
+    ranked = dict(core().ranked_configs(fields, backend))
+    entry = tuned_entry(problem, planning_gpu(backend) if gpu is None else gpu)
+    if entry:
+        key = entry.best.config
+        cost = ranked.pop(key, None) or core().config_cost(fields, key)
+        ranked = {key: cost | {"measured_microseconds": entry.best.microseconds}} | ranked
+    return [{"config": key, **core().describe_config(key), **cost} for key, cost in ranked.items()]
 
 
 def rank_configs(
@@ -114,13 +144,13 @@ def rank_configs(
     num_sms: int,
     backend: str,
 ) -> list[dict[str, Any]]:
-    """Returns every candidate for a problem, best first, as dicts of tile and modelled times."""
-    ranked = core().ranked_configs(
-        kind=kind,
-        scaling=scaling,
+    """Returns `rank` of the problem with these fields."""
+    problem = Problem(
         m=m,
         n=n,
         k=k,
+        kind=kind,
+        scaling=scaling,
         num_groups=num_groups,
         a_dtype=np.dtype(lhs_dtype).name,
         b_dtype=np.dtype(rhs_dtype).name,
@@ -129,9 +159,8 @@ def rank_configs(
         expected_m=expected_m,
         zero_padding=zero_padding,
         num_sms=num_sms,
-        backend=backend,
     )
-    return [{"config": key, **core().describe_config(key), **cost} for key, cost in ranked]
+    return rank(problem, backend=backend)
 
 
 def _pad(x: jax.Array, axis: int, multiple: int) -> jax.Array:
@@ -209,7 +238,8 @@ def matmul(
         rhs_is_1x128: Whether `rhs_scales` are per 1x128.
         expected_m: Rows that a masked group is likely to have, for planning; 0 if unknown.
         zero_padding: Whether rows of masked groups that do not count become zeros.
-        config: Key of the configuration to use instead of the planner's choice.
+        config: Key of the configuration to use; empty for that of the tuned table of the first
+            GPU's model, or where it has none the planner's.
     """
     core()
     dtype = np.dtype(preferred_element_type)
@@ -229,23 +259,28 @@ def matmul(
         output_layouts=(0, 1),
         input_output_aliases=aliases,
     )
-    padded = call(
-        *operands,
-        kind=kind,
-        scaling="1d1d" if rhs_is_1x128 else "1d2d",
+    problem = Problem(
         m=m,
         n=n,
         k=lhs_values.shape[1],
+        kind=kind,
+        scaling="1d1d" if rhs_is_1x128 else "1d2d",
         num_groups=num_groups,
-        expected_m=expected_m,
-        zero_padding=zero_padding,
-        d_pitch=d_pitch,
         a_dtype=lhs_values.dtype.name,
         b_dtype=rhs_values.dtype.name,
         d_dtype=dtype.name,
         accumulate=accumulator is not None,
-        pdl=_config.pdl(),
+        expected_m=expected_m,
+        zero_padding=zero_padding,
         num_sms=planning_num_sms(backend, num_sms),
+    )
+    if not config and (entry := tuned_entry(problem, planning_gpu(backend))):
+        config = entry.best.config
+    padded = call(
+        *operands,
+        **problem._asdict(),
+        d_pitch=d_pitch,
+        pdl=_config.pdl(),
         sm_limit=num_sms or 0,
         config=config,
     )

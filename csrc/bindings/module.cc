@@ -83,6 +83,7 @@ nb::dict DescribeCost(const CostEstimate& cost) {
   fields["smem_cycles_per_k_block"] = cost.smem_per_k_block;
   fields["l2_cycles_per_k_block"] = cost.l2_per_k_block;
   fields["serial_cycles_per_k_block"] = cost.serial_per_k_block;
+  fields["load_cycles_per_k_block"] = cost.load_per_k_block;
   fields["cycles_per_k_block"] = cost.k_block;
   fields["tile_overhead_cycles"] = cost.tile_overhead;
   fields["hbm_floor_cycles"] = cost.hbm_floor;
@@ -91,33 +92,42 @@ nb::dict DescribeCost(const CostEstimate& cost) {
   return fields;
 }
 
-/// Candidates for a problem, best first, as (key, cost) pairs.
-nb::list RankedConfigs(const std::string& kind, const std::string& scaling, int64_t m, int64_t n,
-                       int64_t k, int64_t num_groups, const std::string& a_dtype,
-                       const std::string& b_dtype, const std::string& d_dtype, bool accumulate,
-                       int64_t expected_m, bool zero_padding, int num_sms,
-                       const std::string& backend) {
+/// A problem from the fields that jax_fp8gemm/_problem.py names.
+GemmProblem ProblemOf(const nb::dict& fields) {
+  const auto text = [&](const char* name) { return nb::cast<std::string>(fields[name]); };
+  const auto number = [&](const char* name) { return nb::cast<int64_t>(fields[name]); };
   GemmProblem problem;
-  problem.kind = ParseKind(kind);
-  problem.scaling = ParseScaling(scaling);
-  problem.m = m;
-  problem.n = n;
-  problem.k = k;
-  problem.num_groups = num_groups;
-  problem.a_type = ParseFp8Type(a_dtype);
-  problem.b_type = ParseFp8Type(b_dtype);
-  problem.d_type = ParseOutType(d_dtype);
-  problem.accumulate = accumulate;
-  problem.expected_m = expected_m;
-  problem.zero_padding = zero_padding;
-  problem.num_sms = num_sms;
+  problem.kind = ParseKind(text("kind"));
+  problem.scaling = ParseScaling(text("scaling"));
+  problem.m = number("m");
+  problem.n = number("n");
+  problem.k = number("k");
+  problem.num_groups = number("num_groups");
+  problem.a_type = ParseFp8Type(text("a_dtype"));
+  problem.b_type = ParseFp8Type(text("b_dtype"));
+  problem.d_type = ParseOutType(text("d_dtype"));
+  problem.accumulate = nb::cast<bool>(fields["accumulate"]);
+  problem.expected_m = number("expected_m");
+  problem.zero_padding = nb::cast<bool>(fields["zero_padding"]);
+  problem.num_sms = static_cast<int>(number("num_sms"));
+  return problem;
+}
+
+/// Candidates for a problem, best first, as (key, cost) pairs.
+nb::list RankedConfigs(const nb::dict& problem, const std::string& backend) {
   nb::list result;
-  for (const RankedConfig& ranked : RankConfigs(problem, [&](const GemmConfig& config) {
+  for (const RankedConfig& ranked :
+       RankConfigs(ProblemOf(problem), [&](const GemmConfig& config) {
          return BackendHasConfig(ParseBackend(backend), config);
        })) {
     result.append(nb::make_tuple(ConfigKey(ranked.config), DescribeCost(ranked.cost)));
   }
   return result;
+}
+
+/// The modelled cost of a configuration, a candidate or not.
+nb::dict ConfigCost(const nb::dict& problem, const std::string& key) {
+  return DescribeCost(EstimateCost(ProblemOf(problem), ParseConfigKey(key)));
 }
 
 std::vector<std::string> CandidateKeys() {
@@ -135,13 +145,26 @@ nb::dict Headers() {
   return headers;
 }
 
+/// The machine code of a configuration, from the cache or compiled now.
+std::shared_ptr<const std::string> CachedImage(const std::string& key) {
+  const GemmConfig config = ParseConfigKey(key);
+  return ProcessKernelCache().GetOrBuild(KernelCacheKey(config), ConfigKey(config),
+                                         [&] { return CompileKernel(config); });
+}
+
 /// Compiles a configuration through the cache; returns the size of the machine code in bytes.
 size_t Precompile(const std::string& key) {
-  const GemmConfig config = ParseConfigKey(key);
   const nb::gil_scoped_release release;
-  return ProcessKernelCache()
-      .GetOrBuild(KernelCacheKey(config), ConfigKey(config), [&] { return CompileKernel(config); })
-      ->size();
+  return CachedImage(key)->size();
+}
+
+nb::bytes KernelImage(const std::string& key) {
+  std::shared_ptr<const std::string> image;
+  {
+    const nb::gil_scoped_release release;
+    image = CachedImage(key);
+  }
+  return nb::bytes(image->data(), image->size());
 }
 
 nb::dict CacheCounters() {
@@ -197,10 +220,8 @@ NB_MODULE(_core, module) {
   module.def("registrations", &Registrations);
   module.attr("ffi_api_minor") = XLA_FFI_API_MINOR;
   module.def("candidate_configs", &CandidateKeys);
-  module.def("ranked_configs", &RankedConfigs, nb::arg("kind"), nb::arg("scaling"), nb::arg("m"),
-             nb::arg("n"), nb::arg("k"), nb::arg("num_groups"), nb::arg("a_dtype"),
-             nb::arg("b_dtype"), nb::arg("d_dtype"), nb::arg("accumulate"), nb::arg("expected_m"),
-             nb::arg("zero_padding"), nb::arg("num_sms"), nb::arg("backend"));
+  module.def("ranked_configs", &RankedConfigs, nb::arg("problem"), nb::arg("backend"));
+  module.def("config_cost", &ConfigCost, nb::arg("problem"), nb::arg("key"));
   module.def("describe_config", &DescribeConfig, nb::arg("key"));
   module.def("kernel_source", [](const std::string& key) {
     return KernelSource(ParseConfigKey(key));
@@ -219,6 +240,7 @@ NB_MODULE(_core, module) {
   module.def("set_cache_warning_sink", &SetCacheWarningSink, nb::arg("sink"));
   module.def("list_disk_cache", &ListDiskCache);
   module.def("precompile", &Precompile, nb::arg("key"));
+  module.def("kernel_image", &KernelImage, nb::arg("key"));
   module.def("cache_counters", &CacheCounters);
   module.def("clear_memory_cache", [] { ProcessKernelCache().ClearMemory(); });
   module.def("clear_disk_cache", [] { return ProcessKernelCache().ClearDisk(); });

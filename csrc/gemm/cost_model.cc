@@ -47,12 +47,11 @@ double KBlockCycles(const GemmConfig& config, double active_sms, CostEstimate& e
   // One FFMA per accumulator and about one other instruction for three of them. With scales per
   // column their products are formed while the tensor core works.
   const double wave_cycles = kMmaM * n * kBlockK / kMacsPerCycle + n / 2 * 1.33;
-  const double serial = config.waves() * wave_cycles + kChainLatency;
-  const double load_bound = kLoadLatency / config.num_stages;
-  estimate.serial_per_k_block = std::max(serial, load_bound);
+  estimate.serial_per_k_block = config.waves() * wave_cycles + kChainLatency;
+  estimate.load_per_k_block = kLoadLatency / config.num_stages;
   // Of tiles with the same bound the one that asks less of L2 leaves more for everyone.
   return std::max({estimate.tensor_per_k_block, estimate.smem_per_k_block, estimate.l2_per_k_block,
-                   estimate.serial_per_k_block}) +
+                   estimate.serial_per_k_block, estimate.load_per_k_block}) +
          kL2Pressure * estimate.l2_per_k_block;
 }
 

@@ -13,7 +13,8 @@ struct CostEstimate {
   double smem_per_k_block = 0;     // shared-memory port: wgmma reads and TMA writes
   double l2_per_k_block = 0;       // L2 to SM
   double serial_per_k_block = 0;   // one warpgroup's wgmma, wait and promotion, not overlapped
-  double k_block = 0;              // the largest of the four, and a little for L2
+  double load_per_k_block = 0;     // latency of a load over the stages that hide it
+  double k_block = 0;              // the largest of the five, and a little for L2
   double tile_overhead = 0;        // per tile: pipeline refill and what of the epilogue shows
   double hbm_floor = 0;            // every byte once from device memory
   double cycles = 0;               // total
