@@ -4,12 +4,17 @@
 import dataclasses
 import importlib.metadata
 import platform
-import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+
+from jax_fp8gemm._gpu_state import POWER_CAP as POWER_CAP
+from jax_fp8gemm._gpu_state import other_processes as other_processes
+from jax_fp8gemm._gpu_state import query_gpu as query_gpu
+from jax_fp8gemm._gpu_state import slowdowns as slowdowns
+from jax_fp8gemm._gpu_state import warnings_about as warnings_about
 
 ROOT = Path(__file__).resolve().parents[1]
 _PACKAGES = (
@@ -26,30 +31,6 @@ _PACKAGES = (
     "deep-gemm",
     "numpy",
 )
-# Fields of nvidia-smi's query, and the name each has in a record.
-_QUERY = {
-    "name": "name",
-    "driver_version": "driver",
-    "compute_cap": "compute_capability",
-    "clocks.sm": "sm_clock_mhz",
-    "clocks.mem": "memory_clock_mhz",
-    "clocks.max.sm": "max_sm_clock_mhz",
-    "power.draw": "power_w",
-    "power.limit": "power_limit_w",
-    "temperature.gpu": "temperature_c",
-    "utilization.gpu": "utilization_percent",
-    "clocks_event_reasons.active": "slowdown_reasons",
-}
-# Bits of `slowdown_reasons` that make timings doubtful; idleness, application clocks and the power
-# cap are the GPU's ordinary life. From nvml.h.
-_SLOWDOWNS = {
-    0x08: "hardware slowdown",
-    0x20: "thermal slowdown (software)",
-    0x40: "thermal slowdown (hardware)",
-    0x80: "power brake",
-}
-POWER_CAP = 0x04
-_BUSY_PERCENT = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,57 +48,6 @@ class Environment:
     def as_record(self) -> dict:
         """Returns the record's `environment`."""
         return {**dataclasses.asdict(self), "warnings": list(self.warnings)}
-
-
-def query_gpu(run=subprocess.run) -> dict[str, str]:
-    """Returns what nvidia-smi says of the first GPU; empty without nvidia-smi.
-
-    Args:
-        run: Stands for `subprocess.run` in tests.
-    """
-    if run is subprocess.run and shutil.which("nvidia-smi") is None:
-        return {}
-    command = ["nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits"]
-    result = run(command, capture_output=True, text=True, check=False)
-    if result.returncode != 0 or not result.stdout.strip():
-        return {}
-    values = [value.strip() for value in result.stdout.splitlines()[0].split(",")]
-    return dict(zip(_QUERY.values(), values, strict=False))
-
-
-def other_processes(run=subprocess.run) -> int:
-    """Returns how many processes compute on the GPU; 0 where nvidia-smi cannot say."""
-    if run is subprocess.run and shutil.which("nvidia-smi") is None:
-        return 0
-    command = ["nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader"]
-    result = run(command, capture_output=True, text=True, check=False)
-    return len(result.stdout.split()) if result.returncode == 0 else 0
-
-
-def slowdowns(gpu: Mapping[str, str]) -> list[str]:
-    """Returns in words why the GPU runs slower than it could, the power cap left out."""
-    text = gpu.get("slowdown_reasons", "")
-    try:
-        bits = int(text, 16)
-    except ValueError:
-        return []
-    return [words for bit, words in _SLOWDOWNS.items() if bits & bit]
-
-
-def warnings_about(gpu: Mapping[str, str], num_processes: int = 0) -> list[str]:
-    """Returns what makes timings on this GPU doubtful, asked while nothing of ours runs."""
-    if not gpu:
-        return ["nvidia-smi says nothing: clocks, driver and load are unknown"]
-    found = []
-    capability = gpu.get("compute_capability", "unknown")
-    if capability != "9.0":
-        found.append(f"{gpu.get('name')} is no Hopper GPU (compute capability {capability})")
-    utilization = gpu.get("utilization_percent", "")
-    if utilization.isdigit() and int(utilization) > _BUSY_PERCENT:
-        found.append(f"the GPU is busy: {utilization} % utilised before the run")
-    if num_processes > 1:
-        found.append(f"{num_processes} processes use the GPU")
-    return found + [f"the GPU is slowed down: {reason}" for reason in slowdowns(gpu)]
 
 
 def versions() -> dict[str, str]:

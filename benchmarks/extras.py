@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 import jax_fp8gemm as fp8
-from benchmarks import samples
 from benchmarks.cases import BenchCase
 from benchmarks.peers import Prepared, prepared_jax
+from jax_fp8gemm import _samples as samples
 
 _CALLS = 200  # per sample of host cost: fewer than a device queue holds
 _IN_PROGRAM = 64

@@ -4,7 +4,6 @@
 import jax
 import jax.numpy as jnp
 
-from benchmarks import samples
 from benchmarks.cases import BenchCase
 from benchmarks.operands import Operands
 from benchmarks.peers import (
@@ -15,6 +14,7 @@ from benchmarks.peers import (
     all_peers,
     prepared_jax,
 )
+from jax_fp8gemm import _samples as samples
 
 _COPY_BYTES = {"gpu": 2 << 30, "cpu": 256 << 20}
 _SQUARE = {"gpu": 8192, "cpu": 512}

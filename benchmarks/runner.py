@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from benchmarks import environment, extras, limits, record, samples, timers
+from benchmarks import environment, extras, limits, record
 from benchmarks.cases import BenchCase
 from benchmarks.operands import Operands
 from benchmarks.peers import (
@@ -21,6 +21,8 @@ from benchmarks.peers import (
     Prepared,
     all_peers,
 )
+from jax_fp8gemm import _samples as samples
+from jax_fp8gemm import _timers as timers
 
 _WARM_UPS = 3
 

@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 
-from benchmarks import samples
+from jax_fp8gemm import _samples as samples
 
 CPU_NOTE = "**These are times on a CPU, of XLA and of a simulator. They say nothing about a GPU.**"
 

@@ -15,7 +15,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # behind the installed package
 
-from benchmarks import cases, environment, plots, record, samples, tables, timers  # noqa: E402
+from benchmarks import cases, environment, plots, record, tables  # noqa: E402
+from jax_fp8gemm import _samples as samples  # noqa: E402
+from jax_fp8gemm import _timers as timers  # noqa: E402
 
 # ---- Samples -----------------------------------------------------------------------------------
 
