@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_fp8gemm import _config, _core, _tuned
+from jax_fp8gemm._nvidia import nvidia_folders
 from jax_fp8gemm._problem import Problem
 
 GEMM_TARGET = "jax_fp8gemm.gemm.v1"
@@ -41,8 +42,6 @@ def _nvrtc_candidates() -> list[str]:
     jax's CUDA extras install it as a wheel: nvidia/cu13 for CUDA 13, nvidia/cuda_nvrtc for 12.
     Where both are there, the one of the installed jax plugin comes first.
     """
-    spec = importlib.util.find_spec("nvidia")
-    roots = list(spec.submodule_search_locations or ()) if spec else []
     folders = ["cu13", "cuda_nvrtc"]
     if not importlib.util.find_spec("jax_cuda13_plugin") and importlib.util.find_spec(
         "jax_cuda12_plugin"
@@ -50,7 +49,9 @@ def _nvrtc_candidates() -> list[str]:
         folders.reverse()
     chosen = _config.nvrtc()
     paths = [str(chosen)] if chosen else []
-    patterns = [os.path.join(root, folder, "lib") for folder in folders for root in roots]
+    patterns = [
+        os.path.join(root, folder, "lib") for folder in folders for root in nvidia_folders()
+    ]
     if home := _config.cuda_home():
         patterns.append(str(home / "lib64"))
     for pattern in patterns:

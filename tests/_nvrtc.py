@@ -7,10 +7,11 @@ compilation releases the GIL, so two threads compile two kernels at once.
 
 import ctypes
 import functools
-import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from jax_fp8gemm._nvidia import nvidia_folders
 
 # Folder of the library inside the `nvidia` namespace package, by wheel.
 _WHEEL_FOLDERS = ("cu13/lib", "cuda_nvrtc/lib")
@@ -88,12 +89,6 @@ class Nvrtc:
 
     def _describe(self, status: int) -> str:
         return self._library.nvrtcGetErrorString(status).decode()
-
-
-def nvidia_folders() -> list[Path]:
-    """Returns the roots of the `nvidia` namespace package; empty where no wheel is installed."""
-    spec = importlib.util.find_spec("nvidia")
-    return [Path(p) for p in spec.submodule_search_locations] if spec else []
 
 
 @functools.cache

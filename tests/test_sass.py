@@ -16,8 +16,9 @@ from _sass import (
     parse_cubin,
     ratchet_failures,
 )
-from _sass.instructions import NO_BARRIER
 from _sass.ratchets import measure
+
+from jax_fp8gemm._sass import NO_BARRIER
 
 pytestmark = [
     pytest.mark.skipif(not find_all(), reason="no NVRTC wheel is installed"),

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from _sass.elf import Cubin
-from _sass.instructions import Instruction
+from jax_fp8gemm._cubin import Cubin
+from jax_fp8gemm._sass import Instruction
 
 _LOCAL_MEMORY = ("LDL", "STL")
 _TENSOR_CORE = ("QGMMA", "HGMMA")

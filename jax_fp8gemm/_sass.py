@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from _nvrtc import nvidia_folders
+from jax_fp8gemm._nvidia import nvidia_folders
 
 INSTRUCTION_BYTES = 16
 # Barrier number that means "none" in a scheduling field.
