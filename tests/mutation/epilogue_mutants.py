@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bugs in what is stored: staging in shared memory, swizzles, accumulators, the order of tiles."""
+
+from mutation.mutant import Mutant
+from mutation.synchronization_mutants import ONE, PAIR_M, TWO
+
+SWIZZLE_64B = "1d2d.m64n96.w1.c1x1.e4m3.e4m3.bf16"
+SWIZZLE_32B = "1d2d.m64n80.w1.c1x1.e4m3.e4m3.bf16"
+FLOATS = "1d2d.m128n64.w2.c1x1.e4m3.e4m3.f32"
+# float32 tiles of two waves store one after the other from the same slab.
+REUSED_SLAB = "1d1d.m256n96.w2.c1x1.e4m3.e4m3.f32"
+ACCUMULATE = "1d2d.m64n128.w1.c1x1.e4m3.e4m3.bf16.acc"
+ACCUMULATE_F16 = "1d2d.m64n128.w1.c1x1.e4m3.e4m3.f16.acc"
+ACCUMULATE_F32 = "1d1d.m64n64.w1.c1x1.e4m3.e4m3.f32.acc"
+
+_WAIT_FOR_STORES = (
+    "      if (ptx::thread_idx() % kWarpgroupThreads == 0) "
+    "ptx::cp_async_bulk_wait_group_read<0>();\n"
+)
+_BARRIER = "ptx::barrier_sync(kFirstConsumerBarrier + consumer, kWarpgroupThreads);\n"
+_SWIZZLE = "((row / kRowsPer128Bytes) % kChunks)"
+
+MUTANTS = (
+    Mutant(
+        "stores not fenced",
+        "epilogue.cuh",
+        f"    ptx::fence_proxy_async_shared_cta();\n    {_BARRIER}    FP8GEMM_UNROLL\n",
+        f"    {_BARRIER}    FP8GEMM_UNROLL\n",
+        "TMA may store what shared memory held before.",
+        (ONE,),
+    ),
+    Mutant(
+        "no wait before the staging area is reused",
+        "epilogue.cuh",
+        _WAIT_FOR_STORES,
+        "",
+        "The next tile overwrites what TMA is still storing.",
+        (ONE,),
+    ),
+    Mutant(
+        "no wait before a slab is reused",
+        "epilogue.cuh",
+        _WAIT_FOR_STORES,
+        _WAIT_FOR_STORES.replace("if (", "if (first == 0 && "),
+        "The second wave overwrites the first while TMA stores it.",
+        (REUSED_SLAB,),
+    ),
+    Mutant(
+        "no barrier after the wait for stores",
+        "epilogue.cuh",
+        _WAIT_FOR_STORES + "      " + _BARRIER,
+        _WAIT_FOR_STORES,
+        "Only thread 0 knows that the staging area is free.",
+        (ONE,),
+    ),
+    Mutant(
+        "no barrier before the stores",
+        "epilogue.cuh",
+        f"    ptx::fence_proxy_async_shared_cta();\n    {_BARRIER}    FP8GEMM_UNROLL\n",
+        "    ptx::fence_proxy_async_shared_cta();\n    FP8GEMM_UNROLL\n",
+        "Thread 0 stores before the other threads have written.",
+        (ONE,),
+    ),
+    Mutant(
+        "consumers share a barrier",
+        "epilogue.cuh",
+        f"    ptx::fence_proxy_async_shared_cta();\n    {_BARRIER}    FP8GEMM_UNROLL\n",
+        "    ptx::fence_proxy_async_shared_cta();\n"
+        "    ptx::barrier_sync(kFirstConsumerBarrier, kWarpgroupThreads);\n    FP8GEMM_UNROLL\n",
+        "Warps of different consumers complete each other's barrier.",
+        (TWO,),
+    ),
+    Mutant(
+        "exit with stores that still read",
+        "epilogue.cuh",
+        "finish_stores() { ptx::cp_async_bulk_wait_group_read<0>(); }",
+        "finish_stores() {}",
+        "Shared memory is gone when the CTA exits.",
+        (ONE,),
+    ),
+    Mutant(
+        "128B swizzle of four chunks",
+        "epilogue.cuh",
+        _SWIZZLE,
+        "((row / kRowsPer128Bytes) % 4)",
+        "Rows 4 to 7 of an atom are laid out like rows 0 to 3.",
+        (ONE,),
+    ),
+    Mutant(
+        "64B swizzle turns with every row",
+        "epilogue.cuh",
+        _SWIZZLE,
+        "(row % kChunks)",
+        "With rows of 64 bytes the pattern turns every second row.",
+        (SWIZZLE_64B,),
+    ),
+    Mutant(
+        "32B swizzle turns with every second row",
+        "epilogue.cuh",
+        _SWIZZLE,
+        "((row / 2) % kChunks)",
+        "With rows of 32 bytes the pattern turns every fourth row.",
+        (SWIZZLE_32B,),
+    ),
+    Mutant(
+        "boxes as wide as the widest",
+        "epilogue.cuh",
+        "(byte / kSwizzle) * (kMmaM * kSwizzle);",
+        "(byte / kSwizzle) * (kMmaM * 128);",
+        "A box of narrower rows is smaller.",
+        (SWIZZLE_64B,),
+    ),
+    Mutant(
+        "boxes stored at the first columns",
+        "epilogue.cuh",
+        "        tile.column + box * d_box_columns(kConfig), tile.d_row + first_row);",
+        "        tile.column, tile.d_row + first_row);",
+        "All boxes of a tile go to its first columns.",
+        (SWIZZLE_64B,),
+    ),
+    Mutant(
+        "right half of stmatrix at the left",
+        "epilogue.cuh",
+        "(2 * i + 8 * (lane / 16))",
+        "(2 * i)",
+        "Lanes 16 to 31 address the right half of 16 columns.",
+        (ONE,),
+    ),
+    Mutant(
+        "second row of float pairs at the first",
+        "epilogue.cuh",
+        "const uint32_t row = warp_row + lane / 4 + 8 * (i / 2 % 2);",
+        "const uint32_t row = warp_row + lane / 4;",
+        "A thread holds pairs of two rows, eight apart.",
+        (FLOATS,),
+    ),
+    Mutant(
+        "pairs packed high and low swapped",
+        "epilogue.cuh",
+        "return ptx::cvt_rn_bf16x2_f32(high, low);",
+        "return ptx::cvt_rn_bf16x2_f32(low, high);",
+        "The low half is the element of the lower column.",
+        (ONE,),
+    ),
+    Mutant(
+        "parity of the accumulator never turns",
+        "consumer.cuh",
+        "    c_parity ^= 1;\n",
+        "",
+        "From the second tile on, the accumulator is read before it has landed.",
+        (ACCUMULATE,),
+    ),
+    Mutant(
+        "accumulator not waited for",
+        "epilogue.cuh",
+        "      ptx::mbarrier_wait_parity(smem.c_full(consumer), c_parity);\n",
+        "",
+        "The accumulator is read before it has landed.",
+        (ACCUMULATE,),
+    ),
+    Mutant(
+        "accumulator loaded over unfinished stores",
+        "epilogue.cuh",
+        "    ptx::cp_async_bulk_wait_group_read<0>();\n    ptx::mbarrier_arrive_expect_tx",
+        "    ptx::mbarrier_arrive_expect_tx",
+        "It lands where the previous tile is still being stored from.",
+        (ACCUMULATE,),
+    ),
+    Mutant(
+        "accumulator's bytes of one wave too many",
+        "epilogue.cuh",
+        "kConfig.waves() * d_box_rows(kConfig)",
+        "(kConfig.waves() + 1) * d_box_rows(kConfig)",
+        "The barrier waits for bytes that nobody loads.",
+        (ACCUMULATE,),
+    ),
+    Mutant(
+        "accumulator overwritten by neighbouring lanes",
+        "epilogue.cuh",
+        "      ptx::bar_warp_sync();  // a warp overwrites only what it has read itself\n",
+        "",
+        "stmatrix of a lane that is ahead overwrites what another lane has not read.",
+        (ACCUMULATE,),
+    ),
+    Mutant(
+        "accumulator's halves swapped",
+        "epilogue.cuh",
+        "accum[i] += ptx::cvt_f32_f16(pair & 0xffffu);",
+        "accum[i] += ptx::cvt_f32_f16(pair >> 16);",
+        "The even column takes the odd one's accumulator.",
+        (ACCUMULATE_F16,),
+    ),
+    Mutant(
+        "accumulator replaces the product",
+        "epilogue.cuh",
+        "      accum[i] += x;\n",
+        "      accum[i] = x;\n",
+        "The result is their sum.",
+        (ACCUMULATE_F32,),
+    ),
+    Mutant(
+        "last band as wide as the others",
+        "tile_scheduler.cuh",
+        "min(params_.raster_width, minor_tiles - first_minor);",
+        "params_.raster_width;",
+        "A narrower last band is walked as if it were whole: tiles outside, others never.",
+        (ONE,),
+    ),
+    Mutant(
+        "bands one too wide",
+        "tile_scheduler.cuh",
+        "const uint32_t first_minor = index / band_tiles * params_.raster_width;",
+        "const uint32_t first_minor = index / band_tiles * (params_.raster_width + 1);",
+        "The second band starts past tiles that nobody computes.",
+        (ONE,),
+    ),
+    Mutant(
+        "phantom tile left out",
+        "tile_scheduler.cuh",
+        "    place(next_, params_.cluster_tiles_m, params_.cluster_tiles_n, tile);\n"
+        "    if constexpr (kConfig.split_k > 1)",
+        "    place(next_, params_.cluster_tiles_m, params_.cluster_tiles_n, tile);\n"
+        "    if (tile.row >= params_.m) return false;\n"
+        "    if constexpr (kConfig.split_k > 1)",
+        "A CTA without a tile must still take part in the multicast of its peer.",
+        (PAIR_M,),
+    ),
+    Mutant(
+        "both CTAs of a pair on the same tile",
+        "tile_scheduler.cuh",
+        "* kConfig.cluster_m + rank_ % kConfig.cluster_m;",
+        "* kConfig.cluster_m;",
+        "The second CTA has the tile next to the first one's.",
+        (PAIR_M,),
+    ),
+    Mutant(
+        "last tile left out",
+        "tile_scheduler.cuh",
+        "if (next_ >= params_.cluster_tiles_m * params_.cluster_tiles_n) return false;",
+        "if (next_ + 1 >= params_.cluster_tiles_m * params_.cluster_tiles_n) return false;",
+        "Its memory keeps what was there.",
+        (ONE,),
+    ),
+    Mutant(
+        "clusters step by CTAs",
+        "tile_scheduler.cuh",
+        "stride_(ptx::grid_dim() / kConfig.cluster_size())",
+        "stride_(ptx::grid_dim())",
+        "Half of the tiles are computed by nobody.",
+        (PAIR_M,),
+    ),
+)

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bugs in what orders the roles: barriers, parities, slots, clusters, registers, launches."""
+
+from mutation.mutant import Mutant
+
+ONE = "1d2d.m64n64.w1.c1x1.e4m3.e4m3.bf16"
+TWO = "1d2d.m128n64.w2.c1x1.e4m3.e4m3.bf16"
+PAIR_M = "1d2d.m128n64.w2.c2x1.e4m3.e4m3.bf16"
+PAIR_N = "1d2d.m128n96.w2.c1x2.e4m3.e4m3.bf16"
+COLUMNS = "1d1d.m64n64.w1.c1x1.e4m3.e4m3.f32"
+RAGGED = "1d2d_ragged.m64n64.w1.c1x1.e4m3.e4m3.bf16"
+DEPENDENT = "1d2d.m16n32.w1.c1x1.e4m3.e4m3.bf16.pdl"
+SPLIT = "1d2d.m64n64.w1.c1x1.e4m3.e4m3.bf16.split2"
+
+_WAIT_AND_RELEASE = """\
+        finish_multiply<kConfig>(partial);
+        if (wave + 1 == kWaves) release_stage<kConfig>(smem, pipe.stage, lane);
+"""
+_RELEASE = "if (wave + 1 == kWaves) release_stage<kConfig>(smem, pipe.stage, lane);"
+_LOADER_WAIT = """\
+        ptx::mbarrier_wait_parity(smem.empty(pipe.stage), pipe.parity ^ 1);
+        ptx::mbarrier_arrive_expect_tx(full, stage_tx_bytes(kConfig));
+"""
+_CONSUMER_WAIT = "ptx::mbarrier_wait_parity(smem.full(pipe.stage), pipe.parity);"
+_STORE_SCALES = """\
+        if (lane == holder) {
+          FP8GEMM_UNROLL
+          for (uint32_t i = 0; i < kBlocks; ++i) {
+            ptx::st_shared_f32(smem.sfb(pipe.stage) + i * sizeof(float), scales[i]);
+          }
+          ptx::mbarrier_arrive(smem.full(pipe.stage));
+"""
+
+MUTANTS = (
+    Mutant(
+        "slot released before the wgmma wait",
+        "consumer.cuh",
+        _WAIT_AND_RELEASE,
+        f"        {_RELEASE}\n        finish_multiply<kConfig>(partial);\n",
+        "The producer overwrites operands that the tensor core still reads.",
+        (ONE,),
+    ),
+    Mutant(
+        "loader waits for the wrong parity",
+        "producer.cuh",
+        _LOADER_WAIT,
+        _LOADER_WAIT.replace("pipe.parity ^ 1", "pipe.parity"),
+        "The first wait for a free slot is for a phase that nobody completes.",
+        (ONE,),
+    ),
+    Mutant(
+        "loader does not wait for a free slot",
+        "producer.cuh",
+        _LOADER_WAIT,
+        _LOADER_WAIT.splitlines()[1] + "\n",
+        "Loads land in slots that are being read.",
+        (ONE,),
+    ),
+    Mutant(
+        "consumer waits for the wrong parity",
+        "consumer.cuh",
+        _CONSUMER_WAIT,
+        _CONSUMER_WAIT.replace("pipe.parity", "pipe.parity ^ 1"),
+        "The first wait passes at once, before anything has landed.",
+        (ONE,),
+    ),
+    Mutant(
+        "consumer does not wait for operands",
+        "consumer.cuh",
+        _CONSUMER_WAIT,
+        "",
+        "wgmma reads slots that TMA is still writing.",
+        (ONE,),
+    ),
+    Mutant(
+        "parity never turns",
+        "pipeline.cuh",
+        "      parity ^= 1;\n",
+        "",
+        "From the second round of the ring on, waits are for a phase long past.",
+        (ONE,),
+    ),
+    Mutant(
+        "ring one stage too short in counting",
+        "pipeline.cuh",
+        "if (++stage == kStages) {",
+        "if (++stage == kStages - (parity == 0 ? 0 : 1)) {",
+        "Every second round skips the last stage, whose barriers then lag a phase behind.",
+        (ONE,),
+    ),
+    Mutant(
+        "consumer starts each tile at stage 0",
+        "consumer.cuh",
+        "    const uint32_t first_block_columns =",
+        "    pipe = {};\n    const uint32_t first_block_columns =",
+        "The pipeline position must carry on across tiles, as it does in the loaders.",
+        (ONE,),
+    ),
+    Mutant(
+        "empty barrier counts one warp too many",
+        "pipeline.cuh",
+        "kConsumerWarps * kConfig.sharing());",
+        "kConsumerWarps * kConfig.sharing() + 1);",
+        "No slot ever becomes free.",
+        (ONE,),
+    ),
+    Mutant(
+        "empty barrier counts half the warps",
+        "pipeline.cuh",
+        "kConsumerWarps * kConfig.sharing());",
+        "kConsumerWarps * kConfig.sharing() / 2);",
+        "A slot is free when half the warps are done with it.",
+        (TWO,),
+    ),
+    Mutant(
+        "full barrier waits for a scale loader that is not there",
+        "pipeline.cuh",
+        "kConfig.scaling == Scaling::k1D2D ? 2 : 1",
+        "2",
+        "With 1x128 scales of B one thread arrives, not two.",
+        (COLUMNS,),
+    ),
+    Mutant(
+        "full barrier does not wait for the weight scales",
+        "pipeline.cuh",
+        "kConfig.scaling == Scaling::k1D2D ? 2 : 1",
+        "1",
+        "Consumers read weight scales that may not have been written.",
+        (ONE,),
+    ),
+    Mutant(
+        "too few bytes announced",
+        "producer.cuh",
+        "stage_tx_bytes(kConfig));",
+        "stage_tx_bytes(kConfig) - kRowBytes);",
+        "The phase completes before the last row has landed, or never.",
+        (ONE,),
+    ),
+    Mutant(
+        "only one warpgroup releases",
+        "consumer.cuh",
+        "if (lane == 0) ptx::mbarrier_arrive(smem.empty(stage));",
+        "if (lane == 0 && ptx::warp_idx() < kWarpgroupWarps) {\n"
+        "      ptx::mbarrier_arrive(smem.empty(stage));\n    }",
+        "The second consumer's warps are never heard of.",
+        (TWO,),
+    ),
+    Mutant(
+        "row scales read after the release",
+        "consumer.cuh",
+        _RELEASE,
+        _RELEASE + "\n        scales.read_rows(smem, pipe.stage, scale_row);",
+        "The loader may already write the scales of a later block.",
+        (ONE,),
+    ),
+    Mutant(
+        "column scales read after the release",
+        "consumer.cuh",
+        _RELEASE,
+        _RELEASE + "\n        if (wave == 0) scales.read_columns(smem, pipe.stage);",
+        "The loader may already write the scales of a later block.",
+        (COLUMNS,),
+    ),
+    Mutant(
+        "weight scales written after the arrival",
+        "producer.cuh",
+        _STORE_SCALES,
+        "        if (lane == holder) {\n          ptx::mbarrier_arrive(smem.full(pipe.stage));\n"
+        + "\n".join(_STORE_SCALES.splitlines()[1:-1])
+        + "\n",
+        "An arrival releases what was written before it, not after.",
+        (ONE,),
+    ),
+    Mutant(
+        "lanes of the scale loader not kept together",
+        "producer.cuh",
+        "a lane that still waits would miss it.\n        ptx::bar_warp_sync();\n",
+        "a lane that still waits would miss it.\n",
+        "A lane may sleep through a whole phase of the barrier and wait for the wrong one.",
+        (DEPENDENT.removesuffix(".pdl"), ONE),
+    ),
+    Mutant(
+        "weight scales written without waiting for the slot",
+        "producer.cuh",
+        "        ptx::mbarrier_wait_parity(smem.empty(pipe.stage), pipe.parity ^ 1);\n"
+        "        // Once",
+        "        // Once",
+        "Consumers may still read the scales of an earlier block.",
+        (ONE,),
+    ),
+    Mutant(
+        "barriers not made visible to TMA",
+        "pipeline.cuh",
+        "  ptx::fence_mbarrier_init_release_cluster();\n",
+        "",
+        "mbarrier.init must be fenced before the asynchronous proxy may use the barrier.",
+        (ONE,),
+    ),
+    Mutant(
+        "no barrier after the initialisation",
+        "sm90_fp8_gemm.cuh",
+        "  // group table is for all warps.\n  sync_cluster<kConfig>();\n",
+        "",
+        "Warps use barriers, and read a group table, that may not exist yet.",
+        (ONE, RAGGED),
+    ),
+    Mutant(
+        "peer not told of a free slot",
+        "consumer.cuh",
+        "if (lane < kConfig.sharing()) ptx::mbarrier_arrive_cluster(smem.empty(stage), lane);",
+        "if (lane == 0) ptx::mbarrier_arrive_cluster(smem.empty(stage), ptx::cluster_ctarank());",
+        "Each CTA of a pair writes into both, and must hear from both.",
+        (PAIR_M,),
+    ),
+    Mutant(
+        "slot of a pair free when one CTA is done",
+        "pipeline.cuh",
+        "kConsumerWarps * kConfig.sharing());",
+        "kConsumerWarps);",
+        "Multicast overwrites what the slower CTA of the pair still reads.",
+        (PAIR_N,),
+    ),
+    Mutant(
+        "cluster does not meet before it exits",
+        "sm90_fp8_gemm.cuh",
+        "if constexpr (kConfig.cluster_size() > 1) sync_cluster<kConfig>();",
+        "",
+        "A peer arrives on the barriers of a CTA that has exited.",
+        (PAIR_M, PAIR_N),
+    ),
+    Mutant(
+        "producer keeps its registers",
+        "sm90_fp8_gemm.cuh",
+        "ptx::setmaxnreg_dec<kConfig.producer_registers()>();",
+        "{}",
+        "The consumers wait for registers that nobody gives up.",
+        (TWO,),
+    ),
+    Mutant(
+        "dependent launch does not wait",
+        "sm90_fp8_gemm.cuh",
+        "if constexpr (kConfig.pdl) ptx::griddepcontrol_wait();",
+        "",
+        "Operands are read that the launch before may still write.",
+        (DEPENDENT,),
+    ),
+    Mutant(
+        "split K does not wait for the other CTAs",
+        "split_k.cuh",
+        "  ptx::mbarrier_wait_parity_cluster(smem.summed(consumer), 0);\n",
+        "",
+        "Partial sums are added that may not have come.",
+        (SPLIT,),
+    ),
+    Mutant(
+        "split K arrives before it has written",
+        "split_k.cuh",
+        "  ptx::bar_warp_sync();\n  const uint32_t lane = ptx::lane_idx();\n",
+        "  const uint32_t lane = ptx::lane_idx();\n",
+        "One lane arrives for its warp, whose other lanes may not have written yet.",
+        (SPLIT,),
+    ),
+    Mutant(
+        "split K tells only one CTA",
+        "split_k.cuh",
+        "if (lane < kConfig.split_k) ptx::mbarrier_arrive_cluster(smem.summed(consumer), lane);",
+        "if (lane == 0) ptx::mbarrier_arrive_cluster(smem.summed(consumer), lane);",
+        "The other CTAs wait for ever.",
+        (SPLIT,),
+    ),
+)

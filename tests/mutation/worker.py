@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs problems on the kernels of one simulator library and prints as JSON what it found.
+
+    python -m mutation.worker LIBRARY RUNS
+
+RUNS is a JSON list of [kernel, problem name or "", mode]. Stops at the first run that fails.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import jax
+from _problems import mismatch, poisoned_memory, problem_for, run
+
+from jax_fp8gemm import _ffi
+from jax_fp8gemm.testing import simulator
+from mutation.problems import PROBLEMS
+
+# How the simulator's reports begin.
+_FINDINGS = ("HAZARD", "DEADLOCK")
+
+
+def judge(key: str, problem_name: str, mode: dict) -> tuple[str, str]:
+    """Returns how the run fails, hazard, deadlock or wrong, and details; "" if it does not."""
+    problem = PROBLEMS[problem_name] if problem_name else problem_for(key)
+    os.environ["JAX_FP8GEMM_PDL"] = "1" if key.endswith(".pdl") else "0"
+    try:
+        with simulator(**mode):
+            out = run(problem, config=key)
+    except jax.errors.JaxRuntimeError as error:
+        report = str(error)
+        starts = [report.find(word) for word in _FINDINGS if word in report]
+        if not starts:
+            raise  # the kernel did not run
+        report = report[min(starts) :]
+        return ("deadlock" if report.startswith("DEADLOCK") else "hazard"), report[:600]
+    wrong = mismatch(problem, out)
+    return ("wrong", wrong) if wrong else ("", "")
+
+
+def main(library: str, runs: str) -> None:
+    """Runs until the first failure."""
+    _ffi.SIM_LIBRARY = Path(library)
+    count = 0
+    outcome, detail = "", ""
+    with poisoned_memory():
+        for key, problem_name, mode in json.loads(runs):
+            count += 1
+            outcome, detail = judge(key, problem_name, mode)
+            if outcome:
+                break
+    print(json.dumps({"outcome": outcome, "detail": detail, "runs": count}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every kernel configuration in the simulator: results against float64, no hazard, no deadlock.
+
+Every configuration runs on a problem made for its tile: rows, columns and K that end in the middle
+of a tile, an odd number of tiles along a cluster, more blocks of K than stages, and more than two
+tiles per CTA (the simulated device has four SMs). The configurations take turns at the timings and
+schedulers. With FP8GEMM_LONG_SWEEP=1 each one runs under all of them, which takes half an hour.
+"""
+
+import dataclasses
+import importlib.util
+import itertools
+import os
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+if importlib.util.find_spec("jax_fp8gemm._core") is None:
+    pytest.skip("needs the compiled extension jax_fp8gemm._core", allow_module_level=True)
+
+from _problems import BLOCK, Problem, ceil_div, mismatch, poisoned_memory, problem_for, run
+
+from jax_fp8gemm import _ffi
+from jax_fp8gemm.testing import relative_error, simulator
+
+pytestmark = pytest.mark.usefixtures("simulator_library", "poison")
+
+KEYS = _ffi.core().candidate_configs()
+_BY_TILE = {re.sub(r"\.s\d+", "", key): key for key in KEYS}
+LONG_SWEEP = os.environ.get("FP8GEMM_LONG_SWEEP", "") not in ("", "0")
+
+
+def kernel(tile: str) -> str:
+    """Returns the key of a configuration from a key without its number of stages."""
+    return _BY_TILE[tile]
+
+
+# Classes of operations that timing "late" can starve: none, loads, wgmma, stores, and the wgmma of
+# each of up to four warpgroups. The seed picks one.
+NUM_STARVED_CLASSES = 8
+SCHEDULERS = ("lifo", "random", "starve_warp")
+MODES = (
+    *({"timing": "early", "scheduler": s, "seed": 1} for s in SCHEDULERS),
+    *(
+        {"timing": "late", "scheduler": s, "seed": seed}
+        for seed, s in zip(range(NUM_STARVED_CLASSES), itertools.cycle(SCHEDULERS))
+    ),
+    *({"timing": "random", "scheduler": s, "seed": seed} for seed in (3, 4) for s in SCHEDULERS),
+)
+# Kernels that run in every mode: of each family one without a cluster and those with one.
+MODE_KEYS = (
+    kernel("1d2d.m16n32.w1.c1x1.e4m3.e4m3.bf16"),
+    kernel("1d2d.m128n160.w2.c2x1.e4m3.e4m3.bf16"),
+    kernel("1d2d.m256n128.w2.c1x2.e4m3.e4m3.bf16.acc"),
+    kernel("1d2d.m16n64.w1.c1x1.e4m3.e4m3.bf16.split4"),
+    kernel("1d2d.m128n64.w2.c1x1.e4m3.e4m3.bf16.split2"),
+    kernel("1d2d_ragged.m64n64.w1.c1x1.e4m3.e4m3.bf16"),
+    kernel("1d2d_ragged.m128n128.w2.c2x1.e4m3.e4m3.bf16"),
+    kernel("1d2d_contiguous.m128n128.w2.c1x2.e4m3.e4m3.bf16"),
+    kernel("1d2d_masked.m16n64.w1.c1x1.e4m3.e4m3.bf16"),
+    kernel("1d2d_masked.m128n128.w2.c2x1.e4m3.e4m3.bf16"),
+    kernel("1d1d.m192n112.w3.c1x2.e4m3.e4m3.f32"),
+    kernel("1d1d_kgrouped.m128n128.w2.c2x1.e4m3.e4m3.f32.acc"),
+)
+
+
+@pytest.fixture(scope="module")
+def poison():
+    """Memory that a kernel should have written cannot hold a right result by chance."""
+    with poisoned_memory():
+        yield
+
+
+def check(problem: Problem, key: str = "", *, num_sms: int | None = None, **mode) -> np.ndarray:
+    """Runs a problem and fails on a hazard or a wrong element; returns the result."""
+    with simulator(**mode):
+        out = run(problem, config=key, num_sms=num_sms)
+    hopper = mode.get("numerics") == "hopper"
+    wrong = mismatch(problem, out, implementation="cuda" if hopper else "sim")
+    assert not wrong, f"{problem} under {mode}: {wrong}"
+    return out
+
+
+def _modes(key: str) -> list[dict]:
+    """The modes that configuration `key` runs in."""
+    return list(MODES) if LONG_SWEEP else [MODES[KEYS.index(key) % len(MODES)]]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_configuration(key):
+    for mode in _modes(key):
+        check(problem_for(key), key, **mode)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda m: "-".join(map(str, m.values())))
+@pytest.mark.parametrize("key", MODE_KEYS)
+def test_every_mode(key, mode):
+    check(dataclasses.replace(problem_for(key), seed=1), key, **mode)
+
+
+def test_problems_are_as_hard_as_promised():
+    """More blocks of K than stages, tails everywhere, more than two tiles per CTA."""
+    for key in KEYS:
+        c, p = _ffi.core().describe_config(key), problem_for(key)
+        rows, columns = c["block_m"] * c["cluster_m"], c["block_n"] * c["cluster_n"]
+        k_blocks = ceil_div(p.k, BLOCK)
+        assert p.n % c["block_n"] != 0, key
+        assert k_blocks > c["num_stages"] * c["split_k"], key
+        if c["split_k"] > 1:  # its clusters compute one tile each
+            continue
+        assert ceil_div(p.n, c["block_n"]) % 2 == 1, key
+        if p.kind != "k_grouped":
+            assert p.k % BLOCK != 0, key
+        if p.kind in ("dense", "k_grouped"):
+            assert p.m % c["block_m"] != 0, key
+            assert ceil_div(p.m, c["block_m"]) % 2 == 1, key
+        tiles = ceil_div(p.m, rows) * ceil_div(p.n, columns)
+        tiles *= p.num_groups if p.kind in ("masked", "k_grouped") else 1
+        assert tiles > 2 * (4 // (c["cluster_m"] * c["cluster_n"])), key
+
+
+SMALL = kernel("1d2d.m16n32.w1.c1x1.e4m3.e4m3.bf16")
+WIDE = kernel("1d2d.m64n192.w1.c1x1.e4m3.e4m3.bf16")
+PAIR = kernel("1d2d.m128n128.w2.c2x1.e4m3.e4m3.bf16")
+SPLIT = kernel("1d2d.m16n128.w1.c1x1.e4m3.e4m3.bf16.split8")
+RAGGED = kernel("1d2d_ragged.m16n64.w1.c1x1.e4m3.e4m3.bf16")
+RAGGED_PAIR = kernel("1d2d_ragged.m128n128.w2.c2x1.e4m3.e4m3.bf16")
+CONTIGUOUS = kernel("1d2d_contiguous.m64n128.w1.c1x1.e4m3.e4m3.bf16")
+MASKED = kernel("1d2d_masked.m16n64.w1.c1x1.e4m3.e4m3.bf16")
+MASKED_PAIR = kernel("1d2d_masked.m128n128.w2.c2x1.e4m3.e4m3.bf16")
+K_GROUPED = kernel("1d1d_kgrouped.m64n64.w1.c1x1.e4m3.e4m3.f32")
+K_GROUPED_ACC = kernel("1d1d_kgrouped.m64n64.w1.c1x1.e4m3.e4m3.f32.acc")
+
+# Name: problem and kernel. What problem_for does not reach.
+SPECIAL = {
+    "one element": (Problem("dense", 1, 1, 1), SMALL),
+    "K around 32 blocks": (Problem("dense", 20, 40, 33 * BLOCK - 16), SMALL),
+    "K of 65 blocks, two scale blocks": (Problem("dense", 16, 200, 65 * BLOCK), WIDE),
+    "odd row lengths": (Problem("dense", 33, 77, 131), SMALL),
+    "one tile for a pair": (Problem("dense", 100, 72, 700), PAIR),
+    "split K with fewer blocks than CTAs": (Problem("dense", 20, 136, 3 * BLOCK), SPLIT),
+    "split K of one block": (Problem("dense", 5, 24, 100), SPLIT),
+    "split K of 33 blocks for each": (Problem("dense", 16, 128, 33 * 8 * BLOCK - 60), SPLIT),
+    "one group takes everything": (
+        Problem("ragged", 200, 136, 200, (0, 0, 200, 0), 4),
+        RAGGED,
+    ),
+    "no group takes anything": (Problem("ragged", 70, 136, 200, (0, 0, 0), 3), RAGGED),
+    "groups around a tile": (
+        Problem("ragged", 700, 136, 200, (0, 1, 127, 128, 129, 255, 1), 7),
+        RAGGED_PAIR,
+    ),
+    "sizes out of range": (Problem("ragged", 300, 136, 200, (-5, 170, -1, 2**31 - 1), 4), RAGGED),
+    "256 groups": (Problem("ragged", 300, 24, 136, (0, 1, 2, 1) * 64, 256), RAGGED),
+    "512 groups": (Problem("ragged", 300, 24, 136, (1, 0) * 100 + (0,) * 312, 512), RAGGED),
+    "group ids out of range": (
+        Problem("contiguous", 640, 136, 200, (7,) * 128 + (1,) * 200 + (-1,) * 56 + (-9,) * 128
+                + (0,) * 128, 2),
+        CONTIGUOUS,
+    ),
+    "all padding": (Problem("contiguous", 256, 136, 200, (-1,) * 256, 2), CONTIGUOUS),
+    "masks out of range": (Problem("masked", 40, 136, 200, (-7, 41, 2**31 - 1, 40), 4), MASKED),
+    "no masked rows": (Problem("masked", 300, 136, 200, (0, 0, 0), 3), MASKED_PAIR),
+    "few rows per group": (Problem("masked", 3, 136, 200, (1, 3, 0, 2) * 20, 80), MASKED),
+    "masked padding unspecified": (
+        Problem("masked", 300, 136, 200, (130, 0, 300, 7), 4, zero_padding=False),
+        MASKED_PAIR,
+    ),
+    "K groups that use no K": (
+        Problem("k_grouped", 72, 136, 512, (0, 0, 130, 0), 4, rhs_is_1x128=True, dtype="float32"),
+        K_GROUPED,
+    ),
+    "K groups past the end": (
+        Problem("k_grouped", 72, 136, 512, (-3, 300, 2**31 - 1), 3, rhs_is_1x128=True,
+                dtype="float32"),
+        K_GROUPED,
+    ),
+    "K groups keep the accumulator": (
+        Problem("k_grouped", 72, 136, 512, (0, 200, 0, 256), 4, rhs_is_1x128=True,
+                dtype="float32", accumulate=True),
+        K_GROUPED_ACC,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPECIAL)
+def test_special_problem(name):
+    problem, key = SPECIAL[name]
+    for mode in MODES[::5]:
+        check(problem, key, **mode)
+
+
+def test_dependent_launch(monkeypatch):
+    monkeypatch.setenv("JAX_FP8GEMM_PDL", "1")
+    for key in (SMALL, PAIR):
+        check(problem_for(key), key + ".pdl", timing="random", seed=5)
+
+
+@pytest.mark.parametrize("num_sms", [1, 2, 3])
+def test_fewer_sms(num_sms):
+    for key in (SMALL, PAIR, RAGGED_PAIR):
+        check(problem_for(key), key, num_sms=num_sms)
+
+
+def test_result_does_not_depend_on_the_schedule():
+    """Bit for bit: every mode adds in the same order."""
+    for key in MODE_KEYS[::3]:
+        results = {check(problem_for(key), key, **mode).tobytes() for mode in MODES[::4]}
+        assert len(results) == 1, key
+
+
+def test_rows_do_not_depend_on_their_neighbours():
+    """A group's rows are the same bits alone and among others."""
+    together = Problem("ragged", 200, 136, 300, (70, 130), 2)
+    alone = dataclasses.replace(together, group_data=(70, 0))
+    assert np.array_equal(check(together, RAGGED)[:70], check(alone, RAGGED)[:70])
+
+
+# ---- As the tensor cores add ---------------------------------------------------------------------
+
+# One of each family and of each pair of element types.
+HOPPER_KEYS = (
+    *(key for key in MODE_KEYS if ".m16" in key or ".m64" in key),
+    kernel("1d2d.m64n128.w1.c1x1.e5m2.e4m3.bf16"),
+    kernel("1d2d.m64n128.w1.c1x1.e4m3.e5m2.f16"),
+    kernel("1d2d.m64n128.w1.c1x1.e5m2.e5m2.f32"),
+    kernel("1d2d.m16n128.w1.c1x1.e4m3.e4m3.f32.acc"),
+    kernel("1d2d_contiguous.m64n128.w1.c1x1.e4m3.e4m3.bf16"),
+    kernel("1d2d_masked.m32n128.w1.c1x1.e4m3.e4m3.bf16"),
+    kernel("1d1d.m64n64.w1.c1x1.e4m3.e4m3.f32"),
+    kernel("1d1d.m64n64.w1.c1x1.e5m2.e5m2.bf16"),
+    kernel("1d1d_kgrouped.m64n64.w1.c1x1.e4m3.e4m3.f32.acc"),
+)
+
+
+@pytest.mark.parametrize("key", HOPPER_KEYS)
+def test_with_hopper_numerics(key):
+    check(problem_for(key), key, numerics="hopper")
+
+
+def _one_chain(lhs: np.ndarray, rhs: np.ndarray) -> float:
+    """The sum of products as the tensor cores would have it without promotion."""
+    sys.path.insert(0, str(Path(__file__).parent / "conformance"))
+    from conformance_models import mma_k32
+
+    total = np.zeros((lhs.shape[0], rhs.shape[0]), np.float32)
+    for k in range(0, lhs.shape[1], 32):
+        total = mma_k32(lhs[:, k : k + 32], rhs[:, k : k + 32], total)
+    return total
+
+
+def test_promotion_keeps_what_the_tensor_core_would_lose():
+    """Positive products: with promotion every 128 the sum loses 2e-3 at most, without 5e-2."""
+    problem = Problem("dense", 64, 32, 4096, dtype="float32", positive=True)
+    out = check(problem, kernel("1d2d.m64n32.w1.c1x1.e4m3.e4m3.f32"), numerics="hopper")
+    lhs, _, rhs, _ = problem.numbers()
+    ref = lhs.astype(np.float64) @ rhs.astype(np.float64).T
+    assert np.abs(out / ref - 1).max() < 2e-3
+    chain = _one_chain(lhs[:8], rhs[:8])
+    assert np.abs(chain / ref[:8, :8] - 1).mean() > 2e-2
+    assert relative_error(out, ref) < 1e-2 * relative_error(chain, ref[:8, :8])
