@@ -75,11 +75,12 @@ def ragged_dot(
     _checks.matrix(_WHERE, "lhs", lhs)
     if isinstance(rhs, BlockScaled):
         rhs = as_block_scaled(_WHERE, "rhs", rhs, (_checks.SQUARE_BLOCK,))
-        num_groups, k, rhs_dtype, extents = rhs.shape[0], rhs.shape[-1], None, "G, N, K"
+        extents, k_dim, rhs_dtype = "G, N, K", 2, None
     else:
         _checks.array(_WHERE, "rhs", rhs, _checks.RESULT_DTYPES)
-        num_groups, k, rhs_dtype, extents = *rhs.shape[:2], jnp.dtype(rhs.dtype), "G, K, N"
+        extents, k_dim, rhs_dtype = "G, K, N", 1, jnp.dtype(rhs.dtype)
     _checks.groups(_WHERE, "rhs", rhs, extents)
+    num_groups, k = rhs.shape[0], rhs.shape[k_dim]
     _checks.num_groups(_WHERE, "rhs", num_groups)
     if lhs.shape[1] != k:
         raise ValueError(
