@@ -15,6 +15,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 import jax  # noqa: E402
+import jax.export  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from jax.sharding import AxisType, NamedSharding  # noqa: E402
@@ -273,10 +274,48 @@ def dot_general_programs():
     yield EXPLICIT, "grad(vmap(dot)) over a divided batch", vmapped
 
 
+# ---- jax.export ----------------------------------------------------------------------------------
+
+
+def export_programs():
+    """Yields a training step that is written for CPU and CUDA, read again, and called."""
+    mesh = MESHES[AUTO]
+    weights = [0.05 * normal(4, WIDTH, HIDDEN), 0.05 * normal(5, HIDDEN, WIDTH)]
+    x = normal(6, *TOKENS, WIDTH)
+    loss = jax.shard_map(
+        lambda weights, x: jax.lax.pmean(network(fp8.dot, weights, x), "x"),
+        mesh=mesh,
+        in_specs=(P(), P("x")),
+        out_specs=P(),
+    )
+    step = jax.jit(jax.value_and_grad(loss))
+    arguments = put(AUTO, weights, P()), put(AUTO, x, P("x"))
+
+    def run():
+        written = jax.export.export(
+            step, platforms=["cpu", "cuda"], disabled_checks=fp8.export_checks()
+        )(*arguments)
+        read = jax.export.deserialize(bytearray(written.serialize()))
+        result = measure(read.call, arguments, jax.device_get(step(*arguments)))
+        targets = re.findall(r"custom_call @(jax_fp8gemm[\w.]*)", read.mlir_module())
+        return {**result, "targets": sorted(set(targets)), "devices": read.nr_devices}
+
+    yield MANUAL, "exported step", run
+
+
+PROGRAMS = (
+    gemm_programs,
+    quantize_programs,
+    step_programs,
+    dot_general_programs,
+    export_programs,
+)
+
+
 def main() -> None:
     """Runs every program; an error becomes a result."""
     results = {}
-    for programs in (gemm_programs, quantize_programs, step_programs, dot_general_programs):
+    for programs in PROGRAMS:
         for kind, name, run in programs():
             context = kind == EXPLICIT or "ambient" in name
             mesh = MESHES[EXPLICIT if kind == EXPLICIT else AUTO]

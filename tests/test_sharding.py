@@ -67,6 +67,7 @@ EXPECTED = {
     "manual: gemm MxK": (SUM, SAME),
     "manual: gemm M, y automatic": (NONE, SAME),
     "manual: step data": (SUM, REROUNDED),
+    "manual: exported step": (SUM, SAME),
     # What sequence parallelism costs anyway: tokens are gathered in FP8.
     "auto: step data, tensor and sequence": (
         {"all-gather": 5, "all-reduce": 2, "reduce-scatter": 1},
@@ -132,6 +133,11 @@ def test_collectives_and_values(results, name):
     assert "raised" not in result, result
     assert result["collectives"] == collectives
     assert result["error"] <= bound
+
+
+def test_exported_program_names_versioned_targets(results):
+    exported = results["manual: exported step"]
+    assert (exported["devices"], exported["targets"]) == (8, ["jax_fp8gemm.gemm.v1"])
 
 
 @pytest.mark.parametrize("kind", ["auto", "explicit"])

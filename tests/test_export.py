@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""jax.export: programs written once for CUDA and CPU, read and called; see _devices.py too."""
+
+import re
+
+import cases
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_fp8gemm as fp8
+
+T, K, N, G = 48, 256, 136, 3
+x, w = cases.normal((T, K), seed=0), cases.normal((K, N), seed=1)
+experts = cases.normal((G, K, N), seed=2)
+sizes = jnp.asarray([20, 0, 28], jnp.int32)
+quantised = fp8.quantize(x), fp8.quantize(w.T, (128, 128))
+
+
+def step(product):
+    return jax.value_and_grad(lambda x, w, *rest: (product(x, w, *rest) ** 2).sum(), (0, 1))
+
+
+PROGRAMS = {
+    "dot": (step(fp8.dot), (x, w)),
+    "ragged_dot": (step(fp8.ragged_dot), (x, experts, sizes)),
+    "vmap of dot": (jax.vmap(fp8.dot, (None, 0)), (x, experts)),
+}
+
+
+def round_trip(f, arguments, platforms):
+    exported = jax.export.export(
+        jax.jit(f), platforms=platforms, disabled_checks=fp8.export_checks()
+    )(*arguments)
+    return jax.export.deserialize(bytearray(exported.serialize()))
+
+
+@pytest.mark.usefixtures("extension")
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_round_trip_for_both_platforms(name):
+    f, arguments = PROGRAMS[name]
+    read = round_trip(f, arguments, ["cuda", "cpu"])
+    assert set(read.platforms) == {"cuda", "cpu"}
+    targets = set(re.findall(r"custom_call @(jax_fp8gemm[\w.]*)", read.mlir_module()))
+    assert targets == {"jax_fp8gemm.gemm.v1"}
+    jax.tree.map(np.testing.assert_array_equal, read.call(*arguments), jax.jit(f)(*arguments))
+
+
+@pytest.mark.usefixtures("extension")
+def test_block_scaled_arguments_are_exported_as_their_leaves():
+    lhs, rhs = quantised
+    f = lambda a, s, b, t: fp8.gemm((a, s), (b, t))  # noqa: E731
+    arguments = (*jax.tree.leaves(lhs), *jax.tree.leaves(rhs))
+    read = round_trip(f, arguments, ["cuda", "cpu"])
+    np.testing.assert_array_equal(read.call(*arguments), fp8.gemm(lhs, rhs))
+
+
+@pytest.mark.usefixtures("extension")
+def test_export_needs_the_checks():
+    """Shows that the checks above are what lets the custom calls through."""
+    with pytest.raises(ValueError, match="jax_fp8gemm.gemm.v1"):
+        jax.export.export(jax.jit(fp8.dot), platforms=["cuda"])(x, w)
