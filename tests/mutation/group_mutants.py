@@ -56,15 +56,6 @@ MUTANTS = (
         ("masks out of range",),
     ),
     Mutant(
-        "sum not cut off",
-        "group_table.cuh",
-        "min(before.extent_end + warp_prefix_sum(extent, sum_limit), sum_limit);",
-        "before.extent_end + warp_prefix_sum(extent, kNoLimit);",
-        "Groups end at the end of the buffers.",
-        (RAGGED,),
-        ("sizes out of range",),
-    ),
-    Mutant(
         "part of a tile not counted",
         "group_table.cuh",
         "ceil_div(end - begin, kClusterRows);",
