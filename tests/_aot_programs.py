@@ -56,6 +56,47 @@ def batched(x, w, w_scales):
     return jax.vmap(quantised_lhs, in_axes=(0, None, None))(x, w, w_scales)
 
 
+def sharded(x, w, w_scales):
+    """Rows over 2 of the 8 devices and K over 4: each multiplies its part, and 4 add up."""
+    return fp8.gemm(fp8.quantize(x), (w, w_scales))
+
+
+def trained(x, w):
+    """A step of training: the product, and both gradients."""
+    loss = lambda x, w: (fp8.dot(x, w).astype(jnp.float32) ** 2).sum()  # noqa: E731
+    return jax.value_and_grad(loss, (0, 1))(x, w)
+
+
+def trained_on_8(x, w):
+    """The same with tokens over 2 devices and columns of the weight over 4."""
+    return trained(x, w)
+
+
+def compile_for_8(target: str) -> None:
+    """Compiles the programs for 8 devices."""
+    topology = topologies.get_topology_desc(platform="cuda", topology="1x1x8", target_config=target)
+    mesh = topologies.make_mesh(topo=topology, mesh_shape=(2, 4), axis_names=("x", "y"))
+
+    def array(dtype, shape, *spec):
+        sharding = NamedSharding(mesh, PartitionSpec(*spec))
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    programs = {
+        sharded: (
+            array(jnp.bfloat16, (M, K), "x", "y"),
+            array(jnp.float8_e4m3fn, (N, K), None, "y"),
+            array(jnp.float32, (N // 128, K // 128), None, "y"),
+        ),
+        trained_on_8: (
+            array(jnp.bfloat16, (M, K), "x"),
+            array(jnp.bfloat16, (K, N), None, "y"),
+        ),
+    }
+    for program, arguments in programs.items():
+        compiled = jax.jit(program).lower(*arguments).compile()
+        (FOLDER / f"{program.__name__}.hlo").write_text(compiled.as_text())
+
+
 def main() -> None:
     """Compiles every program."""
     target = Path(__file__).with_name("h100.txtpb").read_text()
@@ -75,11 +116,13 @@ def main() -> None:
         accumulated: (x, *weight, array(jnp.float32, M, N)),
         chain: (x, *weight),
         batched: (array(jnp.bfloat16, 3, M, K), *weight),
+        trained: (x, array(jnp.bfloat16, K, N)),
     }
     for program, arguments in programs.items():
         donated = (3,) if program is accumulated else ()
         compiled = jax.jit(program, donate_argnums=donated).lower(*arguments).compile()
         (FOLDER / f"{program.__name__}.hlo").write_text(compiled.as_text())
+    compile_for_8(target)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 import importlib.metadata
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,9 @@ def _thunks(folder: Path, program: str) -> list[str]:
         ("accumulated", 1),
         ("chain", CHAIN_LENGTH),
         ("batched", 1),
+        ("trained", 3),  # forward, gradient of the activations, gradient of the weight
+        ("sharded", 1),
+        ("trained_on_8", 3),
     ],
 )
 def test_one_custom_call_per_gemm(folder, program, count):
@@ -83,7 +87,7 @@ def test_kernels_are_compiled_with_the_program(folder):
     assert list((folder / "cache").rglob("1d2d.*.bin"))
 
 
-@pytest.mark.parametrize("program", ["quantised_lhs", "chain", "batched"])
+@pytest.mark.parametrize("program", ["quantised_lhs", "chain", "batched", "sharded"])
 def test_scales_quantised_in_the_program_need_no_transpose(folder, program):
     module = _module(folder, program)
     for call in module.custom_calls(TARGET):
@@ -121,3 +125,28 @@ def test_programs_too_short_for_a_command_buffer_have_none(folder):
     """Shows that the test above can fail: the dump looks different without a command buffer."""
     thunks = _thunks(folder, "quantised_lhs")
     assert not any("kCommandBuffer" in line or line.startswith(" ") for line in thunks)
+
+
+def _collectives(folder: Path, program: str) -> list[tuple[str, str]]:
+    """Kinds and shapes of what the devices exchange."""
+    names = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+    text = (folder / f"{program}.hlo").read_text()
+    return re.findall(rf" = (\S+?)(?:{{\S*)? ({names})(?:-start)?\(", text)
+
+
+def test_eight_devices_add_up_once(folder):
+    """K is divided among four: each multiplies what it has, and one sum follows."""
+    (call,) = _module(folder, "sharded").custom_calls(TARGET)
+    assert "m = 128" in call.text and "k = 128" in call.text, call.text
+    assert _collectives(folder, "sharded") == [("f32[128,512]", "all-reduce")]
+
+
+def test_eight_devices_train_with_one_sum_per_gradient(folder):
+    """Tokens over two devices, columns over four: no operand moves."""
+    shapes = sorted(_collectives(folder, "trained_on_8"))
+    # The loss; the activations' gradient over the columns; the weight's over the tokens.
+    assert shapes == [
+        ("f32[128,512]", "all-reduce"),
+        ("f32[512,128]", "all-reduce"),
+        ("f32[]", "all-reduce"),
+    ]
