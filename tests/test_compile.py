@@ -152,6 +152,7 @@ def _layout_assertion(config: dict) -> str:
         "num_stages",
         "cluster_m",
         "cluster_n",
+        "split_k",
     )
     fields = [
         f".kind = GemmKind::{kinds[config['kind']]}",
