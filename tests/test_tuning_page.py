@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/tuning.md says what the planner does: every constant with its value, and its choices."""
+"""docs/tuning.md is true: constants with their values, the planner's choices, lengths of loops."""
 
 import re
 
 import pytest
+from _sass import Golden
 from _source import ROOT
 
 import jax_fp8gemm as fp8
@@ -11,6 +12,7 @@ import jax_fp8gemm as fp8
 PAGE = (ROOT / "docs/tuning.md").read_text()
 COST_MODEL = (ROOT / "csrc/gemm/cost_model.cc").read_text()
 CONSTANTS = re.findall(r"^constexpr double (k\w+) = ([^;]+);", COST_MODEL, re.M)
+LOOPS = re.findall(r"^\| `(1d\S+)` \| (\d+) \| (\d+) \|", PAGE, re.M)
 CHOICES = re.findall(r"^\| (\d+) \| (\d+) \| (\d+) \| `([^`]+)` \| (\d+) \|$", PAGE, re.M)
 
 
@@ -38,6 +40,14 @@ def test_choice_is_the_planners(extension, m, n, k, tile, tiles_per_cta):
     assert got == (tile, int(tiles_per_cta)), "update docs/tuning.md"
 
 
-def test_there_are_choices_to_check():
+@pytest.mark.parametrize(("key", "instructions", "stall_cycles"), LOOPS)
+def test_loop_is_as_long_as_accepted(key, instructions, stall_cycles):
+    accepted = Golden.load("13.5").kernels[key]
+    got = (accepted["loop_instructions"], accepted["loop_stall_cycles"])
+    assert got == (int(instructions), int(stall_cycles)), "update docs/tuning.md"
+
+
+def test_there_are_rows_to_check():
     assert len(CHOICES) >= 10
+    assert len(LOOPS) >= 5
     assert len(CONSTANTS) >= 10
