@@ -193,7 +193,9 @@ def ragged(options: Options):
         if not shared and sizes.size > _checks.MAX_GROUPS:
             return lax.map(lambda each: single(*each), operands), True
         num_rows = arrays[0].shape[1]
-        ids = jax.vmap(lambda each: _xla_grouped.ragged_ids(each, num_rows))(sizes)
+        rows = jnp.arange(num_rows, dtype=jnp.int32)
+        ends = jax.vmap(lambda each: _xla_grouped.running_ends(each, num_rows))(sizes)
+        ids = jax.vmap(_xla_grouped.group_of, (0, None))(ends, rows)
         return _grouping.fold_rows(single, ids, arrays), True
 
     return single

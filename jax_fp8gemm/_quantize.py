@@ -124,16 +124,25 @@ def quantize_in_rule(
 
 def on_one_device(x: jax.Array, block, dtype, scale_format: str) -> tuple[jax.Array, jax.Array]:
     """Returns values and scales of what one device holds; arguments as `quantize`."""
+    scales = block_scales(x, block, dtype, scale_format)
+    return block_values(x, scales, block, dtype, scale_format), scales
+
+
+def block_scales(x: jax.Array, block, dtype, scale_format: str) -> jax.Array:
+    """Returns the scales; arguments as `quantize`, and blocks of any shape."""
     blocks = _split(x.astype(jnp.float32), block)  # (..., R / r, r, K / c, c)
     scales = _scales(_amax_bits(blocks), float(jnp.finfo(dtype).max))
-    if scale_format == "pow2":
-        scales = _round_up_to_pow2(scales)
+    return _round_up_to_pow2(scales) if scale_format == "pow2" else scales
+
+
+def block_values(x: jax.Array, scales: jax.Array, block, dtype, scale_format: str) -> jax.Array:
+    """Returns the values that belong to `block_scales`."""
     # The reciprocal, because XLA replaces a division by a broadcast with it wherever it likes.
-    scaled = blocks * _per_element(1 / scales)
+    scaled = _split(x.astype(jnp.float32), block) * _per_element(1 / scales)
     if scale_format == "pow2":
         limits = _per_element(_limits(scales, dtype))
         scaled = jnp.clip(scaled, -limits, limits)
-    return _join(scaled.astype(dtype), x.shape), scales
+    return _join(scaled.astype(dtype), x.shape)
 
 
 def _split(x: jax.Array, block: tuple[int, int]) -> jax.Array:

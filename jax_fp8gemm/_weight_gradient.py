@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
 
-from jax_fp8gemm import _checks, _distribute, _product, _quantize, _sharding, _xla
+from jax_fp8gemm import _checks, _distribute, _product, _quantize_transposed, _sharding, _xla
 from jax_fp8gemm._block_scaled import BlockScaled
 
 
@@ -82,19 +82,15 @@ def _operation(options: Options, num_batch: int, num_tokens: int) -> _sharding.O
 
 
 def _on_one_device(x_values, x_scales, dy, options: Options, batch: tuple[str, ...]) -> jax.Array:
-    def tokens_last(x):
-        shape = x.shape
-        num_tokens = math.prod(shape[len(batch) : -1])
-        return x.reshape(*shape[: len(batch)], num_tokens, shape[-1]).swapaxes(-1, -2)
-
     def along_tokens(x, scale_format):
+        num_tokens = math.prod(x.shape[len(batch) : -1])
+        x = x.reshape(*x.shape[: len(batch)], num_tokens, x.shape[-1])
         e4m3 = jnp.dtype(jnp.float8_e4m3fn)
-        return _quantize.on_one_device(tokens_last(x), _checks.ROW_BLOCK, e4m3, scale_format)
+        return _quantize_transposed.on_one_device(x, None, e4m3, scale_format)
 
     x = _xla.dequantize(x_values, x_scales, _checks.ROW_BLOCK)
-    operands = (*along_tokens(x, "pow2"), *along_tokens(dy, "float32"), None)
     return _product.local(
-        operands,
+        (*along_tokens(x, "pow2"), *along_tokens(dy, "float32"), None),
         _product.Options(
             options.where, _checks.ROW_BLOCK, options.result_dtype, options.implementation
         ),

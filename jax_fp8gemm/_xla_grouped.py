@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The "xla" implementation of the grouped products: loops over groups, then over their rows.
 
-A loop touches only what its group holds, so that time follows the sizes on the device and memory is
-the result's plus one dequantised group, however many groups there are. Steps are of a fixed size
+A loop touches only what its group holds, so that time follows the sizes on the device, and beside
+the result memory holds one dequantised group, however many there are. Steps are of a fixed size
 that may reach past a group's end: what lies there is computed and not kept, whatever it holds.
+Loops slice and update bits (a copy of the operands on a CPU): of small floating-point types XLA's
+CPU backend would convert the whole array.
 """
 
 from typing import Any, NamedTuple
@@ -50,11 +52,12 @@ def ragged_segments(group_sizes: jax.Array, num_rows: int) -> Segments:
     return Segments(starts_of(ends), ends, jnp.arange(len(ends), dtype=jnp.int32))
 
 
-def ragged_ids(group_sizes: jax.Array, num_rows: int) -> jax.Array:
-    """Returns the group of each row of groups back to back; the number of groups past the last."""
-    ends = running_ends(group_sizes, num_rows)
-    rows = jnp.arange(num_rows, dtype=jnp.int32)
-    return jnp.searchsorted(ends, rows, side="right").astype(jnp.int32)
+def group_of(ends: jax.Array, positions: jax.Array) -> jax.Array:
+    """Returns the group of each position, counting ends at or before it; that of none at last.
+
+    By comparing with every end: a search would be a loop of small kernels.
+    """
+    return jnp.searchsorted(ends, positions, side="right", method="compare_all").astype(jnp.int32)
 
 
 def masked_segments(masked_m: jax.Array, max_rows: int) -> Segments:
@@ -81,6 +84,11 @@ def _step_size(extent: int, parts: int, least: int, most: int) -> int:
 
 def _ceil_div(x: jax.Array, y: int) -> jax.Array:
     return (x + (y - 1)) // y
+
+
+def _bits(x: jax.Array) -> jax.Array:
+    """Returns the bit patterns of x."""
+    return lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
 
 
 def _product(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
@@ -123,30 +131,32 @@ def grouped_rows(
         preferred_element_type: Dtype of the result.
     """
     num_rows, n = lhs_values.shape[0], rhs_values.shape[1]
+    lhs_bits, rhs_bits = _bits(lhs_values), _bits(rhs_values)
     step = min(_step_size(num_rows, len(segments.starts), _MIN_STEP, _MAX_STEP), num_rows)
 
     def multiply(index, start, end, out):
         weight = segments.weights[index]
-        rhs = _xla.dequantize(rhs_values[weight], rhs_scales[weight], _SQUARE)
+        values = lax.bitcast_convert_type(rhs_bits[weight], rhs_values.dtype)
+        rhs = _xla.dequantize(values, rhs_scales[weight], _SQUARE)
 
         def rows(i, out):
             first = start + i * step
             begin = jnp.minimum(first, num_rows - step)  # a step never passes the last row
-            lhs = _xla.dequantize(
-                lax.dynamic_slice_in_dim(lhs_values, begin, step),
-                lax.dynamic_slice_in_dim(lhs_scales, begin, step),
-                (1, _BLOCK),
-            )
+            values = lax.dynamic_slice_in_dim(lhs_bits, begin, step)
+            values = lax.bitcast_convert_type(values, lhs_values.dtype)
+            scales = lax.dynamic_slice_in_dim(lhs_scales, begin, step)
+            product = _product(_xla.dequantize(values, scales, (1, _BLOCK)), rhs)
+            product = _bits(product.astype(preferred_element_type))
             row = begin + jnp.arange(step, dtype=jnp.int32)
             kept = lax.dynamic_slice_in_dim(out, begin, step)
-            product = _product(lhs, rhs).astype(preferred_element_type)
             product = jnp.where(((row >= first) & (row < end))[:, None], product, kept)
             return lax.dynamic_update_slice_in_dim(out, product, begin, 0)
 
         return lax.fori_loop(0, _ceil_div(end - start, step), rows, out)
 
-    zeros = lax.full_like(lhs_values, 0, preferred_element_type, (num_rows, n))
-    return _for_each_not_empty(segments.starts, segments.ends, multiply, zeros)
+    zeros = _bits(lax.full_like(lhs_values, 0, preferred_element_type, (num_rows, n)))
+    out = _for_each_not_empty(segments.starts, segments.ends, multiply, zeros)
+    return lax.bitcast_convert_type(out, preferred_element_type)
 
 
 def k_grouped(
@@ -170,9 +180,11 @@ def k_grouped(
     ends = running_ends(block_sizes, num_blocks)
     step = min(_step_size(num_blocks, num_groups, 1, _MAX_STEP_BLOCKS), num_blocks)
     missing = num_blocks * _BLOCK - num_columns
-    lhs_values, rhs_values = (
-        jnp.pad(x, ((0, 0), (0, missing))) if missing else x for x in (lhs_values, rhs_values)
-    )
+
+    def bits(values):
+        return jnp.pad(_bits(values), ((0, 0), (0, missing))) if missing else _bits(values)
+
+    lhs, rhs = (bits(lhs_values), lhs_scales), (bits(rhs_values), rhs_scales)
 
     def multiply(group, start, end, out):
         def blocks(i, total):
@@ -181,22 +193,26 @@ def k_grouped(
             column = begin * _BLOCK + jnp.arange(step * _BLOCK, dtype=jnp.int32)
             inside = (column >= first * _BLOCK) & (column < end * _BLOCK)
 
-            def columns(values, scales):
-                values = lax.dynamic_slice_in_dim(values, begin * _BLOCK, step * _BLOCK, 1)
+            def columns(bits, scales, dtype):
+                bits = lax.dynamic_slice_in_dim(bits, begin * _BLOCK, step * _BLOCK, 1)
                 scales = lax.dynamic_slice_in_dim(scales, begin, step, 1)
-                x = _xla.dequantize(values, scales, (1, _BLOCK))
-                return jnp.where(inside[None], x, 0)
+                values = lax.bitcast_convert_type(bits, dtype)
+                return jnp.where(inside[None], _xla.dequantize(values, scales, (1, _BLOCK)), 0)
 
-            lhs = columns(lhs_values, lhs_scales)
-            return total + _product(lhs, columns(rhs_values, rhs_scales))
+            return total + _product(
+                columns(*lhs, lhs_values.dtype), columns(*rhs, rhs_values.dtype)
+            )
 
         zeros = lax.full_like(lhs_values, 0, jnp.float32, (m, n))
         total = lax.fori_loop(0, _ceil_div(end - start, step), blocks, zeros)
         if accumulator is not None:
-            total = total + accumulator[group].astype(jnp.float32)
-        return lax.dynamic_update_index_in_dim(out, total.astype(preferred_element_type), group, 0)
+            addend = lax.bitcast_convert_type(out[group], preferred_element_type)
+            total = total + addend.astype(jnp.float32)
+        total = _bits(total.astype(preferred_element_type))
+        return lax.dynamic_update_index_in_dim(out, total, group, 0)
 
     out = accumulator
     if out is None:
         out = lax.full_like(lhs_values, 0, preferred_element_type, (num_groups, m, n))
-    return _for_each_not_empty(starts_of(ends), ends, multiply, out)
+    out = _for_each_not_empty(starts_of(ends), ends, multiply, _bits(out))
+    return lax.bitcast_convert_type(out, preferred_element_type)

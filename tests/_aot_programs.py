@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 import jax_fp8gemm as fp8  # noqa: E402
 
 M, N, K = 256, 512, 512
+G = 8
 CHAIN_LENGTH = 6  # more than XLA's least number of kernels in a command buffer
 
 
@@ -72,6 +73,21 @@ def trained_on_8(x, w):
     return trained(x, w)
 
 
+def grouped(x, w, w_scales, group_sizes):
+    """Activations of groups are quantised in the same program."""
+    return fp8.grouped_gemm(fp8.quantize(x), (w, w_scales), group_sizes)
+
+
+def grouped_weight_gradient(x, dy, group_sizes, accumulator):
+    """Both operands are scaled along tokens; the accumulator is donated."""
+    return fp8.k_grouped_gemm(
+        fp8.quantize_k_grouped(dy, group_sizes),
+        fp8.quantize_k_grouped(x, group_sizes),
+        group_sizes,
+        accumulator=accumulator,
+    )
+
+
 def compile_for_8(target: str) -> None:
     """Compiles the programs for 8 devices."""
     topology = topologies.get_topology_desc(platform="cuda", topology="1x1x8", target_config=target)
@@ -117,9 +133,21 @@ def main() -> None:
         chain: (x, *weight),
         batched: (array(jnp.bfloat16, 3, M, K), *weight),
         trained: (x, array(jnp.bfloat16, K, N)),
+        grouped: (
+            x,
+            array(jnp.float8_e4m3fn, G, N, K),
+            array(jnp.float32, G, N // 128, K // 128),
+            array(jnp.int32, G),
+        ),
+        grouped_weight_gradient: (
+            x,
+            array(jnp.bfloat16, M, N),
+            array(jnp.int32, G),
+            array(jnp.float32, G, N, K),
+        ),
     }
     for program, arguments in programs.items():
-        donated = (3,) if program is accumulated else ()
+        donated = (3,) if program in (accumulated, grouped_weight_gradient) else ()
         compiled = jax.jit(program, donate_argnums=donated).lower(*arguments).compile()
         (FOLDER / f"{program.__name__}.hlo").write_text(compiled.as_text())
     compile_for_8(target)

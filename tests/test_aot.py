@@ -3,6 +3,7 @@
 
 import importlib.metadata
 import importlib.util
+import math
 import os
 import re
 import subprocess
@@ -74,6 +75,8 @@ def _thunks(folder: Path, program: str) -> list[str]:
         ("chain", CHAIN_LENGTH),
         ("batched", 1),
         ("trained", 3),  # forward, gradient of the activations, gradient of the weight
+        ("grouped", 1),
+        ("grouped_weight_gradient", 1),
         ("sharded", 1),
         ("trained_on_8", 3),
     ],
@@ -87,7 +90,7 @@ def test_kernels_are_compiled_with_the_program(folder):
     assert list((folder / "cache").rglob("1d2d.*.bin"))
 
 
-@pytest.mark.parametrize("program", ["quantised_lhs", "chain", "batched", "sharded"])
+@pytest.mark.parametrize("program", ["quantised_lhs", "chain", "batched", "grouped", "sharded"])
 def test_scales_quantised_in_the_program_need_no_transpose(folder, program):
     module = _module(folder, program)
     for call in module.custom_calls(TARGET):
@@ -111,6 +114,21 @@ def test_donated_accumulator_is_updated_in_place(folder):
     assert "output_to_operand_aliasing={{}: (4, {})}" in call.text
     assert "input_output_alias={ {}: (3, {}" in module.header
     assert module.layout_kernels() == []
+
+
+def test_grouped_weight_gradient_reads_tokens_directly(folder):
+    """No transpose of them is written but the float8 one, and the accumulator is used in place."""
+    module = _module(folder, "grouped_weight_gradient")
+    (call,) = module.custom_calls(TARGET)
+    assert "output_to_operand_aliasing={{}: (5, {})}" in call.text
+    assert "input_output_alias={ {}: (3, {}" in module.header
+    assert module.layout_kernels() == []
+    text = (folder / "grouped_weight_gradient.hlo").read_text()
+    entry = text[text.index("ENTRY") :]
+    # Tokens are padded to 1152 = 9 * 128 columns: values of 512 rows in 8 bits, scales in 32.
+    shapes = re.findall(r"^ +(?:ROOT )?%\S+ = \(?(\w+)\[([0-9,]+)\]", entry, re.MULTILINE)
+    large = {t for t, s in shapes if math.prod(map(int, s.split(","))) == 512 * 9 * 128}
+    assert large == {"f8e4m3fn"}, large
 
 
 def test_calls_land_in_a_command_buffer(folder):
