@@ -8,6 +8,14 @@ import re
 from pathlib import PurePath
 
 import pytest
+from _cpp_layers import (
+    CPP_OWNERS,
+    CSRC_EXCEPTIONS,
+    CSRC_LAYERS,
+    DEVICE_SYSTEM_INCLUDES,
+    KERNEL_PARTS,
+    LIBRARY_LAYERS,
+)
 from _source import (
     CPP_SUFFIXES,
     ROOT,
@@ -27,37 +35,6 @@ MAX_HOST_FUNCTION_LINES = 60
 MAX_DEVICE_FUNCTION_LINES = 120
 MAX_NESTING = 4
 MAX_COLUMNS = 100
-
-# Layer of csrc/: layers it may include. The order is that of the call path.
-CSRC_LAYERS = {
-    "shared": {"shared"},
-    "kernels": {"kernels", "shared"},
-    "runtime": {"runtime", "shared"},
-    "gemm": {"gemm", "runtime", "shared"},
-    "ffi": {"ffi", "gemm", "runtime", "shared"},
-    "bindings": {"bindings", "ffi", "gemm", "runtime", "shared"},
-    # Stands in for the driver, and compiles the kernels against its own wrappers. It names
-    # configurations with gemm/config_key.h, and knows nothing else of gemm.
-    "sim": {"sim", "kernels", "runtime", "shared"},
-}
-CSRC_EXCEPTIONS = {("sim", "gemm/config_key.h")}
-# Libraries, by the first part of an include's name: the only layer that may use each.
-LIBRARY_LAYERS = {"nanobind": "bindings", "xla": "ffi"}
-# Inside kernels/: part, by the start of a file's name: parts it may include.
-KERNEL_PARTS = {
-    "ptx": {"ptx"},
-    "mma": {"mma", "ptx"},
-    "pipeline": {"ptx"},
-    "group_table": {"pipeline", "ptx"},
-    "promotion": {"pipeline", "ptx"},
-    "tile_scheduler": {"group_table", "pipeline", "ptx"},
-    "producer": {"pipeline", "tile_scheduler", "ptx"},
-    "epilogue": {"pipeline", "tile_scheduler", "ptx"},
-    "consumer": {"epilogue", "pipeline", "promotion", "tile_scheduler", "mma", "ptx"},
-    "sm90": {"consumer", "producer", "epilogue", "pipeline", "tile_scheduler", "mma", "ptx"},
-}
-# System headers device code may name: those that types.h gives the host compiler.
-DEVICE_SYSTEM_INCLUDES = {("csrc/shared/types.h", "cstdint")}
 
 # Module of the package: modules of the package it may import, lazily or not.
 PYTHON_LAYERS = {
@@ -176,26 +153,6 @@ PYTHON_LAYERS = {
 }
 
 # An effect, as a pattern in code: the only files that may have it (prefixes).
-CPP_OWNERS = {
-    r"\bgetenv\b": (),
-    r"\basm\b": ("csrc/kernels/ptx/", "csrc/kernels/mma/", "csrc/sim/engine/fiber."),
-    # At a boundary that no exception may cross: XLA's, and the simulated driver's.
-    r"\bcatch\s*\(": ("csrc/ffi/", "csrc/sim/"),
-    r"\bdlopen\b": ("csrc/runtime/driver.cc", "csrc/runtime/nvrtc.cc"),
-    r"\bnvrtc[A-Z]\w+": ("csrc/runtime/nvrtc.cc",),
-    r"\bcuTensorMapEncode\w*": (
-        "csrc/runtime/tensor_map.cc",
-        "csrc/runtime/driver.",
-        "csrc/sim/driver.cc",
-    ),
-    r"\bcuLaunchKernel\w*": (
-        "csrc/runtime/module.cc",
-        "csrc/runtime/driver.",
-        "csrc/sim/driver.cc",
-    ),
-    r"\b(abort|exit|printf)\s*\(": (),
-    r"\bassert\s*\(": (),
-}
 PYTHON_OWNERS = {
     r"\bos\.(environ|getenv)\b": ("jax_fp8gemm/_config.py",),
     r"\bjax\.ffi\b": ("jax_fp8gemm/_ffi.py",),
