@@ -15,6 +15,7 @@ from jax_fp8gemm._grouped_gemm import grouped_gemm_contiguous as grouped_gemm_co
 from jax_fp8gemm._k_grouped_gemm import k_grouped_gemm as k_grouped_gemm
 from jax_fp8gemm._masked_gemm import grouped_gemm_masked as grouped_gemm_masked
 from jax_fp8gemm._plan import plan as plan
+from jax_fp8gemm._precompile import precompile as precompile
 from jax_fp8gemm._quantize import quantize as quantize
 from jax_fp8gemm._quantize_transposed import quantize_k_grouped as quantize_k_grouped
 from jax_fp8gemm._quantize_transposed import quantize_transposed as quantize_transposed

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jaxlib
 
-from jax_fp8gemm import _config, _simulator
+from jax_fp8gemm import _config, _simulator, _tuned
 
 
 class Finding(NamedTuple):
@@ -31,6 +31,7 @@ def report() -> tuple[list[str], bool]:
         findings.append(Finding("extension", _first_line(error), is_good=False))
     if core is not None:
         findings += [_driver(core), _compiler(core), _simulation(), _kernel_cache(core)]
+        findings.append(_tuned_table(core, _ffi.planning_gpu("cuda")))
     findings += [Finding(name, text) for name, text in _config.values().items()]
     lines = [f"{f.name:<22} {'' if f.is_good else 'NOT AVAILABLE: '}{f.text}" for f in findings]
     return [*lines, _verdict({f.name: f.is_good for f in findings})], core is not None
@@ -86,6 +87,15 @@ def _kernel_cache(core: Any) -> Finding:
     if directory is None:
         return Finding("kernel cache", "off")
     return Finding("kernel cache", f"{len(core.list_disk_cache())} kernels in {directory}")
+
+
+def _tuned_table(core: Any, gpu: str) -> Finding:
+    if not gpu:
+        return Finding("tuned table", "none: there is no GPU")
+    try:
+        return Finding("tuned table", f"{_tuned.count(gpu, core.describe_config)} problems")
+    except _tuned.TableError as error:
+        return Finding("tuned table", _first_line(error), is_good=False)
 
 
 def _first_line(error: Exception) -> str:

@@ -242,24 +242,7 @@ def matmul(
         config: Key of the configuration to use; empty for that of the tuned table of the first
             GPU's model, or where it has none the planner's.
     """
-    core()
     dtype = np.dtype(preferred_element_type)
-    d_alignment = _TMA_ALIGNMENT // dtype.itemsize
-    d_pitch = n + -n % d_alignment
-    operands, layouts = _addressable(lhs_values, lhs_scales, rhs_values, rhs_scales, rhs_is_1x128)
-    aliases = {}
-    if group_data is not None:
-        operands.append(group_data)
-    if accumulator is not None:
-        aliases = {len(operands): 0}
-        operands.append(_pad(accumulator, 1, d_alignment))
-    call = jax.ffi.ffi_call(
-        GEMM_TARGET,
-        jax.typeof(lhs_values).update(shape=(d_rows, d_pitch), dtype=dtype),
-        input_layouts=layouts + [None] * (len(operands) - len(layouts)),
-        output_layouts=(0, 1),
-        input_output_aliases=aliases,
-    )
     problem = Problem(
         m=m,
         n=n,
@@ -277,12 +260,53 @@ def matmul(
     )
     if not config and (entry := tuned_entry(problem, planning_gpu(backend))):
         config = entry.best.config
+    return _call(
+        problem,
+        [lhs_values, lhs_scales, rhs_values, rhs_scales],
+        group_data,
+        accumulator,
+        d_rows=d_rows,
+        sm_limit=num_sms or 0,
+        config=config,
+    )
+
+
+def _call(
+    problem: Problem,
+    operands: list[jax.Array],
+    group_data: jax.Array | None,
+    accumulator: jax.Array | None,
+    *,
+    d_rows: int,
+    sm_limit: int,
+    config: str,
+) -> jax.Array:
+    """Returns the result of the custom call for a problem; operands as those of `matmul`."""
+    core()
+    dtype, n = np.dtype(problem.d_dtype), problem.n
+    d_alignment = _TMA_ALIGNMENT // dtype.itemsize
+    d_pitch = n + -n % d_alignment
+    result = jax.typeof(operands[0]).update(shape=(d_rows, d_pitch), dtype=dtype)
+    operands, layouts = _addressable(*operands, problem.scaling == "1d1d")
+    aliases = {}
+    if group_data is not None:
+        operands.append(group_data)
+    if accumulator is not None:
+        aliases = {len(operands): 0}
+        operands.append(_pad(accumulator, 1, d_alignment))
+    call = jax.ffi.ffi_call(
+        GEMM_TARGET,
+        result,
+        input_layouts=layouts + [None] * (len(operands) - len(layouts)),
+        output_layouts=(0, 1),
+        input_output_aliases=aliases,
+    )
     padded = call(
         *operands,
         **problem._asdict(),
         d_pitch=d_pitch,
         pdl=_config.pdl(),
-        sm_limit=num_sms or 0,
+        sm_limit=sm_limit,
         config=config,
     )
     return padded if d_pitch == n else padded[:, :n]

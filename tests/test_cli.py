@@ -7,11 +7,9 @@ import types
 import pytest
 
 from jax_fp8gemm import _cli, _config, _plan
+from jax_fp8gemm._problem import Problem
 
-CONFIGS = [
-    {"config": "best", "block_m": 128, "microseconds": 10.0},
-    {"config": "second", "block_m": 64, "microseconds": 11.5},
-]
+CONFIGS = [{"config": "best"}, {"config": "second"}]
 
 
 class Core(types.SimpleNamespace):
@@ -20,7 +18,9 @@ class Core(types.SimpleNamespace):
     ffi_api_minor = 2
 
     def __init__(self):
-        super().__init__(compiled=[], entries=[("/cache/a.bin", "a", 100)], nvrtc=(13, 0))
+        super().__init__(
+            compiled=[], ranked=[], entries=[("/cache/a.bin", "a", 100)], nvrtc=(13, 0)
+        )
 
     def nvrtc_version(self):
         if self.nvrtc is None:
@@ -47,8 +47,13 @@ class Core(types.SimpleNamespace):
 def core(replace_ffi, monkeypatch, tmp_path):
     """Puts a recording stand-in in the place of the extension."""
     core = Core()
-    replace_ffi(core=lambda: core, SIM_LIBRARY=tmp_path / "none.so")
-    monkeypatch.setattr(_cli, "plan", lambda *args, **kwargs: CONFIGS)
+    replace_ffi(
+        core=lambda: core,
+        SIM_LIBRARY=tmp_path / "none.so",
+        planning_gpu=lambda backend: "",
+        planning_num_sms=lambda backend, num_sms: num_sms or 132,
+        rank=lambda problem, **kwargs: core.ranked.append((problem, kwargs)) or CONFIGS,
+    )
     monkeypatch.setenv(_config.CACHE_DIR.name, str(tmp_path))
     return core
 
@@ -59,13 +64,14 @@ def test_help_shows_examples(capsys):
     assert exit_info.value.code == 0
     text = capsys.readouterr().out
     commands = re.findall(r"python -m jax_fp8gemm (\w+)", text.partition("examples:")[2])
-    assert set(commands) == {"doctor", "explain", "precompile", "cache"}
+    assert set(commands) == {"doctor", "explain", "precompile", "tune", "cache"}
 
 
 def test_doctor_succeeds_without_a_gpu(core, capsys):
     assert _cli.main(["doctor"]) == 0
     text = capsys.readouterr().out
-    for name in ("jax_fp8gemm", "jax devices", "extension", "nvrtc", "kernel cache"):
+    names = ("jax_fp8gemm", "jax devices", "extension", "nvrtc", "kernel cache", "tuned table")
+    for name in names:
         assert re.search(rf"^{name} +\S", text, re.MULTILINE)
     assert re.search(r"^gpu +NOT AVAILABLE: no libcuda.so.1$", text, re.MULTILINE)
     assert "'xla'" in text.splitlines()[-1]
@@ -81,11 +87,35 @@ def test_doctor_fails_where_the_extension_does_not_load(replace_ffi, capsys):
     assert "extension              NOT AVAILABLE: handler's API" in capsys.readouterr().out
 
 
-def test_explain_shows_the_choice_and_the_runners_up(core, capsys):
-    assert _cli.main(["explain", "64", "7168", "2048", "--top", "2"]) == 0
+def test_doctor_names_a_damaged_table(core, replace_ffi, monkeypatch, tmp_path, capsys):
+    core.describe_config = lambda key: {}
+    replace_ffi(
+        core=lambda: core, SIM_LIBRARY=tmp_path / "none.so", planning_gpu=lambda backend: "H100"
+    )
+    damaged = tmp_path / "damaged.json"
+    damaged.write_text("{}")
+    monkeypatch.setenv(_config.TUNED.name, str(damaged))
+    assert _cli.main(["doctor"]) == 0
     text = capsys.readouterr().out
-    assert re.search(r"block_m +128", text) and re.search(r"11.50 us +second", text)
-    assert re.search(r"modelled_tflops +187.9", text)
+    assert f"tuned table            NOT AVAILABLE: {damaged}: the file has no format" in text
+
+
+@pytest.mark.parametrize("words", [["64", "7168", "2048"], ["64x7168x2048"]], ids=str)
+def test_explain_shows_the_choice_and_the_runners_up(extension, words, capsys):
+    arguments = [*words, "--num-sms", "132", "--top", "2", "--no-code"]
+    assert _cli.main(["explain", *arguments]) == 0
+    text = capsys.readouterr().out
+    best, second = _plan.plan(64, 7168, 2048, num_sms=132)[:2]
+    assert f"chosen  {best['config']}" in text and f"[2] {second['config']}" in text
+    assert "machine code" not in text
+
+
+def test_options_complete_a_problem(core, monkeypatch):
+    monkeypatch.setenv(_config.PDL.name, "0")
+    options = ["--lhs", "e5m2", "--result", "f32", "--accumulate", "--num-sms", "8"]
+    assert _cli.main(["precompile", "4x5x6", *options, "--gpu", "NVIDIA H200"]) == 0
+    problem = Problem(4, 5, 6, a_dtype="float8_e5m2", d_dtype="float32", accumulate=True, num_sms=8)
+    assert core.ranked == [(problem, {"backend": "cuda", "gpu": "NVIDIA H200"})]
 
 
 def test_precompile_compiles_each_kernel_once(core, monkeypatch, tmp_path, capsys):
@@ -113,6 +143,8 @@ def test_precompile_without_problems_is_a_usage_error(core, tmp_path, capsys):
     (tmp_path / "bad").write_text("64x64\n")
     assert _cli.main(["precompile", "--file", str(tmp_path / "bad")]) == 2
     assert "'64x64'" in capsys.readouterr().err
+    assert _cli.main(["precompile", "ragged:8x8x8", "--accumulate"]) == 2
+    assert "only dense and k_grouped problems accumulate" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -120,7 +152,8 @@ def test_precompile_without_problems_is_a_usage_error(core, tmp_path, capsys):
     [
         ["precompile", "64x64"],
         ["precompile", "0x64x64"],
-        ["explain", "0", "1", "1"],
+        ["precompile", "64x64x64:groups=2"],
+        ["tune", "64x64x64", "--rounds", "0"],
         ["explain", "1", "1", "1", "--num-sms", "2000"],
         ["explain", "1", "1", "1", "--result", "f64"],
         [],
@@ -131,6 +164,12 @@ def test_bad_arguments_are_usage_errors(arguments, capsys):
     with pytest.raises(SystemExit) as exit_info:
         _cli.main(arguments)
     assert exit_info.value.code == 2
+
+
+@pytest.mark.parametrize("words", [["0", "1", "1"], ["1", "1"], ["1x1x1", "1x1x1"], ["ragged:1"]])
+def test_explain_of_no_problem_is_a_usage_error(extension, words, capsys):
+    assert _cli.main(["explain", *words]) == 2
+    assert capsys.readouterr().err.startswith("explain: ")
 
 
 def test_cache_lists_and_clears(core, tmp_path, capsys):
@@ -152,7 +191,8 @@ def test_commands_with_the_extension(extension, monkeypatch, tmp_path, capsys):
     assert _cli.main(["doctor"]) == 0
     assert _cli.main(["explain", "4096", "7168", "2048", "--num-sms", "132"]) == 0
     best = _plan.plan(4096, 7168, 2048, num_sms=132)[0]
-    assert f"us  {best['config']}" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert f"chosen  {best['config']}" in text and "machine code" in text
 
 
 # ---- Environment variables ---------------------------------------------------------------------

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from _nvrtc import find_all
 from _source import ROOT
 
 import jax_fp8gemm as fp8
@@ -181,8 +182,11 @@ SPECIAL_INPUTS = {
 @pytest.mark.parametrize("name", [n for n, v in EVERYTHING.items() if "Example" in _sections(v)])
 def test_docstring_example_runs(name):
     """Runs the lines in order; a line followed by output must give it."""
-    if name in ("plan", "export_checks") and not importlib.util.find_spec("jax_fp8gemm._core"):
+    needs_extension = name in ("plan", "precompile", "export_checks")
+    if needs_extension and not importlib.util.find_spec("jax_fp8gemm._core"):
         pytest.skip("needs the compiled extension jax_fp8gemm._core")
+    if name == "precompile" and not find_all():
+        pytest.skip("needs NVRTC")
     names = _inputs()
     names |= SPECIAL_INPUTS.get(name.rpartition(".")[2], lambda _: {})(names)
     examples = doctest.DocTestParser().get_examples(_sections(EVERYTHING[name])["Example"])

@@ -49,7 +49,9 @@ def path(extension, tmp_path, monkeypatch):
 def on_h100(extension, monkeypatch):
     """Lets programs be planned as where the first GPU is an H100."""
     monkeypatch.setattr(extension, "planning_gpu", lambda backend: GPU if backend == "cuda" else "")
-    return extension
+    jax.clear_caches()  # what was traced without that GPU
+    yield extension
+    jax.clear_caches()
 
 
 def _attributes(function, *arguments) -> str:

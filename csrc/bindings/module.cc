@@ -79,6 +79,7 @@ nb::dict DescribeCost(const CostEstimate& cost) {
   nb::dict fields;
   fields["tiles"] = cost.tiles;
   fields["tiles_per_cta"] = cost.tiles_per_cta;
+  fields["k_blocks"] = cost.k_blocks;
   fields["tensor_cycles_per_k_block"] = cost.tensor_per_k_block;
   fields["smem_cycles_per_k_block"] = cost.smem_per_k_block;
   fields["l2_cycles_per_k_block"] = cost.l2_per_k_block;
@@ -86,6 +87,7 @@ nb::dict DescribeCost(const CostEstimate& cost) {
   fields["load_cycles_per_k_block"] = cost.load_per_k_block;
   fields["cycles_per_k_block"] = cost.k_block;
   fields["tile_overhead_cycles"] = cost.tile_overhead;
+  fields["compute_cycles"] = cost.compute;
   fields["hbm_floor_cycles"] = cost.hbm_floor;
   fields["cycles"] = cost.cycles;
   fields["microseconds"] = cost.microseconds;

@@ -116,13 +116,13 @@ CostEstimate EstimateCost(const GemmProblem& problem, const GemmConfig& config) 
   const double bytes =
       work.a_bytes * (1 + 4.0 / kBlockK) + work.b_bytes + work.d_elements * d_bytes;
   estimate.hbm_floor = bytes / (kHbmBytesPerCycle * kHbmEfficiency);
-  const int64_t k_blocks = ceil_div<int64_t>(work.k_blocks, config.split_k);
-  const double compute =
-      estimate.tiles_per_cta * (k_blocks * estimate.k_block + estimate.tile_overhead);
+  estimate.k_blocks = ceil_div<int64_t>(work.k_blocks, config.split_k);
+  estimate.compute =
+      estimate.tiles_per_cta * (estimate.k_blocks * estimate.k_block + estimate.tile_overhead);
   // What is not the bound does not hide perfectly under what is: of tiles that reach the memory
   // floor the one with slack wins.
-  estimate.cycles = kLaunchCycles + std::max(compute, estimate.hbm_floor) +
-                    kOverlapLoss * std::min(compute, estimate.hbm_floor);
+  estimate.cycles = kLaunchCycles + std::max(estimate.compute, estimate.hbm_floor) +
+                    kOverlapLoss * std::min(estimate.compute, estimate.hbm_floor);
   estimate.microseconds = estimate.cycles / (kClockGhz * 1e3);
   return estimate;
 }
