@@ -72,7 +72,7 @@ $(VENV)/.package: $(SOURCES) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.tests: pyproject.toml | $(VENV)/.package
-	$(BIN)/python .ci/requirements.py test > $(VENV)/test.txt
+	$(BIN)/python .ci/requirements.py test examples > $(VENV)/test.txt
 	$(PIP) install --requirement $(VENV)/test.txt
 	@touch $@
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prints requirements for pip, one a line: python .ci/requirements.py test | build | xla-gpu.
+"""Prints requirements for pip, one a line: python .ci/requirements.py test|build|xla-gpu...
 
 `test` and every other extra as pyproject.toml has it, `build` what builds the package, `xla-gpu`
 the part of jax[cuda13] that compiles for a GPU without one, in the version of the installed jaxlib.
@@ -35,4 +35,4 @@ def requirements(name: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    print("\n".join(requirements(sys.argv[1])))
+    print("\n".join(line for name in sys.argv[1:] for line in requirements(name)))

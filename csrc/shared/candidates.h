@@ -143,8 +143,8 @@ FP8GEMM_HOST_DEVICE constexpr TileShapes tile_shapes(const GemmConfig& types) {
   return kContiguousTileShapes;
 }
 
-// Registers a consumer thread needs: accumulators, partial sums, with 1d1d the scales of its columns,
-// and what the compiler was seen to use beside them.
+// Registers a consumer thread needs: accumulators, partial sums, with 1d1d the scales of its
+// columns, and what the compiler was seen to use beside them.
 FP8GEMM_HOST_DEVICE constexpr uint32_t needed_registers(const GemmConfig& config) {
   const uint32_t fragment = config.block_n / 2;
   const uint32_t sums = config.waves() * fragment + fragment;
