@@ -44,12 +44,6 @@ def initialise(key: jax.Array, layers: int, width: int) -> dict:
     return {"embedding": embedding, "blocks": blocks}
 
 
-def normalise(x: jax.Array) -> jax.Array:
-    """Scales each position to a mean square of 1."""
-    y = x.astype(jnp.float32)
-    return (y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-6)).astype(x.dtype)
-
-
 def rotate(x: jax.Array) -> jax.Array:
     """Rotates pairs of channels by the position: rotary embeddings of (B, L, H, D)."""
     length, half = x.shape[1], x.shape[-1] // 2
@@ -62,11 +56,11 @@ def rotate(x: jax.Array) -> jax.Array:
 def block(dot, x: jax.Array, w: dict) -> jax.Array:
     """Attention and an MLP, each added to what comes in: (B, L, width)."""
     batch, length, width = x.shape
-    heads = dot(normalise(x), w["qkv"]).reshape(batch, length, 3, width // HEAD, HEAD)
+    heads = dot(training.normalise(x), w["qkv"]).reshape(batch, length, 3, width // HEAD, HEAD)
     q, k, v = heads[:, :, 0], heads[:, :, 1], heads[:, :, 2]
     mixed = jax.nn.dot_product_attention(rotate(q), rotate(k), v, is_causal=True)
     x = x + dot(mixed.reshape(x.shape), w["out"])
-    return x + dot(jax.nn.gelu(dot(normalise(x), w["up"])), w["down"])
+    return x + dot(jax.nn.gelu(dot(training.normalise(x), w["up"])), w["down"])
 
 
 def loss(dot, parameters: dict, tokens: jax.Array) -> jax.Array:
@@ -74,7 +68,7 @@ def loss(dot, parameters: dict, tokens: jax.Array) -> jax.Array:
     x = parameters["embedding"][tokens[:, :-1]].astype(jnp.bfloat16)
     x, _ = jax.lax.scan(lambda x, w: (block(dot, x, w), None), x, parameters["blocks"])
     embedding = parameters["embedding"].astype(x.dtype)
-    logits = jnp.dot(normalise(x), embedding.T, preferred_element_type=jnp.float32)
+    logits = jnp.dot(training.normalise(x), embedding.T, preferred_element_type=jnp.float32)
     return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
 
 

@@ -51,12 +51,6 @@ def initialise(key: jax.Array, layers: int, width: int, experts: int) -> dict:
     return {"embedding": embedding, "blocks": blocks}
 
 
-def normalise(x: jax.Array) -> jax.Array:
-    """Scales each position to a mean square of 1."""
-    y = x.astype(jnp.float32)
-    return (y * lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-6)).astype(x.dtype)
-
-
 def attention(x: jax.Array, w: dict) -> jax.Array:
     """Mixes earlier positions into each: (B, L, width)."""
     batch, length, width = x.shape
@@ -101,15 +95,15 @@ def loss(ragged_dot, parameters: dict, tokens: jax.Array) -> tuple[jax.Array, ja
     """Returns the mean cross entropy of each next byte, and the load of each layer's experts."""
 
     def block(x, w):
-        x = x + attention(normalise(x), w)
-        y, load = moe(ragged_dot, normalise(x).reshape(-1, x.shape[-1]), w)
+        x = x + attention(training.normalise(x), w)
+        y, load = moe(ragged_dot, training.normalise(x).reshape(-1, x.shape[-1]), w)
         # Its gradient for the bias is the sign of the load that is too much; its value is 0.
         balance = jnp.sum((w["bias"] - lax.stop_gradient(w["bias"])) * jnp.sign(load - load.mean()))
         return x + y.reshape(x.shape), (load, balance)
 
     x = parameters["embedding"][tokens[:, :-1]].astype(jnp.bfloat16)
     x, (load, balance) = lax.scan(block, x, parameters["blocks"])
-    logits = (normalise(x) @ parameters["embedding"].T.astype(x.dtype)).astype(jnp.float32)
+    logits = (training.normalise(x) @ parameters["embedding"].T.astype(x.dtype)).astype(jnp.float32)
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
     return lax.pmean(cross_entropy + balance.sum(), AXIS), lax.pmean(load, AXIS)
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -75,6 +76,12 @@ def train(loss, parameters, optimizer: optax.GradientTransformation, data, unsee
         losses.append(float(value))
     evaluate = jax.jit(loss)
     return parameters, losses, float(np.mean([evaluate(parameters, tokens) for tokens in unseen]))
+
+
+def normalise(x: jax.Array) -> jax.Array:
+    """Scales each position to a mean square of 1."""
+    y = x.astype(jnp.float32)
+    return (y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-6)).astype(x.dtype)
 
 
 def adam(steps: int, peak: float = 4e-3) -> optax.GradientTransformation:
