@@ -19,6 +19,7 @@ IMPLEMENTATIONS = (None, "cuda", "xla", "sim")
 PADDINGS = ("zero", "unspecified")
 MAX_NUM_SMS = 1024
 MAX_GROUPS = 512  # kMaxGroups of csrc/shared/smem_layout.h
+MAX_EXTENT = 2**31 - 1 - 512  # kMaxExtent of csrc/gemm/problem.cc
 
 
 def _names(dtypes: Sequence[np.dtype]) -> str:
@@ -88,6 +89,11 @@ def matrix(where: str, name: str, value: Any) -> None:
         raise ValueError(
             f"{where}: {name} must be a matrix, got shape {tuple(value.shape)};"
             " use jax.vmap over leading dimensions."
+        )
+    if max(value.shape) > MAX_EXTENT:
+        raise ValueError(
+            f"{where}: {name} must have at most {MAX_EXTENT} rows and columns,"
+            f" got shape {tuple(value.shape)}."
         )
 
 

@@ -53,7 +53,10 @@ def cache_dir() -> pathlib.Path | None:
     if text is not None:
         return pathlib.Path(text).expanduser() if text else None
     base = os.environ.get("XDG_CACHE_HOME")
-    root = pathlib.Path(base) if base else pathlib.Path("~/.cache").expanduser()
+    try:
+        root = pathlib.Path(base) if base else pathlib.Path("~/.cache").expanduser()
+    except RuntimeError:  # a user without a home, as in some containers: keep kernels in memory
+        return None
     return root / "jax_fp8gemm"
 
 

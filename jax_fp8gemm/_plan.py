@@ -63,7 +63,10 @@ def plan(
         >>> plan(4096, 7168, 2048, num_sms=132)[0]["config"]
     """
     where = "plan"
-    m, n, k = (_checks.extent(where, name, v, 1) for name, v in (("m", m), ("n", n), ("k", k)))
+    m, n, k = (
+        _checks.extent(where, name, value, 1, _checks.MAX_EXTENT)
+        for name, value in (("m", m), ("n", n), ("k", k))
+    )
     num_sms = _checks.num_sms(where, num_sms)
     backend = _checks.one_of(where, "implementation", implementation, ("cuda", "sim"))
     groups = _groups(where, kind, rhs_block, num_groups, expected_m, accumulate)

@@ -19,6 +19,8 @@ inline xla::ffi::Error CurrentExceptionAsError(const char* target) {
     return xla::ffi::Error(xla::ffi::ErrorCode::kUnimplemented, prefix + error.what());
   } catch (const std::exception& error) {
     return xla::ffi::Error(xla::ffi::ErrorCode::kInternal, prefix + error.what());
+  } catch (...) {
+    return xla::ffi::Error(xla::ffi::ErrorCode::kInternal, prefix + "unknown exception");
   }
 }
 

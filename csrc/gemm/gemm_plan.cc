@@ -77,6 +77,11 @@ GemmPlan::GemmPlan(Backend backend, const GemmProblem& problem, const std::strin
       throw UnsupportedError("configuration '" + config_key + "' does not compute " +
                              problem.ToString());
     }
+    const int64_t ctas = MakeLaunchGeometry(problem, config_, problem.num_sms).grid;
+    if (problem.sm_limit > 0 && ctas > problem.sm_limit) {
+      throw UnsupportedError("configuration '" + config_key + "' needs " + std::to_string(ctas) +
+                             " SMs for " + problem.ToString());
+    }
   }
   image_ = MakeImage(backend, config_);
 }

@@ -15,7 +15,10 @@ std::vector<RankedConfig> RankConfigs(const GemmProblem& problem, const ConfigFi
   for (const GemmConfig& config : CandidateConfigs(problem.types())) {
     // A cluster needs its CTAs resident together.
     if (int64_t{config.cluster_size()} > problem.num_sms || !filter(config)) continue;
-    ranked.push_back({config, EstimateCost(problem, config)});
+    const CostEstimate cost = EstimateCost(problem, config);
+    // With split K all clusters are launched, one for each tile: they must be within num_sms.
+    if (config.split_k > 1 && cost.tiles > problem.num_sms) continue;
+    ranked.push_back({config, cost});
   }
   std::stable_sort(ranked.begin(), ranked.end(), [](const RankedConfig& x, const RankedConfig& y) {
     return x.cost.cycles < y.cost.cycles;
