@@ -130,6 +130,11 @@ def gemm_programs():
             return measure(gemm, operands, np.asarray(gemm(*short)))
 
         yield kind, "gemm, a block split", split_block
+    yield from gemm_programs_in_contexts(lhs, rhs, want)
+
+
+def gemm_programs_in_contexts(lhs, rhs, want):
+    """Yields a name and a measurement for gemm under shard_map, set_mesh and auto_axes."""
 
     def manual():
         mesh = MESHES[AUTO]
