@@ -125,8 +125,9 @@ def main() -> None:
         lambda x, spec: jax.device_put(x, jax.NamedSharding(mesh, spec)), parameters, specs
     )
     kinds = {"embedding": "adam", "blocks": {n: "bias" if n == "bias" else "adam" for n in blocks}}
+    balance = optax.sgd(optax.linear_schedule(0.05, 0.001, options.steps))
     optimizer = optax.multi_transform(
-        {"adam": training.adam(options.steps), "bias": optax.sgd(0.03)}, kinds
+        {"adam": training.adam(options.steps), "bias": balance}, kinds
     )
     runs = {}
     for name, dot in (("bfloat16", bfloat16_ragged_dot), ("FP8", fp8_ragged_dot)):
