@@ -26,8 +26,9 @@ def plan(
 ) -> list[dict[str, Any]]:
     """Returns the kernel configurations for a problem, best first: the first is used.
 
-    Their order is a pure function of the arguments, SM count included. Nothing is compiled, and no
-    GPU is needed.
+    Their order is a pure function of the arguments, SM count included, but for the first: what
+    measured fastest where a tuned table for this machine's first GPU knows the problem. Nothing is
+    compiled, and no GPU is needed.
 
     Args:
         m: Rows of `lhs`, at least 1; for "masked" the room of each group.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The simulator's options, set through the C interface of its library (csrc/sim/options.h)."""
+"""The simulator's options and counts, through its library's C interface (csrc/sim/options.h)."""
 
 import ctypes
 import functools
@@ -18,6 +18,24 @@ class _Options(ctypes.Structure):
         ("shadow", ctypes.c_int32),
         ("num_sms", ctypes.c_int32),
     ]
+
+
+STAT_NAMES = (
+    "launches",
+    "switches",
+    "wgmma",
+    "loads",
+    "stores",
+    "bytes_loaded",
+    "bytes_stored",
+    "bank_conflicts",
+)
+
+
+class _Stats(ctypes.Structure):
+    """`fp8gemm::sim::SimStats`."""
+
+    _fields_ = [(name, ctypes.c_uint64) for name in STAT_NAMES]
 
 
 def available() -> bool:
@@ -45,3 +63,15 @@ def options() -> dict[str, int]:
 def set_options(options: dict[str, int]) -> None:
     """Sets every option, for the simulated launches that follow in this process."""
     _library().Fp8GemmSimSetOptions(ctypes.byref(_Options(**options)))
+
+
+def stats() -> dict[str, int]:
+    """Returns what simulated launches did since the last `reset_stats`."""
+    counted = _Stats()
+    _library().Fp8GemmSimGetStats(ctypes.byref(counted))
+    return {name: getattr(counted, name) for name in STAT_NAMES}
+
+
+def reset_stats() -> None:
+    """Sets every count to zero."""
+    _library().Fp8GemmSimResetStats()

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Published times beside the model, regret, static counts; and docs/performance.md says them."""
+
+import re
+import sys
+
+import pytest
+from _source import ROOT
+
+from jax_fp8gemm import _problem
+
+sys.path.insert(0, str(ROOT))  # benchmarks/ is no part of the package
+
+PAGE = (ROOT / "docs/performance.md").read_text()
+_CELL = r" `?([^|`]+)`? \|"
+
+
+def _rows(header: str) -> list[tuple[str, ...]]:
+    """Returns the cells of the page's table with this header."""
+    lines = PAGE.splitlines()
+    start = lines.index(header) + 2
+    found = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        found.append(tuple(re.findall(_CELL, line)))
+    return found
+
+
+COUNTED = _rows(
+    "| configuration | L2 | shared memory: written + read | read / least | cycles | conflicts |"
+)
+PREDICTED = _rows("| problem | configuration | predicted us | TFLOPS |")
+COMPARED = _rows("| rows | number | DeepGEMM's tile: mean | from, to |")
+
+
+@pytest.fixture
+def calibration(extension):
+    """The module, which needs the extension."""
+    from benchmarks import calibration
+
+    return calibration
+
+
+@pytest.fixture
+def static_report(extension):
+    """The module, which needs the extension."""
+    from benchmarks import static_report
+
+    return static_report
+
+
+# ---- Published rows ------------------------------------------------------------------------------
+
+
+def test_published_rows():
+    from benchmarks.published import rows
+
+    found = rows()
+    assert len(found) == len({row.problem for row in found}) == 42
+    assert {row.problem.kind for row in found} == {"dense", "contiguous", "masked", "k_grouped"}
+    headline = next(row for row in found if row.problem[:3] == (4096, 7168, 16384))
+    assert (headline.tflops, headline.source) == (1550, "news")
+    assert headline.microseconds == pytest.approx(620.7, abs=0.1)
+    cold = next(row for row in found if row.problem[:3] == (64, 2112, 7168))
+    assert (cold.tflops, cold.source) == (154, "pr94")
+    # Nothing was published that the physics of an H100 forbid.
+    for row in found:
+        assert row.problem.flops / 1979e6 < row.microseconds
+        if "warm" not in row.source:
+            assert row.problem.least_bytes / 3.35e6 < row.microseconds, row.problem
+
+
+def test_every_row_has_a_candidate_with_the_tile_of_deepgemm(calibration):
+    assert [p.row.problem for p in calibration.predictions() if p.theirs is None] == []
+
+
+def test_model_is_not_far_from_published_times(calibration):
+    """A constant that is off by half would show here."""
+    found = calibration.predictions()
+    assert all(0.6 < p.their_ratio < 1.15 for p in found)
+    assert all(p.ours <= p.theirs for p in found)
+    report = calibration.report_predictions(found)
+    assert report.count("\n| ") >= 42 and "64x16 1x1" in report
+
+
+def test_problems_can_be_tuned(calibration, capsys):
+    assert calibration.main(["--problems"]) == 0
+    words = capsys.readouterr().out.split()
+    assert len(words) == 42
+    assert {_problem.parse(word) for word in words} == {
+        p.row.problem for p in calibration.predictions()
+    }
+
+
+# ---- Regret --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def measurements(calibration, extension):
+    """Made-up measurements of four problems: a good choice, a bad one, a failed one, nothing."""
+    tune = calibration._tune
+    machine = tune.Machine("NVIDIA H100", "580", "13.0", "by hand", ())
+    samples_of = {
+        64: [(10.0,), (10.2, 10.4)],
+        128: [(12.0,), (10.0,)],
+        256: [(), (5.0,)],
+        512: [(), ()],
+    }
+    cases = []
+    for m, samples in samples_of.items():
+        problem = _problem.parse(f"{m}x7168x2048")
+        ranked = extension.rank(problem, backend="cuda", gpu="")
+        pairs = zip(ranked, samples, strict=False)
+        results = [tune.Result(c["config"], 1.0, taken) for c, taken in pairs]
+        cases.append(tune.Measured(problem, tuple(results)))
+    return tune.measurements(machine, False, cases)
+
+
+def test_regret(calibration, measurements):
+    good, bad, failed = calibration.regrets(measurements)
+    assert good.regret == 0 and good.chosen == good.best
+    assert bad.regret == pytest.approx(0.2) and bad.best_us == 10.0
+    assert failed.regret is None and failed.best_us == 5.0
+    report = calibration.report_regrets(measurements, [good, bad, failed])
+    assert report.startswith("NVIDIA H100, driver 580")
+    lines = report.splitlines()
+    assert lines[4].startswith("| 128x7168x2048") and "| 20.0% |" in lines[4]
+    assert "not measured" in lines[6]
+    assert "worst 20.0%; 1 of 2 choices within 5% of the best; 1 not measured" in report
+
+
+def test_command_reads_what_tune_wrote(calibration, measurements, tmp_path, capsys):
+    path = tmp_path / "x.measurements.json"
+    calibration._tune.save(path, measurements._replace(simulated=True))
+    assert calibration.main([str(path)]) == 0
+    assert capsys.readouterr().out.startswith("**Simulated on a CPU")
+    path.write_text("{}")
+    assert calibration.main([str(path)]) == 1
+    assert str(path) in capsys.readouterr().err
+
+
+# ---- docs/performance.md -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", COUNTED, ids=lambda row: row[0])
+def test_counts_are_as_the_page_says(static_report, simulator_library, row):
+    key, fetched, moved, share, cycles, per_tile = row
+    traffic, conflicts = static_report.traffic(key), static_report.conflicts(key)
+    port = (traffic.written + traffic.read) // 128
+    config = static_report._ffi.core().describe_config(key)
+    tensor = 2 * config["block_n"] * config["waves"] * config["num_consumers"]
+    got = (
+        str(traffic.fetched),
+        f"{traffic.written} + {traffic.read}",
+        f"{traffic.read / traffic.least_read:.2f}",
+        f"{port} / {tensor}",
+        f"{conflicts.per_tile:.4g}",
+    )
+    assert got == (fetched, moved, share, cycles, per_tile), "update docs/performance.md"
+    assert conflicts.per_k_block == 0
+
+
+@pytest.mark.parametrize("row", PREDICTED, ids=lambda row: row[0])
+def test_predictions_are_as_the_page_says(extension, row):
+    fields = {"scaling": "1d1d", "d_dtype": "float32"} if "k_grouped" in row[0] else {}
+    problem = _problem.parse(row[0], **fields)
+    best = extension.rank(problem, backend="cuda", gpu="")[0]
+    us = best["microseconds"]
+    got = (best["config"], f"{us:.1f}", f"{problem.flops / us / 1e6:.0f}")
+    assert got == row[1:], "update docs/performance.md"
+
+
+def test_comparison_is_as_the_page_says(calibration):
+    found = calibration.predictions()
+    for family, number, mean, spread in COMPARED:
+        ratios = [p.their_ratio for p in found if p.row.family == family]
+        got = (
+            str(len(ratios)),
+            f"{calibration.geometric_mean(ratios):.2f}",
+            f"{min(ratios):.2f} to {max(ratios):.2f}",
+        )
+        assert got == (number, mean, spread), "update docs/performance.md"
+
+
+def test_there_are_tables_to_check():
+    assert len(COUNTED) >= 8 and len(PREDICTED) >= 8 and len(COMPARED) == 5
