@@ -6,7 +6,6 @@ they are divided, and jax.shard_map computes the parts. Manual ones: the caller 
 """
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -117,12 +116,11 @@ def _rule(layout: Layout, sizes: Mapping[str, int]) -> tuple[str, dict[str, Any]
 
     text = f"{side(layout.operands)} -> {side(layout.results)}"
     contracted = layout.contracted()
-    # In the order in which they appear, as Shardy wants them.
-    names = dict.fromkeys(re.findall(r"\w+", text))
-    reduced = [n for n in names if n.removesuffix("_block").removesuffix("_inner") in contracted]
+    names = set(text.replace("(", " ").replace(")", " ").replace(",", " ").split()) - {"->"}
+    reduced = {n for n in names if n.removesuffix("_block").removesuffix("_inner") in contracted}
     return text, {
-        "reduction_factors": tuple(n for n in reduced if n not in replicated),
-        "need_replication_factors": tuple(n for n in names if n in replicated),
+        "reduction_factors": tuple(sorted(reduced - replicated)),
+        "need_replication_factors": tuple(sorted(replicated)),
         **factors,
     }
 

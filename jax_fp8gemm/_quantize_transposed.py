@@ -8,15 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_fp8gemm import (
-    _checks,
-    _distribute,
-    _group_checks,
-    _quantize,
-    _sharding,
-    _xla,
-    _xla_grouped,
-)
+from jax_fp8gemm import _checks, _distribute, _group_checks, _quantize, _sharding, _xla_grouped
 from jax_fp8gemm._block_scaled import BlockScaled
 
 _BLOCK = 128
@@ -56,7 +48,7 @@ def quantize_transposed(
         >>> dw = gemm(quantize_transposed(dy), quantize_transposed(activations))   # (N, K)
     """
     x, dtype = _validated("quantize_transposed", x, dtype, scale_format, implementation)
-    return _transposed((x,), None, dtype, scale_format)
+    return _transposed(x, None, dtype, scale_format)
 
 
 def quantize_k_grouped(
@@ -105,7 +97,7 @@ def quantize_k_grouped(
     _checks.array(where, "group_sizes", group_sizes, (jnp.dtype(jnp.int32),))
     _checks.group_data(where, "group_sizes", group_sizes, (group_sizes.size,), "G")
     _group_checks.sizes(where, "group_sizes", group_sizes, x.shape[0])
-    return _transposed((x,), group_sizes, dtype, scale_format)
+    return _transposed(x, group_sizes, dtype, scale_format)
 
 
 def _validated(where: str, x, dtype, scale_format, implementation) -> tuple[jax.Array, Any]:
@@ -117,65 +109,38 @@ def _validated(where: str, x, dtype, scale_format, implementation) -> tuple[jax.
     return jnp.asarray(x), dtype
 
 
-def requantize_k_grouped(x: BlockScaled, group_sizes: jax.Array) -> BlockScaled:
-    """Returns `quantize_k_grouped` of what `(T, R)` with block (1, 128) stands for.
-
-    To scales of powers of two: where those of `x` are too, this rounds nothing again but what
-    becomes subnormal.
-    """
-    return _transposed((x.values, x.scales), group_sizes, jnp.dtype(jnp.float8_e4m3fn), "pow2")
-
-
 # Compiled as one program when called outside of jax.jit, inlined when called inside.
 @functools.partial(jax.jit, static_argnums=(2, 3), inline=True)
-def _transposed(leaves: tuple, group_sizes: jax.Array | None, dtype, scale_format) -> BlockScaled:
-    """Quantises a transpose as `on_one_device`; rows in groups, or all of them as they are."""
-    leads = _sharding.names("b", leaves[0].ndim - 2)
+def _transposed(x: jax.Array, group_sizes: jax.Array | None, dtype, scale_format) -> BlockScaled:
+    """Quantises the transpose of x; its rows in groups, or all of them as they are."""
+    leads = _sharding.names("b", x.ndim - 2)
     has_groups = group_sizes is not None
     operation = _sharding.Operation(
         where="quantize_k_grouped" if has_groups else "quantize_transposed",
         layout=_sharding.Layout(
-            operands=(
-                (*leads, "t", "r"),
-                (*leads, "t", "r/128") if len(leaves) > 1 else None,
-                ("g",) if has_groups else None,
-            ),
+            operands=((*leads, "t", "r"), ("g",) if has_groups else None),
             results=((*leads, "r", "t"), (*leads, "r", "t/128")),
-            names=("x", "x scales", "group_sizes"),
+            names=("x", "group_sizes"),
             whole=("t", "g") if has_groups else (),
         ),
-        compute=lambda x, x_scales, sizes: on_one_device(
-            (x,) if x_scales is None else (x, x_scales), sizes, dtype, scale_format
-        ),
+        compute=lambda x, sizes: on_one_device(x, sizes, dtype, scale_format),
     )
-    operands = (*leaves, *(None,) * (2 - len(leaves)), group_sizes)
-    out = _distribute.apply(operation, operands, automatic=False)
+    out = _distribute.apply(operation, (x, group_sizes), automatic=False)
     return BlockScaled.tree_unflatten(_checks.ROW_BLOCK, out)
 
 
-def on_one_device(leaves: tuple, group_sizes, dtype, scale_format) -> tuple[jax.Array, jax.Array]:
+def on_one_device(x, group_sizes, dtype, scale_format) -> tuple[jax.Array, jax.Array]:
     """Returns values and scales of what one device holds.
 
     Scaled first and transposed as float8. Without the barrier XLA would choose one layout for both
     uses of x, and write the transpose of x in 32 bits for the sake of the values; with it, it reads
     x once for the scales and once for the values.
-
-    Args:
-        leaves: `(x,)`, or values and scales of x with block (1, 128), which are then what is read.
-        group_sizes: Sizes of groups of rows, or None.
-        dtype: Dtype of the values.
-        scale_format: As in `quantize`.
     """
     options = (_COLUMN_BLOCK, dtype, scale_format)
-    scales = _quantize.block_scales(_aligned(_read(leaves), group_sizes), *options)
-    again = _read(lax.optimization_barrier(leaves))
+    scales = _quantize.block_scales(_aligned(x, group_sizes), *options)
+    again = lax.optimization_barrier(x)
     values = _quantize.block_values(_aligned(again, group_sizes), scales, *options)
     return jnp.swapaxes(values, -1, -2), jnp.swapaxes(scales, -1, -2)
-
-
-def _read(leaves: tuple) -> jax.Array:
-    """Returns what the leaves stand for."""
-    return leaves[0] if len(leaves) == 1 else _xla.dequantize(*leaves, _checks.ROW_BLOCK)
 
 
 def _aligned(x: jax.Array, group_sizes: jax.Array | None) -> jax.Array:

@@ -15,7 +15,7 @@ from jax_fp8gemm._dot import ACTIVATION_NAME, WEIGHT_NAME, Options
 from jax_fp8gemm._grouped_gemm import grouped_gemm
 from jax_fp8gemm._k_grouped_gemm import k_grouped_gemm
 from jax_fp8gemm._quantize import quantize_in_rule
-from jax_fp8gemm._quantize_transposed import quantize_k_grouped, requantize_k_grouped
+from jax_fp8gemm._quantize_transposed import quantize_k_grouped
 
 _WHERE = "ragged_dot"
 
@@ -136,7 +136,8 @@ def _backward(options: Options, residuals, dy: jax.Array):
     if options.w_dtype is None:
         return dlhs, None, None
     drhs = k_grouped_gemm(
-        requantize_k_grouped(lhs, group_sizes),
+        # Powers of two as before: scaling along tokens then rounds nothing but subnormals again.
+        quantize_k_grouped(lhs.dequantize(), group_sizes, scale_format="pow2"),
         quantize_k_grouped(dy, group_sizes),
         group_sizes,
         implementation=options.implementation,
