@@ -67,7 +67,7 @@ def measure(f, arguments, want, **options) -> dict:
     got = compiled(*arguments)
     return {
         "collectives": collectives(compiled.as_text()),
-        "specs": [str(tuple(leaf.sharding.spec)) for leaf in jax.tree.leaves(got)],
+        "specs": [str(tuple(getattr(leaf.sharding, "spec", ()))) for leaf in jax.tree.leaves(got)],
         "error": relative(jax.device_get(got), want),
     }
 
@@ -269,7 +269,7 @@ def dot_general_programs():
             operands = put(EXPLICIT, x, P("x", None, "y")), put(EXPLICIT, w, P("y"))
             return measure(f, operands, want)
 
-        yield EXPLICIT, f"dot_general {spec}", run
+        yield EXPLICIT, f"dot_general {tuple(spec)}", run
 
     def vmapped():
         f = jax.grad(lambda x, w: jax.vmap(xla_dot, (0, None))(x, w).sum(), (0, 1))
