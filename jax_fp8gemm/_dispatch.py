@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
@@ -44,11 +43,10 @@ def by_platform(
     implementation: str | None,
     operands: tuple,
     *,
-    kernel: Callable[..., jax.Array],
-    xla: Callable[..., jax.Array],
-    result_shape: tuple[int, ...],
-    result_dtype: np.dtype,
-) -> jax.Array:
+    kernel: Callable[..., Any],
+    xla: Callable[..., Any],
+    results: Any,
+) -> Any:
     """Applies the implementation that belongs to the platform lowered for.
 
     Args:
@@ -57,8 +55,7 @@ def by_platform(
         operands: Arrays, or None where an optional one is absent.
         kernel: `kernel(*operands, backend=...)` with "cuda" or "sim".
         xla: `xla(*operands)`.
-        result_shape: Shape of the result.
-        result_dtype: Dtype of the result.
+        results: A `jax.ShapeDtypeStruct`, or a tree of them, like the result.
 
     Returns:
         The result; lowering it for a platform on which `implementation` does not run raises
@@ -71,13 +68,10 @@ def by_platform(
         return lax.platform_dependent(*operands, cuda=cuda, default=xla)
 
     def refuse(*arrays):
-        return _refuse_p.bind(
-            *jax.tree.leaves(arrays),
-            where=where,
-            implementation=implementation,
-            shape=result_shape,
-            dtype=result_dtype,
+        refused = functools.partial(
+            _refuse_p.bind, *jax.tree.leaves(arrays), where=where, implementation=implementation
         )
+        return jax.tree.map(lambda like: refused(shape=like.shape, dtype=like.dtype), results)
 
     chosen = {PLATFORM[implementation]: functools.partial(kernel, backend=implementation)}
     return lax.platform_dependent(*operands, **chosen, default=refuse)

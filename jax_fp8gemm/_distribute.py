@@ -6,6 +6,7 @@ they are divided, and jax.shard_map computes the parts. Manual ones: the caller 
 """
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -88,6 +89,12 @@ def _with_absent(layout: Layout, present: Sequence[jax.Array]) -> tuple:
     return tuple(None if dims is None else next(remaining) for dims in layout.operands)
 
 
+def _given_unit(layout: Layout, axis: str) -> int:
+    """Returns the unit of an axis as the operands show it."""
+    given = [dim for dims in layout.operands for dim in dims or () if axis_of(dim) == axis]
+    return max(map(unit_of, given), default=1)
+
+
 def _rule(layout: Layout, sizes: Mapping[str, int]) -> tuple[str, dict[str, Any]]:
     """Returns the Shardy rule of an operation, and the keyword arguments that go with it."""
     factors: dict[str, int] = {}
@@ -95,13 +102,17 @@ def _rule(layout: Layout, sizes: Mapping[str, int]) -> tuple[str, dict[str, Any]
 
     def factor(dim: str) -> str:
         axis = axis_of(dim)
-        unit = max(unit_of(d) for dims in layout.operands for d in dims or () if axis_of(d) == axis)
+        unit, size = layout.unit(axis), sizes.get(axis, 1)
         block = f"{axis}_block"
         if unit == 1:
             name = axis
-        elif sizes[axis] % unit:  # blocks and elements do not divide together
+        elif size % unit:  # blocks and elements do not divide together
             name = axis if "/" not in dim else block
             replicated.add(name)
+        elif unit > _given_unit(layout, axis) and size // unit % jax.device_count():
+            # Only results count blocks. If elements are divided into more parts than there are
+            # blocks, Shardy would cut a mesh axis in two, which JAX cannot read.
+            name = axis if "/" not in dim else block
         elif "/" in dim:
             name = block
         else:
@@ -116,11 +127,12 @@ def _rule(layout: Layout, sizes: Mapping[str, int]) -> tuple[str, dict[str, Any]
 
     text = f"{side(layout.operands)} -> {side(layout.results)}"
     contracted = layout.contracted()
-    names = set(text.replace("(", " ").replace(")", " ").replace(",", " ").split()) - {"->"}
-    reduced = {n for n in names if n.removesuffix("_block").removesuffix("_inner") in contracted}
+    # In the order in which they appear, as Shardy wants them.
+    names = dict.fromkeys(re.findall(r"\w+", text))
+    reduced = [n for n in names if n.removesuffix("_block").removesuffix("_inner") in contracted]
     return text, {
-        "reduction_factors": tuple(sorted(reduced - replicated)),
-        "need_replication_factors": tuple(sorted(replicated)),
+        "reduction_factors": tuple(n for n in reduced if n not in replicated),
+        "need_replication_factors": tuple(n for n in names if n in replicated),
         **factors,
     }
 

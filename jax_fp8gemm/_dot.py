@@ -130,11 +130,12 @@ def _dot(x: jax.Array, w: jax.Array | BlockScaled, options: Options) -> jax.Arra
 
 def _forward(x: jax.Array, w: jax.Array | BlockScaled, options: Options):
     """Returns the product and what the backward pass needs: x, and w as `(K, N)`, in FP8."""
-    x = checkpoint_name(quantize_in_rule(x, _checks.ROW_BLOCK, "pow2"), ACTIVATION_NAME)
+    quantised = functools.partial(quantize_in_rule, implementation=options.implementation)
+    x = checkpoint_name(quantised(x, _checks.ROW_BLOCK, "pow2"), ACTIVATION_NAME)
     if isinstance(w, BlockScaled):
         w = _transposed(w)
     else:
-        w = checkpoint_name(quantize_in_rule(w, _checks.SQUARE_BLOCK), WEIGHT_NAME)
+        w = checkpoint_name(quantised(w, _checks.SQUARE_BLOCK), WEIGHT_NAME)
     y = _product_of(x, _transposed(w), options.result_dtype, options, options.wanted)
     return y, (x, w)
 
@@ -143,9 +144,8 @@ def _backward(options: Options, residuals, dy: jax.Array):
     x, w = residuals
     like_x, like_w = _distribute.spec_of(x.values), _distribute.spec_of(w.values)
     # The operands follow the division of the gradients, which is not theirs to choose.
-    dx = _product_of(
-        quantize_in_rule(dy, _checks.ROW_BLOCK), w, options.x_dtype, options, like_x, strict=False
-    )
+    dy_rows = quantize_in_rule(dy, _checks.ROW_BLOCK, implementation=options.implementation)
+    dx = _product_of(dy_rows, w, options.x_dtype, options, like_x, strict=False)
     if options.w_dtype is None:
         return dx, None
     dw = _weight_gradient.weight_gradient(

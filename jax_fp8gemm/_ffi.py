@@ -2,7 +2,7 @@
 """The boundary to the extension: registers the FFI targets and builds their calls.
 
 The only module that imports `_core` and names FFI targets. Above it operands are called lhs and
-rhs, below it a and b. Called by _gemm.py; calls csrc/ffi/gemm_handlers.cc.
+rhs, below it a and b. Calls the handlers of csrc/ffi.
 """
 
 import contextlib
@@ -23,7 +23,9 @@ from jax_fp8gemm._nvidia import nvidia_folders
 from jax_fp8gemm._problem import Problem
 
 GEMM_TARGET = "jax_fp8gemm.gemm.v1"
-TARGET_NAMES = (GEMM_TARGET,)
+QUANTIZE_TARGET = "jax_fp8gemm.quantize.v1"
+EMPTY_TARGET = "jax_fp8gemm.empty.v1"
+TARGET_NAMES = (GEMM_TARGET, QUANTIZE_TARGET)
 
 _BLOCK = 128
 # Bytes to which TMA wants rows of a tensor aligned.
@@ -75,11 +77,15 @@ def core() -> Any:
     _core.set_nvrtc_candidates(_nvrtc_candidates())
     _core.set_sim_library(str(SIM_LIBRARY))
     registrations = _core.registrations()
-    jax.ffi.register_ffi_type(
-        "jax_fp8gemm.gemm_state.v1", registrations["cuda_state_type"], platform="CUDA"
-    )
-    jax.ffi.register_ffi_target(GEMM_TARGET, registrations["cuda"], platform="CUDA")
-    jax.ffi.register_ffi_target(GEMM_TARGET, registrations["sim"], platform="cpu")
+    for name, target in (("gemm", GEMM_TARGET), ("quantize", QUANTIZE_TARGET)):
+        handlers = registrations[name]
+        jax.ffi.register_ffi_type(
+            f"jax_fp8gemm.{name}_state.v1", handlers["cuda_state_type"], platform="CUDA"
+        )
+        jax.ffi.register_ffi_target(target, handlers["cuda"], platform="CUDA")
+        jax.ffi.register_ffi_target(target, handlers["sim"], platform="cpu")
+    for platform in ("CUDA", "cpu"):
+        jax.ffi.register_ffi_target(EMPTY_TARGET, registrations["empty"], platform=platform)
     return _core
 
 
@@ -310,3 +316,77 @@ def _call(
         config=config,
     )
     return padded if d_pitch == n else padded[:, :n]
+
+
+# Rows innermost, behind a batch: how the kernels of products read scales per 1x128.
+_ROWS_INNERMOST = (0, 2, 1)
+
+
+def quantize(
+    layout: str,
+    x: jax.Array,
+    x_scales: jax.Array | None,
+    group_sizes: jax.Array | None,
+    *,
+    dtype: Any,
+    scale_format: str,
+    backend: str,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns float8 values and scales of a batch of matrices, from a custom call.
+
+    Operands are validated and not empty. Scales per 1x128 come with rows innermost, padded as
+    `matmul` wants them, and cut to size: for multiples of four no copy lies between the two.
+
+    Args:
+        layout: "rows" (for a batch of 1), "blocks", "transposed" or "k_grouped".
+        x: `(B, R, K)`.
+        x_scales: `(B, R, ceil(K / 128))` float32 if x is float8, else None.
+        group_sizes: `(B, G)` int32 for "k_grouped", else None.
+        dtype: Dtype of the values.
+        scale_format: "float32" or "pow2".
+        backend: "cuda" or "sim".
+    """
+    core()
+    batch, rows, columns = x.shape
+    num_groups = 0 if group_sizes is None else group_sizes.shape[1]
+    shape, scale_rows = x.shape, rows
+    if layout in ("transposed", "k_grouped"):
+        width = rows if group_sizes is None else (rows + 127 * num_groups) // _BLOCK * _BLOCK
+        shape, scale_rows = (batch, columns, width), columns
+    num_blocks = -(-shape[2] // _BLOCK)
+    if layout == "blocks":
+        padded_rows = scale_rows = -(-rows // _BLOCK)
+        scales_layout = (0, 1, 2)
+    else:
+        alignment = _TMA_ALIGNMENT // 4
+        padded_rows = -(-scale_rows // alignment) * alignment
+        scales_layout = _ROWS_INNERMOST
+    given = [(x, (0, 1, 2)), (x_scales, _ROWS_INNERMOST), (group_sizes, (0, 1))]
+    operands, layouts = zip(*(each for each in given if each[0] is not None), strict=True)
+    like = jax.typeof(x)
+    values, scales = jax.ffi.ffi_call(
+        QUANTIZE_TARGET,
+        (
+            like.update(shape=shape, dtype=np.dtype(dtype)),
+            like.update(shape=(batch, padded_rows, num_blocks), dtype=np.dtype(np.float32)),
+        ),
+        input_layouts=layouts,
+        output_layouts=((0, 1, 2), scales_layout),
+    )(
+        *operands,
+        layout=layout,
+        batches=batch,
+        rows=rows,
+        columns=columns,
+        num_groups=num_groups,
+        x_dtype=x.dtype.name,
+        dtype=np.dtype(dtype).name,
+        scale_format=scale_format,
+    )
+    return values, scales[:, :scale_rows]
+
+
+def empty_call(x: jax.Array) -> jax.Array:
+    """Returns x from a custom call that enqueues nothing, to measure what a call costs."""
+    core()
+    return jax.ffi.ffi_call(EMPTY_TARGET, jax.typeof(x), input_output_aliases={0: 0})(x)

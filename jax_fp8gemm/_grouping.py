@@ -93,8 +93,7 @@ def by_platform(
         operands,
         kernel=kernel,
         xla=xla,
-        result_shape=result_shape,
-        result_dtype=options.result_dtype,
+        results=jax.ShapeDtypeStruct(result_shape, options.result_dtype),
     )
 
 

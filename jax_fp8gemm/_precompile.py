@@ -80,8 +80,9 @@ def precompile(
     num_sms = _checks.num_sms(where, num_sms)
     jobs = _checks.extent(where, "jobs", jobs, 1)
     lowered = traced.lower(lowering_platforms=("cuda",))
-    kernels = kernels_of(lowered.compiler_ir("stablehlo").operation)
-    keys = sorted({_key(kernel, num_sms, gpu) for kernel in kernels})
+    module = lowered.compiler_ir("stablehlo").operation
+    keys = {_key(kernel, num_sms, gpu) for kernel in kernels_of(module)}
+    keys = sorted(keys | quantizers_of(module))
     return [compiled.config for compiled in compile_keys(keys, jobs)]
 
 
@@ -90,15 +91,10 @@ def kernels_of(module: Any) -> list[Kernel]:
     from jax_fp8gemm import _ffi  # here, so that importing the package loads no extension
 
     kernels, undivided = [], 0
-    for operation in _operations(module):
-        attributes = operation.attributes
-        if "call_target_name" not in attributes:
-            continue
-        target = attributes["call_target_name"].value
+    for target, attributes in _calls(module):
         undivided += target == _UNDIVIDED
         if target == _ffi.GEMM_TARGET:
-            pairs = ((pair.name, pair.attr.value) for pair in attributes["mhlo.backend_config"])
-            kernels.append(_kernel(dict(pairs)))
+            kernels.append(_kernel(_fields(attributes)))
     if undivided:
         warnings.warn(
             f"precompile: an automatic mesh divides {undivided} operations of this program, and"
@@ -107,6 +103,27 @@ def kernels_of(module: Any) -> list[Kernel]:
             stacklevel=3,
         )
     return kernels
+
+
+def quantizers_of(module: Any) -> set[str]:
+    """Returns the keys of the quantise kernels that a module of StableHLO calls."""
+    from jax_fp8gemm import _ffi  # here, so that importing the package loads no extension
+
+    names = ("layout", "x_dtype", "dtype", "scale_format")
+    every = [_fields(each) for target, each in _calls(module) if target == _ffi.QUANTIZE_TARGET]
+    return {_ffi.core().quantize_key(*(fields[name] for name in names)) for fields in every}
+
+
+def _calls(module: Any) -> Iterator[tuple[str, Any]]:
+    """Yields target and attributes of every custom call."""
+    for operation in _operations(module):
+        if "call_target_name" in operation.attributes:
+            yield operation.attributes["call_target_name"].value, operation.attributes
+
+
+def _fields(attributes: Any) -> dict[str, Any]:
+    """Returns what the caller of a custom call gave it."""
+    return {pair.name: pair.attr.value for pair in attributes["mhlo.backend_config"]}
 
 
 def _operations(operation: Any) -> Iterator[Any]:

@@ -150,8 +150,9 @@ def local(operands: tuple, options: Options, leads: Leads = NO_LEADS) -> jax.Arr
         operands,
         kernel=kernel,
         xla=xla,
-        result_shape=(*lead_shape, operands[0].shape[-2], operands[2].shape[-2]),
-        result_dtype=options.result_dtype,
+        results=jax.ShapeDtypeStruct(
+            (*lead_shape, operands[0].shape[-2], operands[2].shape[-2]), options.result_dtype
+        ),
     )
 
 

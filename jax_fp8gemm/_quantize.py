@@ -1,19 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """quantize: from floating point to float8 with one scale per block."""
 
-import functools
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.custom_batching import custom_vmap
 
-from jax_fp8gemm import _checks, _distribute, _sharding
+from jax_fp8gemm import _checks, _quantizer
 from jax_fp8gemm._block_scaled import BlockScaled
-
-SCALE_FORMATS = ("float32", "pow2")
+from jax_fp8gemm._quantizer import SCALE_FORMATS, Options
 
 
 def quantize(
@@ -35,8 +30,8 @@ def quantize(
     would be subnormal, the scale is the smallest normal float32. NaN and Inf are never hidden:
     a block that holds one dequantises to NaN and Inf, and no other block is touched.
 
-    XLA fuses this into what produces `x`; there is no kernel for it, so that every
-    `implementation` gives the same computation.
+    The kernel reads `x` once and writes the values, and the scales as `gemm` reads them. Every
+    `implementation` gives the same bits, but for those of a NaN.
 
     Args:
         x: `(..., R, K)`, `bfloat16`, `float16` or `float32`.
@@ -55,6 +50,8 @@ def quantize(
             another type.
         ValueError: `x` has less than two dimensions, or `block`, `scale_format` or
             `implementation` is none of the above, or an explicit mesh divides `x` inside a block.
+        NotImplementedError: `implementation` does not run on the platform lowered for.
+        jax.errors.JaxRuntimeError: As `gemm`.
 
     Transformations:
         `jit`, `vmap`, `scan`, `shard_map`: yes. Sharding: values and scales are divided as `x`
@@ -73,137 +70,33 @@ def quantize(
     dtype = _checks.dtype_of(where, "dtype", dtype, _checks.FP8_DTYPES)
     _checks.one_of(where, "scale_format", scale_format, SCALE_FORMATS)
     _checks.implementation(where, implementation)
-    return _quantize(x, block, dtype, scale_format)
+    return _apply(x, block, Options(where, _LAYOUTS[block], dtype, scale_format, implementation))
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3), inline=True)
-def _quantize(x: jax.Array, block, dtype, scale_format: str) -> BlockScaled:
-    leads = _sharding.names("b", x.ndim - 2)
-    rows = "r/128" if block[0] > 1 else "r"
-    operation = _sharding.Operation(
-        where="quantize",
-        layout=_sharding.Layout(
-            operands=((*leads, "r", "k"),),
-            results=((*leads, "r", "k"), (*leads, rows, "k/128")),
-            names=("x",),
-        ),
-        compute=lambda x: on_one_device(x, block, dtype, scale_format),
-    )
-    out = _distribute.apply(operation, (x,), automatic=False)
-    return BlockScaled.tree_unflatten(block, out)
+# Layout of the kernels by block.
+_LAYOUTS = {_checks.ROW_BLOCK: "rows", _checks.SQUARE_BLOCK: "blocks"}
+
+
+def _apply(x: jax.Array, block: tuple[int, int], options: Options) -> BlockScaled:
+    return BlockScaled.tree_unflatten(block, _quantizer.apply((x, None, None), options))
 
 
 def quantize_in_rule(
-    x: jax.Array, block: tuple[int, int], scale_format: str = "float32"
+    x: jax.Array,
+    block: tuple[int, int],
+    scale_format: str = "float32",
+    implementation: str | None = None,
 ) -> BlockScaled:
     """Returns `quantize` to e4m3 inside a derivative rule.
 
-    There, jax.vmap does not tell jax.shard_map which mesh axes divide the batch; this rule makes
-    the batch a leading dimension instead. Differentiating it, for a second derivative, raises
-    TypeError.
+    Differentiating it, for a second derivative, raises TypeError.
     """
-
-    @custom_vmap
-    def leaves(x):
-        out = _quantize(x, block, jnp.dtype(jnp.float8_e4m3fn), scale_format)
-        return out.values, out.scales
-
-    @leaves.def_vmap
-    def lead(axis_size, in_batched, x):
-        out = quantize_in_rule(x, block, scale_format)
-        return (out.values, out.scales), (True, True)
-
-    guarded = jax.custom_jvp(leaves)
+    e4m3 = jnp.dtype(jnp.float8_e4m3fn)
+    options = Options("quantize", _LAYOUTS[block], e4m3, scale_format, implementation)
+    guarded = jax.custom_jvp(lambda x: jax.tree.leaves(_apply(x, block, options)))
 
     @guarded.defjvp
     def refuse(primals, tangents):
         raise TypeError("gradients of FP8 products are not differentiable: no second derivatives.")
 
     return BlockScaled.tree_unflatten(block, guarded(x))
-
-
-def on_one_device(x: jax.Array, block, dtype, scale_format: str) -> tuple[jax.Array, jax.Array]:
-    """Returns values and scales of what one device holds; arguments as `quantize`."""
-    scales = block_scales(x, block, dtype, scale_format)
-    return block_values(x, scales, block, dtype, scale_format), scales
-
-
-def block_scales(x: jax.Array, block, dtype, scale_format: str) -> jax.Array:
-    """Returns the scales; arguments as `quantize`, and blocks of any shape."""
-    blocks = _split(x.astype(jnp.float32), block)  # (..., R / r, r, K / c, c)
-    scales = _scales(_amax_bits(blocks), float(jnp.finfo(dtype).max))
-    return _round_up_to_pow2(scales) if scale_format == "pow2" else scales
-
-
-def block_values(x: jax.Array, scales: jax.Array, block, dtype, scale_format: str) -> jax.Array:
-    """Returns the values that belong to `block_scales`."""
-    # The reciprocal, because XLA replaces a division by a broadcast with it wherever it likes.
-    scaled = _split(x.astype(jnp.float32), block) * _per_element(1 / scales)
-    if scale_format == "pow2":
-        limits = _per_element(_limits(scales, dtype))
-        scaled = jnp.clip(scaled, -limits, limits)
-    return _join(scaled.astype(dtype), x.shape)
-
-
-def _split(x: jax.Array, block: tuple[int, int]) -> jax.Array:
-    """Returns x cut into blocks, the last ones filled up with zeros."""
-    *lead, rows, columns = x.shape
-    r, c = block
-    pad = [(0, 0)] * len(lead) + [(0, -rows % r), (0, -columns % c)]
-    x = jnp.pad(x, pad) if any(after for _, after in pad) else x
-    return x.reshape(*lead, -(-rows // r), r, -(-columns // c), c)
-
-
-def _join(blocks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Undoes `_split`."""
-    *lead, row_blocks, r, column_blocks, c = blocks.shape
-    whole = blocks.reshape(*lead, row_blocks * r, column_blocks * c)
-    return whole[..., : shape[-2], : shape[-1]]
-
-
-def _per_element(scales: jax.Array) -> jax.Array:
-    """Returns scales in a shape that broadcasts over the blocks of `_split`."""
-    return scales[..., :, None, :, None]
-
-
-def _amax_bits(blocks: jax.Array) -> jax.Array:
-    """Returns the bit pattern of each block's largest magnitude.
-
-    On integers, because magnitudes order as their bits do with Inf and then NaN at the top, while
-    the floating-point maximum of XLA's CPU backend drops NaN and flushes subnormals to zero.
-    """
-    magnitudes = lax.bitcast_convert_type(blocks, jnp.uint32) & jnp.uint32(0x7FFFFFFF)
-    return jnp.max(magnitudes, axis=(-3, -1), initial=0)
-
-
-def _scales(amax_bits: jax.Array, largest: float) -> jax.Array:
-    """Returns amax / largest, correctly rounded and at least the smallest normal number.
-
-    The divisor is a select and not the constant that it amounts to: XLA multiplies by the inexact
-    reciprocal of a constant, which moves scales by an ulp and, rounded up, by a power of two.
-    """
-    is_zero = amax_bits == 0
-    one = jnp.float32(1)
-    amax = jnp.where(is_zero, one, lax.bitcast_convert_type(amax_bits, jnp.float32))
-    scales = amax / jnp.where(is_zero, one, jnp.float32(largest))
-    return jnp.maximum(scales, jnp.finfo(jnp.float32).tiny)
-
-
-def _round_up_to_pow2(scales: jax.Array) -> jax.Array:
-    """Returns the least power of two >= each positive normal scale; others unchanged."""
-    bits = lax.bitcast_convert_type(scales, jnp.uint32)
-    up = (bits + jnp.uint32(0x007FFFFF)) & jnp.uint32(0xFF800000)
-    return jnp.where(jnp.isfinite(scales), lax.bitcast_convert_type(up, jnp.float32), scales)
-
-
-def _limits(scales: jax.Array, dtype) -> jax.Array:
-    """Returns the largest value whose product with a power-of-two scale is finite.
-
-    Rounded up, the scale of a block near the end of float32's range can be so large that its
-    largest values would round up to 2^128.
-    """
-    info = jnp.finfo(dtype)
-    exponent = math.floor(math.log2(float(info.max)))
-    below = 2.0**exponent * (1 - float(info.eps) / 2)  # the last float8 before 2^exponent
-    is_top = scales >= jnp.float32(2.0 ** (128 - exponent))
-    return jnp.where(is_top, jnp.float32(below), jnp.float32(info.max))

@@ -15,7 +15,7 @@ from jax_fp8gemm._dot import ACTIVATION_NAME, WEIGHT_NAME, Options
 from jax_fp8gemm._grouped_gemm import grouped_gemm
 from jax_fp8gemm._k_grouped_gemm import k_grouped_gemm
 from jax_fp8gemm._quantize import quantize_in_rule
-from jax_fp8gemm._quantize_transposed import quantize_k_grouped
+from jax_fp8gemm._quantize_transposed import quantize_k_grouped, requantize_k_grouped
 
 _WHERE = "ragged_dot"
 
@@ -109,11 +109,12 @@ _apply = jax.jit(_ragged_dot, static_argnums=3, inline=True)
 
 def _forward(lhs, rhs, group_sizes, options: Options):
     """Returns the product and what the backward pass needs: both operands in FP8, and the sizes."""
-    lhs = checkpoint_name(quantize_in_rule(lhs, _checks.ROW_BLOCK, "pow2"), ACTIVATION_NAME)
+    quantised = functools.partial(quantize_in_rule, implementation=options.implementation)
+    lhs = checkpoint_name(quantised(lhs, _checks.ROW_BLOCK, "pow2"), ACTIVATION_NAME)
     if isinstance(rhs, BlockScaled):
         rhs = _transposed(rhs)
     else:
-        rhs = checkpoint_name(quantize_in_rule(rhs, _checks.SQUARE_BLOCK), WEIGHT_NAME)
+        rhs = checkpoint_name(quantised(rhs, _checks.SQUARE_BLOCK), WEIGHT_NAME)
     y = grouped_gemm(
         lhs,
         _transposed(rhs),
@@ -127,7 +128,7 @@ def _forward(lhs, rhs, group_sizes, options: Options):
 def _backward(options: Options, residuals, dy: jax.Array):
     lhs, rhs, group_sizes = residuals
     dlhs = grouped_gemm(
-        quantize_in_rule(dy, _checks.ROW_BLOCK),
+        quantize_in_rule(dy, _checks.ROW_BLOCK, implementation=options.implementation),
         rhs,
         group_sizes,
         preferred_element_type=options.x_dtype,
@@ -136,9 +137,8 @@ def _backward(options: Options, residuals, dy: jax.Array):
     if options.w_dtype is None:
         return dlhs, None, None
     drhs = k_grouped_gemm(
-        # Powers of two as before: scaling along tokens then rounds nothing but subnormals again.
-        quantize_k_grouped(lhs.dequantize(), group_sizes, scale_format="pow2"),
-        quantize_k_grouped(dy, group_sizes),
+        requantize_k_grouped(lhs, group_sizes, options.implementation),
+        quantize_k_grouped(dy, group_sizes, implementation=options.implementation),
         group_sizes,
         implementation=options.implementation,
     )

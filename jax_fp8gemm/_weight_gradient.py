@@ -11,9 +11,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.custom_batching import custom_vmap
 
-from jax_fp8gemm import _checks, _distribute, _product, _quantize_transposed, _sharding, _xla
+from jax_fp8gemm import _checks, _distribute, _product, _quantizer, _sharding
 from jax_fp8gemm._block_scaled import BlockScaled
 
 
@@ -82,15 +83,29 @@ def _operation(options: Options, num_batch: int, num_tokens: int) -> _sharding.O
 
 
 def _on_one_device(x_values, x_scales, dy, options: Options, batch: tuple[str, ...]) -> jax.Array:
-    def along_tokens(x, scale_format):
-        num_tokens = math.prod(x.shape[len(batch) : -1])
-        x = x.reshape(*x.shape[: len(batch)], num_tokens, x.shape[-1])
-        e4m3 = jnp.dtype(jnp.float8_e4m3fn)
-        return _quantize_transposed.on_one_device(x, None, e4m3, scale_format)
+    def along_tokens(leaves, scale_format):
+        # Behind a barrier, or XLA widens them early for all that reads them, and keeps that.
+        leaves = tuple(
+            x.reshape(*x.shape[: len(batch)], math.prod(x.shape[len(batch) : -1]), x.shape[-1])
+            for x in lax.optimization_barrier(leaves)
+        )
+        return _quantizer.on_one_device(
+            (*leaves, *(None,) * (3 - len(leaves))),
+            _quantizer.Options(
+                options.where,
+                "transposed",
+                jnp.dtype(jnp.float8_e4m3fn),
+                scale_format,
+                options.implementation,
+            ),
+        )
 
-    x = _xla.dequantize(x_values, x_scales, _checks.ROW_BLOCK)
     return _product.local(
-        (*along_tokens(x, "pow2"), *along_tokens(dy, "float32"), None),
+        (
+            *along_tokens((x_values, x_scales), "pow2"),
+            *along_tokens((dy,), "float32"),
+            None,
+        ),
         _product.Options(
             options.where, _checks.ROW_BLOCK, options.result_dtype, options.implementation
         ),

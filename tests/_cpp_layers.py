@@ -6,14 +6,16 @@ CSRC_LAYERS = {
     "shared": {"shared"},
     "kernels": {"kernels", "shared"},
     "runtime": {"runtime", "shared"},
-    "gemm": {"gemm", "runtime", "shared"},
-    "ffi": {"ffi", "gemm", "runtime", "shared"},
-    "bindings": {"bindings", "ffi", "gemm", "runtime", "shared"},
+    "jit": {"jit", "runtime", "shared"},
+    "gemm": {"gemm", "jit", "runtime", "shared"},
+    "quantize": {"quantize", "jit", "runtime", "shared"},
+    "ffi": {"ffi", "gemm", "quantize", "jit", "runtime", "shared"},
+    "bindings": {"bindings", "ffi", "gemm", "quantize", "jit", "runtime", "shared"},
     # Stands in for the driver, and compiles the kernels against its own wrappers. It names
-    # configurations with gemm/config_key.h, and knows nothing else of gemm.
+    # configurations with two headers, and knows nothing else of gemm and quantize.
     "sim": {"sim", "kernels", "runtime", "shared"},
 }
-CSRC_EXCEPTIONS = {("sim", "gemm/config_key.h")}
+CSRC_EXCEPTIONS = {("sim", "gemm/config_key.h"), ("sim", "quantize/quantize_key.h")}
 # Libraries, by the first part of an include's name: the only layer that may use each.
 LIBRARY_LAYERS = {"nanobind": "bindings", "xla": "ffi"}
 # Inside kernels/: part, by the start of a file's name: parts it may include.
@@ -21,13 +23,17 @@ KERNEL_PARTS = {
     "ptx": {"ptx"},
     "mma": {"mma", "ptx"},
     "pipeline": {"ptx"},
-    "group_table": {"pipeline", "ptx"},
+    "warp_scan": {"ptx"},
+    "group_table": {"pipeline", "warp_scan", "ptx"},
     "promotion": {"pipeline", "ptx"},
     "tile_scheduler": {"group_table", "pipeline", "ptx"},
     "producer": {"pipeline", "tile_scheduler", "ptx"},
     "epilogue": {"pipeline", "tile_scheduler", "ptx"},
     "split_k": {"pipeline", "ptx"},
     "consumer": {"epilogue", "pipeline", "promotion", "split_k", "tile_scheduler", "mma", "ptx"},
+    "quantize_scale": {"ptx"},
+    "quantize_": {"quantize_scale", "warp_scan", "ptx"},
+    "sm90_quantize": {"quantize_"},
     "sm90": {"consumer", "producer", "epilogue", "pipeline", "tile_scheduler", "mma", "ptx"},
 }
 # System headers device code may name: those that types.h gives the host compiler.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from _nvrtc import Nvrtc, NvrtcError
-from _sass import KernelFacts, disassemble, kernel_facts, parse_cubin
+from _sass import Instruction, KernelFacts, disassemble, kernel_facts, parse_cubin
 
 CSRC = Path(__file__).parent.parent / "csrc"
 ARCHITECTURE = "--gpu-architecture=sm_90a"
@@ -52,10 +52,17 @@ def device_headers() -> Mapping[str, str]:
 
 def compile_kernel(nvrtc: Nvrtc, source: str, options: Sequence[str]) -> CompiledKernel:
     """Compiles and disassembles one kernel against the headers of the source tree."""
+    return compile_kernel_with_code(nvrtc, source, options)[0]
+
+
+def compile_kernel_with_code(
+    nvrtc: Nvrtc, source: str, options: Sequence[str]
+) -> tuple[CompiledKernel, Sequence[Instruction]]:
+    """Returns `compile_kernel`, and the instructions."""
     compiled = nvrtc.compile(source, [*options, VERBOSE], device_headers())
     cubin = parse_cubin(compiled.cubin)
     (code,) = disassemble([cubin.code])
-    return CompiledKernel(kernel_facts(cubin, code), compiled.log)
+    return CompiledKernel(kernel_facts(cubin, code), compiled.log), code
 
 
 class KernelFarm:

@@ -2,6 +2,7 @@
 """Named problems and their operands, shared by the tests and the benchmarks."""
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +65,11 @@ PREFILL_CASES = tuple(GemmCase("prefill", 4096, n, k) for n, k in DEEPSEEK_V3_WE
 SQUARE_CASES = tuple(GemmCase("square", size, size, size) for size in (1024, 2048, 4096, 8192))
 
 
+# Operands do not depend on the kernels under test.
+quantize = functools.partial(fp8.quantize, implementation="xla")
+quantize_k_grouped = functools.partial(fp8.quantize_k_grouped, implementation="xla")
+
+
 def normal(shape: tuple[int, ...], seed: int, dtype=np.float32):
     """Returns normally distributed numbers, the same in every process."""
     numbers = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
@@ -83,7 +89,7 @@ def gemm_operands(
     lhs, rhs = normal((case.m, case.k), seed), normal((case.n, case.k), seed + 1)
     if positive:
         lhs, rhs = jnp.abs(lhs), jnp.abs(rhs)
-    return fp8.quantize(lhs, dtype=lhs_dtype), fp8.quantize(rhs, rhs_block, dtype=rhs_dtype)
+    return quantize(lhs, dtype=lhs_dtype), quantize(rhs, rhs_block, dtype=rhs_dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,12 +145,12 @@ def poisoned(x: fp8.BlockScaled, keep) -> fp8.BlockScaled:
 def expert_weights(case: GroupedCase, *, seed: int = 1, dtype=E4M3) -> fp8.BlockScaled:
     """Returns quantised weights of a case."""
     weights = normal((len(case.sizes), case.n, case.k), seed)
-    return fp8.quantize(weights, (128, 128), dtype=dtype)
+    return quantize(weights, (128, 128), dtype=dtype)
 
 
 def ragged_operands(case: GroupedCase, *, seed: int = 0, lhs_dtype=E4M3, rhs_dtype=E4M3):
     """Returns operands and sizes for `grouped_gemm`, with NaN in the spare rows."""
-    lhs = fp8.quantize(normal((case.num_rows, case.k), seed), dtype=lhs_dtype)
+    lhs = quantize(normal((case.num_rows, case.k), seed), dtype=lhs_dtype)
     lhs = poisoned(lhs, np.arange(case.num_rows) < sum(case.sizes))
     return lhs, expert_weights(case, seed=seed + 1, dtype=rhs_dtype), case.group_sizes
 
@@ -156,14 +162,14 @@ def contiguous_operands(case: GroupedCase, *, seed: int = 0):
         ids += [group] * case.sizes[group]
         ids += [-1] * (-len(ids) % fp8.contiguous_alignment())
     ids = np.asarray(ids + [-1] * case.spare_rows, np.int32)
-    lhs = poisoned(fp8.quantize(normal((len(ids), case.k), seed)), ids >= 0)
+    lhs = poisoned(quantize(normal((len(ids), case.k), seed)), ids >= 0)
     return lhs, expert_weights(case, seed=seed + 1), jnp.asarray(ids)
 
 
 def masked_operands(case: GroupedCase, *, seed: int = 0):
     """Returns operands and `masked_m` for `grouped_gemm_masked`, with NaN in padding."""
     room = max(case.sizes) + case.spare_rows
-    lhs = fp8.quantize(normal((len(case.sizes), room, case.k), seed))
+    lhs = quantize(normal((len(case.sizes), room, case.k), seed))
     keep = np.arange(room) < np.asarray(case.sizes)[:, None]
     return poisoned(lhs, keep), expert_weights(case, seed=seed + 1), case.group_sizes
 
@@ -173,7 +179,7 @@ def k_grouped_operands(case: GroupedCase, *, m: int = 72, seed: int = 0, dtypes=
     sides = []
     for i, (rows, dtype) in enumerate(zip((m, case.n), dtypes, strict=True)):
         x = normal((case.num_rows, rows), seed + i)
-        x = fp8.quantize_k_grouped(x, case.group_sizes, dtype=dtype)
+        x = quantize_k_grouped(x, case.group_sizes, dtype=dtype)
         last = sum(-(-size // 128) for size in case.sizes)
         past_block = jnp.arange(x.scales.shape[1]) >= last
         past = jnp.repeat(past_block, 128)

@@ -14,7 +14,7 @@ import pytest
 from _hlo import Module, parse_module
 
 HERE = Path(__file__).parent
-TARGET = "jax_fp8gemm."
+PRODUCT, QUANTISER = "jax_fp8gemm.gemm.", "jax_fp8gemm.quantize."
 CHAIN_LENGTH = 6  # of _aot_programs.chain
 
 
@@ -67,22 +67,26 @@ def _thunks(folder: Path, program: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("program", "count"),
+    ("program", "products", "quantisers"),
     [
-        ("quantised_lhs", 1),
-        ("given_scales", 1),
-        ("accumulated", 1),
-        ("chain", CHAIN_LENGTH),
-        ("batched", 1),
-        ("trained", 3),  # forward, gradient of the activations, gradient of the weight
-        ("grouped", 1),
-        ("grouped_weight_gradient", 1),
-        ("sharded", 1),
-        ("trained_on_8", 3),
+        ("quantised_lhs", 1, 1),
+        ("given_scales", 1, 0),
+        ("accumulated", 1, 1),
+        ("chain", CHAIN_LENGTH, CHAIN_LENGTH),
+        ("batched", 1, 1),
+        # Forward, gradient of the activations, gradient of the weight; activations, weight and the
+        # result's gradient, and for the weight's gradient two of them along tokens.
+        ("trained", 3, 5),
+        ("grouped", 1, 1),
+        ("grouped_weight_gradient", 1, 2),
+        ("sharded", 1, 1),
+        ("trained_on_8", 3, 5),
     ],
 )
-def test_one_custom_call_per_gemm(folder, program, count):
-    assert len(_module(folder, program).custom_calls(TARGET)) == count
+def test_one_custom_call_per_product_and_quantiser(folder, program, products, quantisers):
+    module = _module(folder, program)
+    assert len(module.custom_calls(PRODUCT)) == products
+    assert len(module.custom_calls(QUANTISER)) == quantisers
 
 
 def test_kernels_are_compiled_with_the_program(folder):
@@ -93,7 +97,7 @@ def test_kernels_are_compiled_with_the_program(folder):
 @pytest.mark.parametrize("program", ["quantised_lhs", "chain", "batched", "grouped", "sharded"])
 def test_scales_quantised_in_the_program_need_no_transpose(folder, program):
     module = _module(folder, program)
-    for call in module.custom_calls(TARGET):
+    for call in module.custom_calls(PRODUCT):
         assert "{0,1}" in call.text  # the scales' M is innermost
     assert module.layout_kernels() == []
 
@@ -103,14 +107,27 @@ def test_scales_from_outside_cost_one_transpose(folder):
     assert len(_module(folder, "given_scales").layout_kernels()) == 1
 
 
-def test_quantisation_and_gemm_are_four_kernels(folder):
-    """Largest magnitudes, scales, values, product."""
-    assert len(_module(folder, "quantised_lhs").kernels()) <= 4
+@pytest.mark.parametrize(
+    ("program", "count"),
+    [
+        ("quantised_lhs", 2),
+        ("accumulated", 2),
+        ("batched", 2),
+        ("chain", 2 * CHAIN_LENGTH),
+        ("grouped", 2),
+        ("grouped_weight_gradient", 3),
+    ],
+)
+def test_nothing_runs_beside_quantisers_and_products(folder, program, count):
+    """No copy, padding or transpose lies between them."""
+    module = _module(folder, program)
+    assert len(module.kernels()) == count
+    assert len(module.custom_calls(PRODUCT) + module.custom_calls(QUANTISER)) == count
 
 
 def test_donated_accumulator_is_updated_in_place(folder):
     module = _module(folder, "accumulated")
-    (call,) = module.custom_calls(TARGET)
+    (call,) = module.custom_calls(PRODUCT)
     assert "output_to_operand_aliasing={{}: (4, {})}" in call.text
     assert "input_output_alias={ {}: (3, {}" in module.header
     assert module.layout_kernels() == []
@@ -119,14 +136,14 @@ def test_donated_accumulator_is_updated_in_place(folder):
 def test_grouped_weight_gradient_reads_tokens_directly(folder):
     """No transpose of them is written but the float8 one, and the accumulator is used in place."""
     module = _module(folder, "grouped_weight_gradient")
-    (call,) = module.custom_calls(TARGET)
+    (call,) = module.custom_calls(PRODUCT)
     assert "output_to_operand_aliasing={{}: (5, {})}" in call.text
     assert "input_output_alias={ {}: (3, {}" in module.header
     assert module.layout_kernels() == []
     text = (folder / "grouped_weight_gradient.hlo").read_text()
     entry = text[text.index("ENTRY") :]
     # Tokens are padded to 1152 = 9 * 128 columns: values of 512 rows in 8 bits, scales in 32.
-    shapes = re.findall(r"^ +(?:ROOT )?%\S+ = \(?(\w+)\[([0-9,]+)\]", entry, re.MULTILINE)
+    shapes = re.findall(r"(\w+)\[([0-9,]+)\]", entry)
     large = {t for t, s in shapes if math.prod(map(int, s.split(","))) == 512 * 9 * 128}
     assert large == {"f8e4m3fn"}, large
 
@@ -135,7 +152,7 @@ def test_calls_land_in_a_command_buffer(folder):
     thunks = _thunks(folder, "chain")
     assert any("kCommandBuffer" in line for line in thunks), thunks
     calls = [line for line in thunks if "kCustomCall" in line]
-    assert len(calls) == CHAIN_LENGTH
+    assert len(calls) == 2 * CHAIN_LENGTH  # a quantiser and a product each
     assert all(line.startswith(" ") for line in calls), thunks
 
 
@@ -154,7 +171,7 @@ def _collectives(folder: Path, program: str) -> list[tuple[str, str]]:
 
 def test_eight_devices_add_up_once(folder):
     """K is divided among four: each multiplies what it has, and one sum follows."""
-    (call,) = _module(folder, "sharded").custom_calls(TARGET)
+    (call,) = _module(folder, "sharded").custom_calls(PRODUCT)
     assert "m = 128" in call.text and "k = 128" in call.text, call.text
     assert _collectives(folder, "sharded") == [("f32[128,512]", "all-reduce")]
 

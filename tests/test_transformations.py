@@ -22,8 +22,8 @@ def xla_gemm(lhs, rhs, **kwargs):
 
 def batch_operands(*batch, rhs_block=(128, 128)):
     """Returns operands of CASE with leading batch dimensions."""
-    lhs = fp8.quantize(cases.normal((*batch, CASE.m, CASE.k), seed=0))
-    rhs = fp8.quantize(cases.normal((*batch, CASE.n, CASE.k), seed=1), rhs_block)
+    lhs = cases.quantize(cases.normal((*batch, CASE.m, CASE.k), seed=0))
+    rhs = cases.quantize(cases.normal((*batch, CASE.n, CASE.k), seed=1), rhs_block)
     return lhs, rhs
 
 

@@ -9,6 +9,9 @@
 #include "gemm/gemm_plan.h"
 #include "gemm/kernel_source.h"
 #include "gemm/select_config.h"
+#include "quantize/quantize_key.h"
+#include "quantize/quantize_problem.h"
+#include "quantize/quantize_source.h"
 #include "runtime/device_limits.h"
 #include "runtime/kernel_cache.h"
 #include "runtime/nvrtc.h"
@@ -32,7 +35,7 @@ Scaling ParseScaling(const std::string& name) {
   return name == "1d1d" ? Scaling::k1D1D : Scaling::k1D2D;
 }
 
-nb::dict Registrations() {
+nb::dict GemmRegistrations() {
   nb::dict cuda, state_type, result;
   cuda["instantiate"] = Capsule(Fp8GemmInstantiate);
   cuda["initialize"] = Capsule(Fp8GemmInitialize);
@@ -43,6 +46,32 @@ nb::dict Registrations() {
   result["cuda_state_type"] = state_type;
   result["sim"] = Capsule(Fp8GemmSimExecute);
   return result;
+}
+
+nb::dict QuantizeRegistrations() {
+  nb::dict cuda, state_type, result;
+  cuda["instantiate"] = Capsule(Fp8QuantizeInstantiate);
+  cuda["initialize"] = Capsule(Fp8QuantizeInitialize);
+  cuda["execute"] = Capsule(Fp8QuantizeExecute);
+  state_type["type_id"] = Capsule(QuantizeStateTypeId());
+  state_type["type_info"] = Capsule(QuantizeStateTypeInfo());
+  result["cuda"] = cuda;
+  result["cuda_state_type"] = state_type;
+  result["sim"] = Capsule(Fp8QuantizeSimExecute);
+  return result;
+}
+
+nb::dict Registrations() {
+  nb::dict result;
+  result["gemm"] = GemmRegistrations();
+  result["quantize"] = QuantizeRegistrations();
+  result["empty"] = Capsule(Fp8EmptyExecute);
+  return result;
+}
+
+KernelSpec KernelOf(const std::string& key) {
+  return IsQuantizeKey(key) ? QuantizeKernel(ParseQuantizeKey(key))
+                            : GemmKernel(ParseConfigKey(key));
 }
 
 nb::dict DescribeConfig(const std::string& key) {
@@ -138,6 +167,21 @@ std::vector<std::string> CandidateKeys() {
   return keys;
 }
 
+std::vector<std::string> QuantizeKeys() {
+  std::vector<std::string> keys;
+  for (const QuantizeConfig& config : AllQuantizeConfigs()) keys.push_back(QuantizeKey(config));
+  return keys;
+}
+
+/// Key of the kernel for attributes as the custom call has them.
+std::string QuantizeKeyOf(const std::string& layout, const std::string& x_dtype,
+                          const std::string& dtype, const std::string& scale_format) {
+  return QuantizeKey({.layout = ParseQuantizeLayout(layout),
+                      .x_type = ParseXType(x_dtype),
+                      .type = ParseFp8Type(dtype),
+                      .pow2 = scale_format == "pow2"});
+}
+
 nb::dict Headers() {
   nb::dict headers;
   for (const HeaderText& header : EmbeddedHeaders()) {
@@ -147,24 +191,17 @@ nb::dict Headers() {
   return headers;
 }
 
-/// The machine code of a configuration, from the cache or compiled now.
-std::shared_ptr<const std::string> CachedImage(const std::string& key) {
-  const GemmConfig config = ParseConfigKey(key);
-  return ProcessKernelCache().GetOrBuild(KernelCacheKey(config), ConfigKey(config),
-                                         [&] { return CompileKernel(config); });
-}
-
 /// Compiles a configuration through the cache; returns the size of the machine code in bytes.
 size_t Precompile(const std::string& key) {
   const nb::gil_scoped_release release;
-  return CachedImage(key)->size();
+  return CompiledImage(KernelOf(key))->size();
 }
 
 nb::bytes KernelImage(const std::string& key) {
   std::shared_ptr<const std::string> image;
   {
     const nb::gil_scoped_release release;
-    image = CachedImage(key);
+    image = CompiledImage(KernelOf(key));
   }
   return nb::bytes(image->data(), image->size());
 }
@@ -222,11 +259,14 @@ NB_MODULE(_core, module) {
   module.def("registrations", &Registrations);
   module.attr("ffi_api_minor") = XLA_FFI_API_MINOR;
   module.def("candidate_configs", &CandidateKeys);
+  module.def("quantize_configs", &QuantizeKeys);
+  module.def("quantize_key", &QuantizeKeyOf, nb::arg("layout"), nb::arg("x_dtype"),
+             nb::arg("dtype"), nb::arg("scale_format"));
   module.def("ranked_configs", &RankedConfigs, nb::arg("problem"), nb::arg("backend"));
   module.def("config_cost", &ConfigCost, nb::arg("problem"), nb::arg("key"));
   module.def("describe_config", &DescribeConfig, nb::arg("key"));
   module.def("kernel_source", [](const std::string& key) {
-    return KernelSource(ParseConfigKey(key));
+    return KernelOf(key).source;
   }, nb::arg("key"));
   module.def("embedded_headers", &Headers);
   module.def("nvrtc_options", &NvrtcOptions);

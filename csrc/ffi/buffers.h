@@ -2,11 +2,11 @@
 // Checks of FFI buffers against what the attributes promise: what memory safety needs, no more.
 #pragma once
 #include <cstdint>
-#include <initializer_list>
 #include <string>
+#include <vector>
 
-#include "gemm/problem.h"
 #include "runtime/error.h"
+#include "shared/gemm_config.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace fp8gemm {
@@ -29,12 +29,12 @@ inline xla::ffi::DataType ToDataType(OutType type) {
 /// @throws std::invalid_argument  It has not; the message names the operand and both.
 template <typename Buffer>
 void* CheckedData(const char* operand, Buffer& buffer, xla::ffi::DataType type,
-                  std::initializer_list<int64_t> extents) {
+                  const std::vector<int64_t>& extents) {
   const auto got = buffer.dimensions();
   bool matches = buffer.element_type() == type && got.size() == extents.size();
   std::string wanted;
   for (size_t i = 0; i < extents.size(); ++i) {
-    const int64_t extent = extents.begin()[i];
+    const int64_t extent = extents[i];
     matches = matches && got[i] == extent;
     wanted += (i != 0 ? ", " : "") + std::to_string(extent);
   }

@@ -14,7 +14,9 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <vector>
 
+#include "ffi/attributes.h"
 #include "ffi/buffers.h"
 #include "ffi/guard.h"
 #include "ffi/handlers.h"
@@ -33,19 +35,6 @@ struct GemmAttributes {
   int64_t d_pitch = 0;
   std::string config_key;
 };
-
-template <typename T>
-T Attribute(const ffi::Dictionary& attributes, const char* name) {
-  ffi::ErrorOr<T> value = attributes.get<T>(name);
-  if (!value.has_value()) {
-    throw std::invalid_argument(std::string("attribute ") + name + ": " + value.error().message());
-  }
-  return *value;
-}
-
-std::string StringAttribute(const ffi::Dictionary& attributes, const char* name) {
-  return std::string(Attribute<std::string_view>(attributes, name));
-}
 
 GemmAttributes DecodeAttributes(const ffi::Dictionary& attributes) {
   GemmAttributes decoded;
@@ -86,7 +75,7 @@ class Operands {
     }
   }
 
-  void* Next(const char* name, ffi::DataType type, std::initializer_list<int64_t> extents) {
+  void* Next(const char* name, ffi::DataType type, const std::vector<int64_t>& extents) {
     ffi::AnyBuffer buffer = *args_.get<ffi::AnyBuffer>(next_++);
     return CheckedData(name, buffer, type, extents);
   }

@@ -3,29 +3,16 @@
 #include "gemm/gemm_plan.h"
 
 #include <algorithm>
-#include <map>
 
 #include "gemm/config_key.h"
 #include "gemm/kernel_source.h"
 #include "gemm/select_config.h"
 #include "runtime/device_limits.h"
 #include "runtime/error.h"
-#include "runtime/kernel_cache.h"
 #include "shared/sim_kernels.h"
 
 namespace fp8gemm {
 namespace {
-
-// What the simulator's cuLibraryLoadData takes in place of a cubin.
-std::string SimImage(const GemmConfig& config) {
-  return "fp8gemm-sim\n" + ConfigKey(config) + "\n";
-}
-
-std::shared_ptr<const std::string> MakeImage(Backend backend, const GemmConfig& config) {
-  if (backend == Backend::kSim) return std::make_shared<const std::string>(SimImage(config));
-  return ProcessKernelCache().GetOrBuild(KernelCacheKey(config), ConfigKey(config),
-                                         [&] { return CompileKernel(config); });
-}
 
 // Whether `config` is one of the kernels for the kind, scaling and element types of `types`.
 bool HasTypesOf(const GemmConfig& config, GemmConfig types) {
@@ -39,29 +26,10 @@ bool HasTypesOf(const GemmConfig& config, GemmConfig types) {
   return types == config;
 }
 
-// Call sites with the same configuration share one loaded kernel for the life of the process.
-std::shared_ptr<LoadedKernel> SharedKernel(Backend backend, const GemmConfig& config,
-                                           std::shared_ptr<const std::string> image) {
-  static std::mutex mutex;
-  static auto& kernels = *new std::map<std::string, std::shared_ptr<LoadedKernel>>;
-  const std::string key = (backend == Backend::kSim ? "sim " : "cuda ") + ConfigKey(config);
-  const std::lock_guard<std::mutex> lock(mutex);
-  std::shared_ptr<LoadedKernel>& kernel = kernels[key];
-  if (!kernel) {
-    kernel = std::make_shared<LoadedKernel>(Driver(backend), std::move(image), KernelName(config),
-                                            launch_smem_bytes(config), config.threads());
-  }
-  return kernel;
-}
-
 }  // namespace
 
 bool BackendHasConfig(Backend backend, const GemmConfig& config) {
   return backend == Backend::kCuda || is_simulated(config);
-}
-
-const DriverApi& Driver(Backend backend) {
-  return backend == Backend::kSim ? SimDriver() : CudaDriver();
 }
 
 GemmPlan::GemmPlan(Backend backend, const GemmProblem& problem, const std::string& config_key)
@@ -83,11 +51,12 @@ GemmPlan::GemmPlan(Backend backend, const GemmProblem& problem, const std::strin
                              " SMs for " + problem.ToString());
     }
   }
-  image_ = MakeImage(backend, config_);
+  kernel_spec_ = GemmKernel(config_);
+  image_ = MakeImage(backend, kernel_spec_);
 }
 
 CUfunction GemmPlan::Prepare() {
-  std::call_once(load_once_, [&] { kernel_ = SharedKernel(backend_, config_, image_); });
+  std::call_once(load_once_, [&] { kernel_ = SharedKernel(backend_, kernel_spec_, image_); });
   return kernel_->ForCurrentContext();
 }
 

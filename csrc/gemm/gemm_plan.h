@@ -6,18 +6,12 @@
 #include <string>
 
 #include "gemm/sm90_fp8_gemm.h"
+#include "jit/kernel.h"
 
 namespace fp8gemm {
 
-/// Where kernels run: on a GPU through libcuda, or on the CPU through the simulator that stands for
-/// it.
-enum class Backend { kCuda, kSim };
-
 /// Which configurations `backend` can run: all, or those the simulator was built with.
 bool BackendHasConfig(Backend backend, const GemmConfig& config);
-
-/// The driver of a backend. @throws UnsupportedError  Its library cannot be loaded.
-const DriverApi& Driver(Backend backend);
 
 /// Immutable after construction but for the kernel it loads once; safe to use from many threads and
 /// on many devices at the same time.
@@ -43,6 +37,7 @@ class GemmPlan {
   Backend backend_;
   GemmProblem problem_;
   GemmConfig config_;
+  KernelSpec kernel_spec_;
   std::shared_ptr<const std::string> image_;
   std::once_flag load_once_;
   std::shared_ptr<LoadedKernel> kernel_;

@@ -4,6 +4,7 @@
 #include "gemm/kernel_source.h"
 
 #include "gemm/config_key.h"
+#include "shared/smem_layout.h"
 
 namespace fp8gemm {
 namespace {
@@ -41,8 +42,6 @@ std::string Field(const char* name, const char* value) {
   return std::string("    .") + name + " = " + value + ",\n";
 }
 
-}  // namespace
-
 std::string KernelName(const GemmConfig& config) { return "sm90_fp8_gemm_" + FamilyName(config); }
 
 std::string KernelSource(const GemmConfig& config) {
@@ -66,22 +65,14 @@ std::string KernelSource(const GemmConfig& config) {
          fields + "  }>(params);\n}\n";
 }
 
-std::vector<std::string> NvrtcOptions() { return {"--gpu-architecture=sm_90a", "--std=c++20"}; }
+}  // namespace
 
-std::string KernelCacheKey(const GemmConfig& config) {
-  const auto [major, minor] = NvrtcVersion();
-  std::string key = "headers " + std::string(EmbeddedHeadersDigest()) + "\nnvrtc " +
-                    std::to_string(major) + "." + std::to_string(minor) + "\n";
-  for (const std::string& option : NvrtcOptions()) key += "option " + option + "\n";
-  return key + KernelSource(config);
-}
-
-std::string CompileKernel(const GemmConfig& config) {
-  const CompileRequest request{.source = KernelSource(config),
-                               .name = ConfigKey(config) + ".cu",
-                               .options = NvrtcOptions(),
-                               .headers = EmbeddedHeaders()};
-  return CompileCubin(request).cubin;
+KernelSpec GemmKernel(const GemmConfig& config) {
+  return {.key = ConfigKey(config),
+          .name = KernelName(config),
+          .source = KernelSource(config),
+          .threads = config.threads(),
+          .smem_bytes = launch_smem_bytes(config)};
 }
 
 }  // namespace fp8gemm

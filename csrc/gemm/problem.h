@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 
+#include "jit/type_names.h"
 #include "shared/smem_layout.h"
 
 namespace fp8gemm {
@@ -50,13 +51,6 @@ struct GemmProblem {
 ///     than 2^31, which TMA coordinates of tiles past the edge still have to fit; there are more
 ///     groups than kMaxGroups; or num_sms < 1. The message names it.
 void ValidateProblem(const GemmProblem& problem);
-
-/// Names used in attributes, keys and messages: "float8_e4m3fn", "float8_e5m2", "bfloat16", ...
-/// @throws UnsupportedError  Not one of those names.
-Fp8Type ParseFp8Type(const std::string& name);
-OutType ParseOutType(const std::string& name);
-const char* Fp8TypeName(Fp8Type type);
-const char* OutTypeName(OutType type);
 
 /// "dense", "ragged", "contiguous", "masked" or "k_grouped".
 /// @throws UnsupportedError  Not one of those names.

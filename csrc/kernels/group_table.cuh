@@ -8,19 +8,9 @@
 #pragma once
 #include <pipeline.cuh>
 #include <ptx/warp.cuh>
+#include <warp_scan.cuh>
 
 namespace fp8gemm {
-
-// Inclusive sum over the lanes of a warp, saturating at `limit`; values must not exceed `limit`.
-FP8GEMM_DEVICE uint32_t warp_prefix_sum(uint32_t value, uint32_t limit) {
-  const uint32_t lane = ptx::lane_idx();
-  FP8GEMM_UNROLL
-  for (uint32_t delta = 1; delta < kWarpThreads; delta *= 2) {
-    const uint32_t below = ptx::shfl_sync_up(value, delta);
-    if (lane >= delta) value = min(value + below, limit);
-  }
-  return value;
-}
 
 template <GemmConfig kConfig>
 struct GroupTable {

@@ -11,7 +11,8 @@ foreach(part RANGE ${last_part})
 endforeach()
 
 file(GLOB sim_sources CONFIGURE_DEPENDS csrc/sim/*.cc csrc/sim/engine/*.cc)
-add_library(jax_fp8gemm_sim SHARED ${sim_sources} ${kernel_tables} csrc/gemm/config_key.cc)
+add_library(jax_fp8gemm_sim SHARED ${sim_sources} ${kernel_tables}
+            csrc/sim/kernels/quantize_table.cc csrc/gemm/config_key.cc csrc/quantize/quantize_key.cc)
 # The twins come first, so that <ptx/...> and <mma/wgmma_fp8.cuh> mean them.
 target_include_directories(jax_fp8gemm_sim PRIVATE csrc/sim/device csrc/kernels csrc)
 # Without contraction the promotion rounds twice where a GPU fuses, but the same on every CPU.

@@ -13,7 +13,7 @@ K_GROUPED_ACC = "1d1d_kgrouped.m64n64.w1.c1x1.e4m3.e4m3.f32.acc"
 MUTANTS = (
     Mutant(
         "group sizes not summed across a warp",
-        "group_table.cuh",
+        "warp_scan.cuh",
         "if (lane >= delta) value",
         "if (lane > delta) value",
         "The prefix sum leaves out a lane in each step.",
@@ -21,7 +21,7 @@ MUTANTS = (
     ),
     Mutant(
         "group sizes summed from the lane's own",
-        "group_table.cuh",
+        "warp_scan.cuh",
         "if (lane >= delta) value",
         "value",
         "Where no lane is below, the shuffle returns the lane's own value, which must not count.",

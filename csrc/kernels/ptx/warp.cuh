@@ -73,12 +73,24 @@ FP8GEMM_DEVICE uint32_t ld_shared_u32(uint32_t addr) {
   return value;
 }
 
+FP8GEMM_DEVICE void st_shared_u32(uint32_t addr, uint32_t value) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(addr), "r"(value) : "memory");
+}
+
 FP8GEMM_DEVICE void ld_shared_v2_u32(uint32_t addr, uint32_t& x, uint32_t& y) {
   asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(x), "=r"(y) : "r"(addr) : "memory");
 }
 
 FP8GEMM_DEVICE void st_shared_v2_u32(uint32_t addr, uint32_t x, uint32_t y) {
   asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(addr), "r"(x), "r"(y) : "memory");
+}
+
+// Four words at a 16-byte-aligned address.
+FP8GEMM_DEVICE void st_shared_v4_u32(uint32_t addr, uint32_t x, uint32_t y, uint32_t z,
+                                     uint32_t w) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(addr), "r"(x), "r"(y), "r"(z),
+               "r"(w)
+               : "memory");
 }
 
 // Copies 16 bytes, both addresses 16-byte aligned, through registers.
@@ -151,6 +163,12 @@ FP8GEMM_DEVICE float cvt_f32_f16(uint32_t half) {
   float value;
   asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(static_cast<uint16_t>(half)));
   return value;
+}
+
+FP8GEMM_DEVICE uint32_t float_as_uint(float value) {
+  uint32_t bits;
+  asm("mov.b32 %0, %1;" : "=r"(bits) : "f"(value));
+  return bits;
 }
 
 FP8GEMM_DEVICE float uint_as_float(uint32_t bits) {

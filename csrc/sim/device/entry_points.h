@@ -22,6 +22,7 @@ void GridDependencyWait();
 uint32_t VoteBallot(bool predicate);
 uint32_t ShflUp(uint32_t value, uint32_t delta);
 uint32_t ShflIdx(uint32_t value, uint32_t source);
+uint32_t ReduxMax(uint32_t value);
 bool ElectSync();
 void BarWarpSync();
 void BarrierSync(uint32_t id, uint32_t threads);
@@ -35,14 +36,22 @@ void StoreSharedF32(uint32_t address, float value);
 void StoreSharedV2F32(uint32_t address, float x, float y);
 void StoreMatrixX4(uint32_t address, uint32_t m0, uint32_t m1, uint32_t m2, uint32_t m3);
 void LoadSharedV2U32(uint32_t address, uint32_t& x, uint32_t& y);
+void StoreSharedU32(uint32_t address, uint32_t value);
 void StoreSharedV2U32(uint32_t address, uint32_t x, uint32_t y);
+void StoreSharedV4U32(uint32_t address, uint32_t x, uint32_t y, uint32_t z, uint32_t w);
 void CopySharedToGlobal16(void* dst, uint32_t src);
 float LoadGlobalF32(const float* address);
 int32_t LoadGlobalS32(const int32_t* address);
+// `bytes` at an address that is a multiple of them.
+void LoadGlobal(void* to, const void* address, uint32_t bytes);
+void StoreGlobal(void* address, const void* from, uint32_t bytes);
 
 uint32_t PackBf16x2(float high, float low);
 uint32_t PackF16x2(float high, float low);
 float F16ToF32(uint32_t half);
+uint32_t PackE4m3x2(float high, float low);
+uint32_t PackE5m2x2(float high, float low);
+uint32_t E4m3x2ToF16x2(uint32_t pair);
 
 void MbarrierInit(uint32_t bar, uint32_t count);
 void FenceMbarrierInit();

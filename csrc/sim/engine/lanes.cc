@@ -2,6 +2,8 @@
 // Identity of a thread, operations of a whole warp, and barriers of a CTA.
 #include <sim/device/entry_points.h>
 
+#include <algorithm>
+
 #include "sim/engine/instructions.h"
 
 namespace fp8gemm::sim {
@@ -121,6 +123,12 @@ uint32_t VoteBallot(bool predicate) {
     uint32_t bits = 0;
     for (uint32_t lane = 0; lane < kWarpLanes; ++lane) bits |= in[lane] << lane;
     out.fill(bits);
+  });
+}
+
+uint32_t ReduxMax(uint32_t value) {
+  return ExchangeLanes(Op::kRedux, 0, value, [](const LaneValues& in, LaneValues& out) {
+    out.fill(*std::max_element(in.begin(), in.end()));
   });
 }
 

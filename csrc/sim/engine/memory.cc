@@ -45,6 +45,10 @@ struct alignas(16) FloatQuad {
   float values[4];
 };
 
+struct alignas(16) UintQuad {
+  uint32_t values[4];
+};
+
 void CheckGlobalAlignment(const void* address, uint32_t bytes, const char* what) {
   if (reinterpret_cast<uintptr_t>(address) % bytes != 0) {
     Fatal("%s at %p: not aligned to %u bytes", what, address, bytes);
@@ -133,6 +137,14 @@ void LoadSharedV2U32(uint32_t address, uint32_t& x, uint32_t& y) {
   y = pair.y;
 }
 
+void StoreSharedU32(uint32_t address, uint32_t value) {
+  StoreShared(address, value, "st.shared.u32");
+}
+
+void StoreSharedV4U32(uint32_t address, uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
+  StoreShared(address, UintQuad{{x, y, z, w}}, "st.shared.v4.u32");
+}
+
 void StoreSharedV2U32(uint32_t address, uint32_t x, uint32_t y) {
   StoreShared(address, UintPair{x, y}, "st.shared.v2.u32");
 }
@@ -154,6 +166,18 @@ int32_t LoadGlobalS32(const int32_t* address) {
   CheckGlobal(address, sizeof(int32_t), "ld.global");
   CheckGlobalAlignment(address, sizeof(int32_t), "ld.global.s32");
   return *address;
+}
+
+void LoadGlobal(void* to, const void* address, uint32_t bytes) {
+  CheckGlobal(address, bytes, "ld.global");
+  CheckGlobalAlignment(address, bytes, "ld.global");
+  std::memcpy(to, address, bytes);
+}
+
+void StoreGlobal(void* address, const void* from, uint32_t bytes) {
+  CheckGlobal(address, bytes, "st.global");
+  CheckGlobalAlignment(address, bytes, "st.global");
+  std::memcpy(address, from, bytes);
 }
 
 // Lane 8 i + r brings the address of row r of matrix i; elements 2 c and 2 c + 1 of the row are in

@@ -43,6 +43,7 @@ const char* OpName(Op op) {
     case Op::kElect: return "elect.sync";
     case Op::kShfl: return "shfl.sync";
     case Op::kVote: return "vote.sync";
+    case Op::kRedux: return "redux.sync";
     case Op::kBarWarpSync: return "bar.warp.sync";
     case Op::kBarrierSync: return "barrier.sync";
     case Op::kSetMaxRegistersInc: return "setmaxnreg.inc";

@@ -29,6 +29,7 @@ enum class Op : uint8_t {
   kElect,
   kShfl,
   kVote,
+  kRedux,
   kBarWarpSync,
   kBarrierSync,
   kSetMaxRegistersInc,

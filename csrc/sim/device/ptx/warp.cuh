@@ -40,11 +40,18 @@ FP8GEMM_DEVICE void st_shared_f32(uint32_t addr, float value) { sim::StoreShared
 FP8GEMM_DEVICE void st_shared_v2_f32(uint32_t addr, float x, float y) {
   sim::StoreSharedV2F32(addr, x, y);
 }
+FP8GEMM_DEVICE void st_shared_u32(uint32_t addr, uint32_t value) {
+  sim::StoreSharedU32(addr, value);
+}
 FP8GEMM_DEVICE void ld_shared_v2_u32(uint32_t addr, uint32_t& x, uint32_t& y) {
   sim::LoadSharedV2U32(addr, x, y);
 }
 FP8GEMM_DEVICE void st_shared_v2_u32(uint32_t addr, uint32_t x, uint32_t y) {
   sim::StoreSharedV2U32(addr, x, y);
+}
+FP8GEMM_DEVICE void st_shared_v4_u32(uint32_t addr, uint32_t x, uint32_t y, uint32_t z,
+                                     uint32_t w) {
+  sim::StoreSharedV4U32(addr, x, y, z, w);
 }
 FP8GEMM_DEVICE void copy_shared_to_global_16(void* dst, uint32_t src) {
   sim::CopySharedToGlobal16(dst, src);
@@ -62,6 +69,9 @@ FP8GEMM_DEVICE uint32_t cvt_rn_f16x2_f32(float high, float low) {
   return sim::PackF16x2(high, low);
 }
 FP8GEMM_DEVICE float cvt_f32_f16(uint32_t half) { return sim::F16ToF32(half); }
+FP8GEMM_DEVICE uint32_t float_as_uint(float value) {
+  return __builtin_bit_cast(uint32_t, value);
+}
 FP8GEMM_DEVICE float uint_as_float(uint32_t bits) { return __builtin_bit_cast(float, bits); }
 
 }  // namespace fp8gemm::ptx

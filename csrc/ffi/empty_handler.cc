@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+// Handler of the custom call `jax_fp8gemm.empty.v1`, which enqueues nothing: what a call costs
+// beyond it is the cost of this package. Called by XLA; used by benchmarks only.
+//
+// Argument    any buffer. Result  the same buffer, by aliasing.
+#include "ffi/handlers.h"
+
+namespace fp8gemm {
+namespace {
+
+xla::ffi::Error Nothing(xla::ffi::AnyBuffer, xla::ffi::Result<xla::ffi::AnyBuffer>) {
+  return xla::ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace fp8gemm
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(Fp8EmptyExecute, fp8gemm::Nothing,
+                              xla::ffi::Ffi::Bind()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Ret<xla::ffi::AnyBuffer>(),
+                              {xla::ffi::Traits::kCmdBufferCompatible});

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+// Handlers of the custom call `jax_fp8gemm.quantize.v1`, for every layout.
+// Called by XLA, registered by jax_fp8gemm/_ffi.py; calls quantize/quantize_plan.h.
+//
+// Attributes  batches, rows, columns, num_groups: i64; layout, x_dtype, dtype, scale_format:
+//             string. See QuantizeProblem.
+// Arguments   x (batches, rows, columns); for float8 its scales (batches, rows, column blocks),
+//             rows innermost; for layout k_grouped group_sizes (batches, num_groups) int32.
+// Results     values, scales: see QuantizeProblem. Where scales are per 1x128, rows of the values
+//             are innermost, and those up to a multiple of 4 are not written.
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "ffi/attributes.h"
+#include "ffi/buffers.h"
+#include "ffi/guard.h"
+#include "ffi/handlers.h"
+#include "jit/type_names.h"
+#include "quantize/quantize_plan.h"
+
+namespace fp8gemm {
+namespace {
+
+namespace ffi = xla::ffi;
+
+constexpr const char* kTarget = "jax_fp8gemm.quantize.v1";
+
+QuantizeProblem DecodeProblem(const ffi::Dictionary& attributes) {
+  QuantizeProblem problem;
+  problem.config.layout = ParseQuantizeLayout(StringAttribute(attributes, "layout"));
+  problem.config.x_type = ParseXType(StringAttribute(attributes, "x_dtype"));
+  problem.config.type = ParseFp8Type(StringAttribute(attributes, "dtype"));
+  problem.config.pow2 = StringAttribute(attributes, "scale_format") == "pow2";
+  problem.batches = Attribute<int64_t>(attributes, "batches");
+  problem.rows = Attribute<int64_t>(attributes, "rows");
+  problem.columns = Attribute<int64_t>(attributes, "columns");
+  problem.num_groups = Attribute<int64_t>(attributes, "num_groups");
+  return problem;
+}
+
+ffi::DataType ToDataType(XType type) {
+  switch (type) {
+    case XType::kBF16: return ffi::DataType::BF16;
+    case XType::kF16: return ffi::DataType::F16;
+    case XType::kF32: return ffi::DataType::F32;
+    case XType::kE4M3: return ffi::DataType::F8E4M3FN;
+  }
+  return ffi::DataType::INVALID;
+}
+
+// Runs `plan` on the call's buffers after checking them.
+void RunQuantize(QuantizePlan& plan, ffi::RemainingArgs args, ffi::AnyBuffer values,
+                 ffi::AnyBuffer scales, CUstream stream) {
+  const QuantizeProblem& problem = plan.problem();
+  const QuantizeConfig& config = problem.config;
+  const bool has_scales = config.x_type == XType::kE4M3;
+  const bool has_groups = config.layout == QuantizeLayout::kKGrouped;
+  const size_t expected = 1 + (has_scales ? 1 : 0) + (has_groups ? 1 : 0);
+  if (args.size() != expected) {
+    throw std::invalid_argument("expected " + std::to_string(expected) + " operands, got " +
+                                std::to_string(args.size()));
+  }
+  size_t next = 0;
+  const auto operand = [&](const char* name, ffi::DataType type,
+                           const std::vector<int64_t>& extents) {
+    ffi::AnyBuffer buffer = *args.get<ffi::AnyBuffer>(next++);
+    return CheckedData(name, buffer, type, extents);
+  };
+  QuantizeBuffers buffers;
+  buffers.x = operand("x", ToDataType(config.x_type), problem.x_extents());
+  if (has_scales) {
+    buffers.x_scales = operand("x_scales", ffi::DataType::F32, problem.x_scales_extents());
+  }
+  if (has_groups) {
+    buffers.group_sizes = operand("group_sizes", ffi::DataType::S32,
+                                  {problem.batches, problem.num_groups});
+  }
+  buffers.values =
+      CheckedData("values", values, ToDataType(config.type), problem.values_extents());
+  buffers.scales = CheckedData("scales", scales, ffi::DataType::F32, problem.scales_extents());
+  plan.Run(buffers, stream);
+}
+
+// State of one call site in one executable; shared by all devices that run it.
+struct QuantizeState {
+  static ffi::TypeId id;
+  std::unique_ptr<QuantizePlan> plan;
+};
+ffi::TypeId QuantizeState::id = {};
+
+ffi::ErrorOr<std::unique_ptr<QuantizeState>> Instantiate(ffi::Dictionary attributes) noexcept {
+  try {
+    auto state = std::make_unique<QuantizeState>();
+    state->plan = std::make_unique<QuantizePlan>(Backend::kCuda, DecodeProblem(attributes));
+    return state;
+  } catch (...) {
+    return ffi::Unexpected(CurrentExceptionAsError(kTarget));
+  }
+}
+
+ffi::Error Initialize(QuantizeState* state, ffi::RemainingArgs, ffi::RemainingRets,
+                      ffi::Dictionary) {
+  return Guard(kTarget, [&] {
+    state->plan->Prepare();
+    return ffi::Error::Success();
+  });
+}
+
+ffi::Error Execute(QuantizeState* state, CUstream stream, ffi::RemainingArgs args,
+                   ffi::Result<ffi::AnyBuffer> values, ffi::Result<ffi::AnyBuffer> scales,
+                   ffi::Dictionary) {
+  return Guard(kTarget, [&] {
+    RunQuantize(*state->plan, args, *values, *scales, stream);
+    return ffi::Error::Success();
+  });
+}
+
+// Plans of the simulator by what determines them. Never removed: tests use a bounded set.
+QuantizePlan& SimPlan(const QuantizeProblem& problem) {
+  static std::mutex mutex;
+  static auto& plans = *new std::map<std::string, std::unique_ptr<QuantizePlan>>;
+  const std::lock_guard<std::mutex> lock(mutex);
+  std::unique_ptr<QuantizePlan>& plan = plans[problem.ToString()];
+  if (!plan) plan = std::make_unique<QuantizePlan>(Backend::kSim, problem);
+  return *plan;
+}
+
+ffi::Error SimExecute(ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffer> values,
+                      ffi::Result<ffi::AnyBuffer> scales, ffi::Dictionary attributes) {
+  return Guard(kTarget, [&] {
+    RunQuantize(SimPlan(DecodeProblem(attributes)), args, *values, *scales, nullptr);
+    return ffi::Error::Success();
+  });
+}
+
+}  // namespace
+
+XLA_FFI_TypeId* QuantizeStateTypeId() { return &QuantizeState::id; }
+
+const XLA_FFI_TypeInfo* QuantizeStateTypeInfo() {
+  static const XLA_FFI_TypeInfo info = ffi::MakeTypeInfo<QuantizeState>();
+  return &info;
+}
+
+}  // namespace fp8gemm
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    Fp8QuantizeInstantiate, fp8gemm::Instantiate,
+    xla::ffi::Ffi::Bind<xla::ffi::ExecutionStage::kInstantiate>().Attrs());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(Fp8QuantizeInitialize, fp8gemm::Initialize,
+                              xla::ffi::Ffi::Bind<xla::ffi::ExecutionStage::kInitialize>()
+                                  .Ctx<xla::ffi::State<fp8gemm::QuantizeState>>()
+                                  .RemainingArgs()
+                                  .RemainingRets()
+                                  .Attrs());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(Fp8QuantizeExecute, fp8gemm::Execute,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::State<fp8gemm::QuantizeState>>()
+                                  .Ctx<xla::ffi::PlatformStream<fp8gemm::CUstream>>()
+                                  .RemainingArgs()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Attrs(),
+                              {xla::ffi::Traits::kCmdBufferCompatible});
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(Fp8QuantizeSimExecute, fp8gemm::SimExecute,
+                              xla::ffi::Ffi::Bind()
+                                  .RemainingArgs()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Attrs());

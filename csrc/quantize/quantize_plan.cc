@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+// Parameters and geometry of a quantise launch.
+#include "quantize/quantize_plan.h"
+
+#include <algorithm>
+
+#include "quantize/quantize_source.h"
+#include "runtime/device_limits.h"
+#include "shared/quantize_params.h"
+
+namespace fp8gemm {
+namespace {
+
+// CTAs per SM that a launch should keep, before one of them does several tiles.
+constexpr int64_t kMinWaves = 8;
+constexpr int64_t kMaxTilesPerCta = 8;
+
+// Among groups a CTA first works out which rows are its own: more tiles share that.
+int64_t TilesPerCta(const QuantizeProblem& problem, int64_t sm_count) {
+  if (problem.config.layout != QuantizeLayout::kKGrouped) return 1;
+  return std::clamp<int64_t>(problem.grid(1) / (kMinWaves * sm_count), 1, kMaxTilesPerCta);
+}
+
+}  // namespace
+
+QuantizePlan::QuantizePlan(Backend backend, const QuantizeProblem& problem)
+    : backend_(backend), problem_(problem) {
+  ValidateQuantizeProblem(problem);
+  kernel_spec_ = QuantizeKernel(problem.config);
+  image_ = MakeImage(backend, kernel_spec_);
+}
+
+CUfunction QuantizePlan::Prepare() {
+  std::call_once(load_once_, [&] { kernel_ = SharedKernel(backend_, kernel_spec_, image_); });
+  return kernel_->ForCurrentContext();
+}
+
+void QuantizePlan::Run(const QuantizeBuffers& buffers, CUstream stream) {
+  const CUfunction function = Prepare();
+  const DriverApi& api = kernel_->api();
+  CUdevice device = 0;
+  Check(api, api.cuCtxGetDevice(&device), "cuCtxGetDevice");
+  const int64_t tiles_per_cta = TilesPerCta(problem_, Limits(api, device).sm_count);
+  QuantizeParams params{.x = buffers.x,
+                        .x_scales = static_cast<const float*>(buffers.x_scales),
+                        .group_sizes = static_cast<const int32_t*>(buffers.group_sizes),
+                        .values = buffers.values,
+                        .scales = static_cast<float*>(buffers.scales),
+                        .rows = static_cast<uint32_t>(problem_.rows),
+                        .columns = static_cast<uint32_t>(problem_.columns),
+                        .num_groups = static_cast<uint32_t>(problem_.num_groups),
+                        .out_columns = static_cast<uint32_t>(problem_.out_columns()),
+                        .scale_pitch = static_cast<uint32_t>(problem_.scale_pitch()),
+                        .tiles_per_cta = static_cast<uint32_t>(tiles_per_cta)};
+  const LaunchGeometry geometry{.grid = static_cast<unsigned>(problem_.grid(tiles_per_cta)),
+                                .block = kQuantizeThreads,
+                                .smem_bytes = kernel_spec_.smem_bytes};
+  Launch(api, function, geometry, stream, &params);
+}
+
+}  // namespace fp8gemm

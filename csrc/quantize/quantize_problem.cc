@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+// Validation, extents and naming of quantise problems.
+#include "quantize/quantize_problem.h"
+
+#include "quantize/quantize_key.h"
+#include "runtime/error.h"
+#include "shared/smem_layout.h"
+
+namespace fp8gemm {
+namespace {
+
+// Positions past an extent still fit in 31 bits.
+constexpr int64_t kMaxExtent = (int64_t{1} << 31) - 1 - 512;
+// TMA wants the rows of the scales to start at multiples of 16 bytes.
+constexpr int64_t kScaleAlignment = 16 / sizeof(float);
+
+int64_t Blocks(int64_t extent) { return ceil_div<int64_t>(extent, kScaleBlock); }
+
+void CheckExtent(const char* name, int64_t value) {
+  if (value < 1 || value > kMaxExtent) {
+    throw UnsupportedError(std::string(name) + " must be from 1 to " + std::to_string(kMaxExtent) +
+                           ", got " + std::to_string(value));
+  }
+}
+
+}  // namespace
+
+int64_t QuantizeProblem::out_columns() const {
+  if (config.layout != QuantizeLayout::kKGrouped) return rows;
+  return (rows + (kScaleBlock - 1) * num_groups) / kScaleBlock * kScaleBlock;
+}
+
+int64_t QuantizeProblem::scale_pitch() const {
+  return align_up(config.is_transposed() ? columns : rows, kScaleAlignment);
+}
+
+std::vector<int64_t> QuantizeProblem::x_extents() const { return {batches, rows, columns}; }
+
+std::vector<int64_t> QuantizeProblem::x_scales_extents() const {
+  return {batches, rows, Blocks(columns)};
+}
+
+std::vector<int64_t> QuantizeProblem::values_extents() const {
+  if (config.is_transposed()) return {batches, columns, out_columns()};
+  return x_extents();
+}
+
+std::vector<int64_t> QuantizeProblem::scales_extents() const {
+  if (config.layout == QuantizeLayout::kBlocks) return {batches, Blocks(rows), Blocks(columns)};
+  return {batches, scale_pitch(), Blocks(config.is_transposed() ? out_columns() : columns)};
+}
+
+int64_t QuantizeProblem::grid(int64_t tiles_per_cta) const {
+  switch (config.layout) {
+    case QuantizeLayout::kRows:
+      return ceil_div<int64_t>(ceil_div<int64_t>(rows, kWarpRows) * Blocks(columns),
+                               kQuantizeWarps);
+    case QuantizeLayout::kBlocks:
+      return batches * Blocks(rows) * Blocks(columns);
+    case QuantizeLayout::kTransposed:
+    case QuantizeLayout::kKGrouped: {
+      const int64_t tiles = ceil_div<int64_t>(columns, kTileColumns);
+      return batches * Blocks(out_columns()) * ceil_div(tiles, tiles_per_cta);
+    }
+  }
+  return 0;
+}
+
+std::string QuantizeProblem::ToString() const {
+  return QuantizeKey(config) + " batches=" + std::to_string(batches) +
+         " rows=" + std::to_string(rows) + " columns=" + std::to_string(columns) +
+         " groups=" + std::to_string(num_groups);
+}
+
+QuantizeLayout ParseQuantizeLayout(const std::string& name) {
+  if (name == "rows") return QuantizeLayout::kRows;
+  if (name == "blocks") return QuantizeLayout::kBlocks;
+  if (name == "transposed") return QuantizeLayout::kTransposed;
+  if (name == "k_grouped") return QuantizeLayout::kKGrouped;
+  throw UnsupportedError("'" + name + "' is not a layout to quantise to");
+}
+
+XType ParseXType(const std::string& name) {
+  if (name == "bfloat16") return XType::kBF16;
+  if (name == "float16") return XType::kF16;
+  if (name == "float32") return XType::kF32;
+  if (name == "float8_e4m3fn") return XType::kE4M3;
+  throw UnsupportedError("there is no kernel that quantises " + name);
+}
+
+void ValidateQuantizeProblem(const QuantizeProblem& problem) {
+  if (!is_quantizer(problem.config)) {
+    throw UnsupportedError("there is no kernel " + QuantizeKey(problem.config));
+  }
+  CheckExtent("batches", problem.batches);
+  CheckExtent("rows", problem.rows);
+  CheckExtent("columns", problem.columns);
+  const bool is_grouped = problem.config.layout == QuantizeLayout::kKGrouped;
+  if (is_grouped && (problem.num_groups < 1 || problem.num_groups > int64_t{kMaxGroups})) {
+    throw UnsupportedError("num_groups must be from 1 to " + std::to_string(kMaxGroups) +
+                           ", got " + std::to_string(problem.num_groups));
+  }
+  if (problem.batches > 1 && problem.config.layout == QuantizeLayout::kRows) {
+    throw UnsupportedError("batches must be 1, got " + std::to_string(problem.batches));
+  }
+  CheckExtent("columns of the result", problem.out_columns());
+  CheckExtent("the number of CTAs", problem.grid(1));
+}
+
+}  // namespace fp8gemm

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+// QuantizeProblem: what one call of a quantise kernel computes, and the extents of its results.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "shared/quantize_config.h"
+
+namespace fp8gemm {
+
+/// float8 values and scales of `batches` matrices x (rows, columns).
+struct QuantizeProblem {
+  QuantizeConfig config;
+  int64_t batches = 1;  // 1 for kRows, which has no use for more
+  int64_t rows = 0;
+  int64_t columns = 0;
+  int64_t num_groups = 0;  // kKGrouped: of each matrix
+
+  /// Columns of the values of a transposed layout: for groups, what the worst sizes can need.
+  int64_t out_columns() const;
+  /// Floats from one block of scales to the next: rows of the values, padded as TMA wants them.
+  int64_t scale_pitch() const;
+
+  /// Extents of the arrays. Where rows are innermost in memory these extents still come first.
+  std::vector<int64_t> x_extents() const;
+  std::vector<int64_t> x_scales_extents() const;  // (batches, rows, blocks), rows innermost
+  std::vector<int64_t> values_extents() const;
+  std::vector<int64_t> scales_extents() const;
+
+  /// CTAs of one launch that does `tiles_per_cta` tiles in each.
+  int64_t grid(int64_t tiles_per_cta) const;
+
+  std::string ToString() const;
+};
+
+/// "rows", "blocks", "transposed" or "k_grouped".
+/// @throws UnsupportedError  Not one of those names.
+QuantizeLayout ParseQuantizeLayout(const std::string& name);
+
+/// "bfloat16", "float16", "float32" or "float8_e4m3fn".
+/// @throws UnsupportedError  Not one of those names.
+XType ParseXType(const std::string& name);
+
+/// @throws UnsupportedError  There is no such kernel, or an extent or the grid is out of range.
+void ValidateQuantizeProblem(const QuantizeProblem& problem);
+
+}  // namespace fp8gemm

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+// Emits the configuration with designated initialisers, as gemm/kernel_source.cc does.
+#include "quantize/quantize_source.h"
+
+#include "quantize/quantize_key.h"
+
+namespace fp8gemm {
+namespace {
+
+// Keeps ptxas from spilling to reach an occupancy that bandwidth does not need.
+constexpr int kMinCtasPerSm = 2;
+
+const char* Literal(QuantizeLayout layout) {
+  switch (layout) {
+    case QuantizeLayout::kRows: return "fp8gemm::QuantizeLayout::kRows";
+    case QuantizeLayout::kBlocks: return "fp8gemm::QuantizeLayout::kBlocks";
+    case QuantizeLayout::kTransposed: return "fp8gemm::QuantizeLayout::kTransposed";
+    case QuantizeLayout::kKGrouped: return "fp8gemm::QuantizeLayout::kKGrouped";
+  }
+  return "";
+}
+
+const char* Literal(XType type) {
+  switch (type) {
+    case XType::kBF16: return "fp8gemm::XType::kBF16";
+    case XType::kF16: return "fp8gemm::XType::kF16";
+    case XType::kF32: return "fp8gemm::XType::kF32";
+    case XType::kE4M3: return "fp8gemm::XType::kE4M3";
+  }
+  return "";
+}
+
+const char* Literal(Fp8Type type) {
+  return type == Fp8Type::kE4M3 ? "fp8gemm::Fp8Type::kE4M3" : "fp8gemm::Fp8Type::kE5M2";
+}
+
+}  // namespace
+
+KernelSpec QuantizeKernel(const QuantizeConfig& config) {
+  const std::string name = "sm90_" + QuantizeFamily(config);
+  const std::string source =
+      "#include <sm90_quantize.cuh>\n"
+      "extern \"C\" __global__ void __launch_bounds__(" +
+      std::to_string(kQuantizeThreads) + ", " + std::to_string(kMinCtasPerSm) + ")\n" + name +
+      "(const __grid_constant__ fp8gemm::QuantizeParams params) {\n"
+      "  fp8gemm::sm90_quantize<fp8gemm::QuantizeConfig{\n"
+      "    .layout = " + Literal(config.layout) + ",\n"
+      "    .x_type = " + Literal(config.x_type) + ",\n"
+      "    .type = " + Literal(config.type) + ",\n"
+      "    .pow2 = " + (config.pow2 ? "true" : "false") + ",\n"
+      "  }>(params);\n}\n";
+  return {.key = QuantizeKey(config),
+          .name = name,
+          .source = source,
+          .threads = kQuantizeThreads,
+          .smem_bytes = quantize_smem_bytes(config)};
+}
+
+}  // namespace fp8gemm

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The quantise kernels on a GPU, against plain JAX on the same device: every bit but NaN's."""
+
+import functools
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from _dense import assert_same_bits, device_for
+from cases import E4M3, E5M2
+
+import jax_fp8gemm as fp8
+
+QUANTISERS = {
+    "rows": fp8.quantize,
+    "blocks": functools.partial(fp8.quantize, block=(128, 128)),
+    "transposed": fp8.quantize_transposed,
+}
+every_quantiser = pytest.mark.parametrize("name", QUANTISERS)
+
+
+def _check(quantise, implementation: str, *arguments, **options) -> None:
+    arguments = jax.device_put(arguments, device_for(implementation))
+    got, want = (
+        jax.jit(functools.partial(quantise, **options, implementation=i))(*arguments)
+        for i in (implementation, "xla")
+    )
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        nan = np.isnan(np.asarray(a, np.float32))
+        np.testing.assert_array_equal(nan, np.isnan(np.asarray(b, np.float32)))
+        assert_same_bits(*(jnp.where(nan, jnp.zeros_like(x), x) for x in (a, b)))
+
+
+@every_quantiser
+@pytest.mark.parametrize("dtype", [E4M3, E5M2], ids=lambda d: jnp.dtype(d).name)
+@pytest.mark.parametrize("scale_format", ["float32", "pow2"])
+@pytest.mark.parametrize("shape", [(128, 128), (13, 200), (67, 131), (2, 130, 260)], ids=str)
+def test_edges(implementation, name, dtype, scale_format, shape):
+    for x_dtype in (jnp.bfloat16, jnp.float16, jnp.float32):
+        x = cases.normal(shape, seed=1, dtype=x_dtype)
+        _check(QUANTISERS[name], implementation, x, dtype=dtype, scale_format=scale_format)
+
+
+@every_quantiser
+@pytest.mark.parametrize("scale_format", ["float32", "pow2"])
+def test_extremes(implementation, name, scale_format):
+    """Every exponent of float32, subnormals too; and numbers that are not finite."""
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((64, 256)) * np.exp2(rng.integers(-149, 126, (64, 256)))
+    x[:4, 130] = [np.nan, np.inf, -np.inf, np.finfo(np.float32).max]
+    for dtype in (E4M3, E5M2):
+        x = jnp.asarray(x, jnp.float32)
+        _check(QUANTISERS[name], implementation, x, dtype=dtype, scale_format=scale_format)
+
+
+@pytest.mark.parametrize("case", cases.GROUPED_CASES, ids=str)
+def test_groups(implementation, case):
+    x = cases.normal((case.num_rows, 70), seed=3, dtype=jnp.bfloat16)
+    x = x.at[sum(case.sizes) :].set(jnp.nan)
+    _check(fp8.quantize_k_grouped, implementation, x, case.group_sizes)
+
+
+@pytest.mark.hopper
+@every_quantiser
+@pytest.mark.parametrize("shape", [(8192, 7168), (4099, 7170)], ids=str)
+def test_large(name, shape):
+    _check(QUANTISERS[name], "cuda", cases.normal(shape, seed=4, dtype=jnp.bfloat16))
+
+
+@pytest.mark.hopper
+@pytest.mark.parametrize("num_groups", [8, 256, 512])
+def test_large_groups(num_groups):
+    x = cases.normal((16384, 2048), seed=5, dtype=jnp.bfloat16)
+    sizes = np.random.default_rng(6).multinomial(16384, np.ones(num_groups) / num_groups)
+    _check(fp8.quantize_k_grouped, "cuda", x, jnp.asarray(sizes, jnp.int32))
+
+
+@pytest.mark.hopper
+@every_quantiser
+def test_repeated_runs_give_the_same_bits(name):
+    """A missing barrier would show as a difference now and then."""
+    x = jax.device_put(cases.normal((1024, 2048), seed=7, dtype=jnp.bfloat16), device_for("cuda"))
+    quantise = jax.jit(functools.partial(QUANTISERS[name], implementation="cuda"))
+    first = jax.device_get(quantise(x))
+    for _ in range(200):
+        again = jax.device_get(quantise(x))
+        for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(first), strict=True):
+            np.testing.assert_array_equal(a.view(np.uint8), b.view(np.uint8))
