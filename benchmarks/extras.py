@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is not a single product: host cost of a call, compilation, the quantiser, a whole MLP."""
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 
@@ -17,6 +18,7 @@ _IN_PROGRAM = 64
 _ROUNDS = 10
 _MLP = {"gpu": (4096, 4096, 14336), "cpu": (64, 256, 512)}  # tokens, width, hidden
 _QUANTISED = {"gpu": (8192, 7168), "cpu": (512, 1024)}
+_GROUPS = 8  # of the K-grouped quantiser
 _DECODE_TOKENS = {"gpu": 16, "cpu": 16}
 
 
@@ -41,9 +43,13 @@ def host_cost(platform: str) -> dict[str, float]:
     """Returns what a call costs the host, in microseconds.
 
     `dispatch_us` is one jitted product, `empty_dispatch_us` a jitted program of one trivial kernel;
-    their difference is what the custom call adds. `in_program_us` is the same difference per call
-    where one program holds many calls, by wall clock, on the smallest problem.
+    their difference is what the custom call adds. `empty_call_us` is a custom call that launches
+    nothing beside that trivial kernel, and `above_empty_call_us` what our handler and its launch
+    cost beyond it. `in_program_us` is the difference of product and trivial kernel per call where
+    one program holds many calls, by wall clock, on the smallest problem.
     """
+    from jax_fp8gemm import _ffi
+
     implementation = "cuda" if platform == "gpu" else "xla"
     lhs = fp8.quantize(jnp.ones((16, 128)))
     rhs = fp8.quantize(jnp.ones((128, 128)), (128, 128))
@@ -54,8 +60,13 @@ def host_cost(platform: str) -> dict[str, float]:
     def trivial(x, lhs, rhs):
         return x + x
 
+    def empty_call(x, lhs, rhs):
+        return x + _ffi.empty_call(x)
+
     start = jnp.zeros((16, 128), jnp.bfloat16)
-    one, empty = (_host_seconds(jax.jit(f), start, lhs, rhs) for f in (product, trivial))
+    one, empty, empty_custom = (
+        _host_seconds(jax.jit(f), start, lhs, rhs) for f in (product, trivial, empty_call)
+    )
 
     def repeated(function):
         def program(x, lhs, rhs):
@@ -71,6 +82,8 @@ def host_cost(platform: str) -> dict[str, float]:
         "dispatch_us": _us(one),
         "empty_dispatch_us": _us(empty),
         "added_us": _us(one - empty),
+        "empty_call_us": _us(empty_custom),
+        "above_empty_call_us": _us(one - empty_custom),
         "in_program_us": _us(repeated(product) - repeated(trivial)),
     }
 
@@ -107,24 +120,49 @@ def compile_times(cases: Sequence[BenchCase]) -> list[dict]:
     return results
 
 
+def _quantisers(rows: int) -> dict[str, Callable]:
+    """Returns `quantise(x, implementation=...)` by layout of the kernel."""
+    sizes = jnp.full((_GROUPS,), rows // _GROUPS, jnp.int32)
+    return {
+        "rows": fp8.quantize,
+        "blocks": functools.partial(fp8.quantize, block=(128, 128)),
+        "transposed": fp8.quantize_transposed,
+        "k_grouped": functools.partial(fp8.quantize_k_grouped, group_sizes=sizes),
+    }
+
+
 def quantiser(timer, platform: str) -> list[dict]:
-    """Returns the quantiser's time and bandwidth: bytes of input, values and scales over time."""
+    """Returns time and bandwidth of the quantisers, of the kernels and of plain JAX in turns.
+
+    The bytes are those that a single pass moves, of x, values and scales, whatever is moved.
+    """
     rows, columns = _QUANTISED[platform]
     x = jax.random.normal(jax.random.key(1), (rows, columns), jnp.bfloat16)
+    implementations = {"gpu": ("cuda", "xla"), "cpu": ("xla",)}[platform]
     results = []
-    for block in ((1, 128), (128, 128)):
-        call = prepared_jax(lambda x, block=block: fp8.quantize(x, block).values, x)
-        call.finish(call.start())
-        taken = [timer.sample(call) for _ in range(_ROUNDS)]
-        moved = 3 * rows * columns + 4 * rows * columns // (block[0] * block[1])
-        result = samples.summary(taken)
+    for layout, quantise in _quantisers(rows).items():
+        out = jax.eval_shape(functools.partial(quantise, implementation="xla"), x)
+        calls = {
+            name: prepared_jax(
+                lambda x, f=quantise, name=name: jax.tree.leaves(f(x, implementation=name)), x
+            )
+            for name in implementations
+        }
+        for call in calls.values():
+            call.finish(call.start())
+        samplers = {name: lambda c=call: timer.sample(c) for name, call in calls.items()}
+        taken, failures = samples.sample_rounds(samplers, _ROUNDS)
+        moved = sum(a.size * a.dtype.itemsize for a in (x, out.values, out.scales))
+        summary = {name: samples.summary(s) for name, s in taken.items()}
         results.append(
             {
-                "block": list(block),
+                "layout": layout,
                 "shape": [rows, columns],
-                "summary": result,
-                "bytes_per_s": moved / result["median"],
+                "bytes": moved,
+                "summary": summary,
+                "bytes_per_s": {name: moved / s["median"] for name, s in summary.items()},
                 "samples_s": taken,
+                "failures": failures,
             }
         )
     return results

@@ -118,13 +118,24 @@ def _limits_text(limits: dict) -> str:
     return ", ".join(parts)
 
 
-def _extras_text(extras: dict) -> str:
+def _quantiser_text(entry: dict, limits: dict) -> str:
+    """Returns a line about one layout: bandwidths, beside that of a copy."""
+    rates = ", ".join(f"{name} {r / 1e9:.4g} GB/s" for name, r in entry["bytes_per_s"].items())
+    copy = limits.get("copy_bytes", {}).get("per_s")
+    share = ""
+    if copy:
+        share = f"; {max(entry['bytes_per_s'].values()) / copy:.0%} of what a copy reaches"
+    return f"* Quantiser, {entry['layout']} of {tuple(entry['shape'])}: {rates}{share}."
+
+
+def _extras_text(extras: dict, limits: dict) -> str:
     lines = []
     cost = extras.get("host_cost", {})
     if "added_us" in cost:
         lines.append(
             f"* Host cost of one jitted call: {cost['dispatch_us']:.1f} us,"
-            f" {cost['added_us']:.1f} us above a program of one trivial kernel;"
+            f" {cost['added_us']:.1f} us above a program of one trivial kernel,"
+            f" {cost['above_empty_call_us']:.1f} us above one with an empty custom call;"
             f" {cost['in_program_us']:.1f} us per call inside a program."
         )
     compiled = extras.get("compile", [])
@@ -136,10 +147,7 @@ def _extras_text(extras: dict) -> str:
         )
     quantised = extras.get("quantiser", [])
     for entry in quantised if isinstance(quantised, list) else []:
-        lines.append(
-            f"* Quantiser, block {tuple(entry['block'])} on {tuple(entry['shape'])}:"
-            f" {entry['bytes_per_s'] / 1e9:.4g} GB/s."
-        )
+        lines.append(_quantiser_text(entry, limits))
     steps = extras.get("mlp", [])
     for entry in steps if isinstance(steps, list) else []:
         medians = {name: s["median"] * 1e6 for name, s in entry["summary"].items()}
@@ -178,7 +186,7 @@ def report(record: dict) -> str:
     if missing or failures:
         lines = [f"* {record['peers'][n]['label']}: missing: {why}" for n, why in missing.items()]
         parts.append("## Missing and failed\n\n" + "\n".join(lines + failures))
-    if text := _extras_text(record["extras"]):
+    if text := _extras_text(record["extras"], record["limits"]):
         parts.append(f"## Around the products\n\n{text}")
     return "\n\n".join(part for part in parts if part) + "\n"
 
