@@ -52,6 +52,7 @@ def _kernels() -> list[MicroKernel]:
         MicroKernel("stmatrix_x4", "stmatrix_x4"),
         MicroKernel("narrowing", "narrowing"),
         MicroKernel("widening", "widening"),
+        MicroKernel("fp8_conversions", "fp8_conversions"),
         MicroKernel("mbarrier_phases", "mbarrier_phases"),
         MicroKernel("mbarrier_remote", "mbarrier_remote", cluster=2),
         MicroKernel("named_barriers", "named_barriers", threads=256),

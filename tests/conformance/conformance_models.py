@@ -148,6 +148,15 @@ def round_to_float16(bits: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(values), 0x7FFF, encoded).astype(np.uint16)
 
 
+def saturated_fp8(bits: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Returns float32 bit patterns rounded to nearest even float8 ones; NaN is 0x7f."""
+    values = bits.astype(np.uint32).view(np.float32)
+    largest = np.float32(ml_dtypes.finfo(dtype).max)
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        rounded = np.clip(values, -largest, largest).astype(dtype).view(np.uint8)
+    return np.where(np.isnan(values), 0x7F, rounded).astype(np.uint8)
+
+
 def half_to_float32(bits: np.ndarray) -> np.ndarray:
     """Returns float16 bit patterns as float32 ones; NaN is canonical."""
     sign = bits.astype(np.uint32) >> 15 << 31

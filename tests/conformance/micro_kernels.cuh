@@ -9,6 +9,7 @@
 #include <mma/smem_descriptor.cuh>
 #include <mma/wgmma_fp8.cuh>
 #include <ptx/cluster.cuh>
+#include <ptx/fp8.cuh>
 #include <ptx/mbarrier.cuh>
 #include <ptx/tma.cuh>
 #include <ptx/warp.cuh>
@@ -257,6 +258,17 @@ FP8GEMM_DEVICE void narrowing(const Params& params) {
 FP8GEMM_DEVICE void widening(const Params& params) {
   for (uint32_t i = ptx::thread_idx(); i < params.args[0]; i += kThreads) {
     params.out[i] = __builtin_bit_cast(uint32_t, ptx::cvt_f32_f16(params.in[i] & 0xffffu));
+  }
+}
+
+// As narrowing, out: per pair its e5m2x2 and e4m3x2 in one word, and the float16x2 of the latter.
+FP8GEMM_DEVICE void fp8_conversions(const Params& params) {
+  for (uint32_t i = ptx::thread_idx(); i < params.args[0] / 2; i += kThreads) {
+    const float high = ptx::uint_as_float(params.in[2 * i]);
+    const float low = ptx::uint_as_float(params.in[2 * i + 1]);
+    const uint32_t e4m3 = ptx::cvt_rn_satfinite_e4m3x2_f32(high, low);
+    params.out[2 * i] = ptx::cvt_rn_satfinite_e5m2x2_f32(high, low) << 16 | e4m3;
+    params.out[2 * i + 1] = ptx::cvt_rn_f16x2_e4m3x2(e4m3);
   }
 }
 

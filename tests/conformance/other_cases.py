@@ -58,7 +58,7 @@ def _epilogue(n: int, d: str) -> Case:
     return Case(f"epilogue.n{n}.{d}", f"epilogue_n{n}_{d}", problem, expected)
 
 
-def _narrowing_case() -> Case:
+def _float32_words() -> np.ndarray:
     """Ties, both neighbours of ties, subnormals, overflow, infinities and NaNs with payloads."""
     high = np.arange(0, 0x8000, 0x35, dtype=np.uint32)  # sign, exponent and upper fraction
     special = [0, 1, 0x7F, 0x80, 0xFF, 0x7F7F, 0x7F80, 0x7F81, 0x7FC0, 0x7FFF, 0x3F80, 0x3F81]
@@ -67,7 +67,11 @@ def _narrowing_case() -> Case:
     low = np.asarray([0, 1, 0x0FFF, 0x1000, 0x1001, 0x3000, 0x7FFF, 0x8000, 0x8001, 0xE000, 0xFFFF])
     bits = (high[:, None] << 16 | low[None, :].astype(np.uint32)).ravel()
     words = np.concatenate([bits, bits | 0x80000000]).astype(np.uint32)
-    words = words[: words.size // 2 * 2]
+    return words[: words.size // 2 * 2]
+
+
+def _narrowing_case() -> Case:
+    words = _float32_words()
     pairs = words.reshape(-1, 2)
     packed = np.empty_like(pairs)
     for column, name in enumerate(("bf16", "f16")):
@@ -75,6 +79,30 @@ def _narrowing_case() -> Case:
         packed[:, column] = halves[:, 0] << 16 | halves[:, 1]  # first operand in the high half
     problem = Problem(words, words.size, (words.size,))
     return Case("narrowing", "narrowing", problem, as_bytes(packed))
+
+
+def _fp8_cases() -> list[Case]:
+    """To float8 and from it to half precision; which half a NaN becomes is written nowhere."""
+    words = np.concatenate([_float32_words(), np.arange(0x3A000000, 0x44000000, 0x7FFFF)])
+    words = np.concatenate([words, words ^ np.uint32(0x80000000)]).astype(np.uint32)
+    is_nan = (words & 0x7FFFFFFF) > 0x7F800000
+    cases = []
+    for name, chosen in (("numbers", words[~is_nan]), ("nans", words[is_nan])):
+        pairs = chosen[: chosen.size // 2 * 2].reshape(-1, 2)
+        e4m3, e5m2 = (
+            models.saturated_fp8(pairs, np.dtype(dtype)).astype(np.uint32)
+            for dtype in (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)
+        )
+        halves = e4m3.astype(np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float16)
+        halves = np.where(np.isnan(halves), 0x7FFF, halves.view(np.uint16)).astype(np.uint32)
+        packed = np.empty_like(pairs)
+        packed[:, 0] = e5m2[:, 0] << 24 | e5m2[:, 1] << 16 | e4m3[:, 0] << 8 | e4m3[:, 1]
+        packed[:, 1] = halves[:, 0] << 16 | halves[:, 1]
+        problem = Problem(pairs.ravel(), pairs.size, (pairs.size,))
+        documented = name == "numbers"
+        expected = as_bytes(packed)
+        cases.append(Case(f"fp8.{name}", "fp8_conversions", problem, expected, documented))
+    return cases
 
 
 def _widening_cases() -> list[Case]:
@@ -141,6 +169,7 @@ def cases() -> list[Case]:
         *(_epilogue(n, d) for n, d in EPILOGUES),
         _narrowing_case(),
         *_widening_cases(),
+        *_fp8_cases(),
         *_barrier_cases(),
         *_register_cases(),
     ]
