@@ -201,8 +201,13 @@ def test_dependent_launch(monkeypatch):
 
 @pytest.mark.parametrize("num_sms", [1, 2, 3])
 def test_fewer_sms(num_sms):
-    for key in (SMALL, PAIR, RAGGED_PAIR):
+    for key in (SMALL,) if num_sms == 1 else (SMALL, PAIR, RAGGED_PAIR):
         check(problem_for(key), key, num_sms=num_sms)
+
+
+def test_a_cluster_needs_its_sms():
+    with pytest.raises(Exception, match="needs 2 SMs for dense .* on 1 SMs"):
+        check(problem_for(PAIR), PAIR, num_sms=1)
 
 
 def test_result_does_not_depend_on_the_schedule():
