@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """grouped_gemm and grouped_gemm_contiguous: groups of rows, each with a weight of its own."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from jax_fp8gemm import _checks, _group_checks, _grouping, _xla_grouped
+from jax_fp8gemm import _checks, _group_checks, _grouping, _sharding, _xla_grouped
 from jax_fp8gemm._block_scaled import as_block_scaled
 from jax_fp8gemm._grouping import CONTIGUOUS_ALIGNMENT, Operand, Options
 
@@ -163,9 +165,26 @@ def _operands(where: str, lhs: Operand, rhs: Operand):
     return lhs, rhs
 
 
-def _by_platform(kind: str, options: Options, operands: tuple, xla) -> jax.Array:
-    """Returns the product of rows of all groups together."""
+# Groups lie anywhere: only columns, and K, can be divided.
+_RAGGED_LAYOUT = _sharding.Layout(
+    operands=(("t", "k"), ("t", "k/128"), ("g", "n", "k"), ("g", "n/128", "k/128"), ("g",)),
+    results=(("t", "n"),),
+    names=("lhs", "lhs scales", "rhs", "rhs scales", "group_sizes"),
+    whole=("t", "g"),
+)
+# Rows can be divided where groups may start.
+_CONTIGUOUS_LAYOUT = _RAGGED_LAYOUT._replace(
+    operands=(*_RAGGED_LAYOUT.operands[:4], ("t",)),
+    names=(*_RAGGED_LAYOUT.names[:4], "group_ids"),
+    whole=("g",),
+    units=(("t", CONTIGUOUS_ALIGNMENT),),
+)
+
+
+def _by_platform(kind: str, xla: Callable, options: Options, operands: tuple) -> jax.Array:
+    """Returns the product of rows of all groups together; `xla(options, *operands)`."""
     num_rows, (num_groups, n, _) = operands[0].shape[0], operands[2].shape
+    xla = functools.partial(xla, options)
 
     def kernel(*operands, backend):
         extents = {"m": num_rows, "n": n, "num_groups": num_groups, "d_rows": num_rows}
@@ -177,13 +196,15 @@ def _by_platform(kind: str, options: Options, operands: tuple, xla) -> jax.Array
 def ragged(options: Options):
     """Returns the product of groups back to back, with its batching rule."""
 
-    def xla(*operands):
+    def xla(options, *operands):
         segments = _xla_grouped.ragged_segments(operands[4], operands[0].shape[0])
         return _xla_grouped.grouped_rows(*operands[:4], segments, options.result_dtype)
 
+    compute = functools.partial(_by_platform, "ragged", xla)
+
     @custom_vmap
     def single(*operands):
-        return _by_platform("ragged", options, operands, xla)
+        return _grouping.divided(compute, options, _RAGGED_LAYOUT, operands)
 
     @single.def_vmap
     def fold(axis_size, in_batched, *operands):
@@ -204,15 +225,17 @@ def ragged(options: Options):
 def _contiguous(options: Options):
     """Returns the product of aligned groups, with its batching rule."""
 
-    def xla(*operands):
+    def xla(options, *operands):
         ids, num_groups = operands[4], operands[2].shape[0]
         segments = _xla_grouped.contiguous_segments(ids, num_groups, CONTIGUOUS_ALIGNMENT)
         out = _xla_grouped.grouped_rows(*operands[:4], segments, options.result_dtype)
         return jnp.where((ids >= 0)[:, None], out, 0)
 
+    compute = functools.partial(_by_platform, "contiguous", xla)
+
     @custom_vmap
     def single(*operands):
-        return _by_platform("contiguous", options, operands, xla)
+        return _grouping.divided(compute, options, _CONTIGUOUS_LAYOUT, operands)
 
     @single.def_vmap
     def fold(axis_size, in_batched, *operands):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_fp8gemm import _checks, _dispatch
+from jax_fp8gemm import _checks, _dispatch, _distribute, _sharding
 from jax_fp8gemm._block_scaled import BlockScaled, as_block_scaled
 
 Operand = BlockScaled | tuple[jax.Array, jax.Array]
@@ -76,6 +76,20 @@ def apply(call: Callable, operands: tuple, options: Options) -> jax.Array:
 @functools.partial(jax.jit, static_argnums=(1, 2), inline=True)
 def _apply(operands: tuple, call: Callable, options: Options) -> jax.Array:
     return not_differentiable(options.where, call(options))(*operands)
+
+
+def divided(compute: Callable, options: Options, layout: _sharding.Layout, operands: tuple):
+    """Returns `compute(options, operands)`, divided among devices as the operands are."""
+    exact = options._replace(result_dtype=np.dtype(np.float32))
+    operation = _sharding.Operation(
+        where=options.where,
+        layout=layout,
+        compute=lambda *operands: compute(options, operands),
+        partial=lambda *operands: compute(exact, operands),
+        finish=lambda total, *_: total.astype(options.result_dtype),
+        key=options,
+    )
+    return _distribute.apply(operation, operands)
 
 
 def by_platform(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from jax_fp8gemm import _checks, _group_checks, _grouping, _xla_grouped
+from jax_fp8gemm import _checks, _group_checks, _grouping, _sharding, _xla_grouped
 from jax_fp8gemm._block_scaled import as_block_scaled
 from jax_fp8gemm._grouping import Operand, Options
 
@@ -93,6 +93,14 @@ def k_grouped_gemm(
     return _grouping.apply(_k_grouped, operands, options)
 
 
+_LAYOUT = _sharding.Layout(
+    operands=(("m", "t"), ("m", "t/128"), ("n", "t"), ("n", "t/128"), ("g",)),
+    results=(("g", "m", "n"),),
+    names=("lhs", "lhs scales", "rhs", "rhs scales", "group_sizes", "accumulator"),
+    whole=("t", "g"),
+)
+
+
 def _by_platform(options: Options, operands: tuple) -> jax.Array:
     m, n, num_groups = operands[0].shape[0], operands[2].shape[0], operands[4].shape[0]
     shape = (num_groups, m, n)
@@ -116,7 +124,9 @@ def _k_grouped(options: Options):
 
     @custom_vmap
     def single(*operands):
-        return _by_platform(options, operands)
+        accumulator = None if operands[5] is None else ("g", "m", "n")
+        layout = _LAYOUT._replace(operands=(*_LAYOUT.operands, accumulator))
+        return _grouping.divided(_by_platform, options, layout, operands)
 
     @single.def_vmap
     def fold(axis_size, in_batched, *operands):

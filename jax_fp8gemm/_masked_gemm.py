@@ -8,7 +8,14 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from jax_fp8gemm import _checks, _group_checks, _grouped_gemm, _grouping, _xla_grouped
+from jax_fp8gemm import (
+    _checks,
+    _group_checks,
+    _grouped_gemm,
+    _grouping,
+    _sharding,
+    _xla_grouped,
+)
 from jax_fp8gemm._block_scaled import as_block_scaled
 from jax_fp8gemm._grouping import Operand, Options
 
@@ -92,6 +99,20 @@ def grouped_gemm_masked(
     return _grouping.apply(_masked, operands, options)
 
 
+_LAYOUT = _sharding.Layout(
+    operands=(
+        ("g", "m", "k"),
+        ("g", "m", "k/128"),
+        ("g", "n", "k"),
+        ("g", "n/128", "k/128"),
+        ("g",),
+    ),
+    results=(("g", "m", "n"),),
+    names=("lhs", "lhs scales", "rhs", "rhs scales", "masked_m"),
+    whole=("m",),
+)
+
+
 def _by_platform(options: Options, operands: tuple) -> jax.Array:
     (num_groups, m, _), n = operands[0].shape, operands[2].shape[1]
     shape = (num_groups, m, n)
@@ -117,7 +138,7 @@ def _masked(options: Options):
 
     @custom_vmap
     def single(*operands):
-        return _by_platform(options, operands)
+        return _grouping.divided(_by_platform, options, _LAYOUT, operands)
 
     @single.def_vmap
     def fold(axis_size, in_batched, *operands):

@@ -1,75 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs sharded programs on 8 virtual CPU devices: python tests/_devices.py OUTPUT.json.
 
-Run by test_sharding.py in a process of its own, because XLA reads its flags once. Writes what each
-program compiled to and how far its results are from those of one device.
+Run by test_sharding.py in a process of its own, because XLA reads its flags once, with
+JAX_PLATFORMS=cpu and XLA_FLAGS=--xla_force_host_platform_device_count=8. Writes what each program
+compiled to and how far its results are from those of one device.
 """
 
 import contextlib
 import json
-import os
 import re
 import sys
 
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from _grouped_devices import grouped_programs, ragged_dot_programs
+from _virtual_devices import AUTO, EXPLICIT, MANUAL, MESHES, measure, normal, put
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-import jax  # noqa: E402
-import jax.export  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-from jax.sharding import AxisType, NamedSharding  # noqa: E402
-from jax.sharding import PartitionSpec as P  # noqa: E402
+import jax_fp8gemm as fp8
 
-import jax_fp8gemm as fp8  # noqa: E402
-
-COLLECTIVES = "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute"
-AUTO, EXPLICIT, MANUAL = "auto", "explicit", "manual"
-MESHES = {
-    kind: jax.make_mesh((2, 4), ("x", "y"), axis_types=(axis_type,) * 2)
-    for kind, axis_type in ((AUTO, AxisType.Auto), (EXPLICIT, AxisType.Explicit))
-}
 M, N, K = 256, 1024, 1024
-
-
-def normal(seed: int, *shape: int) -> np.ndarray:
-    """Returns normally distributed float32 numbers."""
-    return np.random.default_rng(seed).standard_normal(shape, np.float32)
-
-
-def put(kind: str, tree, spec):
-    """Returns arrays divided as `spec` says; one PartitionSpec per leaf, or one for all."""
-    specs = spec if isinstance(spec, list) else [spec] * len(jax.tree.leaves(tree))
-    leaves, structure = jax.tree.flatten(tree)
-    return structure.unflatten(
-        jax.device_put(leaf, NamedSharding(MESHES[kind], s))
-        for leaf, s in zip(leaves, specs, strict=True)
-    )
-
-
-def collectives(text: str) -> dict[str, int]:
-    """Counts the collectives of optimised HLO."""
-    counts = {name: len(re.findall(rf"\b{name}(?:-start)?\(", text)) for name in COLLECTIVES}
-    return {name: count for name, count in counts.items() if count}
-
-
-def relative(got, want) -> float:
-    """Returns the relative distance of two trees of arrays."""
-    pairs = list(zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True))
-    return max(
-        float(np.linalg.norm(np.asarray(a, np.float32) - b) / np.linalg.norm(b)) for a, b in pairs
-    )
-
-
-def measure(f, arguments, want, **options) -> dict:
-    """Compiles, runs, and says what came out."""
-    compiled = jax.jit(f, **options).lower(*arguments).compile()
-    got = compiled(*arguments)
-    return {
-        "collectives": collectives(compiled.as_text()),
-        "specs": [str(tuple(getattr(leaf.sharding, "spec", ()))) for leaf in jax.tree.leaves(got)],
-        "error": relative(jax.device_get(got), want),
-    }
 
 
 # ---- gemm: division of lhs, division of rhs, wanted division of the result ----------------------
@@ -314,6 +267,8 @@ PROGRAMS = (
     step_programs,
     dot_general_programs,
     export_programs,
+    grouped_programs,
+    ragged_dot_programs,
 )
 
 

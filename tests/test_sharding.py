@@ -48,6 +48,20 @@ EITHER_MESH = {
     "step tensor": (SUM, REROUNDED),
     "step data and tensor": ({"all-reduce": 2}, REROUNDED),
 }
+EITHER_MESH |= {
+    "masked, experts": (NONE, SAME),
+    "masked, experts x N": (NONE, SAME),
+    "masked, experts over both": (NONE, SAME),
+    "masked, experts x K": (SUM, SAME),
+    "contiguous, rows": (NONE, SAME),
+    "contiguous, rows x N": (NONE, SAME),
+    "ragged, N": (NONE, SAME),
+    "ragged, K": (SUM, SAME),
+    "k_grouped, M x N": (NONE, SAME),
+    "k_grouped with accumulator, M x N": (NONE, SAME),
+    "gradients of ragged_dot, N": (SUM, SAME),  # of the activations
+    "gradients of ragged_dot, K": (NONE, SAME),
+}
 EXPECTED = {
     **{
         f"{kind}: {name}": row for kind in ("auto", "explicit") for name, row in EITHER_MESH.items()
@@ -62,6 +76,11 @@ EXPECTED = {
     # other.
     "auto: gemm, a block split": ({"all-gather": 2, "all-reduce": 1}, SAME),
     "auto: quantize, a block split": (None, 0),  # XLA divides plain JAX as it likes
+    # What knows its groups by where they lie cannot be divided there.
+    "auto: masked, M": ({"all-gather": 2}, SAME),
+    "auto: ragged, rows": ({"all-gather": 2}, SAME),
+    "auto: ragged, experts": ({"all-gather": 2}, SAME),
+    "manual: gradients of ragged_dot, tokens": (SUM, REROUNDED),
     "auto: gemm MxK in an ambient mesh": (SUM, SAME),
     "explicit: gemm MxK under auto_axes": (SUM, SAME),
     "manual: gemm MxK": (SUM, SAME),
@@ -105,6 +124,9 @@ REFUSED = {
     "quantize, a block split": ("quantize: R = 256", "4 devices", "blocks of 128"),
     "step data, tensor and sequence": ("dot: ", "'y'", "N"),
     "step fully sharded data": ("dot: ", "'x'", "K"),
+    "masked, M": ("grouped_gemm_masked: lhs", "along M"),
+    "ragged, rows": ("grouped_gemm: lhs", "along T"),
+    "ragged, experts": ("grouped_gemm: rhs", "along G"),
 }
 NEEDS_BATCH_AXES = "explicit: grad(vmap(dot)) over a divided batch"
 
@@ -113,7 +135,12 @@ NEEDS_BATCH_AXES = "explicit: grad(vmap(dot)) over a divided batch"
 def results(tmp_path_factory) -> dict:
     """Runs all programs in a process that has 8 devices."""
     output = tmp_path_factory.mktemp("sharding") / "results.json"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    }
     command = [sys.executable, str(HERE / "_devices.py"), str(output)]
     run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert run.returncode == 0, run.stderr[-4000:]

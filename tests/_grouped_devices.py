@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs of _devices.py with groups: products of experts divided among 8 devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from _virtual_devices import AUTO, EXPLICIT, MANUAL, MESHES, measure, normal, put
+from jax.sharding import PartitionSpec as P
+
+import jax_fp8gemm as fp8
+
+G, M_MAX, T, K, N = 8, 32, 512, 512, 512
+SIZES = np.asarray([100, 0, 50, 60, 70, 0, 132, 100], np.int32)
+MASKED_M = np.asarray([3, 0, 32, 5, 1, 2, 3, 4], np.int32)
+GROUP_IDS = np.repeat(np.asarray([0, 3, -1, 2], np.int32), 128)
+
+OPTIONS = {"implementation": "xla", "preferred_element_type": jnp.float32}
+
+
+def masked(*operands):
+    """The masked product in float32 by plain JAX."""
+    return fp8.grouped_gemm_masked(*operands, **OPTIONS)
+
+
+def contiguous(*operands):
+    """The aligned product in float32 by plain JAX."""
+    return fp8.grouped_gemm_contiguous(*operands, **OPTIONS)
+
+
+def ragged(*operands):
+    """The ragged product in float32 by plain JAX."""
+    return fp8.grouped_gemm(*operands, **OPTIONS)
+
+
+def k_grouped(lhs, rhs, group_sizes, accumulator=None):
+    """The K-grouped product in float32 by plain JAX."""
+    return fp8.k_grouped_gemm(lhs, rhs, group_sizes, accumulator=accumulator, **OPTIONS)
+
+
+# Program: function, division of lhs, rhs, group data (and accumulator).
+GROUPED = {
+    "masked, experts": (masked, P("x"), P("x"), P("x")),
+    "masked, experts x N": (masked, P("x"), P("x", "y"), P("x")),
+    "masked, experts over both": (masked, P(("x", "y")), P(("x", "y")), P(("x", "y"))),
+    "masked, experts x K": (masked, P("x", None, "y"), P("x", None, "y"), P("x")),
+    "masked, M": (masked, P(None, "x"), P(), P()),
+    "contiguous, rows": (contiguous, P("x"), P(), P("x")),
+    "contiguous, rows x N": (contiguous, P("x"), P(None, "y"), P("x")),
+    "ragged, N": (ragged, P(), P(None, "y"), P()),
+    "ragged, K": (ragged, P(None, "y"), P(None, None, "y"), P()),
+    "ragged, rows": (ragged, P("x"), P(), P()),
+    "ragged, experts": (ragged, P(), P("x"), P()),
+    "k_grouped, M x N": (k_grouped, P("x"), P("y"), P()),
+    "k_grouped with accumulator, M x N": (k_grouped, P("x"), P("y"), P(), P(None, "x", "y")),
+}
+
+
+def _operands(f) -> tuple:
+    weights = fp8.quantize(normal(11, G, N, K), (128, 128))
+    if f is masked:
+        return fp8.quantize(normal(10, G, M_MAX, K)), weights, MASKED_M
+    if f is k_grouped:
+        columns = (fp8.quantize_k_grouped(normal(i, T, 256 + i), SIZES) for i in (0, 128))
+        return (*columns, SIZES, normal(13, G, 256, 384))
+    return fp8.quantize(normal(12, T, K)), weights, GROUP_IDS if f is contiguous else SIZES
+
+
+def grouped_programs():
+    """Yields a name and a measurement for each division of a grouped product."""
+    for kind in (AUTO, EXPLICIT):
+        for name, (f, *specs) in GROUPED.items():
+
+            def run(kind=kind, f=f, specs=specs):
+                operands = _operands(f)[: len(specs)]
+                want = np.asarray(f(*operands))
+                divided = [put(kind, x, s) for x, s in zip(operands, specs, strict=True)]
+                return measure(f, divided, want)
+
+            yield kind, f"{name}", run
+
+
+def _gradients(x, w, sizes):
+    """Returns the gradients of a sum whose own gradient does not depend on how y was rounded."""
+    dy = jnp.sin(jnp.arange(T * N, dtype=jnp.float32)).reshape(T, N)
+
+    def loss(x, w):
+        return (fp8.ragged_dot(x, w, sizes, implementation="xla") * dy).sum()
+
+    return jax.grad(loss, (0, 1))(x, w)
+
+
+def ragged_dot_programs():
+    """Yields a name and a measurement for ragged_dot's gradients, and for a layer of experts."""
+    x, w = normal(14, T, K), normal(15, G, K, N) / K**0.5
+    for kind in (AUTO, EXPLICIT):
+        for name, x_spec, w_spec in (
+            ("N", P(), P(None, None, "y")),
+            ("K", P(None, "y"), P(None, "y")),
+        ):
+
+            def run(kind=kind, x_spec=x_spec, w_spec=w_spec):
+                want = jax.device_get(_gradients(x, w, SIZES))
+                operands = put(kind, x, x_spec), put(kind, w, w_spec), put(kind, SIZES, P())
+                return measure(_gradients, operands, want)
+
+            yield kind, f"gradients of ragged_dot, {name}", run
+
+    def tokens_manual():
+        """Tokens over "x", each device with groups of its own: what expert layers do."""
+        halves, sizes = normal(16, 2, T, K), np.stack([SIZES, SIZES[::-1]])
+
+        def local(x, w, sizes):
+            y = fp8.ragged_dot(x[0], w, sizes[0], implementation="xla")
+            return jax.lax.psum((y**2).sum(), "x")
+
+        f = jax.shard_map(local, mesh=MESHES[AUTO], in_specs=(P("x"), P(), P("x")), out_specs=P())
+
+        def plain(x, w, sizes):
+            products = (fp8.ragged_dot(x[i], w, sizes[i], implementation="xla") for i in range(2))
+            return sum((y**2).sum() for y in products)
+
+        want = jax.device_get(jax.grad(plain, (0, 1))(halves, w, sizes))
+        operands = put(AUTO, halves, P("x")), put(AUTO, w, P()), put(AUTO, sizes, P("x"))
+        return measure(jax.grad(f, (0, 1)), operands, want)
+
+    yield MANUAL, "gradients of ragged_dot, tokens", tokens_manual

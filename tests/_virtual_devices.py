@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Meshes of 8 devices, and what programs on them compile to; for _devices.py and its parts."""
+
+import re
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+
+COLLECTIVES = "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute"
+AUTO, EXPLICIT, MANUAL = "auto", "explicit", "manual"
+MESHES = {
+    kind: jax.make_mesh((2, 4), ("x", "y"), axis_types=(axis_type,) * 2)
+    for kind, axis_type in ((AUTO, AxisType.Auto), (EXPLICIT, AxisType.Explicit))
+}
+
+
+def normal(seed: int, *shape: int) -> np.ndarray:
+    """Returns normally distributed float32 numbers."""
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def put(kind: str, tree, spec):
+    """Returns arrays divided as `spec` says; one PartitionSpec per leaf, or one for all."""
+    specs = spec if isinstance(spec, list) else [spec] * len(jax.tree.leaves(tree))
+    leaves, structure = jax.tree.flatten(tree)
+    return structure.unflatten(
+        jax.device_put(leaf, NamedSharding(MESHES[kind], s))
+        for leaf, s in zip(leaves, specs, strict=True)
+    )
+
+
+def collectives(text: str) -> dict[str, int]:
+    """Counts the collectives of optimised HLO."""
+    counts = {name: len(re.findall(rf"\b{name}(?:-start)?\(", text)) for name in COLLECTIVES}
+    return {name: count for name, count in counts.items() if count}
+
+
+def relative(got, want) -> float:
+    """Returns the relative distance of two trees of arrays."""
+    pairs = list(zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True))
+    return max(
+        float(np.linalg.norm(np.asarray(a, np.float32) - b) / np.linalg.norm(b)) for a, b in pairs
+    )
+
+
+def measure(f, arguments, want, **options) -> dict:
+    """Compiles, runs, and says what came out."""
+    compiled = jax.jit(f, **options).lower(*arguments).compile()
+    got = compiled(*arguments)
+    return {
+        "collectives": collectives(compiled.as_text()),
+        "specs": [str(tuple(getattr(leaf.sharding, "spec", ()))) for leaf in jax.tree.leaves(got)],
+        "error": relative(jax.device_get(got), want),
+    }
