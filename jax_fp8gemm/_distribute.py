@@ -23,8 +23,8 @@ from jax_fp8gemm._sharding import (
     axis_of,
     entries,
     plan,
+    shown_unit,
     sizes_of,
-    unit_of,
 )
 
 
@@ -89,12 +89,6 @@ def _with_absent(layout: Layout, present: Sequence[jax.Array]) -> tuple:
     return tuple(None if dims is None else next(remaining) for dims in layout.operands)
 
 
-def _given_unit(layout: Layout, axis: str) -> int:
-    """Returns the unit of an axis as the operands show it."""
-    given = [dim for dims in layout.operands for dim in dims or () if axis_of(dim) == axis]
-    return max(map(unit_of, given), default=1)
-
-
 def _rule(layout: Layout, sizes: Mapping[str, int]) -> tuple[str, dict[str, Any]]:
     """Returns the Shardy rule of an operation, and the keyword arguments that go with it."""
     factors: dict[str, int] = {}
@@ -102,14 +96,16 @@ def _rule(layout: Layout, sizes: Mapping[str, int]) -> tuple[str, dict[str, Any]
 
     def factor(dim: str) -> str:
         axis = axis_of(dim)
-        unit, size = layout.unit(axis), sizes.get(axis, 1)
+        # A unit that no dimension shows is the callback's to keep.
+        unit = shown_unit((*layout.operands, *layout.results), axis)
+        size = sizes.get(axis, 1)
         block = f"{axis}_block"
         if unit == 1:
             name = axis
         elif size % unit:  # blocks and elements do not divide together
             name = axis if "/" not in dim else block
             replicated.add(name)
-        elif unit > _given_unit(layout, axis) and size // unit % jax.device_count():
+        elif unit > shown_unit(layout.operands, axis) and size // unit % jax.device_count():
             # Only results count blocks. If elements are divided into more parts than there are
             # blocks, Shardy would cut a mesh axis in two, which JAX cannot read.
             name = axis if "/" not in dim else block

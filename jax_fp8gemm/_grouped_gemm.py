@@ -61,7 +61,10 @@ def grouped_gemm(
         `jit`, `scan`, `shard_map`: yes. `vmap`: yes, and it stays one kernel launch, for which the
         rows of the batch are sorted by group; only where a batch of `rhs` makes more than 512
         groups do the launches follow one another. `grad`, `jvp`: TypeError; what trains wraps
-        this in `jax.custom_vjp`.
+        this in `jax.custom_vjp`. Sharding: N stays divided without communication, and K divided
+        on both sides costs one all-reduce. T and G must be whole, because any row may belong to
+        any group: an automatic mesh gathers them, an explicit one raises ValueError; divide them
+        by `jax.shard_map`, each device with groups of its own.
 
     Example:
         >>> x = quantize(tokens)                           # (T, K), sorted by expert
@@ -140,7 +143,8 @@ def grouped_gemm_contiguous(
     Transformations:
         `jit`, `scan`, `shard_map`: yes. `vmap`: yes, and it stays one kernel launch with the batch
         folded into T; only where a batch of `rhs` makes more than 512 groups do the launches
-        follow one another. `grad`, `jvp`: TypeError.
+        follow one another. `grad`, `jvp`: TypeError. Sharding: as `grouped_gemm`, and T too stays
+        divided without communication, in multiples of `contiguous_alignment()` rows.
 
     Example:
         >>> x = quantize(aligned_tokens)                   # (T, K)

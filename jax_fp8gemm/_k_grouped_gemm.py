@@ -66,7 +66,9 @@ def k_grouped_gemm(
     Transformations:
         `jit`, `scan`, `shard_map`: yes. `vmap`: yes; with shared `group_sizes` and one shared
         operand it stays one kernel launch, with the batch folded into M or N. Else the launches
-        follow one another. `grad`, `jvp`: TypeError.
+        follow one another. `grad`, `jvp`: TypeError. Sharding: M and N stay divided without
+        communication. T must be whole: an automatic mesh gathers it, an explicit one raises
+        ValueError.
 
     Example:
         >>> dy_columns = quantize_k_grouped(dy, group_sizes)       # (N, T'): (T, N) transposed

@@ -68,7 +68,9 @@ def grouped_gemm_masked(
     Transformations:
         `jit`, `scan`, `shard_map`: yes. `vmap`: yes, and it stays one kernel launch: a batch of
         `rhs` makes more groups (beyond 512, launches follow one another), and with a shared `rhs`
-        the rows of the batch are sorted by group. `grad`, `jvp`: TypeError.
+        the rows of the batch are sorted by group. `grad`, `jvp`: TypeError. Sharding: G and N stay
+        divided without communication, and K divided on both sides costs one all-reduce. M_max must
+        be whole: an automatic mesh gathers it, an explicit one raises ValueError.
 
     Example:
         >>> x = quantize(slots)                            # (G, M_max, K)

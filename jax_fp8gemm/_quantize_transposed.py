@@ -82,7 +82,8 @@ def quantize_k_grouped(
         ValueError: As `quantize`, or `x` or `group_sizes` has another number of dimensions.
 
     Transformations:
-        As `quantize`.
+        As `quantize`, but T must be whole: an automatic mesh gathers it, an explicit one raises
+        ValueError.
 
     Example:
         >>> dy_columns = quantize_k_grouped(dy, group_sizes)

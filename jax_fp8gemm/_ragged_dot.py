@@ -62,7 +62,8 @@ def ragged_dot(
         jax.errors.JaxRuntimeError: As `gemm`.
 
     Transformations:
-        As `dot`.
+        As `dot`, but T and G must be whole, as for `grouped_gemm`: expert parallelism goes through
+        `jax.shard_map`.
 
     Example:
         >>> y = ragged_dot(tokens, experts.swapaxes(1, 2), group_sizes)    # (T, K) -> (T, N)

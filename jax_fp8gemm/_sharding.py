@@ -45,9 +45,8 @@ class Layout(NamedTuple):
 
     def unit(self, axis: str) -> int:
         """Returns how many elements along an axis must stay together."""
-        every = [dim for dims in (*self.operands, *self.results) for dim in dims or ()]
-        shown = [unit_of(dim) for dim in every if axis_of(dim) == axis]
-        return max(*shown, dict(self.units).get(axis, 1), 1)
+        shown = shown_unit((*self.operands, *self.results), axis)
+        return max(shown, dict(self.units).get(axis, 1))
 
 
 class Operation(NamedTuple):
@@ -104,6 +103,13 @@ def axis_of(dim: str) -> str:
 def unit_of(dim: str) -> int:
     """Returns how many elements of its axis one index of a dimension stands for."""
     return int(dim.partition("/")[2] or 1)
+
+
+def shown_unit(every: Sequence[Dims | None], axis: str) -> int:
+    """Returns the unit of an axis as the dimensions of some arrays show it."""
+    return max(
+        (unit_of(dim) for dims in every for dim in dims or () if axis_of(dim) == axis), default=1
+    )
 
 
 def entries(spec: Any, ndim: int) -> list[Axes]:

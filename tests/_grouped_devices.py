@@ -12,29 +12,34 @@ import jax_fp8gemm as fp8
 G, M_MAX, T, K, N = 8, 32, 512, 512, 512
 SIZES = np.asarray([100, 0, 50, 60, 70, 0, 132, 100], np.int32)
 MASKED_M = np.asarray([3, 0, 32, 5, 1, 2, 3, 4], np.int32)
-GROUP_IDS = np.repeat(np.asarray([0, 3, -1, 2], np.int32), 128)
+GROUP_IDS = np.repeat(np.asarray([0, 3, -1, 2, 2, 7, -1, 0], np.int32), 128)
 
-OPTIONS = {"implementation": "xla", "preferred_element_type": jnp.float32}
+OPTIONS = {"preferred_element_type": jnp.float32}
 
 
 def masked(*operands):
-    """The masked product in float32 by plain JAX."""
+    """The masked product in float32."""
     return fp8.grouped_gemm_masked(*operands, **OPTIONS)
 
 
 def contiguous(*operands):
-    """The aligned product in float32 by plain JAX."""
+    """The aligned product in float32."""
     return fp8.grouped_gemm_contiguous(*operands, **OPTIONS)
 
 
 def ragged(*operands):
-    """The ragged product in float32 by plain JAX."""
+    """The ragged product in float32."""
     return fp8.grouped_gemm(*operands, **OPTIONS)
 
 
 def k_grouped(lhs, rhs, group_sizes, accumulator=None):
-    """The K-grouped product in float32 by plain JAX."""
+    """The K-grouped product in float32."""
     return fp8.k_grouped_gemm(lhs, rhs, group_sizes, accumulator=accumulator, **OPTIONS)
+
+
+def batch(lhs, rhs):
+    """A batch of products in float32, each with a weight of its own."""
+    return jax.vmap(lambda *operands: fp8.gemm(*operands, **OPTIONS))(lhs, rhs)
 
 
 # Program: function, division of lhs, rhs, group data (and accumulator).
@@ -46,12 +51,30 @@ GROUPED = {
     "masked, M": (masked, P(None, "x"), P(), P()),
     "contiguous, rows": (contiguous, P("x"), P(), P("x")),
     "contiguous, rows x N": (contiguous, P("x"), P(None, "y"), P("x")),
+    "contiguous, rows over both": (contiguous, P(("x", "y")), P(), P(("x", "y"))),
+    "contiguous, rows x K": (contiguous, P("x", "y"), P(None, None, "y"), P("x")),
+    "contiguous, experts": (contiguous, P(), P("x"), P()),
     "ragged, N": (ragged, P(), P(None, "y"), P()),
     "ragged, K": (ragged, P(None, "y"), P(None, None, "y"), P()),
     "ragged, rows": (ragged, P("x"), P(), P()),
     "ragged, experts": (ragged, P(), P("x"), P()),
     "k_grouped, M x N": (k_grouped, P("x"), P("y"), P()),
     "k_grouped with accumulator, M x N": (k_grouped, P("x"), P("y"), P(), P(None, "x", "y")),
+    "batch, experts x N": (batch, P("x"), P("x", "y")),
+    "batch, experts over both": (batch, P(("x", "y")), P(("x", "y"))),
+    "batch, experts x K": (batch, P("x", None, "y"), P("x", None, "y")),
+}
+# Program under shard_map: division of the result, mesh axes that it is summed over.
+BY_HAND = {
+    "masked, experts x N": (P("x", None, "y"), ()),
+    "masked, experts x K": (P("x"), "y"),
+    "contiguous, rows x N": (P("x", "y"), ()),
+    "contiguous, rows x K": (P("x"), "y"),
+    "ragged, N": (P(None, "y"), ()),
+    "ragged, K": (P(), "y"),
+    "k_grouped, M x N": (P(None, "x", "y"), ()),
+    "k_grouped with accumulator, M x N": (P(None, "x", "y"), ()),
+    "batch, experts x N": (P("x", None, "y"), ()),
 }
 
 
@@ -59,10 +82,13 @@ def _operands(f) -> tuple:
     weights = fp8.quantize(normal(11, G, N, K), (128, 128))
     if f is masked:
         return fp8.quantize(normal(10, G, M_MAX, K)), weights, MASKED_M
+    if f is batch:
+        return fp8.quantize(normal(10, G, M_MAX, K)), weights
     if f is k_grouped:
         columns = (fp8.quantize_k_grouped(normal(i, T, 256 + i), SIZES) for i in (0, 128))
         return (*columns, SIZES, normal(13, G, 256, 384))
-    return fp8.quantize(normal(12, T, K)), weights, GROUP_IDS if f is contiguous else SIZES
+    data = GROUP_IDS if f is contiguous else SIZES
+    return fp8.quantize(normal(12, 2 * T if f is contiguous else T, K)), weights, data
 
 
 def grouped_programs():
@@ -76,7 +102,23 @@ def grouped_programs():
                 divided = [put(kind, x, s) for x, s in zip(operands, specs, strict=True)]
                 return measure(f, divided, want)
 
-            yield kind, f"{name}", run
+            yield kind, name, run
+    for name, (out_spec, summed) in BY_HAND.items():
+        f, *specs = GROUPED[name]
+
+        def by_hand(f=f, specs=specs, out_spec=out_spec, summed=summed):
+            def local(*operands):
+                out = f(*operands)
+                return jax.lax.psum(out, summed) if summed else out
+
+            operands = _operands(f)[: len(specs)]
+            divided = [put(AUTO, x, s) for x, s in zip(operands, specs, strict=True)]
+            mapped = jax.shard_map(
+                local, mesh=MESHES[AUTO], in_specs=tuple(specs), out_specs=out_spec
+            )
+            return measure(mapped, divided, np.asarray(f(*operands)))
+
+        yield MANUAL, name, by_hand
 
 
 def _gradients(x, w, sizes):
@@ -104,6 +146,19 @@ def ragged_dot_programs():
                 return measure(_gradients, operands, want)
 
             yield kind, f"gradients of ragged_dot, {name}", run
+
+        def batched(kind=kind):
+            """Experts over "x" with tokens of their own, columns over "y": one sum, for dx."""
+            tokens = normal(17, G, M_MAX, K)
+
+            def loss(x, w):
+                return (jax.vmap(fp8.dot)(x, w) * jnp.cos(jnp.arange(N))).sum()
+
+            gradients = jax.grad(loss, (0, 1))
+            operands = put(kind, tokens, P("x")), put(kind, w, P("x", None, "y"))
+            return measure(gradients, operands, jax.device_get(gradients(tokens, w)))
+
+        yield kind, "gradients of a batch of dots, experts x N", batched
 
     def tokens_manual():
         """Tokens over "x", each device with groups of its own: what expert layers do."""

@@ -41,6 +41,8 @@ EITHER_MESH = {
     "quantize columns": (NONE, 0),
     "quantize square, rows": (NONE, 0),
     "quantize square, rows and columns": (NONE, 0),
+    "quantize transposed, rows and columns": (NONE, 0),
+    "quantize k_grouped, columns": (NONE, 0),
     # One sum for both weight gradients and the loss, which XLA combines.
     "step data": (SUM, REROUNDED),
     "step data over both": ({"all-reduce": 3}, OTHER_BLOCKS),
@@ -55,17 +57,40 @@ EITHER_MESH |= {
     "masked, experts x K": (SUM, SAME),
     "contiguous, rows": (NONE, SAME),
     "contiguous, rows x N": (NONE, SAME),
+    "contiguous, rows over both": (NONE, SAME),
+    "contiguous, rows x K": (SUM, SAME),
+    "batch, experts x N": (NONE, SAME),
+    "batch, experts over both": (NONE, SAME),
+    "batch, experts x K": (SUM, SAME),
     "ragged, N": (NONE, SAME),
     "ragged, K": (SUM, SAME),
     "k_grouped, M x N": (NONE, SAME),
     "k_grouped with accumulator, M x N": (NONE, SAME),
     "gradients of ragged_dot, N": (SUM, SAME),  # of the activations
     "gradients of ragged_dot, K": (NONE, SAME),
+    "gradients of a batch of dots, experts x N": (SUM, SAME),
 }
+# Those that jax.shard_map divides by hand too.
+BY_HAND = (
+    "masked, experts x N",
+    "masked, experts x K",
+    "contiguous, rows x N",
+    "contiguous, rows x K",
+    "ragged, N",
+    "ragged, K",
+    "k_grouped, M x N",
+    "k_grouped with accumulator, M x N",
+    "batch, experts x N",
+    "quantize rows and columns",
+    "quantize square, rows and columns",
+    "quantize transposed, rows and columns",
+    "quantize k_grouped, columns",
+)
 EXPECTED = {
     **{
         f"{kind}: {name}": row for kind in ("auto", "explicit") for name, row in EITHER_MESH.items()
     },
+    **{f"manual: {name}": EITHER_MESH[name] for name in BY_HAND},
     "auto: gemm K, result along N": (SCATTER, SAME),
     "auto: gemm K, result along M": (SCATTER, SAME),
     "auto: gemm MxK, result along M": (SCATTER, SAME),
@@ -75,11 +100,14 @@ EXPECTED = {
     # 512 over 8 devices: summed over the mesh axis that leaves blocks whole, gathered over the
     # other.
     "auto: gemm, a block split": ({"all-gather": 2, "all-reduce": 1}, SAME),
-    "auto: quantize, a block split": (None, 0),  # XLA divides plain JAX as it likes
+    "auto: quantize square, a block split": ({"all-gather": 1}, 0),
+    "auto: quantize transposed, a block split": ({"all-gather": 1}, 0),
+    "auto: quantize k_grouped, rows": ({"all-gather": 1}, 0),
     # What knows its groups by where they lie cannot be divided there.
     "auto: masked, M": ({"all-gather": 2}, SAME),
     "auto: ragged, rows": ({"all-gather": 2}, SAME),
     "auto: ragged, experts": ({"all-gather": 2}, SAME),
+    "auto: contiguous, experts": ({"all-gather": 2}, SAME),
     "manual: gradients of ragged_dot, tokens": (SUM, REROUNDED),
     "auto: gemm MxK in an ambient mesh": (SUM, SAME),
     "explicit: gemm MxK under auto_axes": (SUM, SAME),
@@ -115,20 +143,31 @@ SPECS = {
     "quantize columns": ["(None, 'y')"] * 2,
     "quantize square, rows and columns": ["('x', 'y')"] * 2,
     "step data and tensor": ["()", "(None, 'y')", "('y',)"],
+    "quantize transposed, rows and columns": ["('y', 'x')"] * 2,
+    "masked, experts x N": ["('x', None, 'y')"],
+    "contiguous, rows x N": ["('x', 'y')"],
+    "k_grouped, M x N": ["(None, 'x', 'y')"],
 }
 # Divisions that an explicit mesh must not have: what the error says.
 REFUSED = {
     "gemm weights divided over the devices of M": ("gemm: ", "'x'", "K"),
     "gemm one mesh axis for M and N": ("gemm: ", "'x'", "N"),
     "gemm, a block split": ("gemm: K = 512", "8 devices", "blocks of 128"),
-    "quantize, a block split": ("quantize: R = 256", "4 devices", "blocks of 128"),
+    "quantize square, a block split": ("quantize: R = 256", "4 devices", "blocks of 128"),
+    "quantize transposed, a block split": ("quantize_transposed: T = 256", "blocks of 128"),
+    "quantize k_grouped, rows": ("quantize_k_grouped: x", "along T"),
     "step data, tensor and sequence": ("dot: ", "'y'", "N"),
     "step fully sharded data": ("dot: ", "'x'", "K"),
     "masked, M": ("grouped_gemm_masked: lhs", "along M"),
     "ragged, rows": ("grouped_gemm: lhs", "along T"),
     "ragged, experts": ("grouped_gemm: rhs", "along G"),
+    "contiguous, experts": ("grouped_gemm_contiguous: rhs", "along G"),
 }
-NEEDS_BATCH_AXES = "explicit: grad(vmap(dot)) over a divided batch"
+NEEDS_BATCH_AXES = {
+    "explicit: grad(vmap(dot)) over a divided batch",
+    "explicit: gradients of a batch of dots, experts x N",
+    *(f"explicit: batch, experts {which}" for which in ("x N", "over both", "x K")),
+}
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +192,7 @@ def test_every_program_is_judged(results):
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_collectives_and_values(results, name):
-    if name == NEEDS_BATCH_AXES and jax.__version_info__ < (0, 10):
+    if name in NEEDS_BATCH_AXES and jax.__version_info__ < (0, 10):
         pytest.skip("jax.vmap over a dimension that an explicit mesh divides needs jax 0.10")
     collectives, bound = EXPECTED[name]
     result = results[name]
