@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A mixture-of-experts transformer, experts divided among devices, in bfloat16 and in FP8.
 
-Tokens travel to their experts and back by all-to-all. No token is dropped. The load is balanced
-without an auxiliary loss: a bias on each expert's score, which counts in the choice of experts but
-not in their weights, follows the sign of the expert's missing load.
+Tokens travel to their experts and back by all-to-all, see expert_parallel.py. No token is dropped.
+The load is balanced without an auxiliary loss: a bias on each expert's score, which counts in the
+choice of experts but not in their weights, follows the sign of the expert's missing load.
 """
 
 import functools
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import training
+from expert_parallel import expert_layer
 from jax import lax
 from jax.sharding import PartitionSpec as P  # noqa: N817
 
@@ -62,33 +63,17 @@ def attention(x: jax.Array, w: dict) -> jax.Array:
 
 def moe(ragged_dot, x: jax.Array, w: dict) -> tuple[jax.Array, jax.Array]:
     """Sends each token to TOP experts and sums what they return: (T, width), and their loads."""
-    devices, rows = lax.axis_size(AXIS), len(x) * TOP
     scores = jax.nn.sigmoid(x.astype(jnp.float32) @ w["router"])
     _, chosen = lax.top_k(lax.stop_gradient(scores + w["bias"]), TOP)
     gates = jnp.take_along_axis(scores, chosen, 1)
     gates = gates / gates.sum(1, keepdims=True)
 
-    # Rows sorted by expert are sorted by device. Each device gets room for all of them.
-    order = jnp.argsort(chosen.reshape(-1))
-    experts = chosen.reshape(-1)[order]
-    counts = jnp.bincount(experts, length=scores.shape[1]).reshape(devices, -1)
-    device, starts = experts // counts.shape[1], jnp.cumsum(counts.sum(1)) - counts.sum(1)
-    slot = device, jnp.arange(rows) - starts[device]
-    sent = jnp.zeros((devices, rows, x.shape[1]), x.dtype).at[slot].set(x[order // TOP])
-    received = lax.all_to_all(sent, AXIS, 0, 0).reshape(-1, x.shape[1])
-    counts = lax.all_to_all(counts, AXIS, 0, 0)  # (devices, experts of this device)
+    def experts(rows, sizes):
+        hidden = jax.nn.silu(ragged_dot(rows, w["gate"], sizes)) * ragged_dot(rows, w["up"], sizes)
+        return ragged_dot(hidden, w["down"], sizes)
 
-    # Sorted by expert again, empty room last: the groups of ragged_dot.
-    find = jax.vmap(functools.partial(jnp.searchsorted, side="right"), (0, None))
-    by_expert = jnp.argsort(find(jnp.cumsum(counts, 1), jnp.arange(rows)).reshape(-1))
-    inputs, sizes = received[by_expert], counts.sum(0)
-    hidden = jax.nn.silu(ragged_dot(inputs, w["gate"], sizes)) * ragged_dot(inputs, w["up"], sizes)
-    outputs = ragged_dot(hidden, w["down"], sizes)
-
-    outputs = jnp.zeros_like(outputs).at[by_expert].set(outputs).reshape(sent.shape)
-    returned = lax.all_to_all(outputs, AXIS, 0, 0)[slot]
-    weighted = returned * gates.reshape(-1)[order][:, None].astype(x.dtype)
-    return jnp.zeros_like(x).at[order // TOP].add(weighted), lax.all_gather(sizes, AXIS, tiled=True)
+    y, load = expert_layer(experts, x, chosen, gates, scores.shape[1], AXIS)
+    return y, lax.all_gather(load, AXIS, tiled=True)
 
 
 def loss(ragged_dot, parameters: dict, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -20,6 +20,9 @@ from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 
 import jax_fp8gemm as fp8  # noqa: E402
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+import expert_parallel  # noqa: E402
+
 M, N, K = 256, 512, 512
 G = 8
 CHAIN_LENGTH = 6  # more than XLA's least number of kernels in a command buffer
@@ -88,6 +91,24 @@ def grouped_weight_gradient(x, dy, group_sizes, accumulator):
     )
 
 
+def experts_on_8(x, w, w_scales, masked_m):
+    """Experts over 2 devices, columns of their weights over 4, in decoding."""
+    return fp8.grouped_gemm_masked(fp8.quantize(x), (w, w_scales), masked_m)
+
+
+def expert_layer_on_8(x, w, chosen, gates):
+    """A step of training of a layer whose 8 experts are on a device each."""
+
+    def layer(x, w, chosen, gates):
+        experts = lambda rows, sizes: fp8.ragged_dot(rows, w, sizes)  # noqa: E731
+        return expert_parallel.expert_layer(experts, x, chosen, gates, G, ("x", "y"))[0]
+
+    over_all = PartitionSpec(("x", "y"))
+    mapped = jax.shard_map(layer, in_specs=over_all, out_specs=over_all)
+    loss = lambda x, w: (mapped(x, w, chosen, gates).astype(jnp.float32) ** 2).sum()  # noqa: E731
+    return jax.grad(loss, (0, 1))(x, w)
+
+
 def compile_for_8(target: str) -> None:
     """Compiles the programs for 8 devices."""
     topology = topologies.get_topology_desc(platform="cuda", topology="1x1x8", target_config=target)
@@ -107,9 +128,22 @@ def compile_for_8(target: str) -> None:
             array(jnp.bfloat16, (M, K), "x"),
             array(jnp.bfloat16, (K, N), None, "y"),
         ),
+        experts_on_8: (
+            array(jnp.bfloat16, (G, 64, K), "x"),
+            array(jnp.float8_e4m3fn, (G, N, K), "x", "y"),
+            array(jnp.float32, (G, N // 128, K // 128), "x", "y"),
+            array(jnp.int32, (G,), "x"),
+        ),
+        expert_layer_on_8: (
+            array(jnp.bfloat16, (M, K), ("x", "y")),
+            array(jnp.bfloat16, (G, K, K), ("x", "y")),
+            array(jnp.int32, (M, 2), ("x", "y")),
+            array(jnp.bfloat16, (M, 2), ("x", "y")),
+        ),
     }
     for program, arguments in programs.items():
-        compiled = jax.jit(program).lower(*arguments).compile()
+        with jax.set_mesh(mesh):
+            compiled = jax.jit(program).lower(*arguments).compile()
         (FOLDER / f"{program.__name__}.hlo").write_text(compiled.as_text())
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+from _expert_devices import expert_programs
 from _grouped_devices import grouped_programs, ragged_dot_programs
 from _virtual_devices import AUTO, EXPLICIT, MANUAL, MESHES, measure, normal, put
 from jax.sharding import NamedSharding
@@ -302,6 +303,7 @@ PROGRAMS = (
     export_programs,
     grouped_programs,
     ragged_dot_programs,
+    expert_programs,
 )
 
 

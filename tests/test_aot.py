@@ -81,6 +81,8 @@ def _thunks(folder: Path, program: str) -> list[str]:
         ("grouped_weight_gradient", 1, 2),
         ("sharded", 1, 1),
         ("trained_on_8", 3, 5),
+        ("experts_on_8", 1, 1),
+        ("expert_layer_on_8", 3, 5),
     ],
 )
 def test_one_custom_call_per_product_and_quantiser(folder, program, products, quantisers):
@@ -164,9 +166,10 @@ def test_programs_too_short_for_a_command_buffer_have_none(folder):
 
 def _collectives(folder: Path, program: str) -> list[tuple[str, str]]:
     """Kinds and shapes of what the devices exchange."""
-    names = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+    names = "all-reduce|all-gather|reduce-scatter|ragged-all-to-all|all-to-all|collective-permute"
     text = (folder / f"{program}.hlo").read_text()
-    return re.findall(rf" = (\S+?)(?:{{\S*)? ({names})(?:-start)?\(", text)
+    # A start's shape is a tuple of what goes in and out, a done's the result's alone.
+    return re.findall(rf" = (\S+?)(?:{{\S*)? ({names})(?:-done)?\(", text)
 
 
 def test_eight_devices_add_up_once(folder):
@@ -185,3 +188,20 @@ def test_eight_devices_train_with_one_sum_per_gradient(folder):
         ("f32[512,128]", "all-reduce"),
         ("f32[]", "all-reduce"),
     ]
+
+
+def test_experts_on_eight_devices_move_nothing(folder):
+    """Groups over two devices, columns over four."""
+    (call,) = _module(folder, "experts_on_8").custom_calls(PRODUCT)
+    assert "num_groups = 4" in call.text and "n = 128" in call.text, call.text
+    assert _collectives(folder, "experts_on_8") == []
+
+
+def test_rows_travel_to_their_experts_by_ragged_all_to_all(folder):
+    """There and back, forward and backward; beside them only counts are exchanged."""
+    found = _collectives(folder, "expert_layer_on_8")
+    rows = [shape for shape, kind in found if kind == "ragged-all-to-all"]
+    assert len(rows) == 4, found
+    assert {shape.partition("[")[0] for shape in rows} == {"bf16"}
+    others = {shape.partition("[")[0] for shape, kind in found if kind != "ragged-all-to-all"}
+    assert others == {"s32"}, found

@@ -109,6 +109,10 @@ EXPECTED = {
     "auto: ragged, experts": ({"all-gather": 2}, SAME),
     "auto: contiguous, experts": ({"all-gather": 2}, SAME),
     "manual: gradients of ragged_dot, tokens": (SUM, REROUNDED),
+    # Rows there and back, twice, and how many; who sends how many to whom.
+    "manual: experts, float32, all-to-all": ({"all-gather": 1, "all-to-all": 5}, SAME),
+    "manual: experts, float32, ragged all-to-all": (None, SAME),  # emulated
+    "manual: experts, FP8": ({"all-gather": 1, "all-to-all": 5}, REROUNDED),
     "auto: gemm MxK in an ambient mesh": (SUM, SAME),
     "explicit: gemm MxK under auto_axes": (SUM, SAME),
     "manual: gemm MxK": (SUM, SAME),
