@@ -31,7 +31,7 @@ NVRTC = Variable(
     "JAX_FP8GEMM_NVRTC",
     "path",
     "unset",
-    "Full path of the libnvrtc to use, before any that is found by itself.",
+    "Full path of the libnvrtc to use, 12.9 or newer, instead of any that is found.",
 )
 TUNED = Variable(
     "JAX_FP8GEMM_TUNED",

@@ -73,7 +73,7 @@ def _compiler(core: Any) -> Finding:
         major, minor = core.nvrtc_version()
     except RuntimeError as error:
         return Finding("nvrtc", _first_line(error), is_good=False)
-    return Finding("nvrtc", f"{major}.{minor}")
+    return Finding("nvrtc", f"{major}.{minor}, {core.nvrtc_path()}")
 
 
 def _simulation() -> Finding:
@@ -109,7 +109,8 @@ def _verdict(is_good: dict[str, bool]) -> str:
         return "gemm runs as 'xla' here: there is no Hopper GPU."
     if not is_good["nvrtc"]:
         return (
-            "gemm cannot compile its kernels here: install NVRTC with jax[cuda13] or jax[cuda12]."
+            "gemm cannot compile its kernels here: install NVRTC 12.9 or newer with jax[cuda13] or"
+            " jax[cuda12]."
         )
     if jax.default_backend() != "gpu":
         return "gemm runs as 'xla' here: JAX does not use the GPU; install jax[cuda13]."

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The boundary to the extension: registers the FFI targets and builds their calls.
+"""The boundary to the extension: its settings, its planner, and the custom calls of its targets.
 
-The only module that imports `_core` and names FFI targets. Above it operands are called lhs and
-rhs, below it a and b. Calls the handlers of csrc/ffi.
+The only module that imports `_core` and names FFI targets. Products have one target and quantisers
+another, each for all kinds and both platforms: kernels on CUDA, the simulator on the CPU. Above it
+operands are called lhs and rhs, below it a and b. Calls the handlers of csrc/ffi.
 """
 
 import contextlib
 import functools
-import glob
 import importlib.util
-import os
 import pathlib
 import warnings
 from typing import Any
@@ -38,27 +37,24 @@ _SIM_NUM_SMS = 4
 SIM_LIBRARY = pathlib.Path(_core.__file__).parent / "libjax_fp8gemm_sim.so"
 
 
+def _plugin_cuda_major() -> int:
+    """Returns the CUDA major version of jax's installed plugin, 0 where there is none."""
+    majors = [n for n in (13, 12) if importlib.util.find_spec(f"jax_cuda{n}_plugin")]
+    return majors[0] if majors else 0
+
+
 def _nvrtc_candidates() -> list[str]:
     """Returns full paths at which libnvrtc may be found, best first.
 
     jax's CUDA extras install it as a wheel: nvidia/cu13 for CUDA 13, nvidia/cuda_nvrtc for 12.
-    Where both are there, the one of the installed jax plugin comes first.
     """
-    folders = ["cu13", "cuda_nvrtc"]
-    if not importlib.util.find_spec("jax_cuda13_plugin") and importlib.util.find_spec(
-        "jax_cuda12_plugin"
-    ):
-        folders.reverse()
-    chosen = _config.nvrtc()
-    paths = [str(chosen)] if chosen else []
-    patterns = [
-        os.path.join(root, folder, "lib") for folder in folders for root in nvidia_folders()
+    folders = [
+        root / wheel / "lib" for wheel in ("cu13", "cuda_nvrtc") for root in nvidia_folders()
     ]
     if home := _config.cuda_home():
-        patterns.append(str(home / "lib64"))
-    for pattern in patterns:
-        paths += sorted(glob.glob(os.path.join(pattern, "libnvrtc.so.*")), reverse=True)
-    found = [path for path in paths if ".alt." not in path]
+        folders.append(home / "lib64")
+    paths = [path for each in folders for path in sorted(each.glob("libnvrtc.so.*"), reverse=True)]
+    found = [str(path) for path in paths if ".alt." not in path.name]
     return [*found, "libnvrtc.so.13", "libnvrtc.so.12"]  # last: wherever the loader looks
 
 
@@ -74,7 +70,7 @@ def core() -> Any:
     directory = _config.cache_dir()
     _core.set_cache_directory(str(directory) if directory else "")
     _core.set_cache_warning_sink(_warn)
-    _core.set_nvrtc_candidates(_nvrtc_candidates())
+    _core.set_nvrtc_search(str(_config.nvrtc() or ""), _plugin_cuda_major(), _nvrtc_candidates())
     _core.set_sim_library(str(SIM_LIBRARY))
     registrations = _core.registrations()
     for name, target in (("gemm", GEMM_TARGET), ("quantize", QUANTIZE_TARGET)):
@@ -100,9 +96,10 @@ def _first_gpu() -> Any | None:
 
 def planning_num_sms(backend: str, num_sms: int | None) -> int:
     """Returns how many SMs a plan may count on."""
-    available = getattr(_first_gpu(), "core_count", None) or _DEFAULT_NUM_SMS
     if backend == "sim":
-        available = _SIM_NUM_SMS
+        available = _SIM_NUM_SMS  # without asking for a GPU, which would initialise CUDA
+    else:
+        available = getattr(_first_gpu(), "core_count", None) or _DEFAULT_NUM_SMS
     return available if num_sms is None else min(num_sms, available)
 
 

@@ -20,7 +20,7 @@ _FLAGS += ["-I", str(_ROOT / "csrc"), "-I", str(_CPP)]
 # Program -> the runtime sources it is linked with.
 _PROGRAMS = {
     "runtime_cache_test": ["kernel_cache", "disk_store"],
-    "runtime_nvrtc_test": ["nvrtc"],
+    "runtime_nvrtc_test": ["build_identity", "nvrtc"],
     "runtime_driver_test": ["driver", "device_limits", "module", "tensor_map"],
 }
 _NVRTC_WHEELS = {13: "cu13/lib/libnvrtc.so.13", 12: "cuda_nvrtc/lib/libnvrtc.so.12"}
@@ -169,9 +169,94 @@ def test_nvrtc_without_run_path_finds_its_builtins(programs, tmp_path):
     library.unlink()  # 140 MB
 
 
-@pytest.mark.parametrize(("major", "other"), [(13, 12), (12, 13)])
-def test_nvrtc_already_loaded_wins(programs, major, other):
-    _run(programs["runtime_nvrtc_test"], "loaded", major, _nvrtc(major), _nvrtc(other))
+_NVRTC_FUNCTIONS = (
+    "nvrtcGetErrorString nvrtcCreateProgram nvrtcDestroyProgram nvrtcCompileProgram"
+    " nvrtcGetCUBINSize nvrtcGetCUBIN nvrtcGetProgramLogSize nvrtcGetProgramLog"
+).split()
+
+
+def _stand_in_nvrtc(folder: Path, version: str, build_id: str = "none") -> Path:
+    """A library that has NVRTC's names, a version, and a build id of its own."""
+    major, minor = version.split(".")
+    folder.mkdir(exist_ok=True)
+    path = folder / f"libnvrtc.so.{major}"
+    source = f"int nvrtcVersion(int* a, int* b) {{ return *a = {major}, *b = {minor}, 0; }}\n"
+    source += "".join(f"int {name}(void) {{ return 1; }}\n" for name in _NVRTC_FUNCTIONS)
+    flags = [f"-Wl,--build-id={build_id}", f"-Wl,-soname,{path.name}"]
+    _run(_compiler(), "-x", "c", "-fPIC", "-shared", "-", *flags, "-o", path, input=source)
+    return path
+
+
+@pytest.fixture(scope="module")
+def find_nvrtc(programs):
+    """Returns the lines that the program prints of the NVRTC it finds among stand-ins."""
+
+    def find(*candidates, loaded="", chosen="", major=0) -> list[str]:
+        command = [programs["runtime_nvrtc_test"], "find", loaded, chosen, major, *candidates]
+        return _run(*command).splitlines()
+
+    return find
+
+
+def test_nvrtc_of_the_plugin_goes_first_then_a_loaded_one_then_the_candidates(find_nvrtc, tmp_path):
+    n13, other_13, n12, old = (
+        _stand_in_nvrtc(tmp_path / name, version)
+        for name, version in [("a", "13.0"), ("b", "13.1"), ("c", "12.9"), ("d", "12.8")]
+    )
+    for options, found in [
+        (dict(major=12), n12),
+        (dict(major=13), n13),
+        (dict(), n13),
+        (dict(loaded=other_13), other_13),
+        (dict(loaded=other_13, major=13), other_13),
+        (dict(loaded=other_13, major=12), n12),
+        (dict(loaded=n12), n12),
+        (dict(loaded=old), n13),
+        (dict(loaded=other_13, chosen=n12, major=13), n12),
+    ]:
+        assert find_nvrtc(n13, n12, **options)[0] == str(found), options
+    # Nothing of the plugin's version: any is better than none.
+    assert find_nvrtc(n13, major=12)[0] == str(n13)
+
+
+def test_nvrtc_chosen_by_the_user_is_used_or_an_error(find_nvrtc, tmp_path):
+    good, old = _stand_in_nvrtc(tmp_path / "a", "13.0"), _stand_in_nvrtc(tmp_path / "b", "12.8")
+    assert find_nvrtc(good, chosen=old) == [
+        f"JAX_FP8GEMM_NVRTC names {old}, which cannot be used ({old} is NVRTC 12.8, older than"
+        " 12.9); name an NVRTC 12.9 or newer, or unset it."
+    ]
+    (message,) = find_nvrtc(good, chosen="/absent.so", loaded=good)
+    assert "JAX_FP8GEMM_NVRTC names /absent.so" in message and "cannot open" in message
+
+
+def test_nvrtc_too_old(find_nvrtc, tmp_path):
+    old = _stand_in_nvrtc(tmp_path / "a", "12.8")
+    (message,) = find_nvrtc(old, major=12)
+    assert message.count(f"{old} is NVRTC 12.8, older than 12.9") == 1
+    assert "of version 12.9 or newer" in message
+    assert 'pip install --upgrade "jax[cuda13]" or "jax[cuda12]"' in message.replace("`", "")
+
+
+def test_builds_of_one_nvrtc_version_differ_in_identity(find_nvrtc, tmp_path):
+    first = _stand_in_nvrtc(tmp_path / "a", "13.0", "0xfeedbac1")
+    copy = tmp_path / "copy.so"
+    shutil.copy(first, copy)
+    patched = _stand_in_nvrtc(tmp_path / "b", "13.0", "0xfeedbac2")
+    assert find_nvrtc(first)[1] == find_nvrtc(copy)[1] == "build-id feedbac1"
+    assert find_nvrtc(patched)[1] == "build-id feedbac2"
+
+
+def test_nvrtc_without_a_build_id_is_known_by_its_file(find_nvrtc, tmp_path):
+    library = _stand_in_nvrtc(tmp_path / "a", "13.0")
+    before = find_nvrtc(library)[1]
+    assert before.startswith(f"file {library.stat().st_size} bytes, modified ")
+    os.utime(library, ns=(0, library.stat().st_mtime_ns + 1_000_000))
+    assert find_nvrtc(library)[1] != before
+
+
+@pytest.mark.parametrize("major", [13, 12])
+def test_nvrtc_wheels_have_build_ids(find_nvrtc, major):
+    assert find_nvrtc(_nvrtc(major))[1].startswith("build-id ")
 
 
 def test_nvrtc_missing(programs):

@@ -27,14 +27,6 @@ nb::capsule Capsule(T* pointer) {
   return nb::capsule(reinterpret_cast<const void*>(pointer));
 }
 
-Backend ParseBackend(const std::string& name) {
-  return name == "sim" ? Backend::kSim : Backend::kCuda;
-}
-
-Scaling ParseScaling(const std::string& name) {
-  return name == "1d1d" ? Scaling::k1D1D : Scaling::k1D2D;
-}
-
 nb::dict GemmRegistrations() {
   nb::dict cuda, state_type, result;
   cuda["instantiate"] = Capsule(Fp8GemmInstantiate);
@@ -79,7 +71,7 @@ nb::dict DescribeConfig(const std::string& key) {
   nb::dict fields;
   fields["family"] = FamilyName(config);
   fields["kind"] = KindName(config.kind);
-  fields["scaling"] = config.scaling == Scaling::k1D1D ? "1d1d" : "1d2d";
+  fields["scaling"] = ScalingName(config.scaling);
   fields["block_m"] = config.block_m;
   fields["block_n"] = config.block_n;
   fields["block_k"] = kBlockK;
@@ -146,10 +138,11 @@ GemmProblem ProblemOf(const nb::dict& fields) {
 
 /// Candidates for a problem, best first, as (key, cost) pairs.
 nb::list RankedConfigs(const nb::dict& problem, const std::string& backend) {
+  const Backend where = ParseBackend(backend);
   nb::list result;
   for (const RankedConfig& ranked :
        RankConfigs(ProblemOf(problem), [&](const GemmConfig& config) {
-         return BackendHasConfig(ParseBackend(backend), config);
+         return BackendHasConfig(where, config);
        })) {
     result.append(nb::make_tuple(ConfigKey(ranked.config), DescribeCost(ranked.cost)));
   }
@@ -179,7 +172,7 @@ std::string QuantizeKeyOf(const std::string& layout, const std::string& x_dtype,
   return QuantizeKey({.layout = ParseQuantizeLayout(layout),
                       .x_type = ParseXType(x_dtype),
                       .type = ParseFp8Type(dtype),
-                      .pow2 = scale_format == "pow2"});
+                      .pow2 = ParseScaleFormat(scale_format)});
 }
 
 nb::dict Headers() {
@@ -270,11 +263,15 @@ NB_MODULE(_core, module) {
   }, nb::arg("key"));
   module.def("embedded_headers", &Headers);
   module.def("nvrtc_options", &NvrtcOptions);
-  module.def("set_nvrtc_candidates", &SetNvrtcCandidates, nb::arg("paths"));
+  module.def("set_nvrtc_search", [](std::string chosen, int major,
+                                    std::vector<std::string> candidates) {
+    SetNvrtcSearch({std::move(chosen), major, std::move(candidates)});
+  }, nb::arg("chosen"), nb::arg("major"), nb::arg("candidates"));
   module.def("nvrtc_version", [] {
     const auto [major, minor] = NvrtcVersion();
     return nb::make_tuple(major, minor);
   });
+  module.def("nvrtc_path", &NvrtcPath);
   module.def("set_sim_library", &SetSimLibraryPath, nb::arg("path"));
   module.def("set_cache_directory", [](const std::string& path) {
     ProcessKernelCache().SetDirectory(path);

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Checks of FFI buffers against what the attributes promise: what memory safety needs, no more.
 #pragma once
+#include <algorithm>
 #include <cstdint>
+#include <initializer_list>
+#include <span>
+#include <stdexcept>
 #include <string>
-#include <vector>
 
-#include "runtime/error.h"
 #include "shared/gemm_config.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -25,30 +27,55 @@ inline xla::ffi::DataType ToDataType(OutType type) {
   return xla::ffi::DataType::INVALID;
 }
 
-/// Address of a buffer that must have this element type and these extents.
-/// @throws std::invalid_argument  It has not; the message names the operand and both.
-template <typename Buffer>
-void* CheckedData(const char* operand, Buffer& buffer, xla::ffi::DataType type,
-                  const std::vector<int64_t>& extents) {
-  const auto got = buffer.dimensions();
-  bool matches = buffer.element_type() == type && got.size() == extents.size();
-  std::string wanted;
-  for (size_t i = 0; i < extents.size(); ++i) {
-    const int64_t extent = extents[i];
-    matches = matches && got[i] == extent;
-    wanted += (i != 0 ? ", " : "") + std::to_string(extent);
-  }
-  if (!matches) {
-    std::string actual;
-    for (size_t i = 0; i < got.size(); ++i) {
-      actual += (i != 0 ? ", " : "") + std::to_string(got[i]);
-    }
-    throw std::invalid_argument(std::string(operand) + " must have shape (" + wanted +
-                                ") and XLA element type " + std::to_string(int(type)) +
-                                ", got (" + actual + ") and " +
-                                std::to_string(int(buffer.element_type())));
-  }
-  return buffer.untyped_data();
+inline std::string ShapeText(std::span<const int64_t> extents) {
+  std::string text;
+  for (const int64_t extent : extents) text += (text.empty() ? "" : ", ") + std::to_string(extent);
+  return "(" + text + ")";
 }
+
+/// Address of a buffer that must have this element type and these extents. Allocates nothing
+/// unless it has not.
+/// @throws std::invalid_argument  It has not; the message names the operand and both.
+inline void* CheckedData(const char* operand, xla::ffi::AnyBuffer buffer, xla::ffi::DataType type,
+                         std::span<const int64_t> extents) {
+  const auto got = buffer.dimensions();
+  if (buffer.element_type() == type &&
+      std::equal(got.begin(), got.end(), extents.begin(), extents.end())) {
+    return buffer.untyped_data();
+  }
+  throw std::invalid_argument(std::string(operand) + " must have shape " + ShapeText(extents) +
+                              " and XLA element type " + std::to_string(int(type)) + ", got " +
+                              ShapeText({got.begin(), got.size()}) + " and " +
+                              std::to_string(int(buffer.element_type())));
+}
+
+inline void* CheckedData(const char* operand, xla::ffi::AnyBuffer buffer, xla::ffi::DataType type,
+                         std::initializer_list<int64_t> extents) {
+  return CheckedData(operand, buffer, type, std::span(extents.begin(), extents.size()));
+}
+
+/// The operands of a call one after the other, each checked before it is used.
+class Operands {
+ public:
+  /// @throws std::invalid_argument  There are not `expected` of them.
+  Operands(xla::ffi::RemainingArgs args, size_t expected) : args_(args) {
+    if (args.size() != expected) {
+      throw std::invalid_argument("expected " + std::to_string(expected) + " operands, got " +
+                                  std::to_string(args.size()));
+    }
+  }
+
+  template <typename Extents>
+  void* Next(const char* name, xla::ffi::DataType type, const Extents& extents) {
+    return CheckedData(name, *args_.get<xla::ffi::AnyBuffer>(next_++), type, extents);
+  }
+  void* Next(const char* name, xla::ffi::DataType type, std::initializer_list<int64_t> extents) {
+    return CheckedData(name, *args_.get<xla::ffi::AnyBuffer>(next_++), type, extents);
+  }
+
+ private:
+  xla::ffi::RemainingArgs args_;
+  size_t next_ = 0;
+};
 
 }  // namespace fp8gemm

@@ -14,7 +14,6 @@
 #include <memory>
 #include <mutex>
 #include <string>
-#include <vector>
 
 #include "ffi/attributes.h"
 #include "ffi/buffers.h"
@@ -40,8 +39,7 @@ GemmAttributes DecodeAttributes(const ffi::Dictionary& attributes) {
   GemmAttributes decoded;
   GemmProblem& problem = decoded.problem;
   problem.kind = ParseKind(StringAttribute(attributes, "kind"));
-  problem.scaling =
-      StringAttribute(attributes, "scaling") == "1d1d" ? Scaling::k1D1D : Scaling::k1D2D;
+  problem.scaling = ParseScaling(StringAttribute(attributes, "scaling"));
   problem.num_groups = Attribute<int64_t>(attributes, "num_groups");
   problem.expected_m = Attribute<int64_t>(attributes, "expected_m");
   problem.zero_padding = Attribute<bool>(attributes, "zero_padding");
@@ -63,28 +61,6 @@ GemmAttributes DecodeAttributes(const ffi::Dictionary& attributes) {
   return decoded;
 }
 
-// The call's operands, in the order of the header comment, each checked before it is used.
-class Operands {
- public:
-  Operands(const GemmProblem& problem, ffi::RemainingArgs args) : args_(args) {
-    const size_t expected =
-        4 + (problem.group_data_size() > 0 ? 1 : 0) + (problem.accumulate ? 1 : 0);
-    if (args.size() != expected) {
-      throw std::invalid_argument("expected " + std::to_string(expected) + " operands, got " +
-                                  std::to_string(args.size()));
-    }
-  }
-
-  void* Next(const char* name, ffi::DataType type, const std::vector<int64_t>& extents) {
-    ffi::AnyBuffer buffer = *args_.get<ffi::AnyBuffer>(next_++);
-    return CheckedData(name, buffer, type, extents);
-  }
-
- private:
-  ffi::RemainingArgs args_;
-  size_t next_ = 0;
-};
-
 // Runs `plan` on the call's buffers after checking them.
 void RunGemm(GemmPlan& plan, int64_t d_pitch, ffi::RemainingArgs args, ffi::AnyBuffer d,
              CUstream stream) {
@@ -102,12 +78,13 @@ void RunGemm(GemmPlan& plan, int64_t d_pitch, ffi::RemainingArgs args, ffi::AnyB
   const int64_t sfb_rows = problem.scaling == Scaling::k1D1D
                                ? buffers.sfb_pitch
                                : b_rows / problem.n * ceil_div<int64_t>(problem.n, kScaleBlockN);
-  Operands operands(problem, args);
+  const bool has_group_data = problem.group_data_size() > 0;
+  Operands operands(args, 4 + size_t{has_group_data} + size_t{problem.accumulate});
   buffers.a = operands.Next("a", ToDataType(problem.a_type), {a_rows, k_pitch});
   buffers.sfa = operands.Next("sfa", ffi::DataType::F32, {buffers.sfa_pitch, k_blocks});
   buffers.b = operands.Next("b", ToDataType(problem.b_type), {b_rows, k_pitch});
   buffers.sfb = operands.Next("sfb", ffi::DataType::F32, {sfb_rows, k_blocks});
-  if (problem.group_data_size() > 0) {
+  if (has_group_data) {
     buffers.group_data =
         operands.Next("group_data", ffi::DataType::S32, {problem.group_data_size()});
   }

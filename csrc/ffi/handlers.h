@@ -3,16 +3,16 @@
 #pragma once
 #include "xla/ffi/api/ffi.h"
 
-// Dense GEMM on CUDA: plan and compile; load for the device; launch.
+// GEMMs of every kind on CUDA: plan and compile; load for the device; launch.
 XLA_FFI_DECLARE_HANDLER_SYMBOL(Fp8GemmInstantiate);
 XLA_FFI_DECLARE_HANDLER_SYMBOL(Fp8GemmInitialize);
 XLA_FFI_DECLARE_HANDLER_SYMBOL(Fp8GemmExecute);
 
-// Dense GEMM on the CPU, through the simulator. Stateless: XLA's CPU client cannot be created once
-// a handler with state is registered for it.
+// GEMMs of every kind on the CPU, through the simulator. Stateless: XLA's CPU client cannot be
+// created once a handler with state is registered for it.
 XLA_FFI_DECLARE_HANDLER_SYMBOL(Fp8GemmSimExecute);
 
-// Quantisation: on CUDA, and on the CPU through the simulator, as above.
+// Quantisers of every layout: on CUDA, and on the CPU through the simulator, as above.
 XLA_FFI_DECLARE_HANDLER_SYMBOL(Fp8QuantizeInstantiate);
 XLA_FFI_DECLARE_HANDLER_SYMBOL(Fp8QuantizeInitialize);
 XLA_FFI_DECLARE_HANDLER_SYMBOL(Fp8QuantizeExecute);

@@ -32,7 +32,7 @@ QuantizeProblem DecodeProblem(const ffi::Dictionary& attributes) {
   problem.config.layout = ParseQuantizeLayout(StringAttribute(attributes, "layout"));
   problem.config.x_type = ParseXType(StringAttribute(attributes, "x_dtype"));
   problem.config.type = ParseFp8Type(StringAttribute(attributes, "dtype"));
-  problem.config.pow2 = StringAttribute(attributes, "scale_format") == "pow2";
+  problem.config.pow2 = ParseScaleFormat(StringAttribute(attributes, "scale_format"));
   problem.batches = Attribute<int64_t>(attributes, "batches");
   problem.rows = Attribute<int64_t>(attributes, "rows");
   problem.columns = Attribute<int64_t>(attributes, "columns");
@@ -57,25 +57,15 @@ void RunQuantize(QuantizePlan& plan, ffi::RemainingArgs args, ffi::AnyBuffer val
   const QuantizeConfig& config = problem.config;
   const bool has_scales = config.x_type == XType::kE4M3;
   const bool has_groups = config.layout == QuantizeLayout::kKGrouped;
-  const size_t expected = 1 + (has_scales ? 1 : 0) + (has_groups ? 1 : 0);
-  if (args.size() != expected) {
-    throw std::invalid_argument("expected " + std::to_string(expected) + " operands, got " +
-                                std::to_string(args.size()));
-  }
-  size_t next = 0;
-  const auto operand = [&](const char* name, ffi::DataType type,
-                           const std::vector<int64_t>& extents) {
-    ffi::AnyBuffer buffer = *args.get<ffi::AnyBuffer>(next++);
-    return CheckedData(name, buffer, type, extents);
-  };
+  Operands operands(args, 1 + size_t{has_scales} + size_t{has_groups});
   QuantizeBuffers buffers;
-  buffers.x = operand("x", ToDataType(config.x_type), problem.x_extents());
+  buffers.x = operands.Next("x", ToDataType(config.x_type), problem.x_extents());
   if (has_scales) {
-    buffers.x_scales = operand("x_scales", ffi::DataType::F32, problem.x_scales_extents());
+    buffers.x_scales = operands.Next("x_scales", ffi::DataType::F32, problem.x_scales_extents());
   }
   if (has_groups) {
-    buffers.group_sizes = operand("group_sizes", ffi::DataType::S32,
-                                  {problem.batches, problem.num_groups});
+    buffers.group_sizes = operands.Next("group_sizes", ffi::DataType::S32,
+                                        {problem.batches, problem.num_groups});
   }
   buffers.values =
       CheckedData("values", values, ToDataType(config.type), problem.values_extents());

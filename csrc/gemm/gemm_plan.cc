@@ -7,7 +7,6 @@
 #include "gemm/config_key.h"
 #include "gemm/kernel_source.h"
 #include "gemm/select_config.h"
-#include "runtime/device_limits.h"
 #include "runtime/error.h"
 #include "shared/sim_kernels.h"
 
@@ -55,20 +54,18 @@ GemmPlan::GemmPlan(Backend backend, const GemmProblem& problem, const std::strin
   image_ = MakeImage(backend, kernel_spec_);
 }
 
-CUfunction GemmPlan::Prepare() {
+const DeviceKernel& GemmPlan::Prepare() {
   std::call_once(load_once_, [&] { kernel_ = SharedKernel(backend_, kernel_spec_, image_); });
   return kernel_->ForCurrentContext();
 }
 
 void GemmPlan::Run(const GemmBuffers& buffers, CUstream stream) {
-  const CUfunction function = Prepare();
+  const DeviceKernel& kernel = Prepare();
   const DriverApi& api = kernel_->api();
-  CUdevice device = 0;
-  Check(api, api.cuCtxGetDevice(&device), "cuCtxGetDevice");
-  const int sm_count = Limits(api, device).sm_count;
-  const int num_sms = problem_.sm_limit > 0 ? std::min(problem_.sm_limit, sm_count) : sm_count;
+  const int num_sms =
+      problem_.sm_limit > 0 ? std::min(problem_.sm_limit, kernel.sm_count) : kernel.sm_count;
   GemmParams params = MakeGemmParams(api, problem_, config_, buffers, num_sms);
-  Launch(api, function, MakeLaunchGeometry(problem_, config_, num_sms), stream, &params);
+  Launch(api, kernel.function, MakeLaunchGeometry(problem_, config_, num_sms), stream, &params);
 }
 
 }  // namespace fp8gemm

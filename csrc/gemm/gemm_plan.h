@@ -27,8 +27,10 @@ class GemmPlan {
   const GemmConfig& config() const { return config_; }
 
   /// Loads the kernel for the current device, and returns it. The first time before any stream
-  /// capture.
-  CUfunction Prepare();
+  /// capture. The device is that of the CUDA context that is current on this thread. XLA makes
+  /// that of the program's device current for the whole of an execution, initialize and execute of
+  /// every handler included: xla/service/gpu/gpu_executable.cc, ExecuteAsyncOnStreamImpl.
+  const DeviceKernel& Prepare();
 
   /// Encodes the tensor maps and launches on `stream`, on at most problem().sm_limit SMs.
   void Run(const GemmBuffers& buffers, CUstream stream);

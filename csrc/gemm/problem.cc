@@ -34,7 +34,7 @@ GemmConfig GemmProblem::types() const {
 std::string GemmProblem::ToString() const {
   const std::string groups =
       kind == GemmKind::kDense ? "" : " groups=" + std::to_string(num_groups);
-  return std::string(KindName(kind)) + (scaling == Scaling::k1D1D ? " 1d1d" : " 1d2d") + groups +
+  return std::string(KindName(kind)) + " " + ScalingName(scaling) + groups +
          " m=" + std::to_string(m) + " n=" + std::to_string(n) + " k=" + std::to_string(k) + " " +
          Fp8TypeName(a_type) + " x " + Fp8TypeName(b_type) + " -> " + OutTypeName(d_type) +
          (accumulate ? " (accumulating)" : "") + " on " + std::to_string(num_sms) + " SMs" +
@@ -81,5 +81,14 @@ const char* KindName(GemmKind kind) {
   }
   return "unknown";
 }
+
+Scaling ParseScaling(const std::string& name) {
+  for (const Scaling scaling : {Scaling::k1D2D, Scaling::k1D1D}) {
+    if (name == ScalingName(scaling)) return scaling;
+  }
+  throw UnsupportedError("scaling must be 1d2d or 1d1d, got '" + name + "'");
+}
+
+const char* ScalingName(Scaling scaling) { return scaling == Scaling::k1D1D ? "1d1d" : "1d2d"; }
 
 }  // namespace fp8gemm

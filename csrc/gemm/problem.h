@@ -57,4 +57,9 @@ void ValidateProblem(const GemmProblem& problem);
 GemmKind ParseKind(const std::string& name);
 const char* KindName(GemmKind kind);
 
+/// "1d2d" or "1d1d".
+/// @throws UnsupportedError  Not one of those names.
+Scaling ParseScaling(const std::string& name);
+const char* ScalingName(Scaling scaling);
+
 }  // namespace fp8gemm

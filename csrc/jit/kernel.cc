@@ -15,7 +15,8 @@ namespace {
 std::string CacheKey(const KernelSpec& spec) {
   const auto [major, minor] = NvrtcVersion();
   std::string key = "headers " + std::string(EmbeddedHeadersDigest()) + "\nnvrtc " +
-                    std::to_string(major) + "." + std::to_string(minor) + "\n";
+                    std::to_string(major) + "." + std::to_string(minor) + ", " + NvrtcIdentity() +
+                    "\n";
   for (const std::string& option : NvrtcOptions()) key += "option " + option + "\n";
   return key + spec.source;
 }
@@ -26,6 +27,14 @@ std::string Compile(const KernelSpec& spec) {
                                .options = NvrtcOptions(),
                                .headers = EmbeddedHeaders()};
   return CompileCubin(request).cubin;
+}
+
+ImageOrigin OriginOf(Backend backend) {
+  if (backend == Backend::kSim) return {.compiler = "this build of the simulator"};
+  const auto [major, minor] = NvrtcVersion();
+  return {.compiler = "NVRTC " + std::to_string(major) + "." + std::to_string(minor) + " (" +
+                      NvrtcPath() + ")",
+          .cuda_version = 1000 * major + 10 * minor};
 }
 
 // What the simulator's cuLibraryLoadData takes in place of a cubin.
@@ -53,7 +62,7 @@ std::shared_ptr<LoadedKernel> SharedKernel(Backend backend, const KernelSpec& sp
   std::shared_ptr<LoadedKernel>& kernel = kernels[key];
   if (!kernel) {
     kernel = std::make_shared<LoadedKernel>(Driver(backend), std::move(image), spec.name,
-                                            spec.smem_bytes, spec.threads);
+                                            spec.smem_bytes, spec.threads, OriginOf(backend));
   }
   return kernel;
 }

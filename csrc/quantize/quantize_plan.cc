@@ -5,7 +5,6 @@
 #include <algorithm>
 
 #include "quantize/quantize_source.h"
-#include "runtime/device_limits.h"
 #include "shared/quantize_params.h"
 
 namespace fp8gemm {
@@ -30,17 +29,14 @@ QuantizePlan::QuantizePlan(Backend backend, const QuantizeProblem& problem)
   image_ = MakeImage(backend, kernel_spec_);
 }
 
-CUfunction QuantizePlan::Prepare() {
+const DeviceKernel& QuantizePlan::Prepare() {
   std::call_once(load_once_, [&] { kernel_ = SharedKernel(backend_, kernel_spec_, image_); });
   return kernel_->ForCurrentContext();
 }
 
 void QuantizePlan::Run(const QuantizeBuffers& buffers, CUstream stream) {
-  const CUfunction function = Prepare();
-  const DriverApi& api = kernel_->api();
-  CUdevice device = 0;
-  Check(api, api.cuCtxGetDevice(&device), "cuCtxGetDevice");
-  const int64_t tiles_per_cta = TilesPerCta(problem_, Limits(api, device).sm_count);
+  const DeviceKernel& kernel = Prepare();
+  const int64_t tiles_per_cta = TilesPerCta(problem_, kernel.sm_count);
   QuantizeParams params{.x = buffers.x,
                         .x_scales = static_cast<const float*>(buffers.x_scales),
                         .group_sizes = static_cast<const int32_t*>(buffers.group_sizes),
@@ -55,7 +51,7 @@ void QuantizePlan::Run(const QuantizeBuffers& buffers, CUstream stream) {
   const LaunchGeometry geometry{.grid = static_cast<unsigned>(problem_.grid(tiles_per_cta)),
                                 .block = kQuantizeThreads,
                                 .smem_bytes = kernel_spec_.smem_bytes};
-  Launch(api, function, geometry, stream, &params);
+  Launch(kernel_->api(), kernel.function, geometry, stream, &params);
 }
 
 }  // namespace fp8gemm

@@ -32,8 +32,10 @@ class QuantizePlan {
   const QuantizeProblem& problem() const { return problem_; }
 
   /// Loads the kernel for the current device, and returns it. The first time before any stream
-  /// capture.
-  CUfunction Prepare();
+  /// capture. The device is that of the CUDA context that is current on this thread. XLA makes
+  /// that of the program's device current for the whole of an execution, initialize and execute of
+  /// every handler included: xla/service/gpu/gpu_executable.cc, ExecuteAsyncOnStreamImpl.
+  const DeviceKernel& Prepare();
 
   /// Launches on `stream`.
   void Run(const QuantizeBuffers& buffers, CUstream stream);

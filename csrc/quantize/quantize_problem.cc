@@ -34,18 +34,18 @@ int64_t QuantizeProblem::scale_pitch() const {
   return align_up(config.is_transposed() ? columns : rows, kScaleAlignment);
 }
 
-std::vector<int64_t> QuantizeProblem::x_extents() const { return {batches, rows, columns}; }
+std::array<int64_t, 3> QuantizeProblem::x_extents() const { return {batches, rows, columns}; }
 
-std::vector<int64_t> QuantizeProblem::x_scales_extents() const {
+std::array<int64_t, 3> QuantizeProblem::x_scales_extents() const {
   return {batches, rows, Blocks(columns)};
 }
 
-std::vector<int64_t> QuantizeProblem::values_extents() const {
+std::array<int64_t, 3> QuantizeProblem::values_extents() const {
   if (config.is_transposed()) return {batches, columns, out_columns()};
   return x_extents();
 }
 
-std::vector<int64_t> QuantizeProblem::scales_extents() const {
+std::array<int64_t, 3> QuantizeProblem::scales_extents() const {
   if (config.layout == QuantizeLayout::kBlocks) return {batches, Blocks(rows), Blocks(columns)};
   return {batches, scale_pitch(), Blocks(config.is_transposed() ? out_columns() : columns)};
 }
@@ -88,6 +88,12 @@ XType ParseXType(const std::string& name) {
   throw UnsupportedError("there is no kernel that quantises " + name);
 }
 
+bool ParseScaleFormat(const std::string& name) {
+  if (name == "pow2") return true;
+  if (name == "float32") return false;
+  throw UnsupportedError("scale_format must be float32 or pow2, got '" + name + "'");
+}
+
 void ValidateQuantizeProblem(const QuantizeProblem& problem) {
   if (!is_quantizer(problem.config)) {
     throw UnsupportedError("there is no kernel " + QuantizeKey(problem.config));
@@ -104,6 +110,8 @@ void ValidateQuantizeProblem(const QuantizeProblem& problem) {
     throw UnsupportedError("batches must be 1, got " + std::to_string(problem.batches));
   }
   CheckExtent("columns of the result", problem.out_columns());
+  // The second, so that the product of three does not pass 63 bits.
+  CheckExtent("batches times rows", problem.batches * problem.rows);
   CheckExtent("the number of CTAs", problem.grid(1));
 }
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // QuantizeProblem: what one call of a quantise kernel computes, and the extents of its results.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <string>
-#include <vector>
 
 #include "shared/quantize_config.h"
 
@@ -23,10 +23,10 @@ struct QuantizeProblem {
   int64_t scale_pitch() const;
 
   /// Extents of the arrays. Where rows are innermost in memory these extents still come first.
-  std::vector<int64_t> x_extents() const;
-  std::vector<int64_t> x_scales_extents() const;  // (batches, rows, blocks), rows innermost
-  std::vector<int64_t> values_extents() const;
-  std::vector<int64_t> scales_extents() const;
+  std::array<int64_t, 3> x_extents() const;
+  std::array<int64_t, 3> x_scales_extents() const;  // (batches, rows, blocks), rows innermost
+  std::array<int64_t, 3> values_extents() const;
+  std::array<int64_t, 3> scales_extents() const;
 
   /// CTAs of one launch that does `tiles_per_cta` tiles in each.
   int64_t grid(int64_t tiles_per_cta) const;
@@ -41,6 +41,10 @@ QuantizeLayout ParseQuantizeLayout(const std::string& name);
 /// "bfloat16", "float16", "float32" or "float8_e4m3fn".
 /// @throws UnsupportedError  Not one of those names.
 XType ParseXType(const std::string& name);
+
+/// Whether scales are powers of two: "pow2" or "float32".
+/// @throws UnsupportedError  Not one of those names.
+bool ParseScaleFormat(const std::string& name);
 
 /// @throws UnsupportedError  There is no such kernel, or an extent or the grid is out of range.
 void ValidateQuantizeProblem(const QuantizeProblem& problem);

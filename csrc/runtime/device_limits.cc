@@ -41,11 +41,7 @@ DeviceLimits ReadLimits(const DriverApi& api, CUdevice device) {
 }  // namespace
 
 const DeviceLimits& Limits(const DriverApi& api, CUdevice device) {
-  // A launch asks for the device of the launch before it, and must not take a lock for that.
-  thread_local std::pair<const DriverApi*, CUdevice> last_key = {nullptr, -1};
-  thread_local const DeviceLimits* last_limits = nullptr;
   const auto key = std::make_pair(&api, device);
-  if (key == last_key) return *last_limits;
   // Map nodes never move, so a reference outlives the lock. Leaked: threads of XLA may still run
   // while statics are destroyed.
   static auto* mutex = new std::mutex;
@@ -53,8 +49,6 @@ const DeviceLimits& Limits(const DriverApi& api, CUdevice device) {
   const std::lock_guard lock(*mutex);
   auto it = known->find(key);
   if (it == known->end()) it = known->emplace(key, ReadLimits(api, device)).first;
-  last_limits = &it->second;
-  last_key = key;
   return it->second;
 }
 

@@ -18,8 +18,6 @@ struct DeviceLimits {
 
 /// Limits of one device, read once per process and driver.
 ///
-/// Takes a lock only when the calling thread last asked about another device.
-///
 /// @param api  Outlives the process, as the tables of `CudaDriver` and `SimDriver` do.
 /// @return  Valid for the life of the process.
 /// @throws UnsupportedError  The device is not of compute capability 9.0.

@@ -9,14 +9,38 @@
 #include "runtime/error.h"
 
 namespace fp8gemm {
+namespace {
+
+/// Whether a driver says by `result` that it does not understand an image.
+bool RefusesImage(CUresult result) {
+  switch (result) {
+    case CUDA_ERROR_INVALID_IMAGE:
+    case CUDA_ERROR_NO_BINARY_FOR_GPU:
+    case CUDA_ERROR_INVALID_PTX:
+    case CUDA_ERROR_UNSUPPORTED_PTX_VERSION:
+    case CUDA_ERROR_INVALID_SOURCE:
+      return true;
+    default:
+      return false;
+  }
+}
+
+/// "13.5" for 13050.
+std::string CudaVersionText(int version) {
+  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
+
+}  // namespace
 
 LoadedKernel::LoadedKernel(const DriverApi& api, std::shared_ptr<const std::string> image,
-                           std::string kernel_name, unsigned smem_bytes, unsigned threads)
+                           std::string kernel_name, unsigned smem_bytes, unsigned threads,
+                           ImageOrigin origin)
     : api_(api),
       image_(std::move(image)),
       kernel_name_(std::move(kernel_name)),
       smem_bytes_(smem_bytes),
-      threads_(threads) {
+      threads_(threads),
+      origin_(std::move(origin)) {
   if (image_ == nullptr || image_->empty()) {
     throw std::invalid_argument("kernel '" + kernel_name_ + "' has no image");
   }
@@ -28,7 +52,7 @@ LoadedKernel::~LoadedKernel() {
   if (library_ != nullptr) api_.cuLibraryUnload(library_);
 }
 
-CUfunction LoadedKernel::ForCurrentContext() {
+const DeviceKernel& LoadedKernel::ForCurrentContext() {
   CUdevice device = -1;
   Check(api_, api_.cuCtxGetDevice(&device), "cuCtxGetDevice");
   if (device < 0 || device >= kMaxDevices) {
@@ -36,11 +60,28 @@ CUfunction LoadedKernel::ForCurrentContext() {
                            std::to_string(kMaxDevices) +
                            " devices per process are supported; restrict CUDA_VISIBLE_DEVICES.");
   }
-  const CUfunction function = functions_[device].load(std::memory_order_acquire);
-  return function != nullptr ? function : Resolve(device);
+  return is_resolved_[device].load(std::memory_order_acquire) ? devices_[device]
+                                                              : Resolve(device);
 }
 
-CUfunction LoadedKernel::Resolve(CUdevice device) {
+void LoadedKernel::CheckImage(CUresult result, const char* call) const {
+  int version = 0;
+  if (RefusesImage(result) && api_.cuDriverGetVersion(&version) == CUDA_SUCCESS &&
+      version < origin_.cuda_version) {
+    const char* name = nullptr;
+    api_.cuGetErrorName(result, &name);
+    const std::string driver = CudaVersionText(version);
+    throw UnsupportedError(
+        "The NVIDIA driver, which is for CUDA " + driver + ", refuses the kernel that " +
+        origin_.compiler + " compiled (" + call + ": " +
+        (name != nullptr ? name : std::to_string(result)) + "); update the driver, or name an " +
+        "NVRTC no newer than CUDA " + driver + " with JAX_FP8GEMM_NVRTC, e.g. that of " +
+        "`pip install \"jax[cuda12]\"`.");
+  }
+  Check(api_, result, call);
+}
+
+const DeviceKernel& LoadedKernel::Resolve(CUdevice device) {
   const DeviceLimits& limits = Limits(api_, device);
   if (smem_bytes_ > static_cast<unsigned>(limits.smem_bytes_per_block)) {
     throw UnsupportedError("Kernel '" + kernel_name_ + "' needs " + std::to_string(smem_bytes_) +
@@ -50,29 +91,30 @@ CUfunction LoadedKernel::Resolve(CUdevice device) {
                            "; choose a configuration with a smaller tile or fewer stages.");
   }
   const std::lock_guard lock(mutex_);
-  CUfunction function = functions_[device].load(std::memory_order_relaxed);
-  if (function != nullptr) return function;
+  if (is_resolved_[device].load(std::memory_order_relaxed)) return devices_[device];
   if (library_ == nullptr) {
     CUlibrary library = nullptr;
-    Check(api_,
-          api_.cuLibraryLoadData(&library, image_->data(), nullptr, nullptr, 0, nullptr, nullptr,
-                                 0),
-          "cuLibraryLoadData");
+    CheckImage(api_.cuLibraryLoadData(&library, image_->data(), nullptr, nullptr, 0, nullptr,
+                                      nullptr, 0),
+               "cuLibraryLoadData");
     library_ = library;  // only now, so that a failed load is never unloaded
   }
   if (kernel_ == nullptr) {
     CUkernel kernel = nullptr;
-    Check(api_, api_.cuLibraryGetKernel(&kernel, library_, kernel_name_.c_str()),
-          "cuLibraryGetKernel");
+    CheckImage(api_.cuLibraryGetKernel(&kernel, library_, kernel_name_.c_str()),
+               "cuLibraryGetKernel");
     kernel_ = kernel;
   }
   Check(api_,
         api_.cuKernelSetAttribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
                                   static_cast<int>(smem_bytes_), kernel_, device),
         "cuKernelSetAttribute");
-  Check(api_, api_.cuKernelGetFunction(&function, kernel_), "cuKernelGetFunction");
-  functions_[device].store(function, std::memory_order_release);
-  return function;
+  // A driver that loads lazily looks at the image only now.
+  CUfunction function = nullptr;
+  CheckImage(api_.cuKernelGetFunction(&function, kernel_), "cuKernelGetFunction");
+  devices_[device] = {function, limits.sm_count};
+  is_resolved_[device].store(true, std::memory_order_release);
+  return devices_[device];
 }
 
 void Launch(const DriverApi& api, CUfunction function, const LaunchGeometry& geometry,

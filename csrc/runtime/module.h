@@ -19,6 +19,18 @@ struct LaunchGeometry {
   bool pdl = false;         // may start before the previous kernel of the stream ends
 };
 
+/// What made an image, for a message when the driver refuses it.
+struct ImageOrigin {
+  std::string compiler;  // e.g. "NVRTC 13.5 (/path/libnvrtc.so.13)"
+  int cuda_version = 0;  // whose it is, as cuDriverGetVersion counts: 13050; 0: none
+};
+
+/// A loaded kernel on one device.
+struct DeviceKernel {
+  CUfunction function = nullptr;
+  int sm_count = 0;
+};
+
 /// A kernel image that is loaded into the driver on first use.
 ///
 /// Construction never touches the driver. Thread-safe. The destructor unloads the library, so keep
@@ -30,21 +42,23 @@ class LoadedKernel {
   /// @param kernel_name  Symbol of the kernel in the image.
   /// @throws std::invalid_argument  The image or the name is missing.
   LoadedKernel(const DriverApi& api, std::shared_ptr<const std::string> image,
-               std::string kernel_name, unsigned smem_bytes, unsigned threads);
+               std::string kernel_name, unsigned smem_bytes, unsigned threads,
+               ImageOrigin origin = {});
   ~LoadedKernel();
   LoadedKernel(const LoadedKernel&) = delete;
   LoadedKernel& operator=(const LoadedKernel&) = delete;
 
-  /// The kernel as a function of the device that is current on this thread.
+  /// The kernel on the device that is current on this thread. The reference stays valid.
   ///
   /// The first call on a device loads the library if need be, opts in to the shared memory and
   /// resolves the function, under a lock; later calls are one driver query and one atomic load.
   /// Do the first call outside of stream capture. Functions are kept per device, which is enough
   /// as XLA uses one context per device, the primary one.
   ///
-  /// @throws UnsupportedError  The device is not Hopper, or has too little shared memory.
+  /// @throws UnsupportedError  The device is not Hopper, or has too little shared memory; or the
+  ///     driver is older than what made the image, and refuses it.
   /// @throws CudaError         No current context, or the image does not load.
-  CUfunction ForCurrentContext();
+  const DeviceKernel& ForCurrentContext();
 
   const DriverApi& api() const { return api_; }
   const std::string& kernel_name() const { return kernel_name_; }
@@ -54,17 +68,20 @@ class LoadedKernel {
  private:
   static constexpr int kMaxDevices = 64;
 
-  CUfunction Resolve(CUdevice device);
+  const DeviceKernel& Resolve(CUdevice device);
+  void CheckImage(CUresult result, const char* call) const;
 
   const DriverApi& api_;
   const std::shared_ptr<const std::string> image_;
   const std::string kernel_name_;
   const unsigned smem_bytes_;
   const unsigned threads_;
-  std::mutex mutex_;             // guards the three below against concurrent first uses
+  const ImageOrigin origin_;
+  std::mutex mutex_;             // guards what follows against concurrent first uses
   CUlibrary library_ = nullptr;
   CUkernel kernel_ = nullptr;
-  std::array<std::atomic<CUfunction>, kMaxDevices> functions_{};  // by device ordinal
+  std::array<DeviceKernel, kMaxDevices> devices_{};              // by device ordinal
+  std::array<std::atomic<bool>, kMaxDevices> is_resolved_{};     // whether devices_[i] is final
 };
 
 /// Enqueues one launch. No allocation, no lock, no synchronisation.

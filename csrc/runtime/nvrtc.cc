@@ -10,6 +10,7 @@
 #include <mutex>
 #include <string_view>
 
+#include "runtime/build_identity.h"
 #include "runtime/error.h"
 
 namespace fp8gemm {
@@ -18,7 +19,8 @@ namespace {
 using NvrtcResult = int;
 using NvrtcProgram = struct NvrtcProgramHandle*;
 constexpr NvrtcResult kNvrtcSuccess = 0;
-constexpr int kMinMajor = 12;  // the first that knows sm_90a
+// The oldest with which the tests compile every kernel and look at its machine code.
+constexpr std::pair<int, int> kMinVersion = {12, 9};
 constexpr size_t kExcerptBytes = 3000;
 
 // Signatures as in nvrtc.h, which have been the same since CUDA 11.1.
@@ -39,6 +41,7 @@ struct NvrtcApi {
   int major = 0;
   int minor = 0;
   std::string path;
+  std::string identity;
 };
 
 std::string DlError() {
@@ -74,52 +77,97 @@ void PreloadBuiltins(const NvrtcApi& api) {
   dlopen(builtins.c_str(), RTLD_NOW | RTLD_GLOBAL);  // if it is elsewhere, NVRTC may still find it
 }
 
+std::string VersionText(std::pair<int, int> version) {
+  return std::to_string(version.first) + "." + std::to_string(version.second);
+}
+
+void AddReason(const std::string& reason, std::string& reasons) {
+  if (reasons.find(reason) != std::string::npos) return;  // a library can be tried twice
+  reasons += (reasons.empty() ? "" : "; ") + reason;
+}
+
 /// Opens one library; null with a reason appended if it does not do.
 std::unique_ptr<const NvrtcApi> TryOpen(const std::string& name, int extra_flags,
                                         std::string& reasons) {
   void* library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL | extra_flags);
   if (library == nullptr) {
     // With RTLD_NOLOAD this only says that the process has not loaded it.
-    if ((extra_flags & RTLD_NOLOAD) == 0) reasons += "; " + DlError();
+    if ((extra_flags & RTLD_NOLOAD) == 0) AddReason(DlError(), reasons);
     return nullptr;
   }
   auto api = std::make_unique<NvrtcApi>();
   if (!ResolveAll(library, *api) ||
-      api->nvrtcVersion(&api->major, &api->minor) != kNvrtcSuccess || api->major < kMinMajor) {
-    reasons += "; " + name + " is not NVRTC 12.0 or newer";
+      api->nvrtcVersion(&api->major, &api->minor) != kNvrtcSuccess) {
+    AddReason(name + " is not NVRTC", reasons);
     dlclose(library);
     return nullptr;
   }
+  const auto* address = reinterpret_cast<const void*>(api->nvrtcVersion);
   Dl_info info = {};
-  const bool located = dladdr(reinterpret_cast<void*>(api->nvrtcVersion), &info) != 0;
+  const bool located = dladdr(address, &info) != 0;
   api->path = located && info.dli_fname != nullptr ? info.dli_fname : name;
+  const std::pair version = {api->major, api->minor};
+  if (version < kMinVersion) {
+    AddReason(api->path + " is NVRTC " + VersionText(version) + ", older than " +
+                  VersionText(kMinVersion),
+              reasons);
+    dlclose(library);
+    return nullptr;
+  }
+  api->identity = BuildIdentity(address, api->path);
   PreloadBuiltins(*api);
   return api;
 }
 
-std::unique_ptr<const NvrtcApi> FindNvrtc(const std::vector<std::string>& candidates) {
+/// "libnvrtc.so.12" for ".../libnvrtc.so.12.9.86": the name under which a process knows it.
+std::string Soname(const std::string& path) {
+  const std::string file = path.substr(path.rfind('/') + 1);  // npos + 1 is the beginning
+  const size_t dots = std::string_view("libnvrtc.so.").size();
+  return file.substr(0, file.find('.', dots));
+}
+
+bool IsOfMajor(int major, const std::string& path) {
+  return major == 0 || Soname(path) == "libnvrtc.so." + std::to_string(major);
+}
+
+/// The best NVRTC of one major version, or of any for 0; null with reasons if there is none.
+std::unique_ptr<const NvrtcApi> FindOfMajor(int major, const std::vector<std::string>& candidates,
+                                            std::string& reasons) {
   std::vector<std::string> sonames;
-  for (const std::string& path : candidates) sonames.push_back(path.substr(path.rfind('/') + 1));
-  sonames.push_back("libnvrtc.so.13");
-  sonames.push_back("libnvrtc.so.12");
+  for (const std::string& path : candidates) sonames.push_back(Soname(path));
+  sonames.insert(sonames.end(), {"libnvrtc.so.13", "libnvrtc.so.12"});
+  for (const int extra_flags : {RTLD_NOLOAD, 0}) {
+    for (const std::string& name : extra_flags == RTLD_NOLOAD ? sonames : candidates) {
+      if (!IsOfMajor(major, name)) continue;
+      auto api = TryOpen(name, extra_flags, reasons);
+      if (api != nullptr) return api;
+    }
+  }
+  return nullptr;
+}
+
+std::unique_ptr<const NvrtcApi> FindNvrtc(const NvrtcSearch& search) {
   std::string reasons;
-  for (const std::string& soname : sonames) {
-    auto api = TryOpen(soname, RTLD_NOLOAD, reasons);
+  if (!search.chosen.empty()) {
+    auto api = TryOpen(search.chosen, 0, reasons);
     if (api != nullptr) return api;
+    throw UnsupportedError("JAX_FP8GEMM_NVRTC names " + search.chosen + ", which cannot be used (" +
+                           reasons + "); name an NVRTC " + VersionText(kMinVersion) +
+                           " or newer, or unset it.");
   }
-  for (const std::string& path : candidates) {
-    auto api = TryOpen(path, 0, reasons);
-    if (api != nullptr) return api;
-  }
+  auto api = FindOfMajor(search.major, search.candidates, reasons);
+  if (api == nullptr) api = FindOfMajor(0, search.candidates, reasons);
+  if (api != nullptr) return api;
   throw UnsupportedError(
-      "NVRTC, the run-time compiler of CUDA, was not found (" +
-      (reasons.empty() ? std::string("no place to look in") : reasons.substr(2)) +
-      "); install it with `pip install \"jax[cuda13]\"` or `pip install \"jax[cuda12]\"`.");
+      "No NVRTC, the run-time compiler of CUDA, of version " + VersionText(kMinVersion) +
+      " or newer was found (" + (reasons.empty() ? "no place to look in" : reasons) +
+      "); install one with `pip install --upgrade \"jax[cuda13]\"` or \"jax[cuda12]\", or name " +
+      "one with JAX_FP8GEMM_NVRTC.");
 }
 
 struct NvrtcState {
   std::mutex mutex;
-  std::vector<std::string> candidates;
+  NvrtcSearch search;
   std::unique_ptr<const NvrtcApi> api;  // once set, never changed
 };
 
@@ -131,7 +179,7 @@ NvrtcState& State() {
 const NvrtcApi& Nvrtc() {
   NvrtcState& state = State();
   const std::lock_guard lock(state.mutex);
-  if (state.api == nullptr) state.api = FindNvrtc(state.candidates);
+  if (state.api == nullptr) state.api = FindNvrtc(state.search);
   return *state.api;
 }
 
@@ -203,10 +251,10 @@ bool NamesArchitecture(const std::string& option) {
 
 }  // namespace
 
-void SetNvrtcCandidates(std::vector<std::string> paths) {
+void SetNvrtcSearch(NvrtcSearch search) {
   NvrtcState& state = State();
   const std::lock_guard lock(state.mutex);
-  state.candidates = std::move(paths);
+  state.search = std::move(search);
 }
 
 std::pair<int, int> NvrtcVersion() {
@@ -215,6 +263,8 @@ std::pair<int, int> NvrtcVersion() {
 }
 
 std::string NvrtcPath() { return Nvrtc().path; }
+
+std::string NvrtcIdentity() { return Nvrtc().identity; }
 
 CompileResult CompileCubin(const CompileRequest& request) {
   const NvrtcApi& api = Nvrtc();
@@ -228,7 +278,7 @@ CompileResult CompileCubin(const CompileRequest& request) {
   CompileResult compiled{{}, program.Log()};
   if (result == kNvrtcSuccess) compiled.cubin = program.Cubin();
   if (!compiled.cubin.empty()) return compiled;
-  std::string message = "NVRTC " + std::to_string(api.major) + "." + std::to_string(api.minor) +
+  std::string message = "NVRTC " + VersionText({api.major, api.minor}) +
                         " could not compile " + request.name + " (" +
                         (result == kNvrtcSuccess ? "it gave no cubin"
                                                  : api.nvrtcGetErrorString(result)) +

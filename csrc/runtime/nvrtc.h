@@ -31,12 +31,19 @@ struct CompileResult {
   std::string log;  // warnings and ptxas information
 };
 
-/// Where to look for NVRTC: full paths or bare sonames, best first.
+/// Where to look for NVRTC.
+struct NvrtcSearch {
+  std::string chosen{};  // by the user: this file or none; empty: the best that is found
+  int major = 0;       // CUDA major version of jax's plugin, which goes before others; 0: unknown
+  std::vector<std::string> candidates{};  // full paths or bare sonames, best first
+};
+
+/// Takes effect when NVRTC is first needed.
 ///
-/// Takes effect when NVRTC is first needed. A libnvrtc already loaded in the process wins over
-/// all of them, so that its major version is the one of the CUDA plugin in use; if several are
-/// loaded, the order of the candidates decides, then the higher version.
-void SetNvrtcCandidates(std::vector<std::string> paths);
+/// Unless one was chosen, of those of the plugin's major version, and then of all, a libnvrtc that
+/// is already loaded in the process goes first: what else the process uses is of its version. Then
+/// come the candidates. Those older than 12.9 are passed over.
+void SetNvrtcSearch(NvrtcSearch search);
 
 /// Version of the NVRTC in use, {major, minor}. Loads it if need be.
 ///
@@ -45,6 +52,10 @@ std::pair<int, int> NvrtcVersion();
 
 /// File of the NVRTC in use. Loads it if need be; throws as `NvrtcVersion`.
 std::string NvrtcPath();
+
+/// What tells this build of NVRTC from others of the same version (see BuildIdentity): a patch
+/// release makes other machine code under the same number. Throws as `NvrtcVersion`.
+std::string NvrtcIdentity();
 
 /// Compiles one program. Thread-safe, and parallel calls run in parallel.
 ///

@@ -27,6 +27,9 @@ struct Fake {
   int cc_major = 9;
   int sm_count = 132;
   const char* report = nullptr;
+  int driver_version = 12080;
+  CUresult load_result = CUDA_SUCCESS;
+  CUresult get_function_result = CUDA_SUCCESS;
   std::atomic<int> loads = 0;
   std::atomic<int> unloads = 0;
   std::atomic<int> resolves = 0;
@@ -48,6 +51,10 @@ Handle HandleOf(uintptr_t value) {
 
 void FillDeviceCalls(DriverApi& api) {
   api.cuInit = [](unsigned) { return fake.result; };
+  api.cuDriverGetVersion = [](int* version) {
+    *version = fake.driver_version;
+    return CUDA_SUCCESS;
+  };
   api.cuGetErrorName = [](CUresult error, const char** name) {
     *name = error == CUDA_ERROR_INVALID_VALUE ? "CUDA_ERROR_INVALID_VALUE" : nullptr;
     return error == CUDA_ERROR_INVALID_VALUE ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
@@ -60,11 +67,11 @@ void FillDeviceCalls(DriverApi& api) {
     *device = thread_device >= 0 ? thread_device : fake.device;
     return fake.result;
   };
-  api.cuDeviceGetAttribute = [](int* value, CUdevice_attribute attribute, CUdevice) {
+  api.cuDeviceGetAttribute = [](int* value, CUdevice_attribute attribute, CUdevice device) {
     ++fake.attribute_reads;
     *value = attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR   ? fake.cc_major
              : attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR ? 0
-             : attribute == CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT     ? fake.sm_count
+             : attribute == CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT     ? fake.sm_count - device
                                                                          : 232448;
     return CUDA_SUCCESS;
   };
@@ -81,7 +88,7 @@ void FillKernelCalls(DriverApi& api) {
     ++fake.loads;
     fake.image = static_cast<const char*>(image);
     *library = HandleOf<CUlibrary>(0x10);  // even when it fails, as a driver may
-    return fake.result;
+    return fake.load_result;
   };
   api.cuLibraryUnload = [](CUlibrary) {
     ++fake.unloads;
@@ -101,7 +108,7 @@ void FillKernelCalls(DriverApi& api) {
     std::this_thread::sleep_for(std::chrono::milliseconds(5));  // lets other first uses pile up
     const CUdevice device = thread_device >= 0 ? thread_device : fake.device;
     *function = HandleOf<CUfunction>(0x1000 + static_cast<uintptr_t>(device));
-    return CUDA_SUCCESS;
+    return fake.get_function_result;
   };
   api.cuLaunchKernelEx = [](const CUlaunchConfig* config, CUfunction, void** params, void** extra) {
     CHECK(extra == nullptr && (config->attrs != nullptr) == (config->numAttrs != 0));
@@ -141,7 +148,7 @@ void TestCheck() {
 
 void TestLimits() {
   const DeviceLimits& limits = Limits(api, 3);
-  CHECK(limits.ordinal == 3 && limits.sm_count == 132 && limits.smem_bytes_per_block == 232448);
+  CHECK(limits.ordinal == 3 && limits.sm_count == 129 && limits.smem_bytes_per_block == 232448);
   CHECK(limits.cc_major == 9 && limits.cc_minor == 0 && limits.name == "Fake H100");
   const int reads = fake.attribute_reads;
   CHECK(&Limits(api, 3) == &limits && fake.attribute_reads == reads);
@@ -245,7 +252,9 @@ void TestModule() {
       threads.emplace_back([&kernel, device] {
         thread_device = device % 4;
         for (int i = 0; i < 100; ++i) {
-          CHECK(kernel.ForCurrentContext() == HandleOf<CUfunction>(0x1000u + device % 4));
+          const DeviceKernel& loaded = kernel.ForCurrentContext();
+          CHECK(loaded.function == HandleOf<CUfunction>(0x1000u + device % 4));
+          CHECK(loaded.sm_count == 132 - device % 4);
         }
       });
     }
@@ -266,6 +275,33 @@ void TestModule() {
   CHECK_CONTAINS(CHECK_THROWS(UnsupportedError, greedy.ForCurrentContext()),
                  "needs 232449 bytes of shared memory per block");
   CHECK(fake.loads == 2 && fake.unloads == 2);
+}
+
+void TestRefusedImage() {
+  const auto image = std::make_shared<const std::string>("cubin");
+  const ImageOrigin origin{"NVRTC 13.5 (/wheel/libnvrtc.so.13)", 13050};
+  for (const CUresult result :
+       {CUDA_ERROR_INVALID_IMAGE, CUDA_ERROR_NO_BINARY_FOR_GPU, CUDA_ERROR_INVALID_PTX,
+        CUDA_ERROR_UNSUPPORTED_PTX_VERSION, CUDA_ERROR_INVALID_SOURCE}) {
+    fake.load_result = result;
+    LoadedKernel kernel(api, image, "tiny", 0, 128, origin);
+    const std::string message = CHECK_THROWS(UnsupportedError, kernel.ForCurrentContext());
+    CHECK_CONTAINS(message, "which is for CUDA 12.8, refuses the kernel that NVRTC 13.5 (/wheel/");
+    CHECK_CONTAINS(message, ("(cuLibraryLoadData: " + std::to_string(result) + ")").c_str());
+    CHECK_CONTAINS(message, "update the driver, or name an NVRTC no newer than CUDA 12.8");
+    fake.load_result = CUDA_SUCCESS;
+    CHECK(kernel.ForCurrentContext().function != nullptr);  // the refusal was not kept
+  }
+  LoadedKernel lazy(api, image, "tiny", 0, 128, origin);
+  fake.get_function_result = CUDA_ERROR_NO_BINARY_FOR_GPU;
+  CHECK_CONTAINS(CHECK_THROWS(UnsupportedError, lazy.ForCurrentContext()), "cuKernelGetFunction");
+  // A newer driver refuses for some other reason, as does any that is out of memory.
+  fake.driver_version = 13050;
+  CHECK_CONTAINS(CHECK_THROWS(CudaError, lazy.ForCurrentContext()), "failed with");
+  fake.driver_version = 12080;
+  fake.get_function_result = static_cast<CUresult>(2);
+  CHECK_CONTAINS(CHECK_THROWS(CudaError, lazy.ForCurrentContext()), "failed with");
+  fake.get_function_result = CUDA_SUCCESS;
 }
 
 void TestLoad(char** libraries) {
@@ -305,6 +341,7 @@ int main(int argc, char** argv) {
     TestTensorMap();
     TestLaunch();
     TestModule();
+    TestRefusedImage();
   } else if (mode == "load" && argc == 5) {
     TestLoad(argv + 2);
   } else if (mode == "cuda") {

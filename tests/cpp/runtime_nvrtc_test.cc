@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // NVRTC: discovery, compilation for sm_90a, and what a user sees when something is wrong.
 //
-// Usage: runtime_nvrtc_test compile MAJOR PATH | loaded MAJOR LOADED OTHER | missing [PATH]
+// Usage: runtime_nvrtc_test compile MAJOR PATH | missing [PATH]
+//        runtime_nvrtc_test find LOADED CHOSEN MAJOR CANDIDATE...   "" for what there is not
+// `find` prints path and identity of what is found, or the error's message.
 #include <dlfcn.h>
 
+#include <cstdio>
 #include <string>
 #include <thread>
 #include <vector>
@@ -78,7 +81,7 @@ void TestErrors() {
 }
 
 void TestCompile(int major, const std::string& path) {
-  SetNvrtcCandidates({"/nonexistent/libnvrtc.so.99", path});
+  SetNvrtcSearch({.candidates = {"/nonexistent/libnvrtc.so.99", path}});
   CHECK(NvrtcVersion().first == major);
   CHECK(NvrtcPath() == path);
   std::vector<CompileResult> results(2);
@@ -94,22 +97,29 @@ void TestCompile(int major, const std::string& path) {
   TestErrors();
 }
 
-void TestLoaded(int major, const char* loaded, const std::string& other) {
-  CHECK(dlopen(loaded, RTLD_NOW | RTLD_LOCAL) != nullptr);
-  SetNvrtcCandidates({other});
-  CHECK(NvrtcVersion().first == major);
-  CHECK(NvrtcPath() == loaded);
+void Find(int argc, char** argv) {
+  const std::string loaded = argv[0];
+  if (!loaded.empty()) CHECK(dlopen(loaded.c_str(), RTLD_NOW | RTLD_LOCAL) != nullptr);
+  SetNvrtcSearch({.chosen = argv[1],
+                  .major = std::stoi(argv[2]),
+                  .candidates = std::vector<std::string>(argv + 3, argv + argc)});
+  try {
+    std::printf("%s\n", NvrtcPath().c_str());
+    std::printf("%s\n", NvrtcIdentity().c_str());
+  } catch (const UnsupportedError& error) {
+    std::printf("%s\n", error.what());
+  }
 }
 
 void TestMissing(const char* path) {
   CHECK_CONTAINS(CHECK_THROWS(UnsupportedError, NvrtcVersion()), "no place to look in");
-  SetNvrtcCandidates({"/nonexistent/libnvrtc.so.13", "libm.so.6"});
+  SetNvrtcSearch({.candidates = {"/nonexistent/libnvrtc.so.13", "libm.so.6"}});
   const std::string message = CHECK_THROWS(UnsupportedError, CompileCubin(Tiny()));
   CHECK_CONTAINS(message, "/nonexistent/libnvrtc.so.13");
-  CHECK_CONTAINS(message, "libm.so.6 is not NVRTC 12.0 or newer");
-  CHECK_CONTAINS(message, "pip install \"jax[cuda13]\"");
+  CHECK_CONTAINS(message, "libm.so.6 is not NVRTC");
+  CHECK_CONTAINS(message, "pip install --upgrade \"jax[cuda13]\"");
   if (path == nullptr) return;
-  SetNvrtcCandidates({path});  // the failure was not kept
+  SetNvrtcSearch({.candidates = {path}});  // the failure was not kept
   CHECK(NvrtcVersion().first >= 12);
 }
 
@@ -120,8 +130,8 @@ int main(int argc, char** argv) {
   const std::string mode = argc > 1 ? argv[1] : "";
   if (mode == "compile" && argc == 4) {
     fp8gemm::TestCompile(std::stoi(argv[2]), argv[3]);
-  } else if (mode == "loaded" && argc == 5) {
-    fp8gemm::TestLoaded(std::stoi(argv[2]), argv[3], argv[4]);
+  } else if (mode == "find" && argc >= 5) {
+    fp8gemm::Find(argc - 2, argv + 2);
   } else if (mode == "missing") {
     fp8gemm::TestMissing(argc > 2 ? argv[2] : nullptr);
   } else {
