@@ -140,6 +140,8 @@ def _forward(x: jax.Array, w: jax.Array | BlockScaled, options: Options):
     return y, (x, w)
 
 
+# Compiled as one program where jax.grad is called outside of jax.jit.
+@functools.partial(jax.jit, static_argnums=0, inline=True)
 def _backward(options: Options, residuals, dy: jax.Array):
     x, w = residuals
     like_x, like_w = _distribute.spec_of(x.values), _distribute.spec_of(w.values)

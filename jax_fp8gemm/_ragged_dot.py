@@ -126,6 +126,8 @@ def _forward(lhs, rhs, group_sizes, options: Options):
     return y, (lhs, rhs, group_sizes)
 
 
+# Compiled as one program where jax.grad is called outside of jax.jit.
+@functools.partial(jax.jit, static_argnums=0, inline=True)
 def _backward(options: Options, residuals, dy: jax.Array):
     lhs, rhs, group_sizes = residuals
     dlhs = grouped_gemm(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles a sharded product with XLA's cache: python tests/_cached_program.py DIR NUM_SMS.
+"""Compiles sharded programs with XLA's cache: python tests/_cached_program.py DIR NUM_SMS.
 
 Run by test_processes.py. Prints the number of compilations that the cache did not save.
 """
@@ -20,7 +20,7 @@ import jax_fp8gemm as fp8  # noqa: E402
 
 
 def main(directory: str, num_sms: int) -> None:
-    """Compiles one program on 8 devices, rows by columns."""
+    """Compiles a product and the gradients of two on 8 devices, rows by columns."""
     jax.config.update("jax_compilation_cache_dir", directory)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -36,6 +36,8 @@ def main(directory: str, num_sms: int) -> None:
     lhs = fp8.BlockScaled(array(jnp.float8_e4m3fn, 64, 512), array(jnp.float32, 64, 4), (1, 128))
     rhs = (array(jnp.float8_e4m3fn, 256, 512), array(jnp.float32, 2, 4))
     jax.jit(lambda a, b: fp8.gemm(a, b, num_sms=num_sms)).lower(lhs, rhs).compile()
+    step = jax.grad(lambda w, x: fp8.dot(jnp.tanh(fp8.dot(x, w)), w).astype(jnp.float32).sum())
+    jax.jit(step).lower(array(jnp.bfloat16, 512, 512), array(jnp.bfloat16, 256, 512)).compile()
     print(events.count("/jax/compilation_cache/cache_misses"))
 
 

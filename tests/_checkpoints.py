@@ -53,3 +53,55 @@ def write(folder, *files, quantization=QUANTIZATION, config=None):
         config["quantization_config"] = quantization
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+_ATTENTION = {  # of multi-head latent attention, whose ranks are no multiples of 128
+    "q_a_proj": (192, 256),
+    "q_b_proj": (384, 192),
+    "kv_a_proj_with_mqa": (160, 256),
+    "kv_b_proj": (320, 96),
+    "o_proj": (256, 256),
+}
+_DEEPSEEK = ("mlp.gate_proj", "mlp.up_proj", "mlp.shared_experts.down_proj")
+# Names and shapes of the attention, names of the MLP, dtype of the scales, what
+# quantization_config says besides, and what is not quantised.
+STYLES = {
+    "DeepSeek-V3, DeepSeek-R1": (_ATTENTION, _DEEPSEEK, np.float32, {}, ()),
+    "DeepSeek-V3.1": (_ATTENTION, _DEEPSEEK, np.float32, {"scale_fmt": "ue8m0"}, ()),
+    "UE8M0 scales": (
+        _ATTENTION,
+        _DEEPSEEK,
+        ml_dtypes.float8_e8m0fnu,
+        {"scale_fmt": "ue8m0"},
+        (),
+    ),
+    "Kimi-K2": (_ATTENTION, ("mlp.shared_experts.up_proj",), np.float32, {}, ()),
+    "Qwen3-FP8": (
+        {name: (256, 256) for name in ("q_proj", "k_proj", "v_proj", "o_proj")},
+        ("mlp.down_proj",),
+        ml_dtypes.bfloat16,
+        {"fmt": None, "modules_to_not_convert": ["lm_head", "model.layers.3.mlp.gate"]},
+        ("self_attn.q_norm",),
+    ),
+}
+
+
+def in_style(rng, style):
+    """Returns tensors, scales and all, of one layer; what they stand for; quantization_config."""
+    attention, mlp, scale_dtype, changes, kept = STYLES[style]
+    layer = "model.layers.3."
+    shapes = {f"{layer}self_attn.{name}.weight": shape for name, shape in attention.items()}
+    shapes |= {f"{layer}{name}.weight": (200, 256) for name in mlp}
+    for i in range(2):
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            shapes[f"{layer}mlp.experts.{i}.{name}.weight"] = (136, 256)
+    tensors, dense = {}, {}
+    for name, shape in shapes.items():
+        tensors[name], tensors[name + "_scale_inv"], dense[name] = quantised(
+            rng, shape, scale_dtype
+        )
+    plain = ("lm_head.weight", f"{layer}mlp.gate.weight", *(f"{layer}{n}.weight" for n in kept))
+    for name in plain:
+        dense[name] = tensors[name] = rng.normal(size=(8, 256)).astype(ml_dtypes.bfloat16)
+    quantization = {k: v for k, v in {**QUANTIZATION, **changes}.items() if v is not None}
+    return tensors, dense, quantization

@@ -8,16 +8,23 @@ compiled to and how far its results are from those of one device.
 
 import contextlib
 import json
-import re
 import sys
 
 import jax
-import jax.export
 import jax.numpy as jnp
 import numpy as np
-from _expert_devices import expert_programs
+from _expert_devices import expert_programs, exported_expert_programs
 from _grouped_devices import grouped_programs, ragged_dot_programs
-from _virtual_devices import AUTO, EXPLICIT, MANUAL, MESHES, measure, normal, put
+from _virtual_devices import (
+    AUTO,
+    EXPLICIT,
+    MANUAL,
+    MESHES,
+    export_and_measure,
+    measure,
+    normal,
+    put,
+)
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -284,13 +291,7 @@ def export_programs():
     arguments = put(AUTO, weights, P()), put(AUTO, x, P("x"))
 
     def run():
-        written = jax.export.export(
-            step, platforms=["cpu", "cuda"], disabled_checks=fp8.export_checks()
-        )(*arguments)
-        read = jax.export.deserialize(bytearray(written.serialize()))
-        result = measure(read.call, arguments, jax.device_get(step(*arguments)))
-        targets = re.findall(r"custom_call @(jax_fp8gemm[\w.]*)", read.mlir_module())
-        return {**result, "targets": sorted(set(targets)), "devices": read.nr_devices}
+        return export_and_measure(step, arguments, jax.device_get(step(*arguments)))
 
     yield MANUAL, "exported step", run
 
@@ -304,6 +305,7 @@ PROGRAMS = (
     grouped_programs,
     ragged_dot_programs,
     expert_programs,
+    exported_expert_programs,
 )
 
 

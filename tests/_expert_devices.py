@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _virtual_devices import AUTO, MANUAL, MESHES, measure, normal, put
+from _virtual_devices import AUTO, MANUAL, MESHES, export_and_measure, measure, normal, put
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
@@ -78,6 +78,34 @@ def expert_programs():
                 return measure(f, operands, jax.device_get(want))
 
         yield MANUAL, f"experts, {name}", run
+
+
+def exported_expert_programs():
+    """Yields groups under shard_map that are written for CPU and CUDA, read again, and called."""
+    weights = fp8.quantize(normal(24, G, N, K), (128, 128))
+    slots, counts = normal(25, G, 16, K), np.arange(G, dtype=np.int32)
+
+    def masked(x, w, counts):
+        return fp8.grouped_gemm_masked(fp8.quantize(x), tuple(w), counts)
+
+    def ragged(x, w, counts):
+        gradient = jax.grad(lambda x: fp8.ragged_dot(x, w, counts).sum())
+        return gradient(x.reshape(-1, K)).reshape(x.shape)
+
+    for name, f, w in (
+        ("grouped_gemm_masked", masked, jax.tree.leaves(weights)),
+        ("gradient of ragged_dot", ragged, normal(26, G, K, N)),
+    ):
+
+        def run(f=f, w=w):
+            mapped = jax.jit(
+                jax.shard_map(f, mesh=MESHES[AUTO], in_specs=P(AXIS), out_specs=P(AXIS))
+            )
+            arguments = put(AUTO, slots, P(AXIS)), put(AUTO, w, P(AXIS)), put(AUTO, counts, P(AXIS))
+            want = np.asarray(mapped(*arguments), np.float32)
+            return export_and_measure(mapped, arguments, want)
+
+        yield MANUAL, f"exported {name}", run
 
 
 @contextlib.contextmanager

@@ -4,8 +4,11 @@
 import re
 
 import jax
+import jax.export
 import numpy as np
 from jax.sharding import AxisType, NamedSharding
+
+import jax_fp8gemm as fp8
 
 COLLECTIVES = "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute"
 AUTO, EXPLICIT, MANUAL = "auto", "explicit", "manual"
@@ -53,3 +56,14 @@ def measure(f, arguments, want, **options) -> dict:
         "specs": [str(tuple(getattr(leaf.sharding, "spec", ()))) for leaf in jax.tree.leaves(got)],
         "error": relative(jax.device_get(got), want),
     }
+
+
+def export_and_measure(f, arguments, want) -> dict:
+    """Writes a jitted function for CPU and CUDA, reads it, and measures what was read."""
+    written = jax.export.export(f, platforms=["cpu", "cuda"], disabled_checks=fp8.export_checks())(
+        *arguments
+    )
+    read = jax.export.deserialize(bytearray(written.serialize()))
+    result = measure(read.call, arguments, want)
+    targets = re.findall(r"custom_call @(jax_fp8gemm[\w.]*)", read.mlir_module())
+    return {**result, "targets": sorted(set(targets)), "devices": read.nr_devices}

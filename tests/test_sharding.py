@@ -119,6 +119,8 @@ EXPECTED = {
     "manual: gemm M, y automatic": (NONE, SAME),
     "manual: step data": (SUM, REROUNDED),
     "manual: exported step": (SUM, SAME),
+    "manual: exported grouped_gemm_masked": (NONE, SAME),
+    "manual: exported gradient of ragged_dot": (NONE, SAME),
     # What sequence parallelism costs anyway: tokens are gathered in FP8.
     "auto: step data, tensor and sequence": (
         {"all-gather": 5, "all-reduce": 2, "reduce-scatter": 1},
@@ -205,8 +207,9 @@ def test_collectives_and_values(results, name):
     assert result["error"] <= bound
 
 
-def test_exported_program_names_versioned_targets(results):
-    exported = results["manual: exported step"]
+@pytest.mark.parametrize("name", ["step", "grouped_gemm_masked", "gradient of ragged_dot"])
+def test_exported_program_names_versioned_targets(results, name):
+    exported = results[f"manual: exported {name}"]
     targets = ["jax_fp8gemm.gemm.v1", "jax_fp8gemm.quantize.v1"]
     assert (exported["devices"], exported["targets"]) == (8, targets)
 

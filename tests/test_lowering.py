@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every public product and quantiser: custom calls on a GPU under transformations, and retraces."""
+
+import re
+
+import cases
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+import pytest
+
+import jax_fp8gemm as fp8
+
+B, T, K, N, G = 3, 48, 256, 136, 4
+PRODUCT, QUANTISER = "jax_fp8gemm.gemm.v1", "jax_fp8gemm.quantize.v1"
+
+x, w, dy = (cases.normal(s, seed=i) for i, s in enumerate(((B, T, K), (B, K, N), (B, T, N))))
+experts = cases.normal((B, G, K, N), seed=3)
+sizes = jnp.asarray([[20, 0, 28, 0], [1, 2, 3, 4], [0, 0, 0, 48]], jnp.int32)
+
+
+def loss(x, w, dy):
+    return (fp8.dot(x, w) * dy).sum()
+
+
+def ragged_loss(x, w, sizes, dy):
+    return (fp8.ragged_dot(x, w, sizes) * dy).sum()
+
+
+def layers(x, w, dy):
+    """Layers of one width under lax.scan, each computed again in the backward pass."""
+    square = jnp.concatenate([w, w], 2)[..., :K]
+
+    def layer(x, w):
+        return jnp.tanh(fp8.dot(x, w)), None
+
+    return (jax.lax.scan(jax.checkpoint(layer), x, square)[0][..., :N] * dy).sum()
+
+
+def per_batch(f, *in_axes):
+    return jax.vmap(f, in_axes)
+
+
+both = (0, 1)
+# Name: function, arguments, products and quantisers in the program for a GPU.
+PROGRAMS = {
+    "dot": (fp8.dot, (x, w[0]), 1, 2),
+    "vmap of dot, weight shared": (per_batch(fp8.dot, 0, None), (x, w[0]), 1, 2),
+    "vmap of dot, activations shared": (per_batch(fp8.dot, None, 0), (x[0], w), 1, 2),
+    "vmap of dot, nothing shared": (jax.vmap(fp8.dot), (x, w), 1, 2),
+    "vmap of vmap of dot": (
+        per_batch(per_batch(fp8.dot, None, 0), 0, None),
+        (x[:, 0], w),
+        1,
+        2,
+    ),
+    # Forward, dx and dw; x and w, dy once along N and once along tokens, x along tokens.
+    "grad of dot": (jax.grad(loss, both), (x[0], w[0], dy[0]), 2, 5),
+    "value and grad of dot": (jax.value_and_grad(loss, both), (x[0], w[0], dy[0]), 3, 5),
+    "grad of vmap": (
+        jax.value_and_grad(lambda *a: per_batch(loss, 0, None, 0)(*a).sum(), both),
+        (x, w[0], dy),
+        3,
+        5,
+    ),
+    "vmap of grad": (per_batch(jax.value_and_grad(loss, both), 0, None, 0), (x, w[0], dy), 3, 5),
+    "vmap of grad, nothing shared": (jax.vmap(jax.value_and_grad(loss, both)), (x, w, dy), 3, 5),
+    # One loop forward, and one that computes each layer again and its gradients.
+    "grad of scan of checkpoint": (jax.grad(layers, both), (x, w, dy), 4, 7),
+    "ragged_dot": (fp8.ragged_dot, (x[0], experts[0], sizes[0]), 1, 2),
+    "value and grad of ragged_dot": (
+        jax.value_and_grad(ragged_loss, both),
+        (x[0], experts[0], sizes[0], dy[0]),
+        3,
+        5,
+    ),
+    "vmap of ragged_dot, experts shared": (
+        per_batch(fp8.ragged_dot, 0, None, 0),
+        (x, experts[0], sizes),
+        1,
+        2,
+    ),
+    "vmap of ragged_dot": (jax.vmap(fp8.ragged_dot), (x, experts, sizes), 1, 2),
+    "dot_general with a batch": (
+        lambda x, w: fp8.dot_general(x, w, (((2,), (1,)), ((0,), (0,)))),
+        (x, w),
+        1,
+        2,
+    ),
+    "vmap of quantize": (jax.vmap(fp8.quantize), (x,), 0, 1),
+    "vmap of quantize, square": (jax.vmap(lambda w: fp8.quantize(w, (128, 128))), (w,), 0, 1),
+    "vmap of quantize_transposed": (jax.vmap(fp8.quantize_transposed), (x,), 0, 1),
+    "vmap of quantize_k_grouped": (jax.vmap(fp8.quantize_k_grouped), (x, sizes), 0, 1),
+}
+
+
+def custom_calls(text: str, target: str) -> int:
+    """Counts the calls of a target in StableHLO, through the functions that it is divided into."""
+    parts = re.split(r"func\.func (?:public|private) @(\w+)", text)[1:]
+    bodies = dict(zip(parts[::2], parts[1::2], strict=True))
+
+    def count(body):
+        called = re.findall(r"\bcall @(\w+)", body)
+        return body.count(f"custom_call @{target}(") + sum(count(bodies[name]) for name in called)
+
+    return count(bodies["main"])
+
+
+@pytest.mark.usefixtures("extension")
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_custom_calls(name):
+    f, arguments, products, quantisers = PROGRAMS[name]
+    text = jax.jit(f).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+    assert custom_calls(text, PRODUCT) == products
+    assert custom_calls(text, QUANTISER) == quantisers
+    assert "stablehlo.dot_general" not in text
+
+
+lhs, square = fp8.quantize(x[0]), fp8.quantize(w[0].T, (128, 128))
+groups = fp8.quantize(experts[0].swapaxes(1, 2), (128, 128))
+columns = [fp8.quantize_k_grouped(each, sizes[0]) for each in (x[0], dy[0])]
+ids = jnp.repeat(jnp.asarray([2, 0], jnp.int32), 128)
+FUNCTIONS = {
+    "dot": (fp8.dot, (x[0], w[0])),
+    "dot, gradients": (lambda *a: jax.grad(loss, both)(*a), (x[0], w[0], dy[0])),
+    "ragged_dot": (fp8.ragged_dot, (x[0], experts[0], sizes[0])),
+    "ragged_dot, gradients": (
+        lambda *a: jax.grad(ragged_loss, both)(*a),
+        (x[0], experts[0], sizes[0], dy[0]),
+    ),
+    "dot_general": (
+        lambda x, w: fp8.dot_general(x, w, (((1,), (0,)), ((), ()))),
+        (x[0], w[0]),
+    ),
+    "gemm": (fp8.gemm, (lhs, square)),
+    "vmap of gemm": (lambda *a: per_batch(fp8.gemm, 0, None)(*a), (fp8.quantize(x), square)),
+    "grouped_gemm": (fp8.grouped_gemm, (lhs, groups, sizes[0])),
+    "grouped_gemm_contiguous": (
+        fp8.grouped_gemm_contiguous,
+        (fp8.quantize(cases.normal((256, K), seed=5)), groups, ids),
+    ),
+    "grouped_gemm_masked": (
+        fp8.grouped_gemm_masked,
+        (fp8.quantize(cases.normal((G, 8, K), seed=6)), groups, sizes[0] % 9),
+    ),
+    "k_grouped_gemm": (fp8.k_grouped_gemm, (*columns, sizes[0])),
+    "quantize": (fp8.quantize, (x[0],)),
+    "quantize_transposed": (fp8.quantize_transposed, (x[0],)),
+    "quantize_k_grouped": (fp8.quantize_k_grouped, (x[0], sizes[0])),
+}
+
+
+@pytest.fixture
+def work():
+    """Returns the traces and compilations that JAX has done since."""
+    events = []
+
+    def listen(event, *_, **__):
+        if event.endswith(("jaxpr_trace_duration", "backend_compile_duration")):
+            events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield events
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_second_call_traces_and_compiles_nothing(work, name, jit):
+    f, arguments = FUNCTIONS[name]
+    other = jax.tree.map(
+        lambda leaf: jnp.roll(leaf.view(jnp.int8), 1, 0).view(leaf.dtype), arguments
+    )
+    if jit:
+        f = jax.jit(f)
+    jax.clear_caches()
+    jax.block_until_ready(f(*arguments))
+    assert work  # the listener hears the first call
+    work.clear()
+    jax.block_until_ready(f(*other))
+    if "gradients" in name and not jit:  # jax.grad itself traces every time
+        assert not [event for event in work if "compile" in event]
+    else:
+        assert work == []
