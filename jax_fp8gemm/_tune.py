@@ -205,7 +205,11 @@ def _seconds(timer: Any, call: Any) -> float:
     """Returns the time of the kernel alone where the timer tells kernels apart."""
     if not isinstance(timer, _timers.CuptiTimer):
         return timer.sample(call)
-    return sum(seconds for name, seconds in timer.kernels(call) if _KERNEL in name)
+    kernels = timer.kernels(call)
+    seconds = sum(seconds for name, seconds in kernels if _KERNEL in name)
+    if not seconds:
+        raise RuntimeError(f"the profiler saw none of our kernels, but {[n for n, _ in kernels]}")
+    return seconds
 
 
 # ---- The two files -------------------------------------------------------------------------------

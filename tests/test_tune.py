@@ -116,6 +116,9 @@ def test_kernels_of_others_are_not_counted(tune, monkeypatch):
     kernels = [("sm90_fp8_gemm_1d2d", 2e-6), ("loop_transpose_fusion", 9e-6)]
     monkeypatch.setattr(type(timer), "kernels", lambda self, call: kernels)
     assert tune._seconds(timer, None) == 2e-6
+    del kernels[0]
+    with pytest.raises(RuntimeError, match="none of our kernels, but .*transpose"):
+        tune._seconds(timer, None)
 
 
 def test_budget_ends_the_run(tune, simulator_library):
