@@ -221,6 +221,11 @@ def _product(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
     return ref, magnitude
 
 
+def exact(problem: Problem) -> np.ndarray:
+    """Returns the float64 result, without accumulator."""
+    return _product(problem.values_only())[0]
+
+
 def _merged(parts: list[Segment]) -> list[Segment]:
     """Joins segments of single rows that follow each other and use the same weights."""
     result: list[Segment] = []
@@ -246,28 +251,25 @@ def _accumulator(problem: Problem) -> np.ndarray:
     return numbers.astype(jnp.dtype(problem.dtype))
 
 
-def run(problem: Problem, *, config: str = "", num_sms: int | None = None, backend: str = "sim"):
-    """Returns the result of a problem as a NumPy array, computed by the kernel `config` names."""
+def arguments(problem: Problem) -> list[jax.Array | None]:
+    """Returns lhs, its scales, rhs, its scales, group data, accumulator; None where there is none.
+
+    They are on JAX's default device.
+    """
     p = problem
-    lhs, lhs_scales, rhs, rhs_scales = _operands(p.values_only())
-    group_data, guards = None, []
-    if not p.rhs_is_1x128:
-        rhs_scales, guard = _guarded(np.asarray(rhs_scales))
-        guards.append(guard)
-    if p.group_data is not None:
-        group_data, guard = _guarded(np.asarray(p.group_data, np.int32))
-        guards.append(guard)
+    group_data = None if p.group_data is None else jnp.asarray(p.group_data, jnp.int32)
     accumulator = jnp.asarray(_accumulator(p)) if p.accumulate else None
-    if backend == "sim":
-        _allow_global_memory(guards)
-    result = _ffi.matmul(
+    return [*_operands(p.values_only()), group_data, accumulator]
+
+
+def product(
+    problem: Problem, operands, *, config: str = "", num_sms: int | None = None, backend: str
+) -> jax.Array:
+    """Returns what the kernel `config`, or the planner's choice, makes of `arguments`."""
+    p = problem
+    return _ffi.matmul(
         p.kind,
-        lhs,
-        lhs_scales,
-        rhs,
-        rhs_scales,
-        group_data,
-        accumulator,
+        *operands,
         m=p.m,
         n=p.n,
         num_groups=p.num_groups,
@@ -279,9 +281,23 @@ def run(problem: Problem, *, config: str = "", num_sms: int | None = None, backe
         zero_padding=p.zero_padding and p.kind == "masked",
         config=config,
     )
-    out = np.asarray(result)  # waits for the kernel
-    if backend == "sim":
-        _allow_global_memory([])
+
+
+def run(problem: Problem, *, config: str = "", num_sms: int | None = None) -> np.ndarray:
+    """Returns the result of a problem, computed by the simulated kernel that `config` names.
+
+    Group data and weight scales, which kernels read by address, lie between zones that no kernel
+    may touch.
+    """
+    operands, guards = arguments(problem), []
+    for index in (3, 4) if not problem.rhs_is_1x128 else (4,):
+        if operands[index] is not None:
+            operands[index], guard = _guarded(np.asarray(operands[index]))
+            guards.append(guard)
+    _allow_global_memory(guards)
+    # NumPy waits for the kernel.
+    out = np.asarray(product(problem, operands, config=config, num_sms=num_sms, backend="sim"))
+    _allow_global_memory([])
     return out
 
 

@@ -11,7 +11,6 @@ import dataclasses
 import importlib.util
 import itertools
 import os
-import re
 import sys
 from pathlib import Path
 
@@ -22,20 +21,14 @@ if importlib.util.find_spec("jax_fp8gemm._core") is None:
     pytest.skip("needs the compiled extension jax_fp8gemm._core", allow_module_level=True)
 
 from _problems import BLOCK, Problem, ceil_div, mismatch, poisoned_memory, problem_for, run
+from _special_problems import KEYS, PAIR, RAGGED, RAGGED_PAIR, SMALL, SPECIAL, kernel
 
 from jax_fp8gemm import _ffi
 from jax_fp8gemm.testing import relative_error, simulator
 
 pytestmark = pytest.mark.usefixtures("simulator_library", "poison")
 
-KEYS = _ffi.core().candidate_configs()
-_BY_TILE = {re.sub(r"\.s\d+", "", key): key for key in KEYS}
 LONG_SWEEP = os.environ.get("FP8GEMM_LONG_SWEEP", "") not in ("", "0")
-
-
-def kernel(tile: str) -> str:
-    """Returns the key of a configuration from a key without its number of stages."""
-    return _BY_TILE[tile]
 
 
 # Classes of operations that timing "late" can starve: none, loads, wgmma, stores, and the wgmma of
@@ -120,70 +113,6 @@ def test_problems_are_as_hard_as_promised():
         tiles = ceil_div(p.m, rows) * ceil_div(p.n, columns)
         tiles *= p.num_groups if p.kind in ("masked", "k_grouped") else 1
         assert tiles > 2 * (4 // (c["cluster_m"] * c["cluster_n"])), key
-
-
-SMALL = kernel("1d2d.m16n32.w1.c1x1.e4m3.e4m3.bf16")
-WIDE = kernel("1d2d.m64n192.w1.c1x1.e4m3.e4m3.bf16")
-PAIR = kernel("1d2d.m128n128.w2.c2x1.e4m3.e4m3.bf16")
-SPLIT = kernel("1d2d.m16n128.w1.c1x1.e4m3.e4m3.bf16.split8")
-RAGGED = kernel("1d2d_ragged.m16n64.w1.c1x1.e4m3.e4m3.bf16")
-RAGGED_PAIR = kernel("1d2d_ragged.m128n128.w2.c2x1.e4m3.e4m3.bf16")
-CONTIGUOUS = kernel("1d2d_contiguous.m64n128.w1.c1x1.e4m3.e4m3.bf16")
-MASKED = kernel("1d2d_masked.m16n64.w1.c1x1.e4m3.e4m3.bf16")
-MASKED_PAIR = kernel("1d2d_masked.m128n128.w2.c2x1.e4m3.e4m3.bf16")
-K_GROUPED = kernel("1d1d_kgrouped.m64n64.w1.c1x1.e4m3.e4m3.f32")
-K_GROUPED_ACC = kernel("1d1d_kgrouped.m64n64.w1.c1x1.e4m3.e4m3.f32.acc")
-
-# Name: problem and kernel. What problem_for does not reach.
-SPECIAL = {
-    "one element": (Problem("dense", 1, 1, 1), SMALL),
-    "K around 32 blocks": (Problem("dense", 20, 40, 33 * BLOCK - 16), SMALL),
-    "K of 65 blocks, two scale blocks": (Problem("dense", 16, 200, 65 * BLOCK), WIDE),
-    "odd row lengths": (Problem("dense", 33, 77, 131), SMALL),
-    "one tile for a pair": (Problem("dense", 100, 72, 700), PAIR),
-    "split K with fewer blocks than CTAs": (Problem("dense", 20, 136, 3 * BLOCK), SPLIT),
-    "split K of one block": (Problem("dense", 5, 24, 100), SPLIT),
-    "split K of 33 blocks for each": (Problem("dense", 16, 128, 33 * 8 * BLOCK - 60), SPLIT),
-    "one group takes everything": (
-        Problem("ragged", 200, 136, 200, (0, 0, 200, 0), 4),
-        RAGGED,
-    ),
-    "no group takes anything": (Problem("ragged", 70, 136, 200, (0, 0, 0), 3), RAGGED),
-    "groups around a tile": (
-        Problem("ragged", 700, 136, 200, (0, 1, 127, 128, 129, 255, 1), 7),
-        RAGGED_PAIR,
-    ),
-    "sizes out of range": (Problem("ragged", 300, 136, 200, (-5, 170, -1, 2**31 - 1), 4), RAGGED),
-    "256 groups": (Problem("ragged", 300, 24, 136, (0, 1, 2, 1) * 64, 256), RAGGED),
-    "512 groups": (Problem("ragged", 300, 24, 136, (1, 0) * 100 + (0,) * 312, 512), RAGGED),
-    "group ids out of range": (
-        Problem("contiguous", 640, 136, 200, (7,) * 128 + (1,) * 200 + (-1,) * 56 + (-9,) * 128
-                + (0,) * 128, 2),
-        CONTIGUOUS,
-    ),
-    "all padding": (Problem("contiguous", 256, 136, 200, (-1,) * 256, 2), CONTIGUOUS),
-    "masks out of range": (Problem("masked", 40, 136, 200, (-7, 41, 2**31 - 1, 40), 4), MASKED),
-    "no masked rows": (Problem("masked", 300, 136, 200, (0, 0, 0), 3), MASKED_PAIR),
-    "few rows per group": (Problem("masked", 3, 136, 200, (1, 3, 0, 2) * 20, 80), MASKED),
-    "masked padding unspecified": (
-        Problem("masked", 300, 136, 200, (130, 0, 300, 7), 4, zero_padding=False),
-        MASKED_PAIR,
-    ),
-    "K groups that use no K": (
-        Problem("k_grouped", 72, 136, 512, (0, 0, 130, 0), 4, rhs_is_1x128=True, dtype="float32"),
-        K_GROUPED,
-    ),
-    "K groups past the end": (
-        Problem("k_grouped", 72, 136, 512, (-3, 300, 2**31 - 1), 3, rhs_is_1x128=True,
-                dtype="float32"),
-        K_GROUPED,
-    ),
-    "K groups keep the accumulator": (
-        Problem("k_grouped", 72, 136, 512, (0, 200, 0, 256), 4, rhs_is_1x128=True,
-                dtype="float32", accumulate=True),
-        K_GROUPED_ACC,
-    ),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SPECIAL)
