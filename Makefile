@@ -6,13 +6,15 @@ VENV ?= .venv
 PYTEST_ARGS ?= -n 2 --dist worksteal
 
 BIN := $(VENV)/bin
+# OFFLINE=1: gpu-check and bench use $(PYTHON) and what is installed for it, without a network.
+RUNNER := $(if $(OFFLINE),$(PYTHON),$(BIN)/python)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # What a new build of the extension depends on; Python sources are used in place.
 SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f ! -name '*.md')
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test xla-gpu gpu-check bench mutants lint format develop clean require-hopper
+.PHONY: help demo test xla-gpu gpu-check bench mutants lint format develop clean require-hopper offline
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -29,11 +31,11 @@ xla-gpu: $(VENV)/.package  ## Install XLA's GPU compiler, with which `make test`
 	$(BIN)/python .ci/requirements.py xla-gpu > $(VENV)/xla-gpu.txt
 	$(PIP) install --requirement $(VENV)/xla-gpu.txt
 
-gpu-check: require-hopper $(VENV)/.package $(VENV)/.tests $(VENV)/.sanitizer  ## Run everything that needs a Hopper GPU; fails without one
-	.ci/gpu-check $(BIN)/python
+gpu-check: require-hopper $(if $(OFFLINE),offline,$(VENV)/.package $(VENV)/.tests $(VENV)/.sanitizer)  ## Run everything that needs a Hopper GPU; fails without one
+	.ci/gpu-check $(RUNNER) $(GPU_CHECK_ARGS)
 
-bench: $(VENV)/.package $(VENV)/.bench  ## Time everything that suits this machine; see benchmarks/README.md
-	$(BIN)/python benchmarks $(BENCH_ARGS)
+bench: $(if $(OFFLINE),offline,$(VENV)/.package $(VENV)/.bench)  ## Time everything that suits this machine; see benchmarks/README.md
+	$(RUNNER) -m jax_fp8gemm bench $(BENCH_ARGS)
 
 mutants: $(VENV)/.package $(VENV)/.tests  ## Plant every known kernel bug and check that the simulator finds it
 	$(BIN)/python -m tests.mutation
@@ -58,6 +60,9 @@ clean:  ## Remove .venv and build
 
 require-hopper:
 	@.ci/require-hopper
+
+offline:
+	.ci/offline-install $(PYTHON)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
