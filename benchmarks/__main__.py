@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python benchmarks: times, records, reports. `--help` has examples."""
+"""python -m jax_fp8gemm bench: times, records, reports. `--help` has examples."""
 
 import argparse
 import os
@@ -18,16 +18,16 @@ from benchmarks.cases import CPU_SUITES, GPU_SUITES, SUITES, suite  # noqa: E402
 
 _EXAMPLES = """\
 examples:
-  python benchmarks                               everything that suits this machine
-  python benchmarks --suites deepgemm --budget 400   what fits in 400 seconds
-  python benchmarks --peers jax_bf16 deep_gemm    ours against two peers
-  python benchmarks --report build/benchmarks/record.json   tables and plots once more
+  python -m jax_fp8gemm bench                               everything that suits this machine
+  python -m jax_fp8gemm bench --suites deepgemm --budget 400   what fits in 400 seconds
+  python -m jax_fp8gemm bench --peers jax_bf16 deep_gemm    ours against two peers
+  python -m jax_fp8gemm bench --report build/benchmarks/record.json   tables and plots once more
 """
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python benchmarks",
+        prog="python -m jax_fp8gemm bench",
         description=__doc__.partition("\n")[0],
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -2,11 +2,17 @@
 """What is timed: published rows, layers of open models, sweeps. Pure data, no JAX."""
 
 import dataclasses
+import functools
+
+from jax_fp8gemm._problem import Problem
 
 
 @dataclasses.dataclass(frozen=True)
 class BenchCase:
     """One product: `(m, k) @ (n, k).T`, bfloat16 result, or a float32 one that accumulates.
+
+    With groups m, n and k are those of `Problem`: rows of all groups, but of one masked group, and
+    K of all groups.
 
     `published` holds other people's numbers in TFLOPS, by source. They were taken on other machines
     and never enter a ratio that this project claims.
@@ -17,32 +23,43 @@ class BenchCase:
     m: int
     n: int
     k: int
-    kind: str = "forward"  # or "wgrad": scales per row of both, float32 accumulator
+    # Or "wgrad": scales per row of both, float32 accumulator; or a kind of `Problem` with groups.
+    kind: str = "forward"
     published: tuple[tuple[str, float], ...] = ()
+    num_groups: int = 1
 
     def __str__(self) -> str:
         """Names the case in tables."""
         return f"{self.name} {self.m}x{self.n}x{self.k}"
 
     @property
+    def problem(self) -> Problem:
+        """The same in the planner's terms."""
+        if self.kind == "forward":
+            return Problem(self.m, self.n, self.k)
+        if self.kind in ("wgrad", "k_grouped"):
+            fields = {"scaling": "1d1d", "d_dtype": "float32", "accumulate": True}
+            kind = "dense" if self.kind == "wgrad" else self.kind
+            return Problem(self.m, self.n, self.k, kind, num_groups=self.num_groups, **fields)
+        expected_m = self.m if self.kind == "masked" else 0
+        return Problem(
+            self.m, self.n, self.k, self.kind, num_groups=self.num_groups, expected_m=expected_m
+        )
+
+    @property
     def key(self) -> str:
         """Identifies the case in a record."""
-        return f"{self.suite}/{self.name}/{self.m}x{self.n}x{self.k}"
+        return f"{self.suite}/{self.name}/{self.num_groups}x{self.m}x{self.n}x{self.k}"
 
     @property
     def flops(self) -> int:
         """Operations, a multiply-add counted as two."""
-        return 2 * self.m * self.n * self.k
+        return self.problem.flops
 
     @property
     def bytes(self) -> int:
         """Bytes of device memory that any kernel must move: operands, scales and result, once."""
-        k_blocks = -(-self.k // 128)
-        operands = (self.m + self.n) * self.k
-        if self.kind == "wgrad":
-            return operands + 4 * (self.m + self.n) * k_blocks + 2 * 4 * self.m * self.n
-        scales = 4 * (self.m + -(-self.n // 128)) * k_blocks
-        return operands + scales + 2 * self.m * self.n
+        return self.problem.least_bytes
 
 
 # DeepGEMM's README of 9 April 2025 (H800; M of 64 and 128 measured with a warm cache, February),
@@ -79,6 +96,35 @@ _WGRAD_ROWS = {
     (7168, 2112, 8192): 1052,
     (1536, 24576, 8192): 1092,
     (512, 32768, 8192): 1014,
+}
+# README of 25 March 2025: groups, rows of each, N, K: TFLOPS.
+_CONTIGUOUS = {
+    (4, 8192, 4096, 7168): 1346,
+    (4, 8192, 7168, 2048): 1214,
+    (8, 4096, 4096, 7168): 1346,
+    (8, 4096, 7168, 2048): 1214,
+}
+# README of 25 February 2025; the cache was partly warm.
+_MASKED = {
+    (1, 1024, 4096, 7168): 1233,
+    (1, 1024, 7168, 2048): 925,
+    (2, 512, 4096, 7168): 1040,
+    (2, 512, 7168, 2048): 916,
+    (4, 256, 4096, 7168): 932,
+    (4, 256, 7168, 2048): 815,
+}
+# Pull request 95: groups, M, N, K of each: TFLOPS.
+_K_GROUPED = {
+    (4, 7168, 4096, 4096): 939,
+    (4, 2048, 7168, 4096): 900,
+    (4, 7168, 4096, 8192): 1044,
+    (4, 2048, 7168, 8192): 1033,
+    (8, 7168, 4096, 4096): 942,
+}
+_GROUPED_ROWS = {
+    "contiguous": ("readme", _CONTIGUOUS),
+    "masked": ("readme", _MASKED),
+    "k_grouped": ("pr95", _K_GROUPED),
 }
 # (N, K) of the linear layers of one decoder layer, unsharded; for experts, of one expert.
 _MODEL_LAYERS = {
@@ -141,6 +187,45 @@ def _wgrad() -> list[BenchCase]:
     ]
 
 
+def _published_groups(kind: str) -> list[BenchCase]:
+    """Returns the rows of one of the tables above; their M, or K, is that of one group."""
+    source, table = _GROUPED_ROWS[kind]
+    cases = []
+    for (groups, m, n, k), tflops in table.items():
+        rows = groups * m if kind == "contiguous" else m
+        depth = groups * k if kind == "k_grouped" else k
+        name, published = f"{groups}_experts", ((source, tflops),)
+        cases.append(BenchCase(kind, name, rows, n, depth, kind, published, groups))
+    return cases
+
+
+def _groups() -> list[BenchCase]:
+    """One to 256 experts without padding: many rows for all of them together, and few."""
+    return [
+        BenchCase("groups", f"{groups}_experts", rows, 2048, 2048, "ragged", num_groups=groups)
+        for rows in (8192, 256)
+        for groups in (1, 4, 16, 64, 256)
+    ]
+
+
+def _headline() -> list[BenchCase]:
+    """Some rows of every kind, the most telling first: for a run of a few minutes."""
+    dense = [c for c in _deepgemm() if c.m in (64, 4096)]
+    largest_first = sorted(dense, key=lambda c: -c.flops)
+    few_rows = [c for c in _scaling() if c.m in (1, 16)]
+    alternating = [c for pair in zip(largest_first[:6], few_rows * 2, strict=False) for c in pair]
+    chosen = [
+        *dict.fromkeys(alternating),
+        *_published_groups("contiguous")[:2],
+        *_published_groups("masked")[-2:],
+        *_wgrad()[:2],
+        *_published_groups("k_grouped")[:1],
+        *_groups()[2:4],
+        *largest_first[6:],
+    ]
+    return [dataclasses.replace(case, suite="headline") for case in chosen]
+
+
 def _models() -> list[BenchCase]:
     seen, cases = set(), []
     for model, layers in _MODEL_LAYERS.items():
@@ -170,18 +255,36 @@ def _smoke() -> list[BenchCase]:
         BenchCase("smoke", "one_tile", 128, 128, 256),
         BenchCase("smoke", "tails", 100, 264, 400),
         BenchCase("smoke", "wgrad", 128, 136, 256, "wgrad"),
+        BenchCase("smoke", "ragged", 100, 136, 256, "ragged", num_groups=3),
+        BenchCase("smoke", "contiguous", 256, 136, 256, "contiguous", num_groups=2),
+        BenchCase("smoke", "masked", 20, 136, 256, "masked", num_groups=3),
+        BenchCase("smoke", "k_grouped", 72, 136, 512, "k_grouped", num_groups=2),
     ]
 
 
 SUITES = {
+    "headline": _headline,
     "deepgemm": _deepgemm,
     "models": _models,
     "scaling": _scaling,
     "square": _square,
     "wgrad": _wgrad,
+    "contiguous": functools.partial(_published_groups, "contiguous"),
+    "masked": functools.partial(_published_groups, "masked"),
+    "k_grouped": functools.partial(_published_groups, "k_grouped"),
+    "groups": _groups,
     "smoke": _smoke,
 }
-GPU_SUITES = ("deepgemm", "wgrad", "scaling", "models")
+GPU_SUITES = (
+    "deepgemm",
+    "contiguous",
+    "masked",
+    "wgrad",
+    "k_grouped",
+    "groups",
+    "scaling",
+    "models",
+)
 CPU_SUITES = ("smoke",)
 
 

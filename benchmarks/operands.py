@@ -9,6 +9,7 @@ import numpy as np
 
 import jax_fp8gemm as fp8
 from benchmarks.cases import BenchCase
+from jax_fp8gemm import _tune_operands
 
 # Rows whose float64 product is compared with what a peer computes.
 _CHECKED_ROWS = 64
@@ -65,3 +66,58 @@ class Operands:
     def error_of(self, rows: np.ndarray) -> float:
         """Returns the squared relative distance of computed rows from the reference."""
         return fp8.testing.relative_error(np.asarray(rows, np.float64), self.reference)
+
+
+class GroupedOperands:
+    """Operands of a case with groups of equal sizes, as `tune` makes them."""
+
+    def __init__(self, case: BenchCase) -> None:
+        """Makes all of them; the accumulator, where there is one, comes last."""
+        self.case = case
+        self.given = _tune_operands.operands(case.problem)
+
+    @functools.cached_property
+    def sizes(self) -> jax.Array:
+        """Rows of each group, or its share of K."""
+        data, groups = self.given.group_data, self.case.num_groups
+        if self.case.kind == "contiguous":
+            data = jnp.bincount(data, length=groups)
+        return data.astype(jnp.int32)
+
+    def dequantised(self, dtype) -> tuple[jax.Array, jax.Array]:
+        """Returns what the operands stand for; weights of groups have an axis for them."""
+        case, given = self.case, self.given
+        lhs = _spread(given.lhs_values, given.lhs_scales, (1, 128), dtype)
+        if case.kind == "k_grouped":
+            return lhs, _spread(given.rhs_values, given.rhs_scales, (1, 128), dtype)
+        by_group = (
+            x.reshape(case.num_groups, -1, x.shape[1]) for x in (given.rhs_values, given.rhs_scales)
+        )
+        spread = functools.partial(_spread, block=(128, 128), dtype=dtype)
+        return lhs, jax.vmap(spread)(*by_group)
+
+    @functools.cached_property
+    def checked_rows(self) -> np.ndarray:
+        """Indices of the rows that are compared."""
+        rows = np.random.default_rng(_SEED).permutation(_tune_operands.d_rows(self.case.problem))
+        return np.sort(rows[:_CHECKED_ROWS])
+
+    @functools.cached_property
+    def reference(self) -> np.ndarray:
+        """The checked rows of the product in plain JAX."""
+        product = _tune_operands.reference(self.case.problem, self.given)
+        return np.asarray(product[self.checked_rows].astype(jnp.float32), np.float64)
+
+    def error_of(self, rows: np.ndarray) -> float:
+        """Returns the squared relative distance of computed rows from the reference."""
+        return fp8.testing.relative_error(np.asarray(rows, np.float64), self.reference)
+
+
+@functools.partial(jax.jit, static_argnames=("block", "dtype"))
+def _spread(values: jax.Array, scales: jax.Array, block: tuple[int, int], dtype) -> jax.Array:
+    return fp8.BlockScaled(values, scales, block).dequantize(dtype)
+
+
+def operands_for(case: BenchCase) -> Operands | GroupedOperands:
+    """Makes the operands of a case."""
+    return Operands(case) if case.kind in ("forward", "wgrad") else GroupedOperands(case)

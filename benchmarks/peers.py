@@ -19,7 +19,7 @@ MX_SCALED = "1x32-scaled fp8"
 WIDE = "no fp8"
 # Largest squared relative error of a peer that computes the same product as the package.
 MAX_ERROR = 1e-4
-_MAX_SIMULATED_MACS = 64 << 20
+MAX_SIMULATED_MACS = 64 << 20
 
 
 class PeerMissingError(Exception):
@@ -107,7 +107,7 @@ def _shapes(tree: Any) -> Any:
 def _gemm(implementation: str) -> Callable[[Operands], Prepared]:
     def prepare(operands: Operands) -> Prepared:
         case = operands.case
-        if implementation == "sim" and case.m * case.n * case.k > _MAX_SIMULATED_MACS:
+        if implementation == "sim" and case.m * case.n * case.k > MAX_SIMULATED_MACS:
             raise NotApplicableError("too large to simulate")
         dtype = jnp.float32 if case.kind == "wgrad" else jnp.bfloat16
 
@@ -267,6 +267,8 @@ JAX_PEERS = (
 
 def all_peers(platform: str) -> list[Peer]:
     """Returns every peer of a platform, missing ones too, ours first."""
+    from benchmarks.grouped_peers import with_groups
     from benchmarks.torch_peers import TORCH_PEERS
 
-    return [peer for peer in (*JAX_PEERS, *TORCH_PEERS) if platform in peer.platforms]
+    chosen = [peer for peer in (*JAX_PEERS, *TORCH_PEERS) if platform in peer.platforms]
+    return [with_groups(peer) for peer in chosen]

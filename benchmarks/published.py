@@ -58,30 +58,6 @@ _CONTIGUOUS_TILE = (128, 160, 1, 1)
 _MASKED_TILE = (128, 128, 1, 1)
 # DeepGEMM's is 128x152.
 _WEIGHT_GRADIENT_TILE = (128, 144, 2, 1)
-# README of 25 March 2025: groups, rows of each, N, K: TFLOPS.
-_CONTIGUOUS = {
-    (4, 8192, 4096, 7168): 1346,
-    (4, 8192, 7168, 2048): 1214,
-    (8, 4096, 4096, 7168): 1346,
-    (8, 4096, 7168, 2048): 1214,
-}
-# README of 25 February 2025; the cache was partly warm.
-_MASKED = {
-    (1, 1024, 4096, 7168): 1233,
-    (1, 1024, 7168, 2048): 925,
-    (2, 512, 4096, 7168): 1040,
-    (2, 512, 7168, 2048): 916,
-    (4, 256, 4096, 7168): 932,
-    (4, 256, 7168, 2048): 815,
-}
-# Pull request 95: groups, M, N, K of each: TFLOPS.
-_K_GROUPED = {
-    (4, 7168, 4096, 4096): 939,
-    (4, 2048, 7168, 4096): 900,
-    (4, 7168, 4096, 8192): 1044,
-    (4, 2048, 7168, 8192): 1033,
-    (8, 7168, 4096, 4096): 942,
-}
 
 
 def _dense() -> list[Row]:
@@ -97,48 +73,20 @@ def _dense() -> list[Row]:
     return rows
 
 
-def _contiguous() -> list[Row]:
+def _grouped(name: str, source: str, family: str, tile: tuple[int, int, int, int]) -> list[Row]:
     return [
-        Row(
-            Problem(groups * m, n, k, "contiguous", num_groups=groups),
-            tflops,
-            "readme",
-            "contiguous",
-            _CONTIGUOUS_TILE,
-        )
-        for (groups, m, n, k), tflops in _CONTIGUOUS.items()
-    ]
-
-
-def _masked() -> list[Row]:
-    return [
-        Row(
-            Problem(m, n, k, "masked", num_groups=groups, expected_m=m),
-            tflops,
-            "readme, warm",
-            "masked",
-            _MASKED_TILE,
-        )
-        for (groups, m, n, k), tflops in _MASKED.items()
-    ]
-
-
-def _weight_gradients() -> list[Row]:
-    fields = {"scaling": "1d1d", "d_dtype": "float32", "accumulate": True}
-    dense = [
-        (Problem(case.m, case.n, case.k, **fields), dict(case.published)["pr95"])
-        for case in suite("wgrad")
-    ]
-    grouped = [
-        (Problem(m, n, groups * k, "k_grouped", num_groups=groups, **fields), tflops)
-        for (groups, m, n, k), tflops in _K_GROUPED.items()
-    ]
-    return [
-        Row(problem, tflops, "pr95", "weight gradient", _WEIGHT_GRADIENT_TILE)
-        for problem, tflops in dense + grouped
+        Row(case.problem, tflops, source, family, tile)
+        for case in suite(name)
+        for tflops in dict(case.published).values()
     ]
 
 
 def rows() -> list[Row]:
     """Returns every published row."""
-    return _dense() + _contiguous() + _masked() + _weight_gradients()
+    return [
+        *_dense(),
+        *_grouped("contiguous", "readme", "contiguous", _CONTIGUOUS_TILE),
+        *_grouped("masked", "readme, warm", "masked", _MASKED_TILE),
+        *_grouped("wgrad", "pr95", "weight gradient", _WEIGHT_GRADIENT_TILE),
+        *_grouped("k_grouped", "pr95", "weight gradient", _WEIGHT_GRADIENT_TILE),
+    ]

@@ -12,7 +12,7 @@ import jax
 
 from benchmarks import environment, extras, limits, record
 from benchmarks.cases import BenchCase
-from benchmarks.operands import Operands
+from benchmarks.operands import Operands, operands_for
 from benchmarks.peers import (
     MAX_ERROR,
     NotApplicableError,
@@ -71,10 +71,13 @@ class Run:
             if peer["missing"]:
                 print(f"missing: {name}: {peer['missing']}")
         self.record["limits"] = limits.measure(self._timer, self._platform)
-        for case in self._settings.cases:
+        cases = self._settings.cases
+        for index, case in enumerate(cases):
             self._add(case)
-        if self._settings.with_extras:
-            self._add_extras()
+            # After the first suite, so that a budget leaves them in.
+            ends_first = case.suite == cases[0].suite != cases[min(index + 1, len(cases) - 1)].suite
+            if self._settings.with_extras and (ends_first or index == len(cases) - 1):
+                self._add_extras()
         if self._platform == "gpu":
             self._warn_afterwards()
         self._save()
@@ -117,7 +120,7 @@ class Run:
         jax.clear_caches()
 
     def _results(self, case: BenchCase) -> dict[str, dict]:
-        operands = Operands(case)
+        operands = operands_for(case)
         prepared: dict[str, Prepared] = {}
         results: dict[str, dict] = {}
         for peer in self._peers:
@@ -180,7 +183,9 @@ class Run:
         print(f"{case}: " + ", ".join(parts), flush=True)
 
     def _add_extras(self) -> None:
-        """Adds what fits in the budget; a failure is recorded in place of the numbers."""
+        """Adds what fits in the budget, once; a failure is recorded in place of the numbers."""
+        if self.record["extras"]:
+            return
         platform, timer = self._platform, self._timer
         parts = {
             "host_cost": lambda: extras.host_cost(platform),

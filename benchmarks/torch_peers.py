@@ -41,13 +41,24 @@ def _require(*modules: str) -> Callable[[], None]:
     return probe
 
 
-def _torch() -> Any:
+def import_torch() -> Any:
     return importlib.import_module("torch")
+
+
+def import_deep_gemm() -> Any:
+    return importlib.import_module("deep_gemm")
+
+
+def deep_gemm_scales(scales: Any) -> Any:
+    """Returns scales per row in the layout that DeepGEMM's kernels load."""
+    deep_gemm = import_deep_gemm()
+    names = ("get_mn_major_tma_aligned_tensor", "get_col_major_tma_aligned_tensor")
+    return next(getattr(deep_gemm, name) for name in names if hasattr(deep_gemm, name))(scales)
 
 
 def to_torch(x: jax.Array) -> Any:
     """Returns the same memory as a torch tensor; float8 travels as bytes."""
-    torch = _torch()
+    torch = import_torch()
     if x.dtype == jnp.float8_e4m3fn:
         data = jax.lax.bitcast_convert_type(x, jnp.uint8).block_until_ready()
         return torch.from_dlpack(data).view(torch.float8_e4m3fn)
@@ -56,7 +67,7 @@ def to_torch(x: jax.Array) -> Any:
 
 def prepared_torch(function: Callable[[], Any], **notes: Any) -> Prepared:
     """Returns a function of nothing, ready to be timed, after running it once."""
-    torch = _torch()
+    torch = import_torch()
     function()
     torch.cuda.synchronize()
 
@@ -74,7 +85,7 @@ def _column_major(x: Any) -> Any:
 
 def _cublaslt_block_scaled(operands: Operands) -> Prepared:
     """1x128 and 128x128 float32 scales: torch 2.8 and CUDA 12.9 on."""
-    torch, case = _torch(), operands.case
+    torch, case = import_torch(), operands.case
     if case.k % 128 or case.n % 16:
         raise NotApplicableError("K must be a multiple of 128 and N of 16")
     lhs, rhs = to_torch(operands.lhs.values), to_torch(operands.rhs.values)
@@ -99,7 +110,7 @@ def _cublaslt_block_scaled(operands: Operands) -> Prepared:
 
 
 def _cublaslt_tensor_wise(operands: Operands) -> Prepared:
-    torch = _torch()
+    torch = import_torch()
     if operands.case.k % 16 or operands.case.n % 16:
         raise NotApplicableError("K and N must be multiples of 16")
     wide = [to_torch(x) for x in operands.dequantised(jnp.float32)]
@@ -120,7 +131,7 @@ def _cublaslt_tensor_wise(operands: Operands) -> Prepared:
 
 
 def _torch_bf16(operands: Operands) -> Prepared:
-    torch = _torch()
+    torch = import_torch()
     lhs, rhs = (to_torch(x) for x in operands.dequantised(jnp.bfloat16))
     return prepared_torch(lambda: torch.nn.functional.linear(lhs, rhs))
 
@@ -136,16 +147,11 @@ def _triton_block_scaled(operands: Operands) -> Prepared:
 
 def _deep_gemm(operands: Operands) -> Prepared:
     """The scales are brought into its layout before: its time is the product's alone."""
-    torch, deep_gemm = _torch(), importlib.import_module("deep_gemm")
+    torch, deep_gemm = import_torch(), import_deep_gemm()
     if operands.case.n % 8:
         raise NotApplicableError("N must be a multiple of 8")
     lhs, rhs = to_torch(operands.lhs.values), to_torch(operands.rhs.values)
-    transform = next(
-        getattr(deep_gemm, name)
-        for name in ("get_mn_major_tma_aligned_tensor", "get_col_major_tma_aligned_tensor")
-        if hasattr(deep_gemm, name)
-    )
-    lhs_scales = transform(to_torch(operands.lhs.scales).contiguous())
+    lhs_scales = deep_gemm_scales(to_torch(operands.lhs.scales).contiguous())
     rhs_scales = to_torch(operands.rhs.scales).contiguous()
     out = torch.empty((operands.case.m, operands.case.n), dtype=torch.bfloat16, device=lhs.device)
     function = next(

@@ -5,7 +5,7 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
-from jax_fp8gemm import _cli_kernels, _config, _doctor
+from jax_fp8gemm import _cli_bench, _cli_kernels, _config, _doctor
 
 _EXAMPLES = """examples:
   python -m jax_fp8gemm doctor
@@ -16,6 +16,7 @@ _EXAMPLES = """examples:
   python -m jax_fp8gemm precompile --file problems.txt --jobs 8
   python -m jax_fp8gemm tune --file problems.txt --output h100.json
   python -m jax_fp8gemm tune 64x136x256 --simulate --rounds 2
+  python -m jax_fp8gemm bench --suites headline --budget 400
   python -m jax_fp8gemm cache list
   python -m jax_fp8gemm cache clear
 """
@@ -35,6 +36,12 @@ def _parser() -> argparse.ArgumentParser:
 
     _cli_kernels.add_parsers(commands)
 
+    # Its options, --help too, are those of the benchmarks.
+    bench = commands.add_parser(
+        "bench", add_help=False, help="time everything beside its peers (in a checkout)"
+    )
+    bench.set_defaults(run=None)
+
     cache = commands.add_parser("cache", help="show or empty the kernel cache")
     cache.add_argument("action", nargs="?", choices=("list", "path", "clear"), default="list")
     cache.set_defaults(run=_cache)
@@ -43,7 +50,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, others = parser.parse_known_args(arguments)
+    if options.command == "bench":
+        return _cli_bench.run(others)
+    if others:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
     return options.run(options)
 
 

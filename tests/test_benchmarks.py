@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmarks' pure parts, and one small run of the whole on the CPU."""
+"""The benchmarks' pure parts: samples, timers, cases, records, tables, plots."""
 
 import copy
 import json
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -156,6 +154,24 @@ def test_work_of_a_case():
     assert case.bytes == (128 + 256) * 384 + 4 * (128 * 3 + 2 * 3) + 2 * 128 * 256
     wgrad = cases.BenchCase("s", "n", 128, 256, 384, "wgrad")
     assert wgrad.bytes == (128 + 256) * (384 + 12) + 8 * 128 * 256
+
+
+def test_work_of_groups():
+    """Rows of all groups, of one masked group, K of all groups."""
+    flops = 2 * 4 * 8192 * 4096 * 7168
+    case = next(c for c in cases.suite("contiguous") if c.num_groups == 4 and c.n == 4096)
+    assert case.flops == flops and case.m == 4 * 8192
+    masked = next(c for c in cases.suite("masked") if c.num_groups == 4 and c.n == 4096)
+    assert masked.flops == 2 * 4 * 256 * 4096 * 7168 and masked.m == 256
+    wgrad = next(c for c in cases.suite("k_grouped") if c.num_groups == 8)
+    assert wgrad.flops == 2 * 8 * 7168 * 4096 * 4096 and wgrad.problem.accumulate
+
+
+def test_headline_has_every_kind_and_begins_with_the_telling_rows():
+    chosen = cases.suite("headline")
+    kinds = {"forward", "wgrad", "ragged", "contiguous", "masked", "k_grouped"}
+    assert {case.kind for case in chosen} == kinds
+    assert {case.m for case in chosen[:4]} == {4096, 1, 16}
 
 
 # ---- Environment -------------------------------------------------------------------------------
@@ -325,44 +341,3 @@ def test_plots(tmp_path):
 def test_no_plots_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert plots.draw(_record(), tmp_path) == []
-
-
-# ---- The whole ---------------------------------------------------------------------------------
-
-
-def _command(*arguments: object) -> subprocess.CompletedProcess:
-    environ = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    command = [sys.executable, str(ROOT / "benchmarks"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
-
-
-def test_run_on_a_cpu(extension, tmp_path):
-    run = _command("--suites", "smoke", "--rounds", 2, "--no-extras", "--output", tmp_path)
-    assert run.returncode == 0, run.stderr[-4000:]
-    content = record.load(tmp_path / "record.json")
-    assert content["environment"]["platform"] == "cpu"
-    assert "WARNING: no GPU" in run.stdout
-    for case in content["cases"]:
-        result = case["results"]["ours"]
-        assert result["status"] == "measured" and len(result["samples_s"]) == 2, result
-        assert case["results"]["ours_sim"]["status"] in ("measured", "missing"), case
-    assert tables.CPU_NOTE in (tmp_path / "report.md").read_text()
-    again = _command("--report", tmp_path / "record.json", "--output", tmp_path / "again")
-    assert again.returncode == 0
-    assert (tmp_path / "again/report.md").read_text() == (tmp_path / "report.md").read_text()
-
-
-def test_spent_budget_is_recorded(extension, tmp_path):
-    arguments = ("--suites", "smoke", "--budget", 0, "--peers", "jax_f32", "--output", tmp_path)
-    run = _command(*arguments)
-    assert run.returncode == 0, run.stderr[-4000:]
-    content = record.load(tmp_path / "record.json")
-    assert set(content["peers"]) == {"ours", "jax_f32"}
-    statuses = {r["status"] for c in content["cases"] for r in c["results"].values()}
-    assert statuses == {"not reached"}
-
-
-def test_unknown_peer_is_named():
-    run = _command("--peers", "nobody")
-    assert run.returncode != 0 and "nobody" in run.stderr

@@ -67,7 +67,7 @@ def test_help_shows_examples(capsys):
     assert exit_info.value.code == 0
     text = capsys.readouterr().out
     commands = re.findall(r"python -m jax_fp8gemm (\w+)", text.partition("examples:")[2])
-    assert set(commands) == {"doctor", "explain", "precompile", "tune", "cache"}
+    assert set(commands) == {"bench", "doctor", "explain", "precompile", "tune", "cache"}
 
 
 def test_doctor_succeeds_without_a_gpu(core, capsys):

@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -133,3 +134,72 @@ def test_options(capsys):
     with pytest.raises(SystemExit):
         gpu_check.main(["--steps", "nothing"])
     assert "no step nothing" in capsys.readouterr().err
+
+
+# ---- Half an hour on a lent GPU ------------------------------------------------------------------
+
+_FAKE_PYTHON = r"""#!/bin/sh
+echo "$@" | head -n 1 >> "$CALLS"
+case "$*" in
+  .ci/gpu_check.py*) mkdir -p build/gpu-check; echo {} > build/gpu-check/gpu-check.json
+    echo all > build/gpu-check/summary.txt; exit $CHECK_STATUS ;;
+  *" bench "*) for last; do :; done; mkdir -p "$last"; echo {} > "$last/record.json"
+    echo "tuned by $JAX_FP8GEMM_TUNED" > "$last/report.md" ;;
+  *" tune "*) echo {} > build/tuned.json; echo {} > build/tuned.measurements.json ;;
+esac
+"""
+
+
+@pytest.fixture
+def lent(tmp_path):
+    """Returns a function that makes one call on a machine whose tools are stand-ins."""
+    shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name, text in (
+        ("python3", _FAKE_PYTHON),
+        ("nvidia-smi", "#!/bin/sh\necho '9.0, Invented, 580.1'\n"),
+    ):
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+
+    def call(number: int, check_status: int = 0):
+        out = tmp_path / f"out{number}"
+        environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "OUT": str(out)}
+        environment |= {"CALLS": str(tmp_path / "calls"), "CHECK_STATUS": str(check_status)}
+        command = ["bash", str(tmp_path / ".ci/gpu-session"), str(number)]
+        run = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=environment, cwd="/"
+        )
+        calls = (tmp_path / "calls").read_text() if (tmp_path / "calls").exists() else ""
+        return run, {path.name: path for path in out.iterdir()} if out.exists() else {}, calls
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("number", "kept", "called"),
+    [
+        (1, {"check-1.json", "check-1.txt"}, "--parts conformance numerics"),
+        (2, {"bench-planned.json", "bench-planned.md"}, "bench --suites headline"),
+        (3, {"bench-tuned.json", "tuned.json", "tuned.measurements.json"}, "tune --file"),
+        (4, {"check-4.json", "check-4.txt"}, "--parts execution sanitizer rest"),
+    ],
+)
+def test_each_call_keeps_what_it_found(lent, number, kept, called):
+    run, files, calls = lent(number)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert kept <= set(files) and len(files) <= 8
+    assert called in calls and "install --no-index" in calls
+    if number == 3:
+        assert "tuned.json" in files["bench-tuned.md"].read_text()
+
+
+def test_a_failed_check_is_kept_and_fails_the_call(lent):
+    run, files, _ = lent(1, check_status=1)
+    assert run.returncode == 1 and "check-1.json" in files
+
+
+def test_an_unknown_call_is_named(lent):
+    run, _, _ = lent(5)
+    assert run.returncode == 2 and "no call 5" in run.stderr

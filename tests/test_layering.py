@@ -187,7 +187,8 @@ PYTHON_LAYERS = {
         "_problem",
         "_tune",
     },
-    "_cli": {"_cli_kernels", "_config", "_doctor", "_ffi"},
+    "_cli_bench": set(),
+    "_cli": {"_cli_bench", "_cli_kernels", "_config", "_doctor", "_ffi"},
     "__main__": {"_cli"},
 }
 

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `bench`: small runs of the whole instrument on the CPU, and its errors."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from jax_fp8gemm import _cli, _cli_bench
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))  # behind the installed package
+
+from benchmarks import cases, operands, peers, record, tables  # noqa: E402
+
+
+def _command(*arguments: object) -> subprocess.CompletedProcess:
+    environ = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    command = [sys.executable, "-m", "jax_fp8gemm", "bench", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environ, cwd=ROOT
+    )
+
+
+def test_run_on_a_cpu(extension, tmp_path):
+    run = _command("--suites", "smoke", "--rounds", 2, "--no-extras", "--output", tmp_path)
+    assert run.returncode == 0, run.stderr[-4000:]
+    content = record.load(tmp_path / "record.json")
+    assert content["environment"]["platform"] == "cpu"
+    assert "WARNING: no GPU" in run.stdout
+    for case in content["cases"]:
+        result = case["results"]["ours"]
+        assert result["status"] == "measured" and len(result["samples_s"]) == 2, result
+        assert case["results"]["ours_sim"]["status"] in ("measured", "missing"), case
+        assert case["results"]["jax_bf16"]["status"] == "measured", case
+    assert {case["kind"] for case in content["cases"]} >= {"ragged", "masked", "k_grouped"}
+    assert tables.CPU_NOTE in (tmp_path / "report.md").read_text()
+    again = _command("--report", tmp_path / "record.json", "--output", tmp_path / "again")
+    assert again.returncode == 0
+    assert (tmp_path / "again/report.md").read_text() == (tmp_path / "report.md").read_text()
+
+
+def test_spent_budget_is_recorded(extension, tmp_path):
+    arguments = ("--suites", "smoke", "--budget", 0, "--peers", "jax_f32", "--output", tmp_path)
+    run = _command(*arguments)
+    assert run.returncode == 0, run.stderr[-4000:]
+    content = record.load(tmp_path / "record.json")
+    assert set(content["peers"]) == {"ours", "jax_f32"}
+    statuses = {r["status"] for c in content["cases"] for r in c["results"].values()}
+    assert statuses == {"not reached"}
+
+
+def test_unknown_peer_is_named():
+    run = _command("--peers", "nobody")
+    assert run.returncode != 0 and "nobody" in run.stderr
+
+
+def test_help_of_the_command_is_the_benchmarks():
+    run = _command("--help")
+    assert run.returncode == 0 and "--suites" in run.stdout and "headline" in run.stdout
+
+
+def test_without_the_repository_the_command_says_what_to_do(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_cli_bench, "__file__", str(tmp_path / "jax_fp8gemm/_cli_bench.py"))
+    assert _cli.main(["bench", "--suites", "smoke"]) == 2
+    assert "checkout of jax_fp8gemm" in capsys.readouterr().err
+
+
+def test_a_wrong_grouped_product_is_failed(extension):
+    """The check of a peer with groups can fail."""
+    for case in cases.suite("smoke")[4:]:
+        given = operands.operands_for(case)
+        right = given.reference.copy()
+        assert given.error_of(right) <= peers.MAX_ERROR
+        assert given.error_of(np.roll(right, 1, axis=0)) > peers.MAX_ERROR
