@@ -57,7 +57,8 @@ def k_grouped_gemm(
     Raises:
         TypeError: An argument has an unsupported type or dtype; or the result is differentiated.
         ValueError: Shapes disagree, an operand has another block, there are more than 512 groups,
-            `implementation` is unknown or `num_sms` is out of range.
+            `implementation` is unknown, `num_sms` is out of range, or an explicit mesh divides
+            T or a block of 128.
         NotImplementedError: As `gemm`.
         jax.errors.JaxRuntimeError: As `gemm`.
 

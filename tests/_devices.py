@@ -265,6 +265,33 @@ def dot_general_programs():
 
         yield EXPLICIT, f"dot_general {tuple(spec)}", run
 
+    batch, weights = normal(9, 4, 64, WIDTH), normal(10, 4, WIDTH, HIDDEN)
+    numbers = (((2,), (1,)), ((0,), (0,)))
+
+    def batched(x, w):
+        return fp8.dot_general(x, w, numbers)
+
+    for kind in (AUTO, EXPLICIT, MANUAL):
+
+        def with_batch(kind=kind):
+            f = batched
+            if kind == MANUAL:
+                kind, specs = AUTO, (P("x"), P("x", None, "y"))
+                f = jax.shard_map(f, mesh=MESHES[AUTO], in_specs=specs, out_specs=P("x", None, "y"))
+            operands = put(kind, batch, P("x")), put(kind, weights, P("x", None, "y"))
+            return measure(f, operands, np.asarray(batched(batch, weights)))
+
+        yield kind, "dot_general with a batch", with_batch
+
+    def merged():
+        """K is of two dimensions, of which the inner one is divided."""
+        x4, w4 = x.reshape(4, 64, 4, -1), w.reshape(4, -1, HIDDEN)
+        f = lambda x, w: fp8.dot_general(x, w, (((2, 3), (0, 1)), ((), ())))  # noqa: E731
+        operands = put(EXPLICIT, x4, P(None, None, None, "y")), put(EXPLICIT, w4, P(None, "y"))
+        return measure(f, operands, want)
+
+    yield EXPLICIT, "dot_general of a divided inner dimension", merged
+
     def vmapped():
         f = jax.grad(lambda x, w: jax.vmap(xla_dot, (0, None))(x, w).sum(), (0, 1))
         operands = put(EXPLICIT, x, P("x")), put(EXPLICIT, w, P(None, "y"))

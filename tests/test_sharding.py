@@ -69,6 +69,7 @@ EITHER_MESH |= {
     "gradients of ragged_dot, N": (SUM, SAME),  # of the activations
     "gradients of ragged_dot, K": (NONE, SAME),
     "gradients of a batch of dots, experts x N": (SUM, SAME),
+    "dot_general with a batch": (NONE, SAME),
 }
 # Those that jax.shard_map divides by hand too.
 BY_HAND = (
@@ -81,6 +82,7 @@ BY_HAND = (
     "k_grouped, M x N",
     "k_grouped with accumulator, M x N",
     "batch, experts x N",
+    "dot_general with a batch",
     "quantize rows and columns",
     "quantize square, rows and columns",
     "quantize transposed, rows and columns",
@@ -164,6 +166,7 @@ REFUSED = {
     "quantize k_grouped, rows": ("quantize_k_grouped: x", "along T"),
     "step data, tensor and sequence": ("dot: ", "'y'", "N"),
     "step fully sharded data": ("dot: ", "'x'", "K"),
+    "dot_general of a divided inner dimension": ("dot_general: ", "lhs", "merged"),
     "masked, M": ("grouped_gemm_masked: lhs", "along M"),
     "ragged, rows": ("grouped_gemm: lhs", "along T"),
     "ragged, experts": ("grouped_gemm: rhs", "along G"),
@@ -172,6 +175,7 @@ REFUSED = {
 NEEDS_BATCH_AXES = {
     "explicit: grad(vmap(dot)) over a divided batch",
     "explicit: gradients of a batch of dots, experts x N",
+    "explicit: dot_general with a batch",
     *(f"explicit: batch, experts {which}" for which in ("x N", "over both", "x K")),
 }
 
