@@ -13,7 +13,7 @@ sys.path[:] = [path for path in sys.path if path != str(_FOLDER)] + [str(_FOLDER
 # Before jax is imported: PyTorch peers need device memory too.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-from benchmarks import plots, record, tables  # noqa: E402
+from benchmarks import plots, record, tables, targets  # noqa: E402
 from benchmarks.cases import CPU_SUITES, GPU_SUITES, SUITES, suite  # noqa: E402
 
 _EXAMPLES = """\
@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _report(content: dict, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    text = tables.report(content)
+    text = "\n".join(filter(None, (tables.report(content), targets.report(content))))
     (folder / "report.md").write_text(text)
     drawn = plots.draw(content, folder)
     print(text)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is not a single product: host cost of a call, compilation, the quantiser, a whole MLP."""
+"""What is not a single product: host cost of a call, compilation, the quantiser, whole layers."""
 
 import functools
 import time
@@ -19,6 +19,7 @@ _ROUNDS = 10
 _MLP = {"gpu": (4096, 4096, 14336), "cpu": (64, 256, 512)}  # tokens, width, hidden
 _QUANTISED = {"gpu": (8192, 7168), "cpu": (512, 1024)}
 _GROUPS = 8  # of the K-grouped quantiser
+_MOE = {"gpu": (16, 2048, 1024), "cpu": (4, 256, 128)}  # experts, width, hidden
 _DECODE_TOKENS = {"gpu": 16, "cpu": 16}
 
 
@@ -172,26 +173,72 @@ def mlp_steps(timer, platform: str) -> list[dict]:
     """Returns times of a gated MLP, forward: activations quantised on the way, and bfloat16."""
     tokens, width, hidden = _MLP[platform]
     implementation = "cuda" if platform == "gpu" else "xla"
-    keys = jax.random.split(jax.random.key(2), 3)
+    keys = jax.random.split(jax.random.key(2), 2)
     up = jax.random.normal(keys[0], (2 * hidden, width), jnp.bfloat16) / width**0.5
     down = jax.random.normal(keys[1], (width, hidden), jnp.bfloat16) / hidden**0.5
     up8, down8 = (fp8.quantize(weight, (128, 128)) for weight in (up, down))
 
-    def gate(x):
-        left, right = jnp.split(x, 2, axis=-1)
-        return jax.nn.silu(left) * right
-
     def in_fp8(x, up, down):
-        inner = gate(fp8.gemm(fp8.quantize(x), up, implementation=implementation))
+        inner = _gate(fp8.gemm(fp8.quantize(x), up, implementation=implementation))
         return fp8.gemm(fp8.quantize(inner), down, implementation=implementation)
 
+    def in_bfloat16(x, up, down):
+        return _gate(x @ up.T) @ down.T
+
+    weights = {"ours": (in_fp8, up8, down8), "jax_bf16": (in_bfloat16, up, down)}
+    return _steps(timer, weights, (_DECODE_TOKENS[platform], tokens), width, hidden)
+
+
+def moe_steps(timer, platform: str) -> list[dict]:
+    """Returns times of a gated mixture of experts, forward, tokens in order of their experts.
+
+    The groups are uneven, one of them empty; in bfloat16 `lax.ragged_dot` takes them.
+    """
+    experts, width, hidden = _MOE[platform]
+    implementation = "cuda" if platform == "gpu" else "xla"
+    keys = jax.random.split(jax.random.key(3), 2)
+    up = jax.random.normal(keys[0], (experts, 2 * hidden, width), jnp.bfloat16) / width**0.5
+    down = jax.random.normal(keys[1], (experts, width, hidden), jnp.bfloat16) / hidden**0.5
+    up8, down8 = (fp8.quantize(weight, (128, 128)) for weight in (up, down))
+
+    def sizes(rows: int) -> jax.Array:
+        # 0, 1, 2, ... parts of the rows; what is left over goes to the last.
+        shares = jnp.arange(experts, dtype=jnp.int32) * (2 * rows // (experts * experts))
+        return shares.at[-1].add(rows - shares.sum())
+
+    def in_fp8(x, up, down):
+        groups = sizes(x.shape[0])
+
+        def product(x, weights):
+            return fp8.grouped_gemm(fp8.quantize(x), weights, groups, implementation=implementation)
+
+        return product(_gate(product(x, up)), down)
+
+    def in_bfloat16(x, up, down):
+        groups = sizes(x.shape[0])
+
+        def product(x, weights):
+            return jax.lax.ragged_dot(x, jnp.swapaxes(weights, 1, 2), groups)
+
+        return product(_gate(product(x, up)), down)
+
+    weights = {"ours": (in_fp8, up8, down8), "jax_bf16": (in_bfloat16, up, down)}
+    tokens = _DECODE_TOKENS[platform], _MLP[platform][0]
+    return [entry | {"experts": experts} for entry in _steps(timer, weights, tokens, width, hidden)]
+
+
+def _gate(x: jax.Array) -> jax.Array:
+    left, right = jnp.split(x, 2, axis=-1)
+    return jax.nn.silu(left) * right
+
+
+def _steps(timer, layers: dict[str, tuple], tokens: Sequence[int], width: int, hidden: int):
+    """Times layers, each a function with its weights, on numbers of tokens, in turns."""
+    key = jax.random.key(4)
     results = []
-    for rows in (_DECODE_TOKENS[platform], tokens):
-        x = jax.random.normal(keys[2], (rows, width), jnp.bfloat16)
-        calls = {
-            "ours": prepared_jax(in_fp8, x, up8, down8),
-            "jax_bf16": prepared_jax(lambda x, u, d: gate(x @ u.T) @ d.T, x, up, down),
-        }
+    for rows in tokens:
+        x = jax.random.normal(key, (rows, width), jnp.bfloat16)
+        calls = {name: prepared_jax(f, x, *weights) for name, (f, *weights) in layers.items()}
         for call in calls.values():
             call.finish(call.start())
         samplers = {name: lambda c=call: timer.sample(c) for name, call in calls.items()}

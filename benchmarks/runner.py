@@ -191,6 +191,7 @@ class Run:
             "host_cost": lambda: extras.host_cost(platform),
             "quantiser": lambda: extras.quantiser(timer, platform),
             "mlp": lambda: extras.mlp_steps(timer, platform),
+            "moe": lambda: extras.moe_steps(timer, platform),
             "compile": lambda: extras.compile_times(self._settings.cases),
         }
         for name, part in parts.items():

@@ -128,6 +128,14 @@ def _quantiser_text(entry: dict, limits: dict) -> str:
     return f"* Quantiser, {entry['layout']} of {tuple(entry['shape'])}: {rates}{share}."
 
 
+def _step_text(layer: str, entry: dict) -> str:
+    medians = {name: s["median"] * 1e6 for name, s in entry["summary"].items()}
+    times = ", ".join(f"{name} {us:.1f} us" for name, us in medians.items())
+    experts = f"{entry['experts']} experts, " if "experts" in entry else ""
+    shape = f"{entry['width']} x {entry['hidden']}"
+    return f"* {layer}, {experts}{entry['tokens']} tokens, {shape}: {times}."
+
+
 def _extras_text(extras: dict, limits: dict) -> str:
     lines = []
     cost = extras.get("host_cost", {})
@@ -148,13 +156,9 @@ def _extras_text(extras: dict, limits: dict) -> str:
     quantised = extras.get("quantiser", [])
     for entry in quantised if isinstance(quantised, list) else []:
         lines.append(_quantiser_text(entry, limits))
-    steps = extras.get("mlp", [])
-    for entry in steps if isinstance(steps, list) else []:
-        medians = {name: s["median"] * 1e6 for name, s in entry["summary"].items()}
-        times = ", ".join(f"{name} {us:.1f} us" for name, us in medians.items())
-        lines.append(
-            f"* Gated MLP, {entry['tokens']} tokens, {entry['width']} x {entry['hidden']}: {times}."
-        )
+    for name, layer in (("mlp", "Gated MLP"), ("moe", "Mixture of experts")):
+        steps = extras.get(name, [])
+        lines += [_step_text(layer, e) for e in (steps if isinstance(steps, list) else [])]
     for name, part in extras.items():
         if isinstance(part, dict) and (reason := part.get("failed") or part.get("not reached")):
             lines.append(f"* {name}: no numbers: {reason}.")

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from jax_fp8gemm import _cli, _cli_bench
+from jax_fp8gemm import _timers as timers
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # behind the installed package
 
-from benchmarks import cases, operands, peers, record, tables  # noqa: E402
+from benchmarks import cases, extras, operands, peers, record, tables  # noqa: E402
 
 
 def _command(*arguments: object) -> subprocess.CompletedProcess:
@@ -77,3 +78,15 @@ def test_a_wrong_grouped_product_is_failed(extension):
         right = given.reference.copy()
         assert given.error_of(right) <= peers.MAX_ERROR
         assert given.error_of(np.roll(right, 1, axis=0)) > peers.MAX_ERROR
+
+
+def test_steps_of_whole_layers(extension):
+    """Both layers run on the CPU, and the report names them."""
+    timer = timers.best_timer("cpu")
+    steps = {"mlp": extras.mlp_steps(timer, "cpu"), "moe": extras.moe_steps(timer, "cpu")}
+    for entries in steps.values():
+        assert len(entries) == 2
+        for entry in entries:
+            assert set(entry["summary"]) == {"ours", "jax_bf16"} and not entry["failures"]
+    text = tables._extras_text(steps, {})
+    assert "Gated MLP, 16 tokens" in text and "Mixture of experts, 4 experts, 16 tokens" in text
