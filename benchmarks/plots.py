@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PNG plots of a record: roofline, ratio per shape, growth with the number of rows."""
+"""PNG plots of a record: roofline, ratio per shape, growth with rows and with groups."""
 
 from pathlib import Path
 
@@ -89,24 +89,34 @@ def _ratios(plt, record: dict, folder: Path) -> Path:
     return _finish(plt, figure, axes, _title(record, "Ratio per shape"), folder / "ratios.png")
 
 
-def _scaling(plt, record: dict, folder: Path) -> Path | None:
-    cases = [case for case in record["cases"] if case["suite"] == "scaling"]
+def _growth(plt, record: dict, path: Path, axis: str, fixed: str) -> Path | None:
+    """Draws the times of the suite that a path is named after: one line per peer and `fixed`."""
+    cases = [case for case in record["cases"] if case["suite"] == path.stem]
     if not cases:
         return None
     figure, axes = plt.subplots(figsize=(7, 4.5))
-    for weight in dict.fromkeys((case["n"], case["k"]) for case in cases):
-        chosen = [case for case in cases if (case["n"], case["k"]) == weight]
+    for family in dict.fromkeys((case[fixed], case["n"], case["k"]) for case in cases):
+        chosen = [case for case in cases if (case[fixed], case["n"], case["k"]) == family]
         for name, peer in record["peers"].items():
             points = [
-                (case["m"], seconds * 1e6)
+                (case[axis], seconds * 1e6)
                 for case in chosen
                 if (seconds := _times(record, case).get(name))
             ]
             if points:
-                label = f"{peer['label']}, {weight[0]}x{weight[1]}"
+                label = f"{peer['label']}, {'x'.join(map(str, family[fixed == 'kind' :]))}"
                 axes.plot(*zip(*points, strict=True), marker=".", label=label)
-    axes.set(xscale="log", yscale="log", xlabel="rows", ylabel="us")
-    return _finish(plt, figure, axes, _title(record, "Growth with rows"), folder / "scaling.png")
+    words = {"m": "rows", "num_groups": "groups"}[axis]
+    axes.set(xscale="log", yscale="log", xlabel=words, ylabel="us")
+    return _finish(plt, figure, axes, _title(record, f"Growth with {words}"), path)
+
+
+def _scaling(plt, record: dict, folder: Path) -> Path | None:
+    return _growth(plt, record, folder / "scaling.png", "m", "kind")
+
+
+def _groups(plt, record: dict, folder: Path) -> Path | None:
+    return _growth(plt, record, folder / "groups.png", "num_groups", "m")
 
 
 def draw(record: dict, folder: Path) -> list[Path]:
@@ -118,5 +128,5 @@ def draw(record: dict, folder: Path) -> list[Path]:
     plt = _pyplot()
     if plt is None or not record["cases"]:
         return []
-    drawn = [part(plt, record, folder) for part in (_roofline, _ratios, _scaling)]
+    drawn = [part(plt, record, folder) for part in (_roofline, _ratios, _scaling, _groups)]
     return [path for path in drawn if path is not None]

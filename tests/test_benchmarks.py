@@ -338,6 +338,17 @@ def test_plots(tmp_path):
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
 
 
+def test_growth_with_groups_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    content = _record()
+    content["cases"] = [
+        content["cases"][0] | {"suite": "groups", "kind": "ragged", "num_groups": groups}
+        for groups in (1, 4)
+    ]
+    names = [path.name for path in plots.draw(content, tmp_path)]
+    assert names == ["roofline.png", "ratios.png", "groups.png"]
+
+
 def test_no_plots_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert plots.draw(_record(), tmp_path) == []
