@@ -151,6 +151,9 @@ def _read_events(path: Path, result: Result) -> str | None:
 def run_step(step: Step, out: Path, deadline: float) -> Result:
     """Runs a step until it ends, or its limit or the deadline is there."""
     result = Result(step.name, step.part, "passed", report_only=step.report_only)
+    if shutil.which(step.command[0]) is None:
+        result.outcome, result.reason = "not run", f"{step.command[0]} is not installed"
+        return result
     log, events = out / f"{step.name}.log", out / f"{step.name}.events"
     begin = time.monotonic()
     status = None

@@ -64,6 +64,16 @@ def test_what_the_budget_leaves_out_is_named(tmp_path):
     assert "not run    numerics/late" in text and "budget of 0.5 s" in text
 
 
+@pytest.mark.parametrize("report_only", [False, True])
+def test_a_missing_tool_is_named_and_the_rest_still_run(tmp_path, report_only):
+    command = ("no-such-sanitizer", "--tool", "x")
+    missing = gpu_check.Step("sanitizer", "a", command, 9, False, report_only)
+    status, results, text = _check(tmp_path, missing, _step("b", "pass"))
+    assert status == (0 if report_only else 1)
+    assert [r["outcome"] for r in results] == ["not run", "passed"]
+    assert "no-such-sanitizer is not installed" in text
+
+
 def test_no_steps_is_no_success(tmp_path):
     assert gpu_check.check((), tmp_path, 1, {}) == 1
 
