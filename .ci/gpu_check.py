@@ -5,6 +5,7 @@ Each step is a process with a time limit; one that hangs is killed, named, and t
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -24,6 +25,7 @@ _SANITIZED = "tests/gpu/sanitizer_program.py"  # small calls of a kernel family,
 _SANITIZER_ERROR = 99
 # A test that hangs is left out when its step runs again, so that those after it are checked.
 _MAX_HANGS = 2
+_DYING_S = 20
 _EPILOG = """\
 parts, in the order in which they run:
   conformance   single instructions, byte for byte against the simulator
@@ -129,7 +131,9 @@ def _run_process(command: Sequence[str], log: Path, limit_s: float, events: Path
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                # A driver that is stuck may keep even a killed process: not for ever.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_DYING_S)
 
 
 def _read_events(path: Path, result: Result) -> str | None:
