@@ -36,10 +36,11 @@ FP8GEMM_DEVICE void finish_multiply(float (&partial)[kConfig.block_n / 2]) {
   ptx::fence_registers(partial);
 }
 
-// Tells the loaders of every CTA of the cluster that this warp is done with `stage`: the peer's
-// multicast writes into our slot, ours into the peer's.
+// Tells the loaders of every CTA that shares operands that this warp is done with `stage`: the
+// peer's multicast writes into our slot, ours into the peer's.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void release_stage(const Smem<kConfig>& smem, uint32_t stage, uint32_t lane) {
+  ptx::bar_warp_sync();  // the arriving lane speaks for all: what they read comes before
   if constexpr (kConfig.sharing() == 1) {
     if (lane == 0) ptx::mbarrier_arrive(smem.empty(stage));
   } else {
@@ -53,7 +54,7 @@ FP8GEMM_DEVICE void release_stage(const Smem<kConfig>& smem, uint32_t stage, uin
 //             and never waits for another: one's epilogue runs under the other's wgmma.
 // Per K block waits full[stage]; reads the scales; per wave of 64 rows runs 4 wgmma from zero and
 //             adds the scaled partial sums to float32 accumulators. After the last wgmma one lane
-//             per warp and CTA of the cluster arrives on empty[stage].
+//             per warp and CTA that shares operands arrives on empty[stage].
 // Registers   waves * block_n / 2 accumulators and block_n / 2 partial sums per thread.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void consume(const GemmParams& params, const Smem<kConfig>& smem,
@@ -83,6 +84,8 @@ FP8GEMM_DEVICE void consume(const GemmParams& params, const Smem<kConfig>& smem,
       BlockScales<kConfig> scales;
       float partial[kFragment];
       ptx::mbarrier_wait_parity(smem.full(pipe.stage), pipe.parity);
+      // wgmma is for converged warps: lanes come out of a wait, and one of them out of an arrival.
+      ptx::bar_warp_sync();
       scales.read_rows(smem, pipe.stage, scale_row);
       FP8GEMM_UNROLL
       for (uint32_t wave = 0; wave < kWaves; ++wave) {

@@ -16,6 +16,13 @@ namespace fp8gemm {
 inline constexpr uint32_t kCtaBarrier = 0;
 inline constexpr uint32_t kFirstConsumerBarrier = 1;
 
+// Meets the other threads of consumer warpgroup `consumer`. The aligned barrier needs converged
+// warps, and lanes may come from a branch that only some of them took.
+FP8GEMM_DEVICE void sync_consumer(uint32_t consumer) {
+  ptx::bar_warp_sync();
+  ptx::barrier_sync(kFirstConsumerBarrier + consumer, kWarpgroupThreads);
+}
+
 // Address of 16-byte chunk `chunk` of `row` within a box whose rows are `kSwizzleBytes` long: bits
 // 4-6 of the address are XORed with bits 7-9, as far as the row is long.
 template <uint32_t kSwizzleBytes>
@@ -136,7 +143,7 @@ FP8GEMM_DEVICE void clear_padding_rows(const GemmParams& params, const Tile& til
     const uint32_t half_row = row + 8 * half;
     bool is_valid = half_row < tile.valid_rows;
     if constexpr (kConfig.kind == GemmKind::kContiguous) {
-      is_valid = is_valid && ptx::ld_global_nc_s32(params.group_data + tile.row + half_row) >= 0;
+      is_valid = is_valid && ptx::ld_global_s32(params.group_data + tile.row + half_row) >= 0;
     }
     if (is_valid) continue;
     FP8GEMM_UNROLL
@@ -179,7 +186,7 @@ FP8GEMM_DEVICE void store_wave(const GemmParams& params, uint32_t wave_base, uin
       if constexpr (kConfig.accumulate) {
         // Thread 0 loads the next accumulator tile into the slab that the others still read.
         ptx::fence_proxy_async_shared_cta();
-        ptx::barrier_sync(kFirstConsumerBarrier + consumer, kWarpgroupThreads);
+        sync_consumer(consumer);
       }
       return;
     }
@@ -217,17 +224,18 @@ FP8GEMM_DEVICE void store_tile(const GemmParams& params, const Smem<kConfig>& sm
       ptx::bar_warp_sync();  // a warp overwrites only what it has read itself
     } else {
       if (ptx::thread_idx() % kWarpgroupThreads == 0) ptx::cp_async_bulk_wait_group_read<0>();
-      ptx::barrier_sync(kFirstConsumerBarrier + consumer, kWarpgroupThreads);
+      sync_consumer(consumer);
     }
     FP8GEMM_UNROLL
     for (uint32_t wave = first; wave < first + kSlabs; ++wave) {
       if constexpr (kConfig.has_padding_rows()) {
         clear_padding_rows<kConfig>(params, tile, tile_row + wave * kMmaM, accum[wave]);
+        ptx::bar_warp_sync();  // stmatrix is for converged warps
       }
       write_wave<kConfig>(smem.d(consumer, wave), accum[wave]);
     }
     ptx::fence_proxy_async_shared_cta();
-    ptx::barrier_sync(kFirstConsumerBarrier + consumer, kWarpgroupThreads);
+    sync_consumer(consumer);
     FP8GEMM_UNROLL
     for (uint32_t wave = first; wave < first + kSlabs; ++wave) {
       store_wave<kConfig>(params, smem.d(consumer, wave), consumer, tile_row + wave * kMmaM, tile);

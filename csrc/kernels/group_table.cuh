@@ -41,7 +41,7 @@ struct GroupTable {
     for (uint32_t first = 0; first < params.num_groups; first += kWarpThreads) {
       const uint32_t group = first + lane;
       const int32_t given =
-          group < params.num_groups ? ptx::ld_global_nc_s32(params.group_data + group) : 0;
+          group < params.num_groups ? ptx::ld_global_s32(params.group_data + group) : 0;
       const uint32_t size = given < 0 ? 0 : static_cast<uint32_t>(given);
       const uint32_t extent = min(kAlongK ? ceil_div(size, kBlockK) : size, size_limit);
       // Masked groups have rows of their own: their extents are not summed.

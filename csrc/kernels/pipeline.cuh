@@ -3,8 +3,8 @@
 //
 //   full[stage]   count: the operand loader (with the bytes of what TMA brings) and, with 128x128
 //                 scales of B, the SFB loader. Waited on by the consumers, first parity 0.
-//   empty[stage]  count: consumer warps of the whole cluster, because every CTA of the cluster
-//                 writes into every slot (multicast). Waited on by both loaders, first parity 1.
+//   empty[stage]  count: consumer warps of all CTAs that share operands, because each writes into
+//                 the slots of all (multicast). Waited on by both loaders, first parity 1.
 //   summed[wg]    count: the warps of consumer warpgroup wg of every CTA of the cluster, after they
 //                 have written partial sums into this CTA. Waited on by that warpgroup, once.
 //                 Only with split K.
@@ -73,6 +73,17 @@ struct Smem {
   }
   FP8GEMM_DEVICE uint32_t groups() const { return base + kLayout.groups; }
 };
+
+// Waits until every CTA that reads what this one loads is done with the slot. `parity` is that of
+// the coming phase: the wait is for the one before, which on a fresh barrier has passed.
+template <GemmConfig kConfig>
+FP8GEMM_DEVICE void wait_for_free_slot(const Smem<kConfig>& smem, uint32_t stage, uint32_t parity) {
+  if constexpr (kConfig.sharing() == 1) {
+    ptx::mbarrier_wait_parity(smem.empty(stage), parity ^ 1);
+  } else {
+    ptx::mbarrier_wait_parity_cluster(smem.empty(stage), parity ^ 1);
+  }
+}
 
 // Initialises every barrier. One thread; the CTA or cluster must synchronise before any use.
 template <GemmConfig kConfig>

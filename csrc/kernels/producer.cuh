@@ -43,7 +43,7 @@ FP8GEMM_DEVICE void load_operands(const GemmParams& params, const Smem<kConfig>&
     if (is_issuer) {
       for (uint32_t kb = tile.k_block; kb < tile.k_block + tile.k_blocks; ++kb, pipe.advance()) {
         const uint32_t full = smem.full(pipe.stage);
-        ptx::mbarrier_wait_parity(smem.empty(pipe.stage), pipe.parity ^ 1);
+        wait_for_free_slot<kConfig>(smem, pipe.stage, pipe.parity);
         ptx::mbarrier_arrive_expect_tx(full, stage_tx_bytes(kConfig));
         load_operand<kConfig.cluster_n, kConfig.block_m>(&params.a, full, smem.a(pipe.stage),
                                                          kb * kBlockK, tile.row);
@@ -83,7 +83,7 @@ FP8GEMM_DEVICE void load_b_scales(const GemmParams& params, const Smem<kConfig>&
     for (uint32_t i = 0; i < kBlocks; ++i) {
       const uint32_t row = tile.scale_row + min(tile.column / kScaleBlockN + i, last_row);
       rows[i] = params.sfb_blocks + static_cast<uint64_t>(row) * params.k_blocks + tile.k_block;
-      ahead[i] = lane < tile.k_blocks ? ptx::ld_global_nc_f32(rows[i] + lane) : 0.0f;
+      ahead[i] = lane < tile.k_blocks ? ptx::ld_global_f32(rows[i] + lane) : 0.0f;
     }
     for (uint32_t chunk = 0; chunk < tile.k_blocks; chunk += kWarpThreads) {
       float scales[kBlocks];
@@ -91,11 +91,11 @@ FP8GEMM_DEVICE void load_b_scales(const GemmParams& params, const Smem<kConfig>&
       FP8GEMM_UNROLL
       for (uint32_t i = 0; i < kBlocks; ++i) {
         scales[i] = ahead[i];
-        if (next_kb < tile.k_blocks) ahead[i] = ptx::ld_global_nc_f32(rows[i] + next_kb);
+        if (next_kb < tile.k_blocks) ahead[i] = ptx::ld_global_f32(rows[i] + next_kb);
       }
       const uint32_t count = min(kWarpThreads, tile.k_blocks - chunk);
       for (uint32_t holder = 0; holder < count; ++holder, pipe.advance()) {
-        ptx::mbarrier_wait_parity(smem.empty(pipe.stage), pipe.parity ^ 1);
+        wait_for_free_slot<kConfig>(smem, pipe.stage, pipe.parity);
         // Once the holder arrives the stage may go round: a lane that still waits would miss it.
         ptx::bar_warp_sync();
         if (lane == holder) {

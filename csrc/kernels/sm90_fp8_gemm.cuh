@@ -17,8 +17,11 @@ inline constexpr uint32_t kOperandLoaderWarp = 0;
 inline constexpr uint32_t kBScaleLoaderWarp = 1;
 inline constexpr uint32_t kGroupTableWarp = 2;  // before the roles start
 
+// All threads of the CTA or cluster, whose lanes may come from a branch that one of them took: the
+// aligned barriers need converged warps.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void sync_cluster() {
+  ptx::bar_warp_sync();
   if constexpr (kConfig.cluster_size() > 1) {
     ptx::barrier_cluster_arrive();
     ptx::barrier_cluster_wait();
@@ -43,7 +46,6 @@ FP8GEMM_DEVICE void sm90_fp8_gemm(const GemmParams& params) {
       if constexpr (kConfig.accumulate) ptx::prefetch_tensormap(&params.c);
       init_barriers<kConfig>(smem);
     }
-    ptx::bar_warp_sync();
   }
   if constexpr (kConfig.pdl) ptx::griddepcontrol_wait();
   if constexpr (kConfig.has_group_table()) {

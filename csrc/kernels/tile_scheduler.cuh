@@ -104,7 +104,7 @@ class TileScheduler {
     if (!next_dense(tile)) return false;
     // A group starts at a multiple of the alignment, so the first row of a tile tells its group.
     const int32_t loaded =
-        tile.row < params_.m ? ptx::ld_global_nc_s32(params_.group_data + tile.row) : -1;
+        tile.row < params_.m ? ptx::ld_global_s32(params_.group_data + tile.row) : -1;
     // The same in all lanes. The shuffle tells the compiler, which then keeps descriptors uniform.
     const auto id = static_cast<int32_t>(ptx::shfl_sync_idx(static_cast<uint32_t>(loaded), 0));
     const bool has_group = id >= 0 && static_cast<uint32_t>(id) < params_.num_groups;

@@ -17,7 +17,7 @@ _WAIT_FOR_STORES = (
     "      if (ptx::thread_idx() % kWarpgroupThreads == 0) "
     "ptx::cp_async_bulk_wait_group_read<0>();\n"
 )
-_BARRIER = "ptx::barrier_sync(kFirstConsumerBarrier + consumer, kWarpgroupThreads);\n"
+_BARRIER = "sync_consumer(consumer);\n"
 _SWIZZLE = "((row / kRowsPer128Bytes) % kChunks)"
 
 MUTANTS = (

@@ -133,7 +133,7 @@ MUTANTS = (
         "rows copied before they are written",
         "epilogue.cuh",
         "    ptx::fence_proxy_async_shared_cta();\n"
-        "    ptx::barrier_sync(kFirstConsumerBarrier + consumer, kWarpgroupThreads);\n"
+        "    sync_consumer(consumer);\n"
         "    FP8GEMM_UNROLL\n",
         "    ptx::fence_proxy_async_shared_cta();\n    FP8GEMM_UNROLL\n",
         "A thread copies rows that other threads have staged.",
@@ -150,8 +150,7 @@ MUTANTS = (
     Mutant(
         "accumulator loaded over rows that are being copied",
         "epilogue.cuh",
-        "        ptx::fence_proxy_async_shared_cta();\n"
-        "        ptx::barrier_sync(kFirstConsumerBarrier + consumer, kWarpgroupThreads);\n      }",
+        "        ptx::fence_proxy_async_shared_cta();\n        sync_consumer(consumer);\n      }",
         "      }",
         "Thread 0 starts the next load while the others still read the slab.",
         (K_GROUPED_ACC,),
@@ -167,7 +166,7 @@ MUTANTS = (
     Mutant(
         "padding rows of the contiguous layout not cleared",
         "epilogue.cuh",
-        "is_valid && ptx::ld_global_nc_s32(params.group_data + tile.row + half_row) >= 0;",
+        "is_valid && ptx::ld_global_s32(params.group_data + tile.row + half_row) >= 0;",
         "is_valid;",
         "What padding holds, NaN for example, must not come out.",
         (CONTIGUOUS,),

@@ -18,7 +18,7 @@ _WAIT_AND_RELEASE = """\
 """
 _RELEASE = "if (wave + 1 == kWaves) release_stage<kConfig>(smem, pipe.stage, lane);"
 _LOADER_WAIT = """\
-        ptx::mbarrier_wait_parity(smem.empty(pipe.stage), pipe.parity ^ 1);
+        wait_for_free_slot<kConfig>(smem, pipe.stage, pipe.parity);
         ptx::mbarrier_arrive_expect_tx(full, stage_tx_bytes(kConfig));
 """
 _CONSUMER_WAIT = "ptx::mbarrier_wait_parity(smem.full(pipe.stage), pipe.parity);"
@@ -44,7 +44,7 @@ MUTANTS = (
         "loader waits for the wrong parity",
         "producer.cuh",
         _LOADER_WAIT,
-        _LOADER_WAIT.replace("pipe.parity ^ 1", "pipe.parity"),
+        _LOADER_WAIT.replace("pipe.parity)", "pipe.parity ^ 1)"),
         "The first wait for a free slot is for a phase that nobody completes.",
         (ONE,),
     ),
@@ -182,8 +182,7 @@ MUTANTS = (
     Mutant(
         "weight scales written without waiting for the slot",
         "producer.cuh",
-        "        ptx::mbarrier_wait_parity(smem.empty(pipe.stage), pipe.parity ^ 1);\n"
-        "        // Once",
+        "        wait_for_free_slot<kConfig>(smem, pipe.stage, pipe.parity);\n        // Once",
         "        // Once",
         "Consumers may still read the scales of an earlier block.",
         (ONE,),

@@ -124,6 +124,19 @@ FP8GEMM_DEVICE void st_shared_v2_f32(uint32_t addr, float x, float y) {
   asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(addr), "f"(x), "f"(y) : "memory");
 }
 
+// For what the kernel before may write until griddepcontrol_wait; the read-only path is not.
+FP8GEMM_DEVICE float ld_global_f32(const float* addr) {
+  float value;
+  asm volatile("ld.global.f32 %0, [%1];" : "=f"(value) : "l"(addr) : "memory");
+  return value;
+}
+
+FP8GEMM_DEVICE int32_t ld_global_s32(const int32_t* addr) {
+  int32_t value;
+  asm volatile("ld.global.s32 %0, [%1];" : "=r"(value) : "l"(addr) : "memory");
+  return value;
+}
+
 // Through the read-only path: the memory must not change while the kernel runs.
 FP8GEMM_DEVICE float ld_global_nc_f32(const float* addr) {
   float value;
