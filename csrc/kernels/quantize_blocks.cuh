@@ -45,7 +45,7 @@ FP8GEMM_DEVICE void quantize_blocks(const QuantizeParams& params) {
   }
   amax = ptx::redux_sync_max_u32(amax);
   if (lane == 0) ptx::st_shared_u32(smem + warp * sizeof(uint32_t), amax);
-  ptx::barrier_sync(0, kQuantizeThreads);
+  sync_threads();
   amax = ptx::ld_shared_u32(smem + lane % kQuantizeWarps * sizeof(uint32_t));
   const BlockScale block = block_scale<kConfig>(ptx::redux_sync_max_u32(amax));
   if (ptx::thread_idx() == 0) ptx::st_global_f32(params.scales + ptx::block_idx(), block.scale);

@@ -76,6 +76,13 @@ struct Elements {
   }
 };
 
+// Meets all threads of the CTA. The aligned barrier needs converged warps, and lanes may come from a
+// branch that only some of them took.
+FP8GEMM_DEVICE void sync_threads() {
+  ptx::bar_warp_sync();
+  ptx::barrier_sync(0, kQuantizeThreads);
+}
+
 FP8GEMM_DEVICE uint32_t magnitude_bits(float x) { return ptx::float_as_uint(x) & 0x7fffffff; }
 
 struct BlockScale {

@@ -160,7 +160,7 @@ FP8GEMM_DEVICE void quantize_tile(const QuantizeParams& params, uint32_t matrix,
   const uint32_t own_place = smem + lane * 2 * sizeof(uint32_t);
   constexpr uint32_t kWarpBytes = kTileColumns * sizeof(uint32_t);
   ptx::st_shared_v2_u32(own_place + warp * kWarpBytes, amax[0], amax[1]);
-  ptx::barrier_sync(0, kQuantizeThreads);
+  sync_threads();
   FP8GEMM_UNROLL
   for (uint32_t w = 0; w < kQuantizeWarps; ++w) {
     uint32_t others[2];
@@ -188,7 +188,7 @@ FP8GEMM_DEVICE void quantize_tile(const QuantizeParams& params, uint32_t matrix,
   const uint32_t tile = smem + kAmaxBytes;
   write_columns(tile, packed);
   // Also keeps the next tile's amax from overtaking a warp that still reads this one's.
-  ptx::barrier_sync(0, kQuantizeThreads);
+  sync_threads();
   store_tile_rows(params, tile, matrix, first_column, block);
 }
 
