@@ -76,8 +76,8 @@ struct Elements {
   }
 };
 
-// Meets all threads of the CTA. The aligned barrier needs converged warps, and lanes may come from a
-// branch that only some of them took.
+// Meets all threads of the CTA. The aligned barrier needs converged warps, and lanes may come from
+// a branch that only some of them took.
 FP8GEMM_DEVICE void sync_threads() {
   ptx::bar_warp_sync();
   ptx::barrier_sync(0, kQuantizeThreads);
