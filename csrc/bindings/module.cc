@@ -27,36 +27,29 @@ nb::capsule Capsule(T* pointer) {
   return nb::capsule(reinterpret_cast<const void*>(pointer));
 }
 
-nb::dict GemmRegistrations() {
+/// What Python registers for a target: handlers and state for CUDA, a handler for the simulator.
+nb::dict RegistrationsOf(XLA_FFI_Handler* instantiate, XLA_FFI_Handler* initialize,
+                         XLA_FFI_Handler* execute, XLA_FFI_TypeId* type_id,
+                         const XLA_FFI_TypeInfo* type_info, XLA_FFI_Handler* sim) {
   nb::dict cuda, state_type, result;
-  cuda["instantiate"] = Capsule(Fp8GemmInstantiate);
-  cuda["initialize"] = Capsule(Fp8GemmInitialize);
-  cuda["execute"] = Capsule(Fp8GemmExecute);
-  state_type["type_id"] = Capsule(GemmStateTypeId());
-  state_type["type_info"] = Capsule(GemmStateTypeInfo());
+  cuda["instantiate"] = Capsule(instantiate);
+  cuda["initialize"] = Capsule(initialize);
+  cuda["execute"] = Capsule(execute);
+  state_type["type_id"] = Capsule(type_id);
+  state_type["type_info"] = Capsule(type_info);
   result["cuda"] = cuda;
   result["cuda_state_type"] = state_type;
-  result["sim"] = Capsule(Fp8GemmSimExecute);
-  return result;
-}
-
-nb::dict QuantizeRegistrations() {
-  nb::dict cuda, state_type, result;
-  cuda["instantiate"] = Capsule(Fp8QuantizeInstantiate);
-  cuda["initialize"] = Capsule(Fp8QuantizeInitialize);
-  cuda["execute"] = Capsule(Fp8QuantizeExecute);
-  state_type["type_id"] = Capsule(QuantizeStateTypeId());
-  state_type["type_info"] = Capsule(QuantizeStateTypeInfo());
-  result["cuda"] = cuda;
-  result["cuda_state_type"] = state_type;
-  result["sim"] = Capsule(Fp8QuantizeSimExecute);
+  result["sim"] = Capsule(sim);
   return result;
 }
 
 nb::dict Registrations() {
   nb::dict result;
-  result["gemm"] = GemmRegistrations();
-  result["quantize"] = QuantizeRegistrations();
+  result["gemm"] = RegistrationsOf(Fp8GemmInstantiate, Fp8GemmInitialize, Fp8GemmExecute,
+                                   GemmStateTypeId(), GemmStateTypeInfo(), Fp8GemmSimExecute);
+  result["quantize"] =
+      RegistrationsOf(Fp8QuantizeInstantiate, Fp8QuantizeInitialize, Fp8QuantizeExecute,
+                      QuantizeStateTypeId(), QuantizeStateTypeInfo(), Fp8QuantizeSimExecute);
   result["empty"] = Capsule(Fp8EmptyExecute);
   return result;
 }

@@ -10,15 +10,14 @@
 //             sfa; then, where the kind has it, group_data int32; then c (d rows, d_pitch) when
 //             accumulating.
 // Result      d (d rows, d_pitch); may share its buffer with c.
-#include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 
 #include "ffi/attributes.h"
 #include "ffi/buffers.h"
 #include "ffi/guard.h"
 #include "ffi/handlers.h"
+#include "ffi/sim_plans.h"
 #include "gemm/gemm_plan.h"
 
 namespace fp8gemm {
@@ -131,24 +130,14 @@ ffi::Error Execute(GemmState* state, CUstream stream, ffi::RemainingArgs args,
   });
 }
 
-// Plans of the simulator by what determines them. Never removed: tests use a bounded set.
-GemmPlan& SimPlan(const GemmAttributes& attributes) {
-  static std::mutex mutex;
-  static auto& plans = *new std::map<std::string, std::unique_ptr<GemmPlan>>;
-  const std::string key = attributes.problem.ToString() + " " + attributes.config_key;
-  const std::lock_guard<std::mutex> lock(mutex);
-  std::unique_ptr<GemmPlan>& plan = plans[key];
-  if (!plan) {
-    plan = std::make_unique<GemmPlan>(Backend::kSim, attributes.problem, attributes.config_key);
-  }
-  return *plan;
-}
-
 ffi::Error SimExecute(ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffer> d,
                       ffi::Dictionary attributes) {
   return Guard(kTarget, [&] {
     const GemmAttributes decoded = DecodeAttributes(attributes);
-    RunGemm(SimPlan(decoded), decoded.d_pitch, args, *d, nullptr);
+    const auto& [problem, d_pitch, config_key] = decoded;
+    GemmPlan& plan =
+        SimPlan<GemmPlan>(problem.ToString() + " " + config_key, problem, config_key);
+    RunGemm(plan, d_pitch, args, *d, nullptr);
     return ffi::Error::Success();
   });
 }

@@ -8,15 +8,14 @@
 //             rows innermost; for layout k_grouped group_sizes (batches, num_groups) int32.
 // Results     values, scales: see QuantizeProblem. Where scales are per 1x128, rows of the values
 //             are innermost, and those up to a multiple of 4 are not written.
-#include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 
 #include "ffi/attributes.h"
 #include "ffi/buffers.h"
 #include "ffi/guard.h"
 #include "ffi/handlers.h"
+#include "ffi/sim_plans.h"
 #include "jit/type_names.h"
 #include "quantize/quantize_plan.h"
 
@@ -107,20 +106,12 @@ ffi::Error Execute(QuantizeState* state, CUstream stream, ffi::RemainingArgs arg
   });
 }
 
-// Plans of the simulator by what determines them. Never removed: tests use a bounded set.
-QuantizePlan& SimPlan(const QuantizeProblem& problem) {
-  static std::mutex mutex;
-  static auto& plans = *new std::map<std::string, std::unique_ptr<QuantizePlan>>;
-  const std::lock_guard<std::mutex> lock(mutex);
-  std::unique_ptr<QuantizePlan>& plan = plans[problem.ToString()];
-  if (!plan) plan = std::make_unique<QuantizePlan>(Backend::kSim, problem);
-  return *plan;
-}
-
 ffi::Error SimExecute(ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffer> values,
                       ffi::Result<ffi::AnyBuffer> scales, ffi::Dictionary attributes) {
   return Guard(kTarget, [&] {
-    RunQuantize(SimPlan(DecodeProblem(attributes)), args, *values, *scales, nullptr);
+    const QuantizeProblem problem = DecodeProblem(attributes);
+    RunQuantize(SimPlan<QuantizePlan>(problem.ToString(), problem), args, *values, *scales,
+                nullptr);
     return ffi::Error::Success();
   });
 }

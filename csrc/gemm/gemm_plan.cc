@@ -25,6 +25,28 @@ bool HasTypesOf(const GemmConfig& config, GemmConfig types) {
   return types == config;
 }
 
+// The configuration of `config_key`, or the best one if it is empty.
+GemmConfig ChooseConfig(Backend backend, const GemmProblem& problem,
+                        const std::string& config_key) {
+  ValidateProblem(problem);
+  if (config_key.empty()) {
+    return SelectConfig(
+        problem, [&](const GemmConfig& config) { return BackendHasConfig(backend, config); });
+  }
+  GemmConfig config = ParseConfigKey(config_key);
+  config.pdl = problem.pdl;
+  if (!HasTypesOf(config, problem.types())) {
+    throw UnsupportedError("configuration '" + config_key + "' does not compute " +
+                           problem.ToString());
+  }
+  const int64_t ctas = MakeLaunchGeometry(problem, config, problem.num_sms).grid;
+  if (problem.sm_limit > 0 && ctas > problem.sm_limit) {
+    throw UnsupportedError("configuration '" + config_key + "' needs " + std::to_string(ctas) +
+                           " SMs for " + problem.ToString());
+  }
+  return config;
+}
+
 }  // namespace
 
 bool BackendHasConfig(Backend backend, const GemmConfig& config) {
@@ -32,36 +54,14 @@ bool BackendHasConfig(Backend backend, const GemmConfig& config) {
 }
 
 GemmPlan::GemmPlan(Backend backend, const GemmProblem& problem, const std::string& config_key)
-    : backend_(backend), problem_(problem) {
-  ValidateProblem(problem);
-  if (config_key.empty()) {
-    config_ = SelectConfig(
-        problem, [&](const GemmConfig& config) { return BackendHasConfig(backend, config); });
-  } else {
-    config_ = ParseConfigKey(config_key);
-    config_.pdl = problem.pdl;
-    if (!HasTypesOf(config_, problem.types())) {
-      throw UnsupportedError("configuration '" + config_key + "' does not compute " +
-                             problem.ToString());
-    }
-    const int64_t ctas = MakeLaunchGeometry(problem, config_, problem.num_sms).grid;
-    if (problem.sm_limit > 0 && ctas > problem.sm_limit) {
-      throw UnsupportedError("configuration '" + config_key + "' needs " + std::to_string(ctas) +
-                             " SMs for " + problem.ToString());
-    }
-  }
-  kernel_spec_ = GemmKernel(config_);
-  image_ = MakeImage(backend, kernel_spec_);
-}
-
-const DeviceKernel& GemmPlan::Prepare() {
-  std::call_once(load_once_, [&] { kernel_ = SharedKernel(backend_, kernel_spec_, image_); });
-  return kernel_->ForCurrentContext();
-}
+    : backend_(backend),
+      problem_(problem),
+      config_(ChooseConfig(backend, problem, config_key)),
+      kernel_(backend, GemmKernel(config_)) {}
 
 void GemmPlan::Run(const GemmBuffers& buffers, CUstream stream) {
-  const DeviceKernel& kernel = Prepare();
-  const DriverApi& api = kernel_->api();
+  const DeviceKernel& kernel = kernel_.OnCurrentDevice();
+  const DriverApi& api = Driver(backend_);
   const int num_sms =
       problem_.sm_limit > 0 ? std::min(problem_.sm_limit, kernel.sm_count) : kernel.sm_count;
   GemmParams params = MakeGemmParams(api, problem_, config_, buffers, num_sms);

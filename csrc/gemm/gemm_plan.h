@@ -1,20 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // GemmPlan: one problem with its chosen kernel, from compilation to launch.
 #pragma once
-#include <memory>
-#include <mutex>
 #include <string>
 
 #include "gemm/sm90_fp8_gemm.h"
-#include "jit/kernel.h"
+#include "jit/planned_kernel.h"
 
 namespace fp8gemm {
 
 /// Which configurations `backend` can run: all, or those the simulator was built with.
 bool BackendHasConfig(Backend backend, const GemmConfig& config);
 
-/// Immutable after construction but for the kernel it loads once; safe to use from many threads and
-/// on many devices at the same time.
+/// Safe to use from many threads and on many devices at the same time, as PlannedKernel is.
 class GemmPlan {
  public:
   /// Chooses a configuration, or parses `config_key` if it is not empty, and makes the machine
@@ -26,11 +23,8 @@ class GemmPlan {
   const GemmProblem& problem() const { return problem_; }
   const GemmConfig& config() const { return config_; }
 
-  /// Loads the kernel for the current device, and returns it. The first time before any stream
-  /// capture. The device is that of the CUDA context that is current on this thread. XLA makes
-  /// that of the program's device current for the whole of an execution, initialize and execute of
-  /// every handler included: xla/service/gpu/gpu_executable.cc, ExecuteAsyncOnStreamImpl.
-  const DeviceKernel& Prepare();
+  /// Loads the kernel for the current device. The first time before any stream capture.
+  void Prepare() { kernel_.OnCurrentDevice(); }
 
   /// Encodes the tensor maps and launches on `stream`, on at most problem().sm_limit SMs.
   void Run(const GemmBuffers& buffers, CUstream stream);
@@ -39,10 +33,7 @@ class GemmPlan {
   Backend backend_;
   GemmProblem problem_;
   GemmConfig config_;
-  KernelSpec kernel_spec_;
-  std::shared_ptr<const std::string> image_;
-  std::once_flag load_once_;
-  std::shared_ptr<LoadedKernel> kernel_;
+  PlannedKernel kernel_;
 };
 
 }  // namespace fp8gemm

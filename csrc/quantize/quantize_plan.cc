@@ -20,22 +20,18 @@ int64_t TilesPerCta(const QuantizeProblem& problem, int64_t sm_count) {
   return std::clamp<int64_t>(problem.grid(1) / (kMinWaves * sm_count), 1, kMaxTilesPerCta);
 }
 
+KernelSpec KernelOf(const QuantizeProblem& problem) {
+  ValidateQuantizeProblem(problem);
+  return QuantizeKernel(problem.config);
+}
+
 }  // namespace
 
 QuantizePlan::QuantizePlan(Backend backend, const QuantizeProblem& problem)
-    : backend_(backend), problem_(problem) {
-  ValidateQuantizeProblem(problem);
-  kernel_spec_ = QuantizeKernel(problem.config);
-  image_ = MakeImage(backend, kernel_spec_);
-}
-
-const DeviceKernel& QuantizePlan::Prepare() {
-  std::call_once(load_once_, [&] { kernel_ = SharedKernel(backend_, kernel_spec_, image_); });
-  return kernel_->ForCurrentContext();
-}
+    : backend_(backend), problem_(problem), kernel_(backend, KernelOf(problem)) {}
 
 void QuantizePlan::Run(const QuantizeBuffers& buffers, CUstream stream) {
-  const DeviceKernel& kernel = Prepare();
+  const DeviceKernel& kernel = kernel_.OnCurrentDevice();
   const int64_t tiles_per_cta = TilesPerCta(problem_, kernel.sm_count);
   QuantizeParams params{.x = buffers.x,
                         .x_scales = static_cast<const float*>(buffers.x_scales),
@@ -50,8 +46,8 @@ void QuantizePlan::Run(const QuantizeBuffers& buffers, CUstream stream) {
                         .tiles_per_cta = static_cast<uint32_t>(tiles_per_cta)};
   const LaunchGeometry geometry{.grid = static_cast<unsigned>(problem_.grid(tiles_per_cta)),
                                 .block = kQuantizeThreads,
-                                .smem_bytes = kernel_spec_.smem_bytes};
-  Launch(kernel_->api(), kernel.function, geometry, stream, &params);
+                                .smem_bytes = kernel_.spec().smem_bytes};
+  Launch(Driver(backend_), kernel.function, geometry, stream, &params);
 }
 
 }  // namespace fp8gemm

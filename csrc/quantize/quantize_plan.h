@@ -2,11 +2,7 @@
 // QuantizePlan: one quantise problem with its kernel, from compilation to launch.
 // Called by ffi/quantize_handlers.cc; launches kernels/sm90_quantize.cuh.
 #pragma once
-#include <memory>
-#include <mutex>
-#include <string>
-
-#include "jit/kernel.h"
+#include "jit/planned_kernel.h"
 #include "quantize/quantize_problem.h"
 
 namespace fp8gemm {
@@ -20,8 +16,7 @@ struct QuantizeBuffers {
   void* scales = nullptr;
 };
 
-/// Immutable after construction but for the kernel it loads once; safe to use from many threads and
-/// on many devices at the same time.
+/// Safe to use from many threads and on many devices at the same time, as PlannedKernel is.
 class QuantizePlan {
  public:
   /// Makes the machine code. Works without a GPU; the driver is not touched.
@@ -31,11 +26,8 @@ class QuantizePlan {
 
   const QuantizeProblem& problem() const { return problem_; }
 
-  /// Loads the kernel for the current device, and returns it. The first time before any stream
-  /// capture. The device is that of the CUDA context that is current on this thread. XLA makes
-  /// that of the program's device current for the whole of an execution, initialize and execute of
-  /// every handler included: xla/service/gpu/gpu_executable.cc, ExecuteAsyncOnStreamImpl.
-  const DeviceKernel& Prepare();
+  /// Loads the kernel for the current device. The first time before any stream capture.
+  void Prepare() { kernel_.OnCurrentDevice(); }
 
   /// Launches on `stream`.
   void Run(const QuantizeBuffers& buffers, CUstream stream);
@@ -43,10 +35,7 @@ class QuantizePlan {
  private:
   Backend backend_;
   QuantizeProblem problem_;
-  KernelSpec kernel_spec_;
-  std::shared_ptr<const std::string> image_;
-  std::once_flag load_once_;
-  std::shared_ptr<LoadedKernel> kernel_;
+  PlannedKernel kernel_;
 };
 
 }  // namespace fp8gemm
