@@ -6,6 +6,7 @@
 // column / d_box_columns, at the 128B-, 64B- or 32B-swizzled place where TMA expects it.
 #pragma once
 #include <pipeline.cuh>
+#include <ptx/global.cuh>
 #include <ptx/tma.cuh>
 #include <ptx/warp.cuh>
 #include <tile_scheduler.cuh>

@@ -7,6 +7,7 @@
 // buffers is cut off.
 #pragma once
 #include <pipeline.cuh>
+#include <ptx/global.cuh>
 #include <ptx/warp.cuh>
 #include <warp_scan.cuh>
 

@@ -2,6 +2,7 @@
 // Producer roles: everything that moves from global to shared memory ahead of the consumers.
 #pragma once
 #include <pipeline.cuh>
+#include <ptx/global.cuh>
 #include <ptx/tma.cuh>
 #include <ptx/warp.cuh>
 #include <tile_scheduler.cuh>

@@ -53,10 +53,9 @@ FP8GEMM_DEVICE void quantize_blocks(const QuantizeParams& params) {
   const Converter<kConfig> convert(block.inverse);
   FP8GEMM_UNROLL
   for (uint32_t r = 0; r < kTileWarpRows; ++r) {
-    const uint32_t low = convert.pair(elements[r].get(0), elements[r].get(1));
-    const uint32_t high = convert.pair(elements[r].get(2), elements[r].get(3));
-    store_values(values + uint64_t{r} * params.columns, low | high << 16, r < num_rows ? valid : 0,
-                 whole);
+    const auto& x4 = elements[r];
+    const uint32_t packed = convert.four(x4.get(0), x4.get(1), x4.get(2), x4.get(3));
+    store_values(values + uint64_t{r} * params.columns, packed, r < num_rows ? valid : 0, whole);
   }
 }
 

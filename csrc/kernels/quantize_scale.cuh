@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the quantise kernels share: loading elements, scales, and conversion.
 //
-// Every number equals, bit for bit, what jax_fp8gemm/_quantize.py computes, but for the bits of a
-// NaN: amax on bit patterns, where Inf and then NaN are largest; amax / max and 1 / scale correctly
-// rounded; values x * (1 / scale) rounded to nearest even.
+// Every number equals, bit for bit, what jax_fp8gemm/_xla_quantize.py computes, but for the bits of
+// a NaN: amax on bit patterns, where Inf and then NaN are largest; amax / max and 1 / scale
+// correctly rounded; values x * (1 / scale) rounded to nearest even.
 #pragma once
 #include <ptx/fp8.cuh>
 #include <ptx/global.cuh>
@@ -15,6 +15,8 @@ namespace fp8gemm {
 
 inline constexpr uint32_t kInfinityBits = 0x7f800000;
 inline constexpr float kSmallestNormal = 0x1p-126f;
+template <Fp8Type kType>
+inline constexpr float kLargest = kType == Fp8Type::kE4M3 ? 448.0f : 57344.0f;
 
 // `kCount` elements next to each other as they lie in memory, from the low bits up.
 template <XType kType, uint32_t kCount>
@@ -93,10 +95,10 @@ struct BlockScale {
 // The scale of a block whose largest magnitude has the bits `amax_bits`.
 template <QuantizeConfig kConfig>
 FP8GEMM_DEVICE BlockScale block_scale(uint32_t amax_bits) {
-  constexpr float kLargest = kConfig.type == Fp8Type::kE4M3 ? 448.0f : 57344.0f;
   float scale = 1.0f;
   if (amax_bits != 0) {
-    scale = ptx::max_nan_f32(ptx::uint_as_float(amax_bits) / kLargest, kSmallestNormal);
+    const float amax = ptx::uint_as_float(amax_bits);
+    scale = ptx::max_nan_f32(amax / kLargest<kConfig.type>, kSmallestNormal);
   }
   if constexpr (kConfig.pow2) {
     const uint32_t bits = ptx::float_as_uint(scale);
@@ -110,29 +112,35 @@ FP8GEMM_DEVICE BlockScale block_scale(uint32_t amax_bits) {
 template <QuantizeConfig kConfig>
 class Converter {
  public:
-  FP8GEMM_DEVICE explicit Converter(float inverse) : inverse_(inverse), limit_(kLargest) {
+  FP8GEMM_DEVICE explicit Converter(float inverse)
+      : inverse_(inverse), limit_(kLargest<kConfig.type>) {
     if constexpr (kConfig.pow2) {
       if (inverse <= kTopInverse) limit_ = kBelow;
     }
   }
 
+  // Four values, the first in the low byte.
+  FP8GEMM_DEVICE uint32_t four(float x0, float x1, float x2, float x3) const {
+    const uint32_t low = pair(x0, x1);
+    return low | pair(x2, x3) << 16;
+  }
+
+ private:
+  static constexpr bool kIsE4M3 = kConfig.type == Fp8Type::kE4M3;
+  // With 2^e the binade of the largest number: the last value below 2^e, and 1 / 2^(128 - e).
+  static constexpr float kBelow = kIsE4M3 ? 240.0f : 28672.0f;
+  static constexpr float kTopInverse = kIsE4M3 ? 0x1p-120f : 0x1p-113f;
+
   // Two values in the low 16 bits.
   FP8GEMM_DEVICE uint32_t pair(float low, float high) const {
     low = scaled(low);
     high = scaled(high);
-    if constexpr (kConfig.type == Fp8Type::kE4M3) {
+    if constexpr (kIsE4M3) {
       return ptx::cvt_rn_satfinite_e4m3x2_f32(high, low);
     } else {
       return ptx::cvt_rn_satfinite_e5m2x2_f32(high, low);
     }
   }
-
- private:
-  static constexpr bool kIsE4M3 = kConfig.type == Fp8Type::kE4M3;
-  static constexpr float kLargest = kIsE4M3 ? 448.0f : 57344.0f;
-  // With 2^e the binade of kLargest: the last value below 2^e, and 1 / 2^(128 - e).
-  static constexpr float kBelow = kIsE4M3 ? 240.0f : 28672.0f;
-  static constexpr float kTopInverse = kIsE4M3 ? 0x1p-120f : 0x1p-113f;
 
   FP8GEMM_DEVICE float scaled(float x) const {
     x *= inverse_;

@@ -181,8 +181,8 @@ FP8GEMM_DEVICE void quantize_tile(const QuantizeParams& params, uint32_t matrix,
     const Converter<kConfig> convert(scale.inverse);
     FP8GEMM_UNROLL
     for (uint32_t r = 0; r < kTileWarpRows; r += 4) {
-      const uint32_t low = convert.pair(x[r].get(i), x[r + 1].get(i));
-      packed[i][r / 4] = low | convert.pair(x[r + 2].get(i), x[r + 3].get(i)) << 16;
+      packed[i][r / 4] =
+          convert.four(x[r].get(i), x[r + 1].get(i), x[r + 2].get(i), x[r + 3].get(i));
     }
   }
   const uint32_t tile = smem + kAmaxBytes;

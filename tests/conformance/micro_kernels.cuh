@@ -10,6 +10,7 @@
 #include <mma/wgmma_fp8.cuh>
 #include <ptx/cluster.cuh>
 #include <ptx/fp8.cuh>
+#include <ptx/global.cuh>
 #include <ptx/mbarrier.cuh>
 #include <ptx/tma.cuh>
 #include <ptx/warp.cuh>

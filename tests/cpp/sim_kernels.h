@@ -4,6 +4,7 @@
 #include <mma/smem_descriptor.cuh>
 #include <mma/wgmma_fp8.cuh>
 #include <ptx/cluster.cuh>
+#include <ptx/global.cuh>
 #include <ptx/mbarrier.cuh>
 #include <ptx/tma.cuh>
 #include <ptx/warp.cuh>

@@ -3,6 +3,7 @@
 // fault at a time, to show that each gate of tests/_sass can fail. Never launched.
 #include <mma/smem_descriptor.cuh>
 #include <mma/wgmma_fp8.cuh>
+#include <ptx/global.cuh>
 #include <ptx/mbarrier.cuh>
 #include <ptx/tma.cuh>
 #include <ptx/warp.cuh>

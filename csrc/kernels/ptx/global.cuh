@@ -1,11 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
-// Loads and stores of global memory, by size. One instruction per function, named after it; an
-// address is a multiple of the size.
-// PTX ISA: "ld.global.nc", "st".
+// Accesses of global memory, by size. One instruction per function, named after it; an address is a
+// multiple of the size.
+// PTX ISA: "ld", "ld.global.nc", "st".
 #pragma once
 #include <ptx/base.cuh>
 
 namespace fp8gemm::ptx {
+
+// ---- Loads of what the kernel before may write until griddepcontrol_wait -----------------------
+
+FP8GEMM_DEVICE float ld_global_f32(const float* addr) {
+  float value;
+  asm volatile("ld.global.f32 %0, [%1];" : "=f"(value) : "l"(addr) : "memory");
+  return value;
+}
+
+FP8GEMM_DEVICE int32_t ld_global_s32(const int32_t* addr) {
+  int32_t value;
+  asm volatile("ld.global.s32 %0, [%1];" : "=r"(value) : "l"(addr) : "memory");
+  return value;
+}
 
 // ---- Loads through the read-only path: the memory must not change while the kernel runs ---------
 
@@ -26,6 +40,18 @@ FP8GEMM_DEVICE uint32_t ld_global_nc_u16(const void* addr) {
 FP8GEMM_DEVICE uint32_t ld_global_nc_u32(const void* addr) {
   uint32_t value;
   asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(value) : "l"(addr));
+  return value;
+}
+
+FP8GEMM_DEVICE float ld_global_nc_f32(const float* addr) {
+  float value;
+  asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(value) : "l"(addr));
+  return value;
+}
+
+FP8GEMM_DEVICE int32_t ld_global_nc_s32(const int32_t* addr) {
+  int32_t value;
+  asm volatile("ld.global.nc.s32 %0, [%1];" : "=r"(value) : "l"(addr));
   return value;
 }
 
@@ -54,6 +80,16 @@ FP8GEMM_DEVICE void st_global_u32(void* addr, uint32_t value) {
 
 FP8GEMM_DEVICE void st_global_f32(float* addr, float value) {
   asm volatile("st.global.f32 [%0], %1;" ::"l"(addr), "f"(value) : "memory");
+}
+
+// Copies 16 bytes, both addresses 16-byte aligned, through registers.
+FP8GEMM_DEVICE void copy_shared_to_global_16(void* dst, uint32_t src) {
+  asm volatile(
+      "{\n.reg .b32 r<4>;\n"
+      "ld.shared.v4.b32 {r0, r1, r2, r3}, [%1];\n"
+      "st.global.v4.b32 [%0], {r0, r1, r2, r3};\n}" ::"l"(dst),
+      "r"(src)
+      : "memory");
 }
 
 }  // namespace fp8gemm::ptx

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Warp- and CTA-level instructions, scalar memory accesses and conversions. One instruction per
+// Warp- and CTA-level instructions, accesses of shared memory and conversions. One instruction per
 // function, named after it.
 // PTX ISA: "elect.sync", "setmaxnreg", "barrier", "stmatrix", "cvt", sm_90a.
 #pragma once
@@ -93,16 +93,6 @@ FP8GEMM_DEVICE void st_shared_v4_u32(uint32_t addr, uint32_t x, uint32_t y, uint
                : "memory");
 }
 
-// Copies 16 bytes, both addresses 16-byte aligned, through registers.
-FP8GEMM_DEVICE void copy_shared_to_global_16(void* dst, uint32_t src) {
-  asm volatile(
-      "{\n.reg .b32 r<4>;\n"
-      "ld.shared.v4.b32 {r0, r1, r2, r3}, [%1];\n"
-      "st.global.v4.b32 [%0], {r0, r1, r2, r3};\n}" ::"l"(dst),
-      "r"(src)
-      : "memory");
-}
-
 // Two floats at an 8-byte-aligned address.
 FP8GEMM_DEVICE void ld_shared_v2_f32(uint32_t addr, float& x, float& y) {
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x), "=f"(y) : "r"(addr) : "memory");
@@ -122,32 +112,6 @@ FP8GEMM_DEVICE void st_shared_f32(uint32_t addr, float value) {
 
 FP8GEMM_DEVICE void st_shared_v2_f32(uint32_t addr, float x, float y) {
   asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(addr), "f"(x), "f"(y) : "memory");
-}
-
-// For what the kernel before may write until griddepcontrol_wait; the read-only path is not.
-FP8GEMM_DEVICE float ld_global_f32(const float* addr) {
-  float value;
-  asm volatile("ld.global.f32 %0, [%1];" : "=f"(value) : "l"(addr) : "memory");
-  return value;
-}
-
-FP8GEMM_DEVICE int32_t ld_global_s32(const int32_t* addr) {
-  int32_t value;
-  asm volatile("ld.global.s32 %0, [%1];" : "=r"(value) : "l"(addr) : "memory");
-  return value;
-}
-
-// Through the read-only path: the memory must not change while the kernel runs.
-FP8GEMM_DEVICE float ld_global_nc_f32(const float* addr) {
-  float value;
-  asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(value) : "l"(addr));
-  return value;
-}
-
-FP8GEMM_DEVICE int32_t ld_global_nc_s32(const int32_t* addr) {
-  int32_t value;
-  asm volatile("ld.global.nc.s32 %0, [%1];" : "=r"(value) : "l"(addr));
-  return value;
 }
 
 // Stores four 8x8 matrices of 16-bit elements. Lane 8 i + r gives the 16-byte-aligned address of

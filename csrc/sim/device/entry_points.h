@@ -40,8 +40,6 @@ void StoreSharedU32(uint32_t address, uint32_t value);
 void StoreSharedV2U32(uint32_t address, uint32_t x, uint32_t y);
 void StoreSharedV4U32(uint32_t address, uint32_t x, uint32_t y, uint32_t z, uint32_t w);
 void CopySharedToGlobal16(void* dst, uint32_t src);
-float LoadGlobalF32(const float* address);
-int32_t LoadGlobalS32(const int32_t* address);
 // `bytes` at an address that is a multiple of them.
 void LoadGlobal(void* to, const void* address, uint32_t bytes);
 void StoreGlobal(void* address, const void* from, uint32_t bytes);

@@ -156,18 +156,6 @@ void CopySharedToGlobal16(void* dst, uint32_t src) {
   std::memcpy(dst, &chunk, sizeof chunk);
 }
 
-float LoadGlobalF32(const float* address) {
-  CheckGlobal(address, sizeof(float), "ld.global");
-  CheckGlobalAlignment(address, sizeof(float), "ld.global.f32");
-  return *address;
-}
-
-int32_t LoadGlobalS32(const int32_t* address) {
-  CheckGlobal(address, sizeof(int32_t), "ld.global");
-  CheckGlobalAlignment(address, sizeof(int32_t), "ld.global.s32");
-  return *address;
-}
-
 void LoadGlobal(void* to, const void* address, uint32_t bytes) {
   CheckGlobal(address, bytes, "ld.global");
   CheckGlobalAlignment(address, bytes, "ld.global");

@@ -5,6 +5,17 @@
 
 namespace fp8gemm::ptx {
 
+FP8GEMM_DEVICE float ld_global_f32(const float* addr) {
+  float value;
+  sim::LoadGlobal(&value, addr, sizeof value);
+  return value;
+}
+FP8GEMM_DEVICE int32_t ld_global_s32(const int32_t* addr) {
+  int32_t value;
+  sim::LoadGlobal(&value, addr, sizeof value);
+  return value;
+}
+
 FP8GEMM_DEVICE uint32_t ld_global_nc_u8(const void* addr) {
   uint8_t value;
   sim::LoadGlobal(&value, addr, sizeof value);
@@ -17,6 +28,16 @@ FP8GEMM_DEVICE uint32_t ld_global_nc_u16(const void* addr) {
 }
 FP8GEMM_DEVICE uint32_t ld_global_nc_u32(const void* addr) {
   uint32_t value;
+  sim::LoadGlobal(&value, addr, sizeof value);
+  return value;
+}
+FP8GEMM_DEVICE float ld_global_nc_f32(const float* addr) {
+  float value;
+  sim::LoadGlobal(&value, addr, sizeof value);
+  return value;
+}
+FP8GEMM_DEVICE int32_t ld_global_nc_s32(const int32_t* addr) {
+  int32_t value;
   sim::LoadGlobal(&value, addr, sizeof value);
   return value;
 }
@@ -45,6 +66,9 @@ FP8GEMM_DEVICE void st_global_u32(void* addr, uint32_t value) {
 }
 FP8GEMM_DEVICE void st_global_f32(float* addr, float value) {
   sim::StoreGlobal(addr, &value, sizeof value);
+}
+FP8GEMM_DEVICE void copy_shared_to_global_16(void* dst, uint32_t src) {
+  sim::CopySharedToGlobal16(dst, src);
 }
 
 }  // namespace fp8gemm::ptx

@@ -53,13 +53,6 @@ FP8GEMM_DEVICE void st_shared_v4_u32(uint32_t addr, uint32_t x, uint32_t y, uint
                                      uint32_t w) {
   sim::StoreSharedV4U32(addr, x, y, z, w);
 }
-FP8GEMM_DEVICE void copy_shared_to_global_16(void* dst, uint32_t src) {
-  sim::CopySharedToGlobal16(dst, src);
-}
-FP8GEMM_DEVICE float ld_global_f32(const float* addr) { return sim::LoadGlobalF32(addr); }
-FP8GEMM_DEVICE int32_t ld_global_s32(const int32_t* addr) { return sim::LoadGlobalS32(addr); }
-FP8GEMM_DEVICE int32_t ld_global_nc_s32(const int32_t* addr) { return sim::LoadGlobalS32(addr); }
-FP8GEMM_DEVICE float ld_global_nc_f32(const float* addr) { return sim::LoadGlobalF32(addr); }
 FP8GEMM_DEVICE void stmatrix_x4(uint32_t addr, uint32_t m0, uint32_t m1, uint32_t m2, uint32_t m3) {
   sim::StoreMatrixX4(addr, m0, m1, m2, m3);
 }
