@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 _REMEDY = (
     "bench needs the repository's folder benchmarks/, which is not part of the installed package:"
-    " run it in a checkout of jax_fp8gemm, at {here}"
+    " run it in a checkout of jax_fp8gemm, at its root, not {here}"
 )
 
 
@@ -29,8 +29,7 @@ def run(arguments: Sequence[str]) -> int:
     """Runs the benchmarks with their own arguments, in a process; returns its exit status."""
     folder = _folder()
     if folder is None:
-        place = "its root, not " + str(pathlib.Path.cwd())
-        print(_REMEDY.format(here=place), file=sys.stderr)
+        print(_REMEDY.format(here=pathlib.Path.cwd()), file=sys.stderr)
         return 2
     # A process of its own: it settles how much device memory XLA takes before JAX starts.
     return subprocess.run([sys.executable, str(folder), *arguments], check=False).returncode

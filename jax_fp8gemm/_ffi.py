@@ -29,6 +29,8 @@ TARGET_NAMES = (GEMM_TARGET, QUANTIZE_TARGET)
 _BLOCK = 128
 # Bytes to which TMA wants rows of a tensor aligned.
 _TMA_ALIGNMENT = 16
+# Rows to which that aligns float32 scales with rows innermost.
+_SCALE_ROWS = _TMA_ALIGNMENT // 4
 # What is planned for where no GPU can be asked: an H100 SXM or an H200.
 _DEFAULT_NUM_SMS = 132
 # SMs of the simulated device: few, so that its CTAs compute several tiles each.
@@ -184,12 +186,11 @@ def _addressable(
     rhs_is_1x128: bool,
 ) -> tuple[list[jax.Array], list[tuple[int, int]]]:
     """Returns the operands as TMA can address them, and their layouts, major to minor."""
-    scale_alignment = _TMA_ALIGNMENT // 4
     operands = [
         _pad(lhs_values, 1, _TMA_ALIGNMENT),
-        _pad(lhs_scales, 0, scale_alignment),
+        _pad(lhs_scales, 0, _SCALE_ROWS),
         _pad(rhs_values, 1, _TMA_ALIGNMENT),
-        _pad(rhs_scales, 0, scale_alignment) if rhs_is_1x128 else rhs_scales,
+        _pad(rhs_scales, 0, _SCALE_ROWS) if rhs_is_1x128 else rhs_scales,
     ]
     rows_innermost = (1, 0)
     return operands, [(0, 1), rows_innermost, (0, 1), rows_innermost if rhs_is_1x128 else (0, 1)]
@@ -325,6 +326,8 @@ def quantize(
     x_scales: jax.Array | None,
     group_sizes: jax.Array | None,
     *,
+    values_shape: tuple[int, ...],
+    scales_shape: tuple[int, ...],
     dtype: Any,
     scale_format: str,
     backend: str,
@@ -339,6 +342,8 @@ def quantize(
         x: `(B, R, K)`.
         x_scales: `(B, R, ceil(K / 128))` float32 if x is float8, else None.
         group_sizes: `(B, G)` int32 for "k_grouped", else None.
+        values_shape: Shape `(B, ., .)` of the values.
+        scales_shape: Shape `(B, ., .)` of the scales.
         dtype: Dtype of the values.
         scale_format: "float32" or "pow2".
         backend: "cuda" or "sim".
@@ -346,17 +351,10 @@ def quantize(
     core()
     batch, rows, columns = x.shape
     num_groups = 0 if group_sizes is None else group_sizes.shape[1]
-    shape, scale_rows = x.shape, rows
-    if layout in ("transposed", "k_grouped"):
-        width = rows if group_sizes is None else (rows + 127 * num_groups) // _BLOCK * _BLOCK
-        shape, scale_rows = (batch, columns, width), columns
-    num_blocks = -(-shape[2] // _BLOCK)
-    if layout == "blocks":
-        padded_rows = scale_rows = -(-rows // _BLOCK)
-        scales_layout = (0, 1, 2)
-    else:
-        alignment = _TMA_ALIGNMENT // 4
-        padded_rows = -(-scale_rows // alignment) * alignment
+    _, scale_rows, num_blocks = scales_shape
+    padded_rows, scales_layout = scale_rows, (0, 1, 2)
+    if layout != "blocks":
+        padded_rows += -scale_rows % _SCALE_ROWS
         scales_layout = _ROWS_INNERMOST
     given = [(x, (0, 1, 2)), (x_scales, _ROWS_INNERMOST), (group_sizes, (0, 1))]
     operands, layouts = zip(*(each for each in given if each[0] is not None), strict=True)
@@ -364,7 +362,7 @@ def quantize(
     values, scales = jax.ffi.ffi_call(
         QUANTIZE_TARGET,
         (
-            like.update(shape=shape, dtype=np.dtype(dtype)),
+            like.update(shape=values_shape, dtype=np.dtype(dtype)),
             like.update(shape=(batch, padded_rows, num_blocks), dtype=np.dtype(np.float32)),
         ),
         input_layouts=layouts,

@@ -133,7 +133,7 @@ def _result_types(options: Options, operands: tuple) -> tuple:
     if options.layout in ("transposed", "k_grouped"):
         rows, columns = columns, rows
     if group_sizes is not None:
-        columns = (columns + (_BLOCK - 1) * group_sizes.shape[-1]) // _BLOCK * _BLOCK
+        columns = _BLOCK * _xla_quantize.aligned_blocks(columns, group_sizes.shape[-1])
     scales = (*lead, -(-rows // block_rows), -(-columns // _BLOCK))
     return (
         jax.ShapeDtypeStruct((*lead, rows, columns), options.dtype),
@@ -161,11 +161,17 @@ def _kernel(options: Options, *operands, backend: str) -> tuple[jax.Array, jax.A
     batch, count = math.prod(lead), x.ndim - 2
     if options.layout == "rows":
         batch = 1
-    values, scales = _ffi.quantize(
-        options.layout,
+    merged = (
         x.reshape(batch, -1, x.shape[-1]),
         None if x_scales is None else x_scales.reshape(batch, *x_scales.shape[count:]),
         None if group_sizes is None else group_sizes.reshape(batch, -1),
+    )
+    like_values, like_scales = _result_types(options, merged)
+    values, scales = _ffi.quantize(
+        options.layout,
+        *merged,
+        values_shape=like_values.shape,
+        scales_shape=like_scales.shape,
         dtype=options.dtype,
         scale_format=options.scale_format,
         backend=backend,

@@ -46,6 +46,11 @@ def quantize_transposed(
     return jnp.swapaxes(values, -1, -2), jnp.swapaxes(scales, -1, -2)
 
 
+def aligned_blocks(num_rows: int, num_groups: int) -> int:
+    """Returns how many blocks of 128 groups of rows can need, each from a new block on."""
+    return (num_rows + (_BLOCK - 1) * num_groups) // _BLOCK
+
+
 def _read(leaves: tuple) -> jax.Array:
     """Returns what the leaves stand for."""
     return leaves[0] if len(leaves) == 1 else _xla.dequantize(*leaves, _ROW_BLOCK)
@@ -56,7 +61,7 @@ def _aligned(x: jax.Array, group_sizes: jax.Array | None) -> jax.Array:
     if group_sizes is None:
         return x
     num_rows, num_groups = x.shape[0], len(group_sizes)
-    num_blocks = (num_rows + (_BLOCK - 1) * num_groups) // _BLOCK
+    num_blocks = aligned_blocks(num_rows, num_groups)
     if not num_rows or not num_groups:
         return jnp.zeros_like(x, shape=(num_blocks * _BLOCK, x.shape[1]))
     ends = _xla_grouped.running_ends(group_sizes, num_rows)
