@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shape, dtype and option rules: one function per rule, each message says rule and value."""
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -90,10 +91,19 @@ def matrix(where: str, name: str, value: Any) -> None:
             f"{where}: {name} must be a matrix, got shape {tuple(value.shape)};"
             " use jax.vmap over leading dimensions."
         )
-    if max(value.shape) > MAX_EXTENT:
+    addressable(where, name, value.shape)
+
+
+def addressable(where: str, name: str, shape: Sequence[int]) -> None:
+    """Checks that the kernels can address a matrix, or matrices whose rows lie one below another.
+
+    TMA counts rows and columns in 32 bits, and so do the kernels.
+    """
+    *lead, columns = shape
+    if max(math.prod(lead), columns) > MAX_EXTENT:
         raise ValueError(
-            f"{where}: {name} must have at most {MAX_EXTENT} rows and columns,"
-            f" got shape {tuple(value.shape)}."
+            f"{where}: {name} must have at most {MAX_EXTENT} rows in all, and at most as many"
+            f" columns, got shape {tuple(shape)}."
         )
 
 

@@ -91,6 +91,7 @@ def dot_with_sharding(
     _checks.array(where, "x", x, _checks.RESULT_DTYPES)
     if not x.shape:
         raise ValueError(f"{where}: x must have shape (..., K), got ().")
+    _checks.addressable(where, "x", x.shape)
     if isinstance(w, BlockScaled):
         w = as_block_scaled(where, "w", w, (_checks.SQUARE_BLOCK,))
         _checks.matrix(where, "w", w)

@@ -49,6 +49,7 @@ def weights(where: str, rhs: Operand) -> BlockScaled:
     """Returns the validated `(G, N, K)` weights of a grouped product."""
     rhs = as_block_scaled(where, "rhs", rhs, (_checks.SQUARE_BLOCK,))
     _checks.groups(where, "rhs", rhs, "G, N, K")
+    _checks.addressable(where, "rhs", rhs.shape)
     return rhs
 
 

@@ -87,8 +87,9 @@ def k_grouped_gemm(
     num_groups = group_sizes.size
     _checks.group_data(where, "group_sizes", group_sizes, (num_groups,), "G")
     _checks.num_groups(where, "group_sizes", num_groups)
+    shape = (num_groups, lhs.shape[0], rhs.shape[0])
+    _checks.addressable(where, "the result", shape)
     if accumulator is not None:
-        shape = (num_groups, lhs.shape[0], rhs.shape[0])
         _checks.accumulator(where, accumulator, shape, options.result_dtype, "G, M, N")
     num_columns = lhs.scales.shape[-1] * _BLOCK
     _group_checks.sizes(where, "group_sizes", group_sizes, num_columns, align=_BLOCK)

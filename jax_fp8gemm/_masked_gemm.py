@@ -84,6 +84,7 @@ def grouped_gemm_masked(
     expected_m = 0 if expected_m is None else _checks.extent(where, "expected_m", expected_m, 0)
     lhs = as_block_scaled(where, "lhs", lhs, (_checks.ROW_BLOCK,))
     _checks.groups(where, "lhs", lhs, "G, M_max, K")
+    _checks.addressable(where, "lhs", lhs.shape)
     rhs = _grouping.weights(where, rhs)
     _checks.num_groups(where, "rhs", rhs.shape[0])
     _checks.same_k(where, lhs, rhs, "G, N, K")

@@ -70,6 +70,8 @@ def quantize(
     dtype = _checks.dtype_of(where, "dtype", dtype, _checks.FP8_DTYPES)
     _checks.one_of(where, "scale_format", scale_format, SCALE_FORMATS)
     _checks.implementation(where, implementation)
+    # Rows of all matrices are one matrix, but square blocks do not go from one into the next.
+    _checks.addressable(where, "x", x.shape if block == _checks.ROW_BLOCK else x.shape[-2:])
     return _apply(x, block, Options(where, _LAYOUTS[block], dtype, scale_format, implementation))
 
 

@@ -95,6 +95,10 @@ def quantize_k_grouped(
     _checks.matrix(where, "x", x)
     _checks.array(where, "group_sizes", group_sizes, (jnp.dtype(jnp.int32),))
     _checks.group_data(where, "group_sizes", group_sizes, (group_sizes.size,), "G")
+    _checks.num_groups(where, "group_sizes", group_sizes.size)
+    _, block = _checks.ROW_BLOCK
+    width = (x.shape[0] + (block - 1) * group_sizes.size) // block * block
+    _checks.addressable(where, "the result", (x.shape[1], width))
     _group_checks.sizes(where, "group_sizes", group_sizes, x.shape[0])
     options = Options(where, "k_grouped", dtype, scale_format, implementation)
     return _apply((x, None, group_sizes), options)
@@ -103,6 +107,7 @@ def quantize_k_grouped(
 def _validated(where: str, x, dtype, scale_format, implementation) -> tuple[jax.Array, Any]:
     _checks.array(where, "x", x, _checks.RESULT_DTYPES)
     _checks.at_least_2d(where, "x", x)
+    _checks.addressable(where, "x", x.shape[-2:])
     dtype = _checks.dtype_of(where, "dtype", dtype, _checks.FP8_DTYPES)
     _checks.one_of(where, "scale_format", scale_format, _quantizer.SCALE_FORMATS)
     _checks.implementation(where, implementation)

@@ -141,6 +141,30 @@ def test_nvrtc_is_searched_for_the_plugin_that_is_installed(extension, monkeypat
     assert [having(), having(12), having(13), having(12, 13)] == [0, 12, 13, 13]
 
 
+_CSRC = SHARED.parent
+_PARAMS_SOURCES = (
+    "gemm/config_key",
+    "gemm/problem",
+    "gemm/sm90_fp8_gemm",
+    "jit/type_names",
+    "quantize/quantize_key",
+    "quantize/quantize_problem",
+    "runtime/driver",
+    "runtime/tensor_map",
+)
+
+
+@pytest.mark.usefixtures("simulator_library")
+def test_launches_on_more_than_2_to_the_31_elements(extension, tmp_path):
+    """Encodes them with the simulator's checks, without memory behind the addresses."""
+    compiler = shutil.which("g++") or pytest.skip("needs g++")
+    cpp, program = Path(__file__).parent / "cpp", tmp_path / "gemm_params_test"
+    sources = [cpp / "gemm_params_test.cc", *(_CSRC / f"{name}.cc" for name in _PARAMS_SOURCES)]
+    flags = ["-std=c++20", "-O0", "-Wall", "-Wextra", "-Werror", f"-I{_CSRC}", f"-I{cpp}"]
+    subprocess.run([compiler, *flags, *sources, "-ldl", "-o", program], check=True)
+    subprocess.run([program, extension.SIM_LIBRARY], check=True)
+
+
 # An NVRTC of version 13.0 that compiles everything to the same four bytes.
 _NVRTC = """
 #include <stddef.h>

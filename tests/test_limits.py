@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is refused for its size, and what a cap on the SMs does to the choice of a kernel."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -11,16 +13,104 @@ from jax_fp8gemm import _checks, _config
 FP8 = jnp.float8_e4m3fn
 
 
-def test_more_rows_than_a_tensor_map_can_address_are_refused_while_tracing():
-    rows = _checks.MAX_EXTENT + 1
-    operands = [
-        jax.ShapeDtypeStruct((rows, 128), FP8),
-        jax.ShapeDtypeStruct((rows, 1), jnp.float32),
-        jax.ShapeDtypeStruct((8, 128), FP8),
-        jax.ShapeDtypeStruct((1, 1), jnp.float32),
-    ]
-    with pytest.raises(ValueError, match=f"gemm: lhs .* at most {_checks.MAX_EXTENT}"):
-        jax.eval_shape(lambda a, sa, b, sb: fp8.gemm((a, sa), (b, sb)), *operands)
+MOST = _checks.MAX_EXTENT
+HALF = MOST // 2 + 1  # two of them are too many
+
+
+def values(*shape):
+    """Returns float8 values of a shape with their 1x128 scales, neither of which has memory."""
+    scales = (*shape[:-1], -(-shape[-1] // 128))
+    return jax.ShapeDtypeStruct(shape, FP8), jax.ShapeDtypeStruct(scales, jnp.float32)
+
+
+def weights(*shape):
+    """Returns the same with 128x128 scales."""
+    scales = (*shape[:-2], -(-shape[-2] // 128), -(-shape[-1] // 128))
+    return jax.ShapeDtypeStruct(shape, FP8), jax.ShapeDtypeStruct(scales, jnp.float32)
+
+
+def ints(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+
+def x(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+
+
+quantize_blocks = functools.partial(fp8.quantize, block=(128, 128))
+
+# A call whose last operand to be too large is named, and the same with one row or column less.
+TOO_LARGE = {
+    "gemm_rows": (fp8.gemm, (values(MOST + 1, 128), weights(8, 128)), "lhs"),
+    "gemm_columns": (fp8.gemm, (values(8, 128), weights(MOST + 1, 128)), "rhs"),
+    "gemm_k": (fp8.gemm, (values(8, MOST + 1), weights(8, MOST + 1)), "lhs"),
+    "grouped_rows": (
+        fp8.grouped_gemm,
+        (values(MOST + 1, 128), weights(2, 8, 128), ints(2)),
+        "lhs",
+    ),
+    "grouped_weights": (
+        fp8.grouped_gemm,
+        (values(8, 128), weights(2, HALF, 128), ints(2)),
+        "rhs",
+    ),
+    "contiguous_rows": (
+        fp8.grouped_gemm_contiguous,
+        (values(MOST + 1, 128), weights(2, 8, 128), ints(MOST + 1)),
+        "lhs",
+    ),
+    "contiguous_weights": (
+        fp8.grouped_gemm_contiguous,
+        (values(8, 128), weights(2, HALF, 128), ints(8)),
+        "rhs",
+    ),
+    "masked_rows": (
+        fp8.grouped_gemm_masked,
+        (values(2, HALF, 128), weights(2, 8, 128), ints(2)),
+        "lhs",
+    ),
+    "masked_weights": (
+        fp8.grouped_gemm_masked,
+        (values(2, 8, 128), weights(2, HALF, 128), ints(2)),
+        "rhs",
+    ),
+    "k_grouped_k": (fp8.k_grouped_gemm, (values(8, MOST + 1), values(8, MOST + 1), ints(2)), "lhs"),
+    "k_grouped_result": (
+        fp8.k_grouped_gemm,
+        (values(HALF, 256), values(8, 256), ints(2)),
+        "the result",
+    ),
+    "dot_rows": (fp8.dot, (x(2, HALF, 8), x(8, 8)), "x"),
+    "quantize_rows": (fp8.quantize, (x(2, HALF, 8),), "x"),
+    "quantize_columns": (fp8.quantize, (x(8, MOST + 1),), "x"),
+    "quantize_blocks": (quantize_blocks, (x(2, 8, MOST + 1),), "x"),
+    "quantize_transposed": (fp8.quantize_transposed, (x(2, MOST + 1, 8),), "x"),
+    "quantize_k_grouped": (fp8.quantize_k_grouped, (x(MOST - 253, 8), ints(2)), "the result"),
+}
+
+
+@pytest.mark.parametrize(("function", "operands", "name"), TOO_LARGE.values(), ids=TOO_LARGE)
+def test_more_than_a_tensor_map_can_address_is_refused_while_tracing(function, operands, name):
+    where = getattr(function, "func", function).__name__
+    with pytest.raises(ValueError, match=f"^{where}: {name} must have at most {MOST} rows"):
+        jax.eval_shape(function, *operands)
+
+
+@pytest.mark.parametrize(
+    ("function", "operands"),
+    [
+        (fp8.gemm, (values(MOST, 128), weights(8, 128))),
+        (fp8.grouped_gemm, (values(8, 128), weights(2, HALF - 1, 128), ints(2))),
+        (fp8.grouped_gemm_masked, (values(2, HALF - 1, 128), weights(2, 8, 128), ints(2))),
+        (fp8.k_grouped_gemm, (values(HALF - 1, 256), values(8, 256), ints(2))),
+        (fp8.quantize, (x(2, HALF - 1, 8),)),
+        (quantize_blocks, (x(2, MOST, 8),)),
+        (fp8.quantize_transposed, (x(2, MOST, 8),)),
+        (fp8.quantize_k_grouped, (x(MOST - 254, 8), ints(2))),
+    ],
+)
+def test_the_largest_that_can_be_addressed_is_traced(function, operands):
+    assert jax.tree.leaves(jax.eval_shape(function, *operands))
 
 
 @pytest.mark.usefixtures("extension")

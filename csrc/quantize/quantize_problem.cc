@@ -110,9 +110,12 @@ void ValidateQuantizeProblem(const QuantizeProblem& problem) {
     throw UnsupportedError("batches must be 1, got " + std::to_string(problem.batches));
   }
   CheckExtent("columns of the result", problem.out_columns());
-  // The second, so that the product of three does not pass 63 bits.
-  CheckExtent("batches times rows", problem.batches * problem.rows);
-  CheckExtent("the number of CTAs", problem.grid(1));
+  // First, so that the product of three does not pass 63 bits: no fewer CTAs than that.
+  CheckExtent("the number of blocks of rows of all batches",
+              problem.batches * Blocks(problem.config.is_transposed() ? problem.out_columns()
+                                                                      : problem.rows));
+  // The kernels number warps in 32 bits.
+  CheckExtent("the number of warps", problem.grid(1) * kQuantizeWarps);
 }
 
 }  // namespace fp8gemm
