@@ -54,8 +54,8 @@ def gemm(
 
     Raises:
         TypeError: An argument has an unsupported type or dtype; or the result is differentiated.
-        ValueError: Shapes disagree, an operand has another block, `implementation` is unknown or
-            `num_sms` is out of range.
+        ValueError: Shapes disagree, an operand has another block or more than 2**31 - 513 rows or
+            columns, `implementation` is unknown or `num_sms` is out of range.
         NotImplementedError: `implementation` is "cuda" and the program is lowered for another
             platform, or "sim" and it is lowered for another one than the CPU.
         jax.errors.JaxRuntimeError: The GPU is not a Hopper one, or the kernel's compiler is

@@ -48,8 +48,9 @@ def quantize(
     Raises:
         TypeError: `x` or `dtype` has an unsupported dtype, or `block` or `implementation`
             another type.
-        ValueError: `x` has less than two dimensions, or `block`, `scale_format` or
-            `implementation` is none of the above, or an explicit mesh divides `x` inside a block.
+        ValueError: `x` has less than two dimensions or more than 2**31 - 513 rows, or
+            `block`, `scale_format` or `implementation` is none of the above, or an explicit mesh
+            divides `x` inside a block.
         NotImplementedError: `implementation` does not run on the platform lowered for.
         jax.errors.JaxRuntimeError: As `gemm`.
 

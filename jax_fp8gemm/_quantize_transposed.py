@@ -79,7 +79,8 @@ def quantize_k_grouped(
 
     Raises:
         TypeError: As `quantize`, or `group_sizes` is not `int32`.
-        ValueError: As `quantize`, or `x` or `group_sizes` has another number of dimensions.
+        ValueError: As `quantize`, or `x` or `group_sizes` has another number of dimensions, or
+            there are more than 512 groups.
 
     Transformations:
         As `quantize`, but T must be whole: an automatic mesh gathers it, an explicit one raises
@@ -96,11 +97,10 @@ def quantize_k_grouped(
     _checks.array(where, "group_sizes", group_sizes, (jnp.dtype(jnp.int32),))
     _checks.group_data(where, "group_sizes", group_sizes, (group_sizes.size,), "G")
     _checks.num_groups(where, "group_sizes", group_sizes.size)
-    _, block = _checks.ROW_BLOCK
-    width = (x.shape[0] + (block - 1) * group_sizes.size) // block * block
-    _checks.addressable(where, "the result", (x.shape[1], width))
-    _group_checks.sizes(where, "group_sizes", group_sizes, x.shape[0])
     options = Options(where, "k_grouped", dtype, scale_format, implementation)
+    (values, _) = _quantizer.result_types(options, (x, None, group_sizes))
+    _checks.addressable(where, "the result", values.shape)
+    _group_checks.sizes(where, "group_sizes", group_sizes, x.shape[0])
     return _apply((x, None, group_sizes), options)
 
 

@@ -122,11 +122,12 @@ def on_one_device(operands: tuple, options: Options) -> tuple[jax.Array, jax.Arr
         operands,
         kernel=kernel,
         xla=xla,
-        results=_result_types(options, operands),
+        results=result_types(options, operands),
     )
 
 
-def _result_types(options: Options, operands: tuple) -> tuple:
+def result_types(options: Options, operands: tuple) -> tuple:
+    """Returns the types of values and scales."""
     x, _, group_sizes = operands
     *lead, rows, columns = x.shape
     block_rows = _BLOCK if options.layout == "blocks" else 1
@@ -155,8 +156,6 @@ def _kernel(options: Options, *operands, backend: str) -> tuple[jax.Array, jax.A
     from jax_fp8gemm import _ffi  # here, so that importing the package loads no extension
 
     x, x_scales, group_sizes = operands
-    if group_sizes is not None and group_sizes.shape[-1] > _checks.MAX_GROUPS:
-        return _xla(options, *operands)
     *lead, rows, _ = x.shape
     batch, count = math.prod(lead), x.ndim - 2
     if options.layout == "rows":
@@ -166,7 +165,7 @@ def _kernel(options: Options, *operands, backend: str) -> tuple[jax.Array, jax.A
         None if x_scales is None else x_scales.reshape(batch, *x_scales.shape[count:]),
         None if group_sizes is None else group_sizes.reshape(batch, -1),
     )
-    like_values, like_scales = _result_types(options, merged)
+    like_values, like_scales = result_types(options, merged)
     values, scales = _ffi.quantize(
         options.layout,
         *merged,

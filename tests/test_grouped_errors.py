@@ -148,6 +148,11 @@ ERRORS = {
         ValueError,
         "group_sizes.*512.*513",
     ),
+    "quantize_k_groups": (
+        lambda: quantize_k(group_sizes=jnp.ones(513, jnp.int32)),
+        ValueError,
+        "quantize_k_grouped: group_sizes must have at most 512 groups, got 513",
+    ),
     "k_accumulator_dtype": (
         lambda: k_grouped_with(preferred_element_type=jnp.bfloat16),
         TypeError,
