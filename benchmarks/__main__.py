@@ -54,11 +54,20 @@ def _report(content: dict, folder: Path) -> None:
         print("no plots: matplotlib is not installed, or there is nothing to draw")
 
 
+def _failed(case: dict) -> bool:
+    return case["results"]["ours"]["status"] == "failed"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     options = _parser().parse_args(arguments)
     if options.report:
-        _report(record.load(options.report), options.output)
+        try:
+            content = record.load(options.report)
+        except (OSError, record.RecordError) as error:
+            print(f"bench: {error}", file=sys.stderr)
+            return 2
+        _report(content, options.output)
         return 0
     import jax
 
@@ -73,9 +82,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         budget_s=options.budget,
         with_extras=not options.no_extras,
     )
-    content = Run(settings).execute()
+    try:
+        run = Run(settings)
+    except ValueError as error:  # an unknown peer
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    content = run.execute()
     _report(content, options.output)
-    return 0
+    failed = [case["name"] for case in content["cases"] if _failed(case)]
+    if failed:
+        print(f"bench: ours failed on {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 
 import dataclasses
 import importlib.metadata
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from jax_fp8gemm._gpu_state import query_gpu as query_gpu
 from jax_fp8gemm._gpu_state import slowdowns as slowdowns
 from jax_fp8gemm._gpu_state import warnings_about as warnings_about
 
+_BUSY_SHARE = 0.5  # of the cores
 ROOT = Path(__file__).resolve().parents[1]
 _PACKAGES = (
     "jax",
@@ -44,6 +46,10 @@ class Environment:
     commit: str
     clocks: Mapping[str, str]
     warnings: tuple[str, ...]
+
+    def warned(self, text: str) -> "Environment":
+        """Returns the same with one more warning."""
+        return dataclasses.replace(self, warnings=(*self.warnings, text))
 
     def as_record(self) -> dict:
         """Returns the record's `environment`."""
@@ -82,9 +88,12 @@ def describe() -> Environment:
     """Looks at the machine."""
     device = jax.devices()[0]
     if device.platform != "gpu":
-        text = "no GPU: these are times of XLA and of a simulator on a CPU, not of kernels"
-        name = f"{_cpu_name()} ({jax.device_count()} JAX device)"
-        return Environment("cpu", name, "none", versions(), commit(), {}, (text,))
+        found = ["no GPU: these are times of XLA and of a simulator on a CPU, not of kernels"]
+        load, cores = os.getloadavg()[0], os.cpu_count()
+        if load > _BUSY_SHARE * cores:
+            found.append(f"the machine is busy: {load:.1f} running processes on {cores} cores")
+        name = f"{_cpu_name()} ({cores} cores)"
+        return Environment("cpu", name, "none", versions(), commit(), {}, tuple(found))
     gpu = query_gpu()
     driver = gpu.get("driver", "unknown")
     found = tuple(warnings_about(gpu, other_processes()))

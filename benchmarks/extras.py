@@ -101,23 +101,28 @@ def compile_times(cases: Sequence[BenchCase]) -> list[dict]:
 
     Needs NVRTC, but no GPU.
     """
-    from jax_fp8gemm import _ffi
+    from jax_fp8gemm import _config, _ffi
 
     core = _ffi.core()
+    num_sms, gpu = _ffi.planning_num_sms("cuda", None), _ffi.planning_gpu("cuda")
     chosen: dict[str, str] = {}
     for case in cases:
-        if case.kind == "forward":
-            chosen.setdefault(fp8.plan(case.m, case.n, case.k)[0]["config"], case.key)
-    core.set_cache_directory("")
+        problem = case.problem._replace(num_sms=num_sms)
+        config = _ffi.rank(problem, backend="cuda", gpu=gpu)[0]["config"]
+        chosen.setdefault(config, case.key)
     results = []
-    for config, key in chosen.items():
-        core.clear_memory_cache()
-        begin = time.perf_counter()
-        size_bytes = core.precompile(config)
-        seconds = time.perf_counter() - begin
-        results.append(
-            {"config": config, "case": key, "seconds": seconds, "cubin_bytes": size_bytes}
-        )
+    core.set_cache_directory("")
+    try:
+        for config, key in chosen.items():
+            core.clear_memory_cache()
+            begin = time.perf_counter()
+            size_bytes = core.precompile(config)
+            seconds = time.perf_counter() - begin
+            results.append(
+                {"config": config, "case": key, "seconds": seconds, "cubin_bytes": size_bytes}
+            )
+    finally:
+        core.set_cache_directory(str(_config.cache_dir() or ""))
     return results
 
 

@@ -93,10 +93,12 @@ def _deep_gemm(operands: GroupedOperands) -> Prepared:
     """Scales are brought into its layout before: its time is the product's alone."""
     from benchmarks import torch_peers
 
-    torch, deep_gemm = torch_peers.import_torch(), torch_peers.import_deep_gemm()
+    torch = torch_peers.import_torch()
     case, given = operands.case, operands.given
-    if case.kind not in ("contiguous", "masked"):
-        raise NotApplicableError(f"has no {case.kind} on Hopper, or not with these operands")
+    if case.kind == "ragged":
+        raise NotApplicableError("has no groups without padding on Hopper")
+    if case.kind == "k_grouped":
+        return _deep_gemm_k_grouped(operands)
     lhs, rhs, lhs_scales, rhs_scales, data = (
         torch_peers.to_torch(x)
         for x in (
@@ -110,15 +112,45 @@ def _deep_gemm(operands: GroupedOperands) -> Prepared:
     lhs, lhs_scales = lhs.view(*rows, case.k), lhs_scales.contiguous().view(*rows, -1)
     lhs_scales = torch_peers.deep_gemm_scales(lhs_scales)
     out = torch.empty((*rows, case.n), dtype=torch.bfloat16, device=lhs.device)
-    names = _DEEP_GEMM_NAMES[case.kind]
-    function = next(getattr(deep_gemm, name) for name in names if hasattr(deep_gemm, name))
+    function = torch_peers.deep_gemm_function(*_DEEP_GEMM_NAMES[case.kind])
     more = (case.m,) if case.kind == "masked" else ()
 
     def product() -> Any:
         function((lhs, lhs_scales), (rhs, rhs_scales), out, data, *more)
         return out.view(-1, case.n)
 
-    return torch_peers.prepared_torch(product)
+    return torch_peers.prepared_deep_gemm(product)
+
+
+def _deep_gemm_k_grouped(operands: GroupedOperands) -> Prepared:
+    """Its operands are flat, one group's matrix after the other; it adds to the result in place."""
+    from benchmarks import torch_peers
+
+    torch = torch_peers.import_torch()
+    case, given = operands.case, operands.given
+    function = torch_peers.deep_gemm_function("k_grouped_fp8_gemm_nt_contiguous")
+    sizes = [int(size) for size in given.group_data]
+
+    def flat(values: jax.Array, scales: jax.Array) -> tuple[Any, Any]:
+        parts = torch_peers.to_torch(values).view(torch.uint8).split(sizes, dim=1)
+        joined = torch.cat([part.reshape(-1) for part in parts]).view(torch.float8_e4m3fn)
+        return joined, torch_peers.deep_gemm_scales(torch_peers.to_torch(scales).contiguous())
+
+    lhs, rhs = (
+        flat(values, scales)
+        for values, scales in (
+            (given.lhs_values, given.lhs_scales),
+            (given.rhs_values, given.rhs_scales),
+        )
+    )
+    data = torch_peers.to_torch(given.group_data)
+    out = torch_peers.to_torch(given.accumulator).view(case.num_groups, case.m, case.n).clone()
+
+    def product() -> Any:
+        function(lhs, rhs, out, sizes, data, out)
+        return out.view(-1, case.n)
+
+    return torch_peers.prepared_deep_gemm(product)
 
 
 def with_groups(peer: Peer) -> Peer:

@@ -257,7 +257,7 @@ JAX_PEERS = (
         "jax_scaled_matmul",
         "jax.nn.scaled_matmul",
         MX_SCALED,
-        ("gpu", "cpu"),
+        ("gpu",),  # XLA has no such operation on a CPU
         _scaled_matmul,
         _has_scaled_matmul,
         same_product=False,
@@ -265,10 +265,19 @@ JAX_PEERS = (
 )
 
 
+def _needs_gpu() -> None:
+    raise PeerMissingError("needs a GPU")
+
+
 def all_peers(platform: str) -> list[Peer]:
-    """Returns every peer of a platform, missing ones too, ours first."""
+    """Returns every peer, ours first, and on a CPU those that need a GPU as missing ones."""
     from benchmarks.grouped_peers import with_groups
     from benchmarks.torch_peers import TORCH_PEERS
 
-    chosen = [peer for peer in (*JAX_PEERS, *TORCH_PEERS) if platform in peer.platforms]
-    return [with_groups(peer) for peer in chosen]
+    chosen = []
+    for peer in map(with_groups, (*JAX_PEERS, *TORCH_PEERS)):
+        if platform in peer.platforms:
+            chosen.append(peer)
+        elif platform == "cpu" and not peer.name.startswith("ours"):
+            chosen.append(dataclasses.replace(peer, probe=_needs_gpu))
+    return chosen

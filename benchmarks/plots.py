@@ -30,9 +30,8 @@ def _finish(plt, figure, axes, title: str, path: Path) -> Path:
     axes.set_title(title, fontsize=9)
     axes.grid(True, which="both", alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
+    figure.savefig(path, dpi=120, bbox_inches="tight")
     plt.close(figure)
     return path
 
@@ -41,6 +40,13 @@ def _title(record: dict, what: str) -> str:
     env = record["environment"]
     place = env["device"] if env["platform"] == "gpu" else f"NOT A GPU: {env['device']}"
     return f"{what}\n{place}, commit {env['commit']}"
+
+
+def _label(case: dict) -> str:
+    groups = f"{case.get('num_groups', 1)} groups "
+    shape = "x".join(str(case[axis]) for axis in "mnk")
+    kind = "" if case["kind"] == "forward" else f"{case['kind']} "
+    return f"{kind}{groups if case.get('num_groups', 1) > 1 else ''}{shape}"
 
 
 def _roofline(plt, record: dict, folder: Path) -> Path:
@@ -77,21 +83,27 @@ def _ratios(plt, record: dict, folder: Path) -> Path:
     for index, name in enumerate(peers):
         bars = [(i, r) for i, case in enumerate(cases) if (r := tables.ratio(case, name))]
         axes.bar(
-            [i + index * width for i, _ in bars],
-            [r for _, r in bars],
+            [i + (index - (len(peers) - 1) / 2) * width for i, _ in bars],
+            [r - 1 for _, r in bars],
             width,
+            bottom=1,  # up where ours is faster, down where the peer is
             label=record["peers"][name]["label"],
         )
     axes.axhline(1, color="k", linewidth=0.8)
-    labels = ["x".join(str(case[axis]) for axis in "mnk") for case in cases]
+    labels = [_label(case) for case in cases]
     axes.set_xticks(range(len(cases)), labels, rotation=90, fontsize=6)
     axes.set(ylabel="time over ours", yscale="log")
     return _finish(plt, figure, axes, _title(record, "Ratio per shape"), folder / "ratios.png")
 
 
 def _growth(plt, record: dict, path: Path, axis: str, fixed: str) -> Path | None:
-    """Draws the times of the suite that a path is named after: one line per peer and `fixed`."""
-    cases = [case for case in record["cases"] if case["suite"] == path.stem]
+    """Draws the times of the suite that a path is named after: one line per peer and `fixed`.
+
+    Where that suite was not run, its small one for a CPU.
+    """
+    suites = {case["suite"] for case in record["cases"]}
+    suite = path.stem if path.stem in suites else f"small_{path.stem}"
+    cases = [case for case in record["cases"] if case["suite"] == suite]
     if not cases:
         return None
     figure, axes = plt.subplots(figsize=(7, 4.5))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs suites: prepares the peers of a case, checks results, samples in turns, keeps record."""
 
+import concurrent.futures
 import dataclasses
 import datetime
 import sys
@@ -49,6 +50,9 @@ class Run:
         self._environment = environment.describe()
         self._platform = self._environment.platform
         self._timer = timers.best_timer(self._platform)
+        if self._platform == "gpu" and isinstance(self._timer, timers.WallTimer):
+            text = "CUPTI does not start: times are of the wall clock, with launches in them"
+            self._environment = self._environment.warned(text)
         self._peers = self._choose(all_peers(self._platform))
         self.record = {
             "format": record.FORMAT,
@@ -70,7 +74,8 @@ class Run:
         for name, peer in self.record["peers"].items():
             if peer["missing"]:
                 print(f"missing: {name}: {peer['missing']}")
-        self.record["limits"] = limits.measure(self._timer, self._platform)
+        if time.monotonic() < self._deadline:
+            self.record["limits"] = limits.measure(self._timer, self._platform)
         cases = self._settings.cases
         for index, case in enumerate(cases):
             self._add(case)
@@ -113,13 +118,14 @@ class Run:
             absent = {"status": "not reached", "reason": reason}
             entry["results"] = {peer.name: absent for peer in self._peers}
         else:
-            entry["results"] = self._results(case)
-            entry["gpu_after"] = environment.query_gpu() if self._platform == "gpu" else {}
+            entry["results"], entry["gpu_under_load"] = self._results(case)
         self.record["cases"].append(entry)
         self._save()
-        jax.clear_caches()
+        if self._platform == "gpu":
+            jax.clear_caches()  # programs keep device memory
 
-    def _results(self, case: BenchCase) -> dict[str, dict]:
+    def _results(self, case: BenchCase) -> tuple[dict[str, dict], dict[str, str]]:
+        """Returns what became of every peer, and what nvidia-smi says while ours runs."""
         operands = operands_for(case)
         prepared: dict[str, Prepared] = {}
         results: dict[str, dict] = {}
@@ -134,7 +140,7 @@ class Run:
                 reason = f"{type(error).__name__}: {error}"[:500]
                 results[peer.name] = {"status": "failed", "reason": reason}
         if not prepared:
-            return results
+            return results, {}
         samplers = {
             name: lambda call=call: self._timer.sample(call) for name, call in prepared.items()
         }
@@ -146,7 +152,18 @@ class Run:
         for name, seconds in taken.items():
             results[name] |= {"samples_s": seconds, "summary": samples.summary(seconds)}
         self._print(case, results)
-        return results
+        measured = [n for n, result in results.items() if result["status"] == "measured"]
+        return results, self._under_load(prepared[measured[0]]) if measured else {}
+
+    def _under_load(self, call: Prepared) -> dict[str, str]:
+        """Asks for clocks and power while a call is repeated: between calls the GPU is idle."""
+        if self._platform != "gpu":
+            return {}
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(environment.query_gpu)
+            while not answer.done():
+                call.finish(call.start())
+        return answer.result()
 
     def _prepare(self, peer: Peer, operands: Operands) -> tuple[Prepared, dict]:
         """Prepares, warms up and checks a peer on a case."""
@@ -207,7 +224,7 @@ class Run:
         found = {
             words
             for c in self.record["cases"]
-            for words in environment.slowdowns(c.get("gpu_after", {}))
+            for words in environment.slowdowns(c.get("gpu_under_load", {}))
         }
         for words in sorted(found):
             text = f"the GPU was slowed down during the run: {words}"

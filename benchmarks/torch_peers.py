@@ -4,6 +4,7 @@
 Operands are the same memory that JAX uses, handed over by DLPack.
 """
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -33,7 +34,8 @@ def _require(*modules: str) -> Callable[[], None]:
             try:
                 importlib.import_module(name)
             except Exception as error:  # installed and broken is missing, with its reason
-                raise PeerMissingError(f"{name} cannot be imported: {error}") from error
+                reason = f"{type(error).__name__}: {error}"
+                raise PeerMissingError(f"{name} cannot be imported: {reason}") from error
         torch = importlib.import_module("torch")
         if not torch.cuda.is_available():
             raise PeerMissingError("this torch sees no GPU")
@@ -66,10 +68,8 @@ def to_torch(x: jax.Array) -> Any:
 
 
 def prepared_torch(function: Callable[[], Any], **notes: Any) -> Prepared:
-    """Returns a function of nothing, ready to be timed, after running it once."""
+    """Returns a function of nothing, ready to be timed. It has not run yet."""
     torch = import_torch()
-    function()
-    torch.cuda.synchronize()
 
     def rows(result: Any, indices: np.ndarray) -> np.ndarray:
         chosen = torch.from_numpy(indices).to(result.device)
@@ -83,6 +83,12 @@ def _column_major(x: Any) -> Any:
     return x.t().contiguous().t()
 
 
+def _pitched(x: Any, pitch: int) -> Any:
+    """Returns a matrix with the same elements whose rows begin every `pitch` elements."""
+    torch = import_torch()
+    return torch.empty_strided(x.shape, (pitch, 1), dtype=x.dtype, device=x.device).copy_(x)
+
+
 def _cublaslt_block_scaled(operands: Operands) -> Prepared:
     """1x128 and 128x128 float32 scales: torch 2.8 and CUDA 12.9 on."""
     torch, case = import_torch(), operands.case
@@ -91,12 +97,8 @@ def _cublaslt_block_scaled(operands: Operands) -> Prepared:
     lhs, rhs = to_torch(operands.lhs.values), to_torch(operands.rhs.values)
     lhs_scales = _column_major(to_torch(operands.lhs.scales))
     given = to_torch(operands.rhs.scales)
-    # Rows of the weight's scales start at multiples of four floats.
-    pitch = -(-given.shape[1] // 4) * 4
-    rhs_scales = torch.empty_strided(given.shape, (pitch, 1), device=given.device)
-    rhs_scales.copy_(given)
 
-    def product():
+    def product(rhs_scales: Any) -> Any:
         return torch._scaled_mm(
             lhs,
             rhs.t(),
@@ -106,7 +108,15 @@ def _cublaslt_block_scaled(operands: Operands) -> Prepared:
             use_fast_accum=False,
         )
 
-    return prepared_torch(product)
+    # cuBLASLt has rows of these scales begin at multiples of four floats, which some versions of
+    # torch ask for; others only know dense rows.
+    columns = given.shape[1]
+    rhs_scales = _pitched(given, -(-columns // 4) * 4)
+    try:
+        product(rhs_scales)
+    except (RuntimeError, ValueError):
+        rhs_scales = _pitched(given, columns)
+    return prepared_torch(functools.partial(product, rhs_scales))
 
 
 def _cublaslt_tensor_wise(operands: Operands) -> Prepared:
@@ -145,26 +155,58 @@ def _triton_block_scaled(operands: Operands) -> Prepared:
     return prepared_torch(lambda: block_scaled_matmul(lhs, lhs_scales, rhs, rhs_scales))
 
 
+def deep_gemm_function(*names: str) -> Callable:
+    """Returns the first of its functions that this version has.
+
+    Raises:
+        NotApplicableError: It has none of them.
+    """
+    deep_gemm = import_deep_gemm()
+    for name in names:
+        if hasattr(deep_gemm, name):
+            return getattr(deep_gemm, name)
+    raise NotApplicableError(f"this version has no {names[0]}")
+
+
+def prepared_deep_gemm(function: Callable[[], Any]) -> Prepared:
+    """Returns one of its functions, ready to be timed."""
+    return prepared_torch(function, version=getattr(import_deep_gemm(), "__version__", "unknown"))
+
+
 def _deep_gemm(operands: Operands) -> Prepared:
     """The scales are brought into its layout before: its time is the product's alone."""
-    torch, deep_gemm = import_torch(), import_deep_gemm()
-    if operands.case.n % 8:
+    torch, case = import_torch(), operands.case
+    if case.n % 8:
         raise NotApplicableError("N must be a multiple of 8")
-    lhs, rhs = to_torch(operands.lhs.values), to_torch(operands.rhs.values)
-    lhs_scales = deep_gemm_scales(to_torch(operands.lhs.scales).contiguous())
-    rhs_scales = to_torch(operands.rhs.scales).contiguous()
-    out = torch.empty((operands.case.m, operands.case.n), dtype=torch.bfloat16, device=lhs.device)
-    function = next(
-        getattr(deep_gemm, name)
-        for name in ("fp8_gemm_nt", "gemm_fp8_fp8_bf16_nt")
-        if hasattr(deep_gemm, name)
+    lhs, rhs = (
+        (to_torch(x.values), to_torch(x.scales).contiguous()) for x in (operands.lhs, operands.rhs)
     )
+    lhs = (lhs[0], deep_gemm_scales(lhs[1]))
+    if case.kind == "wgrad":
+        rhs = (rhs[0], deep_gemm_scales(rhs[1]))
+        return _deep_gemm_weight_gradient(lhs, rhs, to_torch(operands.accumulators[0]).clone())
+    out = torch.empty((case.m, case.n), dtype=torch.bfloat16, device=lhs[0].device)
+    function = deep_gemm_function("fp8_gemm_nt", "gemm_fp8_fp8_bf16_nt")
 
-    def product():
-        function((lhs, lhs_scales), (rhs, rhs_scales), out)
+    def product() -> Any:
+        function(lhs, rhs, out)
         return out
 
-    return prepared_torch(product, version=getattr(deep_gemm, "__version__", "unknown"))
+    return prepared_deep_gemm(product)
+
+
+def _deep_gemm_weight_gradient(lhs: tuple, rhs: tuple, out: Any) -> Prepared:
+    """Scales per row of both; adds to `out`, a float32 matrix, in place."""
+    function = deep_gemm_function("fp8_gemm_nt", "wgrad_gemm_fp8_fp8_fp32_nt")
+    # The older one is for nothing else.
+    is_new = hasattr(import_deep_gemm(), "fp8_gemm_nt")
+    options = {"c": out, "recipe": (1, 1, 128)} if is_new else {}
+
+    def product() -> Any:
+        function(lhs, rhs, out, **options)
+        return out
+
+    return prepared_deep_gemm(product)
 
 
 _GPU = ("gpu",)
@@ -202,5 +244,6 @@ TORCH_PEERS = (
         _GPU,
         _deep_gemm,
         _require("torch", "deep_gemm"),
+        kinds=("forward", "wgrad"),
     ),
 )

@@ -90,6 +90,11 @@ def cuda_home() -> pathlib.Path | None:
     return pathlib.Path(text).expanduser() if text else None
 
 
+def first_visible_gpu() -> str:
+    """Returns the index or UUID of the first GPU that CUDA shows of the machine's."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip() or "0"
+
+
 def values() -> dict[str, str]:
     """Returns each variable's text in the environment, "(default)" where it is unset."""
     return {v.name: os.environ.get(v.name, "(default)") for v in VARIABLES}

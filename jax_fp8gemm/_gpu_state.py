@@ -5,6 +5,8 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 
+from jax_fp8gemm import _config
+
 # Fields of nvidia-smi's query, and the name each has in a record.
 _QUERY = {
     "name": "name",
@@ -31,15 +33,24 @@ POWER_CAP = 0x04
 _BUSY_PERCENT = 10
 
 
+def _of_first_gpu() -> list[str]:
+    """Returns the option that has nvidia-smi speak of the first GPU that CUDA shows JAX alone.
+
+    nvidia-smi itself shows all of the machine, whatever CUDA_VISIBLE_DEVICES says.
+    """
+    return [f"--id={_config.first_visible_gpu()}"]
+
+
 def query_gpu(run=subprocess.run) -> dict[str, str]:
-    """Returns what nvidia-smi says of the first GPU; empty without nvidia-smi.
+    """Returns what nvidia-smi says of the first GPU that JAX sees; empty without nvidia-smi.
 
     Args:
         run: Stands for `subprocess.run` in tests.
     """
     if run is subprocess.run and shutil.which("nvidia-smi") is None:
         return {}
-    command = ["nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits"]
+    query = f"--query-gpu={','.join(_QUERY)}"
+    command = ["nvidia-smi", *_of_first_gpu(), query, "--format=csv,noheader,nounits"]
     result = run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0 or not result.stdout.strip():
         return {}
@@ -48,22 +59,31 @@ def query_gpu(run=subprocess.run) -> dict[str, str]:
 
 
 def other_processes(run=subprocess.run) -> int:
-    """Returns how many processes compute on the GPU; 0 where nvidia-smi cannot say."""
+    """Returns how many processes compute on that GPU; 0 where nvidia-smi cannot say."""
     if run is subprocess.run and shutil.which("nvidia-smi") is None:
         return 0
-    command = ["nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader"]
+    query = "--query-compute-apps=pid"
+    command = ["nvidia-smi", *_of_first_gpu(), query, "--format=csv,noheader"]
     result = run(command, capture_output=True, text=True, check=False)
     return len(result.stdout.split()) if result.returncode == 0 else 0
 
 
+def _reasons(gpu: Mapping[str, str]) -> int:
+    """Returns the bits of why the GPU runs slower than it could; 0 where they are unknown."""
+    try:
+        return int(gpu.get("slowdown_reasons", ""), 16)
+    except ValueError:
+        return 0
+
+
 def slowdowns(gpu: Mapping[str, str]) -> list[str]:
     """Returns in words why the GPU runs slower than it could, the power cap left out."""
-    text = gpu.get("slowdown_reasons", "")
-    try:
-        bits = int(text, 16)
-    except ValueError:
-        return []
-    return [words for bit, words in _SLOWDOWNS.items() if bits & bit]
+    return [words for bit, words in _SLOWDOWNS.items() if _reasons(gpu) & bit]
+
+
+def is_power_capped(gpu: Mapping[str, str]) -> bool:
+    """Whether the power cap slows the GPU down, as it does in every long run of tensor cores."""
+    return bool(_reasons(gpu) & POWER_CAP)
 
 
 def warnings_about(gpu: Mapping[str, str], num_processes: int = 0) -> list[str]:

@@ -3,8 +3,7 @@
 
 CUPTI gives the duration of every kernel on the device, whichever library launched it, so that all
 peers are timed by the same clock and launch gaps are in nobody's number. It comes with jaxlib. The
-fallback is a pair of events on the stream of a PyTorch peer, and the wall clock of a blocking call
-for a JAX one, which then contains the launch.
+fallback is the wall clock of a blocking call, for all peers alike, which then contains the launch.
 """
 
 import time

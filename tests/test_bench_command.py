@@ -5,8 +5,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import numpy as np
+import pytest
 
 from jax_fp8gemm import _cli, _cli_bench
 from jax_fp8gemm import _timers as timers
@@ -14,7 +17,18 @@ from jax_fp8gemm import _timers as timers
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # behind the installed package
 
-from benchmarks import cases, extras, operands, peers, record, tables  # noqa: E402
+import benchmarks.__main__ as command  # noqa: E402
+from benchmarks import (  # noqa: E402
+    cases,
+    environment,
+    extras,
+    limits,
+    operands,
+    peers,
+    record,
+    runner,
+    tables,
+)
 
 
 def _command(*arguments: object) -> subprocess.CompletedProcess:
@@ -56,7 +70,73 @@ def test_spent_budget_is_recorded(extension, tmp_path):
 
 def test_unknown_peer_is_named():
     run = _command("--peers", "nobody")
-    assert run.returncode != 0 and "nobody" in run.stderr
+    assert run.returncode == 2 and run.stderr.startswith("bench: no peer nobody"), run.stderr
+
+
+def test_record_that_cannot_be_read_is_named(capsys, tmp_path):
+    path = tmp_path / "x.json"
+    for text in (None, "{"):
+        if text:
+            path.write_text(text)
+        assert command.main(["--report", str(path)]) == 2
+        assert str(path) in capsys.readouterr().err
+
+
+# ---- A run on a GPU, with stand-ins for what it needs --------------------------------------------
+
+_GPU_STATE = {"sm_clock_mhz": "1500", "slowdown_reasons": "0x40"}
+
+
+@pytest.fixture
+def gpu(extension, monkeypatch):
+    """Has the benchmarks take the CPU for a GPU that is too hot, and on which ours does not run."""
+    timer = timers.CuptiTimer(SimpleNamespace())
+    monkeypatch.setattr(timer, "kernels", lambda call: [("product", _seconds(call))])
+    monkeypatch.setattr(runner.timers, "best_timer", lambda platform: timer)
+    hopper = environment.Environment("gpu", "Hot", "1", {}, "abc", {}, ())
+    monkeypatch.setattr(environment, "describe", lambda: hopper)
+    monkeypatch.setattr(environment, "query_gpu", lambda: _GPU_STATE)
+    monkeypatch.setattr(limits, "_COPY_BYTES", {"gpu": 1 << 20})
+    monkeypatch.setattr(limits, "_SQUARE", {"gpu": 256})
+
+
+def _seconds(call) -> float:
+    call.finish(call.start())
+    return 1e-6
+
+
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="ours runs")
+def test_what_fails_on_a_gpu_is_in_record_report_and_exit_status(
+    gpu, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(command, "suite", lambda name: cases.suite(name)[:1])
+    chosen = ("--peers", "jax_bf16", "jax_scaled_matmul", "deep_gemm")
+    arguments = ("--suites", "smoke", "--rounds", "2", "--no-extras", "--output", str(tmp_path))
+    assert command.main([*arguments, *chosen]) == 1
+    assert "ours failed on few_rows" in capsys.readouterr().err
+    content = record.load(tmp_path / "record.json")
+    (entry,) = content["cases"]
+    statuses = {name: result["status"] for name, result in entry["results"].items()}
+    assert statuses == {
+        "ours": "failed",
+        "jax_bf16": "measured",
+        "jax_scaled_matmul": "failed",
+        "deep_gemm": "missing",
+    }
+    assert entry["results"]["jax_bf16"]["notes"]["kernels"] == ["product"]
+    assert entry["gpu_under_load"] == _GPU_STATE
+    (warning,) = content["environment"]["warnings"]
+    assert "slowed down during the run: thermal slowdown (hardware)" in warning
+    assert set(content["limits"]) == {"copy_bytes", "fp8_flops", "bf16_flops"}
+    text = (tmp_path / "report.md").read_text()
+    assert "DeepGEMM | block-scaled fp8 | missing: " in text and "| missing |" in text
+    assert "## Failed\n\n* jax_fp8gemm on few_rows" in text and "## Targets" in text
+
+
+def test_wall_clock_on_a_gpu_is_a_warning(gpu, monkeypatch, tmp_path):
+    monkeypatch.setattr(runner.timers, "best_timer", lambda platform: timers.WallTimer())
+    content = runner.Run(runner.Settings([], tmp_path)).record
+    assert ["CUPTI does not start" in text for text in content["environment"]["warnings"]] == [True]
 
 
 def test_help_of_the_command_is_the_benchmarks():

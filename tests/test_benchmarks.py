@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmarks' pure parts: samples, timers, cases, records, tables, plots."""
+"""The benchmarks' pure parts: samples, timers, cases, environment."""
 
-import copy
-import json
 import math
 import sys
 from pathlib import Path
@@ -13,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # behind the installed package
 
-from benchmarks import cases, environment, plots, record, tables  # noqa: E402
+from benchmarks import cases, environment  # noqa: E402
 from jax_fp8gemm import _samples as samples  # noqa: E402
 from jax_fp8gemm import _timers as timers  # noqa: E402
 
@@ -146,6 +144,16 @@ def test_published_rows_cover_the_tests_cases():
     shapes = {(case.m, case.n, case.k) for case in cases.suite("deepgemm")}
     assert {(c.m, c.n, c.k) for c in test_cases.PREFILL_CASES} <= shapes
     assert len(shapes) == 18
+    counts = {
+        name: len(cases.suite(name)) for name in ("contiguous", "masked", "wgrad", "k_grouped")
+    }
+    assert counts == {"contiguous": 6, "masked": 12, "wgrad": 9, "k_grouped": 5}
+
+
+def test_sweeps_span_rows_and_groups():
+    rows = {case.m for case in cases.suite("scaling")}
+    groups = {case.num_groups for case in cases.suite("groups")}
+    assert (min(rows), max(rows)) == (1, 16384) and (min(groups), max(groups)) == (1, 256)
 
 
 def test_work_of_a_case():
@@ -204,6 +212,22 @@ def test_doubtful_gpu_gives_a_warning(change, message):
     assert message in warning
 
 
+def test_the_gpu_that_jax_sees_is_asked(monkeypatch):
+    """nvidia-smi shows all GPUs of a machine, whatever CUDA shows of them."""
+    asked = []
+
+    def run(command, **_):
+        asked.append(command[1])
+        return SimpleNamespace(returncode=0, stdout=_SMI, stderr="")
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    environment.query_gpu(run)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    environment.query_gpu(run)
+    environment.other_processes(run)
+    assert asked == ["--id=0", "--id=3", "--id=3"]
+
+
 def test_power_cap_is_ordinary():
     gpu = {"slowdown_reasons": hex(environment.POWER_CAP)}
     assert environment.slowdowns(gpu) == []
@@ -215,140 +239,3 @@ def test_other_processes_and_silence_give_a_warning():
     assert environment.warnings_about(gpu, 2) == ["2 processes use the GPU"]
     assert environment.query_gpu(_run_of("", 9)) == {}
     assert "nvidia-smi says nothing" in environment.warnings_about({})[0]
-
-
-# ---- Record ------------------------------------------------------------------------------------
-
-
-def _measured(*seconds: float) -> dict:
-    return {
-        "status": "measured",
-        "method": "made up",
-        "samples_s": list(seconds),
-        "summary": samples.summary(seconds),
-    }
-
-
-def _record(platform: str = "gpu") -> dict:
-    """Returns a small record of invented numbers."""
-    shape = {"m": 128, "n": 256, "k": 512, "kind": "forward", "flops": 2 << 24, "bytes": 1 << 18}
-    peers = ("ours", "slow", "broken", "absent")
-    described = {n: {"label": n.title(), "semantics": "s", "missing": ""} for n in peers}
-    described["absent"]["missing"] = "absent is not installed"
-    results = {
-        "ours": _measured(1e-6, 1e-6),
-        "slow": _measured(2e-6, 2e-6),
-        "broken": {"status": "failed", "reason": "RuntimeError: it broke"},
-        "absent": {"status": "missing", "reason": "absent is not installed"},
-    }
-    case = {"suite": "scaling", "name": "rows", **shape, "published": {"readme": 20}}
-    return {
-        "format": record.FORMAT,
-        "created": "2026-01-02T03:04:05+00:00",
-        "command": [],
-        "environment": {
-            "platform": platform,
-            "device": "Invented",
-            "driver": "1",
-            "versions": {"jax": "0"},
-            "commit": "abc",
-            "clocks": {},
-            "warnings": ["it is hot"],
-        },
-        "limits": {"copy_bytes": {"per_s": 1e12}, "fp8_flops": {"per_s": 1e14, "by": "slow"}},
-        "peers": described,
-        "cases": [case | {"results": results}],
-        "extras": {"compile": {"failed": "no NVRTC"}},
-    }
-
-
-def test_record_round_trip(tmp_path):
-    path = tmp_path / "new" / "record.json"
-    record.save(_record(), path)
-    assert record.load(path) == _record()
-
-
-@pytest.mark.parametrize(
-    ("place", "value", "message"),
-    [
-        (("format",), 7, "format must be 1"),
-        (("environment", "platform"), "tpu", "platform"),
-        (("environment", "driver"), 5, "environment.driver must be str"),
-        (("cases", 0, "m"), "128", r"cases\[0\].m must be int"),
-        (("cases", 0, "m"), True, r"cases\[0\].m must be int"),
-        (("cases", 0, "results", "ours", "samples_s"), [], "samples_s is empty"),
-        (("cases", 0, "results", "ours", "status"), "fine", "status must be one of"),
-        (("cases", 0, "results", "broken", "reason"), "", "gives no reason"),
-        (("cases", 0, "results", "stranger"), {"status": "measured"}, "'stranger', which is no"),
-    ],
-)
-def test_damaged_record_is_refused(tmp_path, place, value, message):
-    damaged = copy.deepcopy(_record())
-    target = damaged
-    for step in place[:-1]:
-        target = target[step]
-    target[place[-1]] = value
-    with pytest.raises(record.RecordError, match=message):
-        record.validate(damaged)
-    (tmp_path / "record.json").write_text(json.dumps(damaged))
-    with pytest.raises(record.RecordError, match="record.json"):
-        record.load(tmp_path / "record.json")
-
-
-def test_file_that_is_no_record_is_named(tmp_path):
-    (tmp_path / "x.json").write_text("{")
-    with pytest.raises(record.RecordError, match="x.json: not JSON"):
-        record.load(tmp_path / "x.json")
-
-
-# ---- Tables and plots --------------------------------------------------------------------------
-
-
-def test_report_of_a_gpu():
-    text = tables.report(_record())
-    row = next(line for line in text.splitlines() if line.startswith("| rows"))
-    # 2^25 operations in 1 us; 2^18 bytes at 1 TB/s would take 0.26 us, the operations 0.34 us.
-    expected = "| rows | 128 | 256 | 512 | 1.0 | 0.0% | 33.6 | 34% | 2.00 | failed | missing |"
-    assert row == expected
-    assert "| **2.00** |" in text
-    assert "> Warning: it is hot" in text and tables.CPU_NOTE not in text
-    assert "Absent: missing: absent is not installed" in text
-    assert "Broken on rows 128x256x512: failed: RuntimeError: it broke" in text
-    assert "| 128 | 256 | 512 | 34 | 20 |" in text
-    assert "compile: no numbers: no NVRTC" in text
-
-
-def test_report_of_a_cpu_says_so_and_compares_with_nothing_published():
-    text = tables.report(_record("cpu"))
-    assert tables.CPU_NOTE in text and "published" not in text and "of limit" not in text
-
-
-def test_report_without_our_time():
-    content = _record()
-    content["cases"][0]["results"]["ours"] = {"status": "failed", "reason": "x"}
-    record.validate(content)
-    row = next(line for line in tables.report(content).splitlines() if line.startswith("| rows"))
-    assert row == "| rows | 128 | 256 | 512 | failed |  |  |  | - | failed | missing |"
-
-
-def test_plots(tmp_path):
-    pytest.importorskip("matplotlib")
-    drawn = plots.draw(_record(), tmp_path)
-    assert [path.name for path in drawn] == ["roofline.png", "ratios.png", "scaling.png"]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
-
-
-def test_growth_with_groups_is_drawn(tmp_path):
-    pytest.importorskip("matplotlib")
-    content = _record()
-    content["cases"] = [
-        content["cases"][0] | {"suite": "groups", "kind": "ragged", "num_groups": groups}
-        for groups in (1, 4)
-    ]
-    names = [path.name for path in plots.draw(content, tmp_path)]
-    assert names == ["roofline.png", "ratios.png", "groups.png"]
-
-
-def test_no_plots_without_matplotlib(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert plots.draw(_record(), tmp_path) == []

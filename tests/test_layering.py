@@ -44,7 +44,7 @@ PYTHON_LAYERS = {
     "_dispatch": set(),
     "_xla": set(),
     "_version": set(),
-    "_gpu_state": set(),
+    "_gpu_state": {"_config"},
     "_nvidia": set(),
     "_cubin": set(),
     "_sass": {"_nvidia"},
