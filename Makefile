@@ -14,7 +14,7 @@ SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f ! -name '*.md
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test xla-gpu gpu-check bench mutants lint format develop clean require-hopper offline
+.PHONY: help demo test xla-gpu gpu-check bench mutants wheel lint format develop clean require-hopper offline
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -39,6 +39,9 @@ bench: $(if $(OFFLINE),offline,$(VENV)/.package $(VENV)/.bench)  ## Time everyth
 
 mutants: $(VENV)/.package $(VENV)/.tests  ## Plant every known kernel bug and check that the simulator finds it
 	$(BIN)/python -m tests.mutation
+
+wheel:  ## Build a wheel for $(PYTHON) into dist/, as a release is
+	.ci/build-wheel $(PYTHON)
 
 lint: $(VENV)/.lint  ## Check style and format of the Python sources
 	$(BIN)/ruff check .

@@ -46,15 +46,22 @@ def batches(steps: int, batch: int, length: int, *, unseen: bool = False) -> lis
 
 
 def progress(items: Iterable, label: str, note: Callable[[], str] = str) -> Iterator:
-    """Yields the items and shows on stderr how far it is; `note` says what to show beside."""
+    """Yields the items and shows on stderr how far it is; `note` says what to show beside.
+
+    In a terminal a bar that grows, in a file five lines.
+    """
     items = list(items)
+    is_terminal = sys.stderr.isatty()
     start = time.perf_counter()
     for done, item in enumerate(items, 1):
         yield item
         bar = "#" * (30 * done // len(items))
         seconds = time.perf_counter() - start
-        print(f"\r{label:>9} [{bar:<30}] {seconds:4.0f} s {note()}", end="", file=sys.stderr)
-    print(file=sys.stderr)
+        line = f"{label:>9} [{bar:<30}] {seconds:4.0f} s {note()}"
+        if is_terminal:
+            print(f"\r{line}", end="" if done < len(items) else "\n", file=sys.stderr)
+        elif 5 * done // len(items) > 5 * (done - 1) // len(items):
+            print(line, file=sys.stderr)
 
 
 def train(loss, parameters, optimizer: optax.GradientTransformation, data, unseen, label: str):
