@@ -36,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--peers", nargs="+", default=[], help="default: all; ours is always there")
     parser.add_argument("--rounds", type=int, default=20, help="samples of each peer")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds at most")
+    parser.add_argument("--require-gpu", action="store_true", help="fail where JAX has no GPU")
     parser.add_argument("--no-extras", action="store_true", help="only the products")
     parser.add_argument("--output", type=Path, default=Path("build/benchmarks"))
     parser.add_argument("--report", type=Path, help="only report on a record that exists")
@@ -73,7 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from benchmarks.runner import Run, Settings  # here: it starts jax
 
-    suites = options.suites or (GPU_SUITES if jax.devices()[0].platform == "gpu" else CPU_SUITES)
+    has_gpu = jax.devices()[0].platform == "gpu"
+    if options.require_gpu and not has_gpu:
+        print(f"bench: JAX has no GPU here, but {jax.devices()}", file=sys.stderr)
+        return 2
+    suites = options.suites or (GPU_SUITES if has_gpu else CPU_SUITES)
     settings = Settings(
         cases=[case for name in suites for case in suite(name)],
         output=options.output,

@@ -51,8 +51,7 @@ class Run:
         self._platform = self._environment.platform
         self._timer = timers.best_timer(self._platform)
         if self._platform == "gpu" and isinstance(self._timer, timers.WallTimer):
-            text = "CUPTI does not start: times are of the wall clock, with launches in them"
-            self._environment = self._environment.warned(text)
+            self._environment = self._environment.warned(timers.WITHOUT_CUPTI)
         self._peers = self._choose(all_peers(self._platform))
         self.record = {
             "format": record.FORMAT,
@@ -74,7 +73,7 @@ class Run:
         for name, peer in self.record["peers"].items():
             if peer["missing"]:
                 print(f"missing: {name}: {peer['missing']}")
-        if time.monotonic() < self._deadline:
+        if not self._is_over():
             self.record["limits"] = limits.measure(self._timer, self._platform)
         cases = self._settings.cases
         for index, case in enumerate(cases):
@@ -104,6 +103,13 @@ class Run:
             missing = str(error)
         return {"label": peer.label, "semantics": peer.semantics, "missing": missing}
 
+    def _is_over(self) -> bool:
+        return time.monotonic() > self._deadline
+
+    def _not_reached(self) -> dict[str, str]:
+        reason = f"the budget of {self._settings.budget_s:g} s was spent"
+        return {"status": "not reached", "reason": reason}
+
     def _save(self) -> None:
         record.save(self.record, self._settings.output / "record.json")
 
@@ -113,10 +119,8 @@ class Run:
             "bytes": case.bytes,
             "published": dict(case.published),
         }
-        if time.monotonic() > self._deadline:
-            reason = f"the budget of {self._settings.budget_s:g} s was spent"
-            absent = {"status": "not reached", "reason": reason}
-            entry["results"] = {peer.name: absent for peer in self._peers}
+        if self._is_over():
+            entry["results"] = {peer.name: self._not_reached() for peer in self._peers}
         else:
             entry["results"], entry["gpu_under_load"] = self._results(case)
         self.record["cases"].append(entry)
@@ -130,6 +134,9 @@ class Run:
         prepared: dict[str, Prepared] = {}
         results: dict[str, dict] = {}
         for peer in self._peers:
+            if self._is_over():
+                results[peer.name] = self._not_reached()
+                continue
             try:
                 prepared[peer.name], results[peer.name] = self._prepare(peer, operands)
             except NotApplicableError as error:
@@ -145,7 +152,7 @@ class Run:
             name: lambda call=call: self._timer.sample(call) for name, call in prepared.items()
         }
         taken, failures = samples.sample_rounds(
-            samplers, self._settings.num_rounds, lambda: time.monotonic() < self._deadline
+            samplers, self._settings.num_rounds, lambda: not self._is_over()
         )
         for name, reason in failures.items():
             results[name] = {"status": "failed", "reason": reason[:500]}
@@ -212,7 +219,7 @@ class Run:
             "compile": lambda: extras.compile_times(self._settings.cases),
         }
         for name, part in parts.items():
-            if time.monotonic() > self._deadline:
+            if self._is_over():
                 self.record["extras"][name] = {"not reached": "the budget was spent"}
                 continue
             try:

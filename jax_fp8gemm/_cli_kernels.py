@@ -228,6 +228,10 @@ def _tune_problems(options: argparse.Namespace) -> int:
         for done in _tune.measure(problems, settings, timer, print):
             measured.append(done)
             _show(done)
+            before = machine.warnings
+            machine = machine if options.simulate else _tune.seen_after(machine)
+            for warning in machine.warnings[len(before) :]:
+                print(f"WARNING: {warning}")
             # After each problem, so that what ends the run loses little.
             if not options.simulate:
                 _tune.extend_table(path, machine, [done])

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+# A warning for a record: what the fallback means.
+WITHOUT_CUPTI = "CUPTI does not start: times are of the wall clock, with launches in them"
 # More than twice any Hopper's L2.
 _FLUSH_BYTES = 256 << 20
 

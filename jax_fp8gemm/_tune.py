@@ -117,7 +117,8 @@ def machine(simulate: bool) -> tuple[Machine, Any]:
         info = core.device_info("cuda", 0)
         nvrtc = core.nvrtc_version()
     except RuntimeError as error:
-        raise CannotTuneError(f"there is no usable Hopper GPU: {error}") from None
+        reason = str(error).rstrip(".")
+        raise CannotTuneError(f"there is no usable Hopper GPU: {reason}") from None
     if not gpu:
         raise CannotTuneError("JAX finds no CUDA device; install jax[cuda13] or jax[cuda12]")
     if info["compute_capability"] != (9, 0):
@@ -126,8 +127,18 @@ def machine(simulate: bool) -> tuple[Machine, Any]:
     state = _gpu_state.query_gpu()
     found = _gpu_state.warnings_about(state, _gpu_state.other_processes())
     timer = _timers.best_timer("gpu")
+    if isinstance(timer, _timers.WallTimer):
+        found.append(_timers.WITHOUT_CUPTI)
     driver = f"{state.get('driver', 'unknown')}, CUDA {major}.{minor // 10}"
     return Machine(gpu, driver, "{}.{}".format(*nvrtc), timer.method, tuple(found)), timer
+
+
+def seen_after(where: Machine) -> Machine:
+    """Returns what measures with warnings of what slows its GPU down now, after a problem."""
+    now = _gpu_state.slowdowns(_gpu_state.query_gpu())
+    texts = (f"the GPU was slowed down during the run: {words}" for words in now)
+    new = (text for text in texts if text not in where.warnings)
+    return where._replace(warnings=(*where.warnings, *new))
 
 
 def configurations(problem: Problem, settings: Settings) -> list[tuple[str, float]]:

@@ -73,6 +73,13 @@ def test_unknown_peer_is_named():
     assert run.returncode == 2 and run.stderr.startswith("bench: no peer nobody"), run.stderr
 
 
+def test_numbers_of_a_cpu_do_not_pass_for_those_of_a_gpu(capsys):
+    if jax.default_backend() == "gpu":
+        pytest.skip("there is one")
+    assert command.main(["--require-gpu", "--suites", "smoke"]) == 2
+    assert "JAX has no GPU here" in capsys.readouterr().err
+
+
 def test_record_that_cannot_be_read_is_named(capsys, tmp_path):
     path = tmp_path / "x.json"
     for text in (None, "{"):

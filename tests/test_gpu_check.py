@@ -193,7 +193,7 @@ def lent(tmp_path):
     ("number", "kept", "called"),
     [
         (1, {"check-1.json", "check-1.txt", "invented.json"}, "--parts conformance numerics"),
-        (2, {"bench-planned.json", "bench-planned.md"}, "bench --suites headline"),
+        (2, {"bench-planned.json", "bench-planned.md"}, "bench --require-gpu --suites headline"),
         (3, {"bench-tuned.json", "tuned.json", "tuned.measurements.json"}, "tune --file"),
         (4, {"check-4.json", "check-4.txt"}, "--parts execution sanitizer rest"),
     ],

@@ -2,6 +2,7 @@
 """Tuning: operands of every kind, what is measured and kept, refusals; dry in the simulator."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -206,6 +207,24 @@ def _has_gpu() -> bool:
         return bool(jax.devices("cuda"))
     except RuntimeError:
         return False
+
+
+def test_a_gpu_that_becomes_hot_is_a_warning_once(tune, monkeypatch):
+    hot = {"slowdown_reasons": "0x40"}
+    monkeypatch.setattr(tune._gpu_state, "query_gpu", lambda: hot)
+    where = tune.seen_after(_machine(tune))
+    assert [text for text in where.warnings if "thermal slowdown" in text] == [where.warnings[-1]]
+    assert tune.seen_after(where) == where
+
+
+def test_wall_clock_on_a_gpu_is_a_warning(tune, monkeypatch):
+    info = {"compute_capability": (9, 0), "driver_version": 12090}
+    core = SimpleNamespace(device_info=lambda *_: info, nvrtc_version=lambda: (12, 9))
+    monkeypatch.setattr(tune._ffi, "core", lambda: core)
+    monkeypatch.setattr(tune._ffi, "planning_gpu", lambda backend: "NVIDIA H100")
+    monkeypatch.setattr(tune._timers, "best_timer", lambda platform: tune._timers.WallTimer())
+    where, _ = tune.machine(simulate=False)
+    assert tune._timers.WITHOUT_CUPTI in where.warnings
 
 
 def test_command_refuses_without_a_gpu(extension, tmp_path, monkeypatch, capsys):
