@@ -174,11 +174,11 @@ class Run:
 
     def _prepare(self, peer: Peer, operands: Operands) -> tuple[Prepared, dict]:
         """Prepares, warms up and checks a peer on a case."""
+        if operands.case.kind not in peer.kinds:
+            raise NotApplicableError(f"has no {operands.case.kind}")
         missing = self.record["peers"][peer.name]["missing"]
         if missing:
             raise PeerMissingError(missing)
-        if operands.case.kind not in peer.kinds:
-            raise NotApplicableError(f"has no {operands.case.kind}")
         call = peer.prepare(operands)
         out = call.start()
         call.finish(out)

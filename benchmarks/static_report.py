@@ -6,6 +6,7 @@ that the simulator counts, and the main loop's machine code. These are counts, n
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from jax_fp8gemm._problem import Problem
 
 _WARP_BYTES = 128  # of shared memory in one cycle
 _MMA_ROWS = 64
+_STAGES = re.compile(r"\.s\d+\.")  # in the key of a configuration
 
 
 class Traffic(NamedTuple):
@@ -98,6 +100,19 @@ def default_keys() -> list[str]:
     return sorted({_ffi.rank(r.problem, backend="cuda", gpu="")[0]["config"] for r in rows()})
 
 
+def stages(key: str) -> tuple[int, int]:
+    """Returns how many stages a configuration has, and how many hide the latency of a load."""
+
+    def tile(key: str) -> str:
+        # How many stages fit depends on K too, and how many are needed does not.
+        return _STAGES.sub(".", key.removesuffix(".pdl"))
+
+    problem, _ = _one_tile(key, 8)
+    ranked = _ffi.rank(problem, backend="cuda", gpu="")
+    candidate = next(each for each in ranked if tile(each["config"]) == tile(key))
+    return _ffi.core().describe_config(key)["num_stages"], _explain.stages_needed(candidate)
+
+
 def _cells(key: str) -> list[str]:
     moved, extra = traffic(key), conflicts(key)
     c = _ffi.core().describe_config(key)
@@ -109,7 +124,7 @@ def _cells(key: str) -> list[str]:
         f"{moved.written} + {moved.read}",
         f"{moved.read / moved.least_read:.2f}",
         f"{port:.0f} / {tensor}",
-        str(c["num_stages"]),
+        "{} ({})".format(*stages(key)),
         f"{extra.per_k_block:.4g}",
         f"{extra.per_tile:.4g}",
     ]
@@ -129,7 +144,7 @@ HEADER = (
     "shared memory: written + read",
     "read / least",
     "its cycles / the tensor cores'",
-    "stages",
+    "stages (that hide a load)",
     "conflicts per K block",
     "per tile",
 )

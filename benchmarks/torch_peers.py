@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Peers that are reached through PyTorch: cuBLASLt, a plain Triton kernel, DeepGEMM.
 
-Operands are the same memory that JAX uses, handed over by DLPack.
+Operands are those of JAX, handed over by DLPack.
 """
 
 import functools
@@ -59,7 +59,7 @@ def deep_gemm_scales(scales: Any) -> Any:
 
 
 def to_torch(x: jax.Array) -> Any:
-    """Returns the same memory as a torch tensor; float8 travels as bytes."""
+    """Returns the same memory as a torch tensor; of float8, which travels as bytes, a copy."""
     torch = import_torch()
     if x.dtype == jnp.float8_e4m3fn:
         data = jax.lax.bitcast_convert_type(x, jnp.uint8).block_until_ready()

@@ -161,6 +161,16 @@ def test_counts_are_as_the_page_says(static_report, simulator_library, row):
     assert conflicts.per_k_block == 0
 
 
+def test_report_of_counts(static_report, simulator_library, capsys):
+    key = COUNTED[0][0]
+    assert static_report.main([key]) == 0
+    header, _, row = capsys.readouterr().out.splitlines()
+    assert header.count("|") == row.count("|") and row.startswith(f"| `{key}` | 16384 |")
+    # A K block of this tile takes about 270 cycles, a load 1000.
+    assert "| 13 (4) | 0 | 0 |" in row
+    assert static_report.stages("1d2d.m128n128.w2.s4.c1x1.e4m3.e4m3.bf16") == (4, 2)
+
+
 @pytest.mark.parametrize("row", PREDICTED, ids=lambda row: row[0])
 def test_predictions_are_as_the_page_says(extension, row):
     fields = {"scaling": "1d1d", "d_dtype": "float32"} if "k_grouped" in row[0] else {}
