@@ -49,13 +49,16 @@ def query_gpu(run=subprocess.run) -> dict[str, str]:
     """
     if run is subprocess.run and shutil.which("nvidia-smi") is None:
         return {}
-    query = f"--query-gpu={','.join(_QUERY)}"
-    command = ["nvidia-smi", *_of_first_gpu(), query, "--format=csv,noheader,nounits"]
-    result = run(command, capture_output=True, text=True, check=False)
-    if result.returncode != 0 or not result.stdout.strip():
-        return {}
-    values = [value.strip() for value in result.stdout.splitlines()[0].split(",")]
-    return dict(zip(_QUERY.values(), values, strict=False))
+    fields = ",".join(_QUERY)
+    # Drivers before 535 know the reasons by another name, and refuse the whole query for it.
+    for known in (fields, fields.replace("clocks_event_reasons", "clocks_throttle_reasons")):
+        query = (f"--query-gpu={known}", "--format=csv,noheader,nounits")
+        command = ["nvidia-smi", *_of_first_gpu(), *query]
+        result = run(command, capture_output=True, text=True, check=False)
+        if result.returncode == 0 and result.stdout.strip():
+            values = [value.strip() for value in result.stdout.splitlines()[0].split(",")]
+            return dict(zip(_QUERY.values(), values, strict=False))
+    return {}
 
 
 def other_processes(run=subprocess.run) -> int:

@@ -228,6 +228,14 @@ def test_the_gpu_that_jax_sees_is_asked(monkeypatch):
     assert asked == ["--id=0", "--id=3", "--id=3"]
 
 
+def test_an_older_driver_is_asked_in_its_words():
+    def run(command, **_):
+        old = "clocks_throttle_reasons" in command[2]
+        return SimpleNamespace(returncode=0 if old else 2, stdout=_SMI if old else "", stderr="")
+
+    assert environment.query_gpu(run)["slowdown_reasons"] == "0x0000000000000001"
+
+
 def test_power_cap_is_ordinary():
     gpu = {"slowdown_reasons": hex(environment.POWER_CAP)}
     assert environment.slowdowns(gpu) == []

@@ -5,6 +5,7 @@ A stand-in accepts what the real function accepts, strides too, and multiplies i
 torch is installed; the peers' own code needs it.
 """
 
+import importlib
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -153,6 +154,34 @@ _OLD = {
 }
 
 
+# ---- Triton -------------------------------------------------------------------------------------
+
+
+class _Untuned:
+    """Stands for an autotuned kernel, whose trials need a GPU: always one of its configurations."""
+
+    def __init__(self, kernel, config) -> None:
+        self._kernel, self._config = kernel, config
+
+    def __getitem__(self, grid):
+        return lambda *arguments, **more: self._kernel[grid](
+            *arguments, **more, **self._config.kwargs
+        )
+
+
+@pytest.fixture(params=range(0, 7, 3))
+def triton_kernel(request, monkeypatch):
+    """The module with its kernel interpreted on the CPU, in one of its configurations."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # before Triton defines its own functions
+    pytest.importorskip("triton", exc_type=ImportError)
+    monkeypatch.delitem(sys.modules, "benchmarks.triton_kernel", raising=False)
+    module = importlib.import_module("benchmarks.triton_kernel")
+    tuned = module._kernel
+    monkeypatch.setattr(module, "_kernel", _Untuned(tuned.fn, tuned.configs[request.param]))
+    yield
+    sys.modules.pop("benchmarks.triton_kernel")
+
+
 # ---- Tests --------------------------------------------------------------------------------------
 
 
@@ -197,6 +226,12 @@ def test_cublaslt_block_scaled(monkeypatch, case, pitch):
 def test_other_products_of_torch(monkeypatch, name, limit):
     monkeypatch.setattr(torch, "_scaled_mm", _scaled_mm(1))
     assert _error(name, _DENSE) <= limit
+
+
+@pytest.mark.parametrize("case", _CASES[:2], ids=lambda case: case.name)
+def test_triton_block_scaled(triton_kernel, case):
+    """The interpreter truncates where it rounds to bfloat16."""
+    assert _error("triton_block", case) <= peers.MAX_ERROR
 
 
 @pytest.mark.parametrize("case", _CASES, ids=lambda case: case.name)
