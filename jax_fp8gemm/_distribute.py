@@ -5,15 +5,17 @@ Automatic meshes: XLA's partitioner asks the planner. Explicit ones: the operand
 they are divided, and jax.shard_map computes the parts. Manual ones: the caller has divided already.
 """
 
+import contextvars
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jax_fp8gemm import _dispatch
 from jax_fp8gemm._sharding import (
@@ -26,6 +28,15 @@ from jax_fp8gemm._sharding import (
     shown_unit,
     sizes_of,
 )
+
+# Whether what is traced is one device's part of an operation in an explicit mesh. Under jax.vmap
+# the axis that divides the batch still looks explicit there.
+_is_divided = contextvars.ContextVar("jax_fp8gemm_is_divided", default=False)
+
+
+def divides_explicitly() -> bool:
+    """Says whether types say how an explicit mesh divides what is traced here."""
+    return bool(jax.sharding.get_abstract_mesh().explicit_axes) and not _is_divided.get()
 
 
 def _local(operation: Operation, planned: Plan, operands: tuple) -> Any:
@@ -68,7 +79,11 @@ def _apply_explicit(operation: Operation, mesh, operands: tuple, wanted: Any, st
     single = len(layout.results) == 1
 
     def local(*present):
-        return _local(operation, planned, _with_absent(layout, present))
+        token = _is_divided.set(True)
+        try:
+            return _local(operation, planned, _with_absent(layout, present))
+        finally:
+            _is_divided.reset(token)
 
     present = [jax.sharding.reshard(operands[i], s) for i, s in zip(indices, in_specs, strict=True)]
     # Unnamed if they are all: jax.vmap over a divided dimension takes its mesh axis from them.
@@ -89,7 +104,34 @@ def _with_absent(layout: Layout, present: Sequence[jax.Array]) -> tuple:
     return tuple(None if dims is None else next(remaining) for dims in layout.operands)
 
 
-def _rule(layout: Layout, sizes: Mapping[str, int]) -> tuple[str, dict[str, Any]]:
+def _parts_are_whole(size: int, unit: int, mesh_sizes: Sequence[int]) -> bool:
+    """Says whether each mesh axis that divides an axis evenly leaves its blocks whole."""
+    return size > unit and not any(size % n == 0 and size // unit % n for n in mesh_sizes)
+
+
+def _spec_on(mesh: Mesh, shaped: jax.ShapeDtypeStruct) -> PartitionSpec:
+    """Returns how mesh axes divide what XLA's partitioner describes; nothing if parts of them do.
+
+    Such a division does not come out of this module, but Shardy may cut a mesh axis in two.
+    """
+    indices = shaped.sharding.devices_indices_map(shaped.shape)
+    every = []
+    for dim in range(len(shaped.shape)):
+        starts = np.asarray([indices[device][dim].start or 0 for device in mesh.devices.flat])
+        starts = starts.reshape(mesh.devices.shape)
+        # How far the next device along each mesh axis is; that of the outermost is furthest.
+        strides = {
+            name: np.take(starts, 1, i).flat[0] - starts.flat[0]
+            for i, name in enumerate(mesh.axis_names)
+            if mesh.axis_sizes[i] > 1
+        }
+        every.append(tuple(sorted((a for a in strides if strides[a]), key=lambda a: -strides[a])))
+    spec = PartitionSpec(*every)
+    same = NamedSharding(mesh, spec).is_equivalent_to(shaped.sharding, len(shaped.shape))
+    return spec if same else PartitionSpec()
+
+
+def _rule(layout: Layout, sizes: Mapping[str, int], mesh: Mesh) -> tuple[str, dict[str, Any]]:
     """Returns the Shardy rule of an operation, and the keyword arguments that go with it."""
     factors: dict[str, int] = {}
     replicated: set[str] = set()
@@ -105,9 +147,9 @@ def _rule(layout: Layout, sizes: Mapping[str, int]) -> tuple[str, dict[str, Any]
         elif size % unit:  # blocks and elements do not divide together
             name = axis if "/" not in dim else block
             replicated.add(name)
-        elif unit > shown_unit(layout.operands, axis) and size // unit % jax.device_count():
-            # Only results count blocks. If elements are divided into more parts than there are
-            # blocks, Shardy would cut a mesh axis in two, which JAX cannot read.
+        elif not _parts_are_whole(size, unit, mesh.axis_sizes):
+            # Where a mesh axis divides the elements and cannot divide the blocks, Shardy would cut
+            # it in two to divide the blocks as far as they go.
             name = axis if "/" not in dim else block
         elif "/" in dim:
             name = block
@@ -144,8 +186,8 @@ def _apply_automatic(operation: Operation, operands: tuple) -> Any:
 
     def partition(mesh, arg_shapes, result_shapes):
         results = result_shapes if isinstance(result_shapes, list | tuple) else [result_shapes]
-        specs = _with_absent(layout, [x.sharding.spec for x in arg_shapes])
-        wanted = [x.sharding.spec for x in results]
+        specs = _with_absent(layout, [_spec_on(mesh, x) for x in arg_shapes])
+        wanted = [_spec_on(mesh, x) for x in results]
         planned = plan(operation, shapes, dict(mesh.shape), specs, wanted)
 
         def lower(*present):
@@ -158,9 +200,12 @@ def _apply_automatic(operation: Operation, operands: tuple) -> Any:
         outs = tuple(NamedSharding(mesh, planned.result_spec(dims)) for dims in layout.results)
         return mesh, lower, outs[0] if len(outs) == 1 else outs, arguments
 
+    def rule(mesh, *_):
+        return _rule(layout, sizes_of(layout, shapes), mesh)
+
     partitioned = custom_partitioning(whole)
-    rule, keywords = _rule(layout, sizes_of(layout, shapes))
-    partitioned.def_partition(partition=partition, sharding_rule=rule, **keywords)
+    # Decoded by JAX before `partition` sees them, divisions among parts of a mesh axis are errors.
+    partitioned.def_partition(partition=partition, sharding_rule=rule, decode_shardings=False)
 
     # XLA's cache can only tell partitioned calls apart by what surrounds them: their name.
     digest = hashlib.sha256(repr((layout, operation.key)).encode()).hexdigest()[:16]
@@ -197,7 +242,7 @@ def apply(
         automatic: False for operations of plain JAX, which XLA divides well by itself.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.explicit_axes:
+    if divides_explicitly():
         return _apply_explicit(operation, mesh, operands, wanted, strict)
     has_elements = all(x is None or x.size for x in operands)
     if automatic and has_elements and not mesh.manual_axes:

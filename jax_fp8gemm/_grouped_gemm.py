@@ -72,7 +72,21 @@ def grouped_gemm(
         >>> w = quantize(experts, block=(128, 128))        # (G, N, K)
         >>> y = grouped_gemm(x, w, group_sizes)            # (T, N) bfloat16
     """
-    where = "grouped_gemm"
+    return grouped_product(
+        "grouped_gemm", lhs, rhs, group_sizes, preferred_element_type, implementation, num_sms
+    )
+
+
+def grouped_product(
+    where: str,
+    lhs: Operand,
+    rhs: Operand,
+    group_sizes: jax.Array,
+    preferred_element_type: Any,
+    implementation: str | None,
+    num_sms: int | None = None,
+) -> jax.Array:
+    """Returns `grouped_gemm` of the arguments, on behalf of the function that messages name."""
     options = _grouping.options(where, preferred_element_type, implementation, num_sms)
     lhs, rhs = _operands(where, lhs, rhs)
     num_groups = rhs.shape[0]
@@ -211,7 +225,6 @@ def ragged(options: Options):
     def single(*operands):
         return _grouping.divided(compute, options, _RAGGED_LAYOUT, operands)
 
-    @single.def_vmap
     def fold(axis_size, in_batched, *operands):
         shared = _grouping.shared_weights(in_batched)
         operands = _grouping.batch_all(axis_size, in_batched, operands, shared)
@@ -224,6 +237,7 @@ def ragged(options: Options):
         ids = jax.vmap(_xla_grouped.group_of, (0, None))(ends, rows)
         return _grouping.fold_rows(single, ids, arrays), True
 
+    _grouping.fold_batches(single, fold, ragged, options, _RAGGED_LAYOUT)
     return single
 
 
@@ -242,7 +256,6 @@ def _contiguous(options: Options):
     def single(*operands):
         return _grouping.divided(compute, options, _CONTIGUOUS_LAYOUT, operands)
 
-    @single.def_vmap
     def fold(axis_size, in_batched, *operands):
         shared = _grouping.shared_weights(in_batched)
         operands = _grouping.batch_all(axis_size, in_batched, operands, shared)
@@ -261,4 +274,5 @@ def _contiguous(options: Options):
         out = single(*map(_grouping.merge_leading, rows), *rhs, ids.reshape(-1))
         return out.reshape(axis_size, num_rows + missing, n)[:, :num_rows], True
 
+    _grouping.fold_batches(single, fold, _contiguous, options, _CONTIGUOUS_LAYOUT)
     return single

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_batching import custom_vmap
 
 from jax_fp8gemm import _checks, _dispatch, _distribute, _sharding
 from jax_fp8gemm._block_scaled import BlockScaled, as_block_scaled
@@ -81,6 +82,8 @@ def _apply(operands: tuple, call: Callable, options: Options) -> jax.Array:
 
 def divided(compute: Callable, options: Options, layout: _sharding.Layout, operands: tuple):
     """Returns `compute(options, operands)`, divided among devices as the operands are."""
+    present = zip(layout.operands, operands, strict=True)
+    layout = layout._replace(operands=tuple(dims if x is not None else None for dims, x in present))
     exact = options._replace(result_dtype=np.dtype(np.float32))
     operation = _sharding.Operation(
         where=options.where,
@@ -144,6 +147,52 @@ def as_matrix(x: jax.Array) -> jax.Array:
 
 
 # ---- Batches: vmap makes one call of a batch by naming a group for each of its rows -------------
+
+
+def fold_batches(
+    single: Callable,
+    fold: Callable,
+    call: Callable[[Options], Callable],
+    options: Options,
+    layout: _sharding.Layout,
+) -> None:
+    """Makes `fold` the batching rule of the `custom_vmap` that is `call(options)`."""
+
+    @single.def_vmap
+    def rule(axis_size, in_batched, *operands):
+        if _distribute.divides_explicitly():
+            return _on_each_device(call, options, layout, (in_batched,))(*operands), True
+        return fold(axis_size, in_batched, *operands)
+
+
+def _on_each_device(
+    call: Callable[[Options], Callable], options: Options, layout: _sharding.Layout, batches: tuple
+) -> Callable:
+    """Returns `call(options)` of batches in an explicit mesh: each device folds what it has.
+
+    Merged with another dimension, a divided batch would have to be gathered. Of each batch, the
+    innermost first, `batches` says which operands have it in front.
+    """
+
+    def compute(options, operands):
+        function = call(options)
+        for in_batched in batches:
+            in_axes = [0 if is_batched else None for is_batched in in_batched]
+            function = jax.vmap(function, in_axes)
+        return function(*operands)
+
+    @custom_vmap
+    def several(*operands):
+        batched = layout
+        for i, in_batched in enumerate(batches):
+            batched = batched.batched(f"batch{i}", in_batched)
+        return divided(compute, options, batched, operands)
+
+    @several.def_vmap
+    def rule(_, in_batched, *operands):
+        return _on_each_device(call, options, layout, (*batches, in_batched))(*operands), True
+
+    return several
 
 
 def batch_all(axis_size: int, in_batched, operands: tuple, shared: tuple[int, ...] = ()) -> tuple:

@@ -76,7 +76,29 @@ def k_grouped_gemm(
         >>> x_columns = quantize_k_grouped(tokens, group_sizes)    # (K, T'): (T, K) transposed
         >>> dw = k_grouped_gemm(dy_columns, x_columns, group_sizes)    # (G, N, K) float32
     """
-    where = "k_grouped_gemm"
+    return k_grouped_product(
+        "k_grouped_gemm",
+        lhs,
+        rhs,
+        group_sizes,
+        accumulator,
+        preferred_element_type,
+        implementation,
+        num_sms,
+    )
+
+
+def k_grouped_product(
+    where: str,
+    lhs: Operand,
+    rhs: Operand,
+    group_sizes: jax.Array,
+    accumulator: jax.Array | None,
+    preferred_element_type: Any,
+    implementation: str | None,
+    num_sms: int | None = None,
+) -> jax.Array:
+    """Returns `k_grouped_gemm` of the arguments, on behalf of the function that messages name."""
     options = _grouping.options(where, preferred_element_type, implementation, num_sms)
     lhs = as_block_scaled(where, "lhs", lhs, (_checks.ROW_BLOCK,))
     rhs = as_block_scaled(where, "rhs", rhs, (_checks.ROW_BLOCK,))
@@ -98,7 +120,14 @@ def k_grouped_gemm(
 
 
 _LAYOUT = _sharding.Layout(
-    operands=(("m", "t"), ("m", "t/128"), ("n", "t"), ("n", "t/128"), ("g",)),
+    operands=(
+        ("m", "t"),
+        ("m", "t/128"),
+        ("n", "t"),
+        ("n", "t/128"),
+        ("g",),
+        ("g", "m", "n"),
+    ),
     results=(("g", "m", "n"),),
     names=("lhs", "lhs scales", "rhs", "rhs scales", "group_sizes", "accumulator"),
     whole=("t", "g"),
@@ -128,11 +157,8 @@ def _k_grouped(options: Options):
 
     @custom_vmap
     def single(*operands):
-        accumulator = None if operands[5] is None else ("g", "m", "n")
-        layout = _LAYOUT._replace(operands=(*_LAYOUT.operands, accumulator))
-        return _grouping.divided(_by_platform, options, layout, operands)
+        return _grouping.divided(_by_platform, options, _LAYOUT, operands)
 
-    @single.def_vmap
     def fold(axis_size, in_batched, *operands):
         lhs_batched, rhs_batched = (in_batched[i] or in_batched[i + 1] for i in (0, 2))
         if in_batched[4] or lhs_batched and rhs_batched:
@@ -152,6 +178,7 @@ def _k_grouped(options: Options):
         shape = (*out.shape[:axis], axis_size, out.shape[axis] // axis_size, *out.shape[axis + 1 :])
         return jnp.moveaxis(out.reshape(shape), axis, 0), True
 
+    _grouping.fold_batches(single, fold, _k_grouped, options, _LAYOUT)
     return single
 
 

@@ -145,7 +145,6 @@ def _masked(options: Options):
     def single(*operands):
         return _grouping.divided(_by_platform, options, _LAYOUT, operands)
 
-    @single.def_vmap
     def fold(axis_size, in_batched, *operands):
         shared = _grouping.shared_weights(in_batched)
         operands = _grouping.batch_all(axis_size, in_batched, operands, shared)
@@ -165,4 +164,5 @@ def _masked(options: Options):
         out = single(*map(_grouping.merge_leading, operands))
         return out.reshape(batch, num_groups, *out.shape[1:]), True
 
+    _grouping.fold_batches(single, fold, _masked, options, _LAYOUT)
     return single

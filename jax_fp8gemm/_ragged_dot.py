@@ -12,8 +12,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax_fp8gemm import _checks, _dispatch
 from jax_fp8gemm._block_scaled import BlockScaled, as_block_scaled
 from jax_fp8gemm._dot import ACTIVATION_NAME, WEIGHT_NAME, Options
-from jax_fp8gemm._grouped_gemm import grouped_gemm
-from jax_fp8gemm._k_grouped_gemm import k_grouped_gemm
+from jax_fp8gemm._grouped_gemm import grouped_product
+from jax_fp8gemm._k_grouped_gemm import k_grouped_product
 from jax_fp8gemm._quantize import quantize_in_rule
 from jax_fp8gemm._quantize_transposed import quantize_k_grouped, requantize_k_grouped
 
@@ -116,12 +116,13 @@ def _forward(lhs, rhs, group_sizes, options: Options):
         rhs = _transposed(rhs)
     else:
         rhs = checkpoint_name(quantised(rhs, _checks.SQUARE_BLOCK), WEIGHT_NAME)
-    y = grouped_gemm(
+    y = grouped_product(
+        options.where,
         lhs,
         _transposed(rhs),
         group_sizes,
-        preferred_element_type=options.result_dtype,
-        implementation=options.implementation,
+        options.result_dtype,
+        options.implementation,
     )
     return y, (lhs, rhs, group_sizes)
 
@@ -130,20 +131,24 @@ def _forward(lhs, rhs, group_sizes, options: Options):
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _backward(options: Options, residuals, dy: jax.Array):
     lhs, rhs, group_sizes = residuals
-    dlhs = grouped_gemm(
+    dlhs = grouped_product(
+        options.where,
         quantize_in_rule(dy, _checks.ROW_BLOCK, implementation=options.implementation),
         rhs,
         group_sizes,
-        preferred_element_type=options.x_dtype,
-        implementation=options.implementation,
+        options.x_dtype,
+        options.implementation,
     )
     if options.w_dtype is None:
         return dlhs, None, None
-    drhs = k_grouped_gemm(
+    drhs = k_grouped_product(
+        options.where,
         requantize_k_grouped(lhs, group_sizes, options.implementation),
         quantize_k_grouped(dy, group_sizes, implementation=options.implementation),
         group_sizes,
-        implementation=options.implementation,
+        None,
+        jnp.float32,
+        options.implementation,
     )
     return dlhs, drhs.astype(options.w_dtype), None
 

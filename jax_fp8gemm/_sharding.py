@@ -37,6 +37,14 @@ class Layout(NamedTuple):
     added: tuple[int, ...] = ()
     units: tuple[tuple[str, int], ...] = ()
 
+    def batched(self, name: str, in_batched: Sequence[bool]) -> "Layout":
+        """Returns the layout of a batch, which some operands and all results have in front."""
+        pairs = zip(self.operands, in_batched, strict=True)
+        return self._replace(
+            operands=tuple((name, *dims) if is_batched else dims for dims, is_batched in pairs),
+            results=tuple((name, *dims) for dims in self.results),
+        )
+
     def contracted(self) -> list[str]:
         """Returns the axes that are summed over."""
         kept = {axis_of(dim) for dims in self.results for dim in dims}

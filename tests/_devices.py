@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from _expert_devices import expert_programs, exported_expert_programs
-from _grouped_devices import grouped_programs, ragged_dot_programs
+from _grouped_devices import grouped_programs, ragged_dot_programs, vmapped_programs
 from _virtual_devices import (
     AUTO,
     EXPLICIT,
@@ -91,6 +91,16 @@ def gemm_programs():
             return measure(gemm, operands, np.asarray(gemm(*short)))
 
         yield kind, "gemm, a block split", split_block
+
+        def one_block(kind=kind):
+            small = jax.tree.map(lambda leaf: leaf[:128] if leaf.shape[0] > 8 else leaf[:1], rhs)
+            small = [
+                jax.tree.map(lambda leaf: leaf[:, : leaf.shape[1] // 8], t) for t in (lhs, small)
+            ]
+            operands = put(kind, small[0], P("x")), put(kind, small[1], P())
+            return measure(gemm, operands, np.asarray(gemm(*small)))
+
+        yield kind, "gemm M, one block of N and K", one_block
     yield from gemm_programs_in_contexts(lhs, rhs, want)
 
 
@@ -251,6 +261,29 @@ def step_programs():
     yield MANUAL, "step data", manual
 
 
+# Division of K and N, and the extents: more parts than there are blocks of 128, or parts of 1.5.
+SPLIT_BLOCKS = {
+    "N": (P(), P(None, "y"), 256, 256),
+    "K": (P(None, "y"), P("y"), 256, 256),
+    "N over both": (P(), P(None, ("x", "y")), 256, 512),
+    "K over both": (P(None, ("x", "y")), P(("x", "y")), 1536, 256),
+}
+
+
+def split_block_programs():
+    """Yields gradients of dot where devices have parts of a block, which quantisers must gather."""
+    for name, (x_spec, w_spec, k, n) in SPLIT_BLOCKS.items():
+
+        def run(x_spec=x_spec, w_spec=w_spec, k=k, n=n):
+            dy = jnp.sin(jnp.arange(n, dtype=jnp.float32))
+            f = jax.grad(lambda x, w: (xla_dot(x, w) * dy).sum(), (0, 1))
+            x, w = normal(30, 16, k), normal(31, k, n)
+            operands = put(AUTO, x, x_spec), put(AUTO, w, w_spec)
+            return measure(f, operands, jax.device_get(f(x, w)))
+
+        yield AUTO, f"gradients of dot, blocks split along {name}", run
+
+
 def dot_general_programs():
     """Yields a name and a measurement for each `out_sharding`."""
     x, w = normal(7, 4, 64, WIDTH), normal(8, WIDTH, HIDDEN)
@@ -327,9 +360,11 @@ PROGRAMS = (
     gemm_programs,
     quantize_programs,
     step_programs,
+    split_block_programs,
     dot_general_programs,
     export_programs,
     grouped_programs,
+    vmapped_programs,
     ragged_dot_programs,
     expert_programs,
     exported_expert_programs,

@@ -121,6 +121,65 @@ def grouped_programs():
         yield MANUAL, name, by_hand
 
 
+# Batches of products, divided over "x", with what has no batch; columns of weights over "y".
+VMAPPED = {
+    "masked, shared weights": (masked, (0, None, 0)),
+    "contiguous": (contiguous, (0, 0, 0)),
+    "ragged": (ragged, (0, 0, 0)),
+    "ragged, shared weights": (ragged, (0, None, 0)),
+    "k_grouped": (k_grouped, (0, 0, 0, 0)),
+}
+
+
+def _batched_operands(f) -> tuple:
+    """Small operands with a batch of 4 in front; each device of "y" has one block of N."""
+    rng = np.random.default_rng(0)
+    if f is k_grouped:
+        columns = (fp8.quantize(normal(20 + i, 4, 128, 384)) for i in range(2))
+        sizes = np.asarray([[256, 0, 128], [0, 0, 384], [0, 0, 0], [128, 128, 128]], np.int32)
+        return *columns, sizes, normal(22, 4, 3, 128, 128)
+    weights = fp8.quantize(normal(21, 4, 3, 512, 128), (128, 128))
+    if f is masked:
+        rows, groups = fp8.quantize(normal(20, 4, 3, 8, 128)), rng.integers(0, 9, (4, 3))
+    elif f is contiguous:
+        rows = fp8.quantize(normal(20, 4, 256, 128))
+        groups = np.repeat(rng.integers(-1, 3, (4, 2)), 128, axis=1)
+    else:
+        rows, groups = fp8.quantize(normal(20, 4, 24, 128)), rng.integers(0, 9, (4, 3))
+    return rows, weights, groups.astype(np.int32)
+
+
+def vmapped_programs():
+    """Yields a name and a measurement for products of batches that a mesh divides."""
+    for kind in (AUTO, EXPLICIT):
+        for name, (f, in_axes) in VMAPPED.items():
+
+            def run(kind=kind, f=f, in_axes=in_axes):
+                operands, divided = [], []
+                for i, (x, axis) in enumerate(zip(_batched_operands(f), in_axes, strict=True)):
+                    batch = () if axis is None else ("x",)
+                    columns = (None, "y") if i == 1 and f is not k_grouped else ()
+                    operands.append(x if batch else jax.tree.map(lambda leaf: leaf[0], x))
+                    divided.append(put(kind, operands[-1], P(*batch, *columns)))
+                want = np.asarray(jax.vmap(f, in_axes)(*operands))
+                return measure(jax.vmap(f, in_axes), divided, want)
+
+            yield kind, f"vmap of {name}", run
+
+    def nested():
+        """Each of two batches divided over a mesh axis of its own."""
+        rows, weights, sizes = _batched_operands(ragged)
+        weights = jax.tree.map(lambda leaf: leaf[0], weights)
+        rows, sizes = jax.tree.map(lambda x: jnp.stack([x, x[::-1]]), (rows, sizes))
+        f = jax.vmap(jax.vmap(ragged, (0, None, 0)), (0, None, 0))
+        want = np.asarray(f(rows, weights, sizes))
+        specs = P("x", "y"), P(), P("x", "y")
+        operands = zip((rows, weights, sizes), specs, strict=True)
+        return measure(f, [put(EXPLICIT, x, s) for x, s in operands], want)
+
+    yield EXPLICIT, "vmap of vmap of ragged", nested
+
+
 def _gradients(x, w, sizes):
     """Returns the gradients of a sum whose own gradient does not depend on how y was rounded."""
     dy = jnp.sin(jnp.arange(T * N, dtype=jnp.float32)).reshape(T, N)
@@ -146,6 +205,13 @@ def ragged_dot_programs():
                 return measure(_gradients, operands, want)
 
             yield kind, f"gradients of ragged_dot, {name}", run
+
+        def rows(kind=kind):
+            f = lambda *operands: fp8.ragged_dot(*operands, implementation="xla")  # noqa: E731
+            operands = put(kind, x, P("x")), put(kind, w, P()), put(kind, SIZES, P())
+            return measure(f, operands, jax.device_get(f(x, w, SIZES)))
+
+        yield kind, "ragged_dot, rows", rows
 
         def batched(kind=kind):
             """Experts over "x" with tokens of their own, columns over "y": one sum, for dx."""

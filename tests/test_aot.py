@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from _hlo import Module, parse_module
+from _made_once import made_once
 
 HERE = Path(__file__).parent
 PRODUCT, QUANTISER = "jax_fp8gemm.gemm.", "jax_fp8gemm.quantize."
@@ -39,10 +40,7 @@ def _missing() -> str | None:
 pytestmark = pytest.mark.skipif(bool(_missing()), reason=f"XLA:GPU: {_missing()}")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """Compiles all programs in a process of their own; returns the folder of the dumps."""
-    folder = tmp_path_factory.mktemp("aot")
+def _compile_programs(folder: Path) -> None:
     command = [sys.executable, str(HERE / "_aot_programs.py"), str(folder)]
     environment = {
         **os.environ,
@@ -52,7 +50,12 @@ def folder(tmp_path_factory) -> Path:
     }
     run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert run.returncode == 0, run.stderr[-4000:]
-    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Compiles all programs in a process of their own; returns the folder of the dumps."""
+    return made_once(tmp_path_factory, "aot", _compile_programs)
 
 
 def _module(folder: Path, program: str) -> Module:

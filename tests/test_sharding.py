@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from _made_once import made_once
 
 HERE = Path(__file__).parent
 NONE: dict[str, int] = {}
@@ -36,6 +37,7 @@ EITHER_MESH = {
     "gemm K over both": (SUM, SAME),
     "gemm K of lhs alone": (SUM, SAME),
     "gemm with accumulator, MxK": (SUM, SAME),
+    "gemm M, one block of N and K": (NONE, SAME),
     "quantize rows": (NONE, 0),
     "quantize rows and columns": (NONE, 0),
     "quantize columns": (NONE, 0),
@@ -71,6 +73,14 @@ EITHER_MESH |= {
     "gradients of a batch of dots, experts x N": (SUM, SAME),
     "dot_general with a batch": (NONE, SAME),
 }
+VMAPPED = (
+    "vmap of masked, shared weights",
+    "vmap of contiguous",
+    "vmap of ragged",
+    "vmap of ragged, shared weights",
+    "vmap of k_grouped",
+)
+SPLIT_BLOCKS = ("N", "K", "N over both", "K over both")
 # Those that jax.shard_map divides by hand too.
 BY_HAND = (
     "masked, experts x N",
@@ -93,6 +103,12 @@ EXPECTED = {
         f"{kind}: {name}": row for kind in ("auto", "explicit") for name, row in EITHER_MESH.items()
     },
     **{f"manual: {name}": EITHER_MESH[name] for name in BY_HAND},
+    # Each device folds the batch that it has; automatic meshes fold before they divide.
+    **{f"explicit: {name}": (NONE, SAME) for name in VMAPPED},
+    "explicit: vmap of vmap of ragged": (NONE, SAME),
+    **{f"auto: {name}": (None, SAME) for name in VMAPPED},
+    **{f"auto: gradients of dot, blocks split along {n}": (None, SAME) for n in SPLIT_BLOCKS},
+    "auto: ragged_dot, rows": (None, SAME),
     "auto: gemm K, result along N": (SCATTER, SAME),
     "auto: gemm K, result along M": (SCATTER, SAME),
     "auto: gemm MxK, result along M": (SCATTER, SAME),
@@ -171,29 +187,34 @@ REFUSED = {
     "ragged, rows": ("grouped_gemm: lhs", "along T"),
     "ragged, experts": ("grouped_gemm: rhs", "along G"),
     "contiguous, experts": ("grouped_gemm_contiguous: rhs", "along G"),
+    "ragged_dot, rows": ("ragged_dot: lhs", "along T"),
 }
 NEEDS_BATCH_AXES = {
     "explicit: grad(vmap(dot)) over a divided batch",
     "explicit: gradients of a batch of dots, experts x N",
     "explicit: dot_general with a batch",
+    *(f"explicit: {name}" for name in (*VMAPPED, "vmap of vmap of ragged")),
     *(f"explicit: batch, experts {which}" for which in ("x N", "over both", "x K")),
 }
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory) -> dict:
-    """Runs all programs in a process that has 8 devices."""
-    output = tmp_path_factory.mktemp("sharding") / "results.json"
+def _run_programs(folder: Path) -> None:
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(sys.path),
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
     }
-    command = [sys.executable, str(HERE / "_devices.py"), str(output)]
+    command = [sys.executable, str(HERE / "_devices.py"), str(folder / "results.json")]
     run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert run.returncode == 0, run.stderr[-4000:]
-    return json.loads(output.read_text())
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> dict:
+    """Runs all programs in a process that has 8 devices."""
+    folder = made_once(tmp_path_factory, "sharding", _run_programs)
+    return json.loads((folder / "results.json").read_text())
 
 
 def test_every_program_is_judged(results):
