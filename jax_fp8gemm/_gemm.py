@@ -65,9 +65,9 @@ def gemm(
 
     Transformations:
         `jit`, `scan`, `shard_map`: yes. `vmap`: yes, and it stays one kernel launch: with a shared
-        `rhs` the batch is folded into M, with a batched one of up to 512 each is a group. Only with
-        more, or with 1x128 scales of a batched `rhs`, do the launches follow one another.
-        `grad`, `jvp`: TypeError; what trains wraps this in `jax.custom_vjp`.
+        `rhs` the batch is folded into M, with a batched one of up to 512 each is a group; only with
+        more do the launches follow one another. `grad`, `jvp`: TypeError; what trains wraps this
+        in `jax.custom_vjp`.
 
     Example:
         >>> x = quantize(activations)                      # (M, K)

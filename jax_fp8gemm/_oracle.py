@@ -56,7 +56,8 @@ def grouped(kind: str, lhs: np.ndarray, rhs: np.ndarray, groups: np.ndarray) -> 
 
 def row_groups(group_sizes: np.ndarray, num_rows: int) -> np.ndarray:
     """Returns the group of each row of groups back to back, -1 past the last."""
-    ids = np.repeat(np.arange(len(group_sizes)), np.maximum(group_sizes, 0))[:num_rows]
+    ends = np.minimum(np.maximum(group_sizes, 0).cumsum(dtype=np.int64), num_rows)
+    ids = np.repeat(np.arange(len(group_sizes)), np.diff(ends, prepend=0))
     return np.concatenate([ids, np.full(num_rows - len(ids), -1)])
 
 
@@ -74,10 +75,10 @@ def _k_grouped(lhs: np.ndarray, rhs: np.ndarray, group_sizes: np.ndarray) -> Ref
     shape = (len(group_sizes), len(lhs), len(rhs))
     out = tuple(np.zeros(shape, t) for t in (float, float, bool))
     start = 0
-    for group, size in enumerate(np.maximum(group_sizes, 0)):
+    for group, size in enumerate(np.maximum(group_sizes, 0).tolist()):
         columns = slice(start, start + size)
         for whole, part in zip(out, dense(lhs[:, columns], rhs[:, columns]), strict=True):
             whole[group] = part
-        out[2][group] = size == 0
+        out[2][group] = lhs[:, columns].size == 0
         start += -(-size // _BLOCK) * _BLOCK
     return out

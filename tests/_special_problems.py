@@ -59,12 +59,27 @@ SPECIAL = {
     "masks out of range": (Problem("masked", 40, 136, 200, (-7, 41, 2**31 - 1, 40), 4), MASKED),
     "no masked rows": (Problem("masked", 300, 136, 200, (0, 0, 0), 3), MASKED_PAIR),
     "few rows per group": (Problem("masked", 3, 136, 200, (1, 3, 0, 2) * 20, 80), MASKED),
+    "256 aligned groups, of which two have rows": (
+        Problem("contiguous", 384, 24, 136, (255,) * 129 + (-1,) * 127 + (96,) * 128, 256),
+        CONTIGUOUS,
+    ),
+    "256 masked groups": (Problem("masked", 3, 24, 136, (0, 1, 3, 2) * 64, 256), MASKED),
+    "room for one row": (Problem("masked", 1, 24, 136, (1, 0, 1), 3), MASKED_PAIR),
     "masked padding unspecified": (
         Problem("masked", 300, 136, 200, (130, 0, 300, 7), 4, zero_padding=False),
         MASKED_PAIR,
     ),
     "K groups that use no K": (
         Problem("k_grouped", 72, 136, 512, (0, 0, 130, 0), 4, rhs_is_1x128=True, dtype="float32"),
+        K_GROUPED,
+    ),
+    "one K group takes everything, to the middle of a block": (
+        Problem("k_grouped", 72, 136, 600, (0, 600, 0), 3, rhs_is_1x128=True, dtype="float32"),
+        K_GROUPED,
+    ),
+    "256 K groups": (
+        Problem("k_grouped", 3, 24, 640, (0, 1, 0, 0) + (0,) * 250 + (129, 256), 256,
+                rhs_is_1x128=True, dtype="float32"),
         K_GROUPED,
     ),
     "K groups past the end": (

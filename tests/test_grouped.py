@@ -113,13 +113,26 @@ def test_a_group_may_come_twice_and_last_rows_may_be_missing(implementation):
     check("contiguous", (lhs, rhs, jnp.asarray(ids)), implementation)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_extreme_scales(kind, implementation):
-    """Products of scales of 2^60 and 2^-60; a group beside has ordinary ones."""
+def with_scales_times(kind, *factors):
     lhs, rhs, groups = KINDS[kind][1](SMALL)
-    big = fp8.BlockScaled(lhs.values, lhs.scales * jnp.float32(2.0**60), lhs.block)
-    small = fp8.BlockScaled(rhs.values, rhs.scales * jnp.float32(2.0**-60), rhs.block)
-    check(kind, (big, small, groups), implementation)
+    lhs, rhs = (
+        fp8.BlockScaled(x.values, x.scales * jnp.float32(factor), x.block)
+        for x, factor in zip((lhs, rhs), factors, strict=True)
+    )
+    return lhs, rhs, groups
+
+
+# Products of scales that are ordinary, small, too large and zero.
+@pytest.mark.parametrize("factors", [(2.0**60, 2.0**-60), (1e-20, 1), (1e30, 1e30), (1e30, 0)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_extreme_scales(kind, factors, implementation):
+    check(kind, with_scales_times(kind, *factors), implementation)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_of_scales_that_are_too_small_are_zero(kind, implementation):
+    operands = with_scales_times(kind, 1e-30, 1e-30)
+    assert not np.asarray(KINDS[kind][0](*operands, implementation=implementation)).any()
 
 
 @pytest.mark.parametrize("kind", KINDS)

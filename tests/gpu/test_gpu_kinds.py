@@ -20,7 +20,7 @@ if importlib.util.find_spec("jax_fp8gemm._core") is None:
 
 from _dense import assert_same_bits
 from _kinds import check, operands_of
-from _problems import BLOCK, Problem, exact, problem_for, product
+from _problems import BLOCK, Problem, exact, problem_for, product, segments
 from _special_problems import KEYS, SPECIAL, kernel
 
 import jax_fp8gemm as fp8
@@ -180,6 +180,30 @@ def test_every_call_gives_the_same_bits(implementation, family):
     first = call(operands)
     for _ in range(REPETITIONS[implementation]):
         assert_same_bits(call(operands), first)
+
+
+@every_family
+def test_a_row_does_not_depend_on_the_others(implementation, family):
+    """Nor a group of columns: NaN in all of them, and in their scales, changes no bit of it."""
+    problem = TYPICAL[family]
+    operands = operands_of(problem, implementation)
+    call = jax.jit(lambda operands: product(problem, operands, backend=implementation))
+    first = np.asarray(call(operands))
+    kept = segments(problem)[-1]
+    if problem.kind == "k_grouped":
+        rows = slice(kept.d_row, kept.d_row + problem.m)
+        columns = np.zeros(problem.k, bool)
+        columns[kept.k] = True
+        masks = [columns[None], columns[None, ::BLOCK]] * 2
+    else:
+        row = kept.lhs_rows.stop - 1
+        rows = slice(row, row + 1)
+        masks = [(np.arange(problem.lhs_rows) == row)[:, None]] * 2
+    for i, mask in enumerate(masks):
+        nan = jnp.asarray(jnp.nan, operands[i].dtype)
+        operands[i] = jnp.where(mask, operands[i], nan)
+    assert np.isfinite(first[rows].astype(np.float32)).all()
+    assert_same_bits(call(operands)[rows], first[rows])
 
 
 # Group sizes that only the device knows to be wrong; the results are those of the clamped sizes.
