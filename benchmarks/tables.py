@@ -234,6 +234,10 @@ def _peers_table(record: dict) -> str:
         here = ", ".join(f"{status} {count}" for status, count in counts.items())
         if peer.get("missing"):
             here = f"missing: {peer['missing']}"
+        notes = [result.get("notes", {}) for result in results]
+        # A peer that asks for XLA's own fp8 product, where XLA chose another.
+        if wide := sum(note.get("rewritten_to_cublaslt_fp8") is False for note in notes):
+            here += f"; {wide} of them multiplied in a wider type, not in fp8"
         errors = [result["relative_error"] for result in results if "relative_error" in result]
         error = f"{max(errors):.1e}" if errors else ""
         lines.append(_row([peer["label"], peer["semantics"], here, error]))

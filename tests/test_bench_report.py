@@ -139,6 +139,15 @@ def test_groups_and_wide_spreads_are_in_the_table():
     assert "Not applicable: Absent (no such product)." in text
 
 
+def test_a_product_that_xla_did_not_make_in_fp8_is_told():
+    content = _record()
+    notes = {"notes": {"rewritten_to_cublaslt_fp8": False}}
+    content["cases"][0]["results"]["slow"] |= notes
+    assert "| measured 1; 1 of them multiplied in a wider type" in tables.report(content)
+    notes["notes"]["rewritten_to_cublaslt_fp8"] = True
+    assert "in a wider type" not in tables.report(content)
+
+
 def test_what_was_not_reached_is_named_once():
     content = _record()
     absent = {"status": "not reached", "reason": "the budget was spent"}
