@@ -54,9 +54,10 @@ void ValidateProblem(const GemmProblem& problem) {
   CheckExtent("the number of rows of all groups of a", problem.a_rows());
   CheckExtent("the number of rows of all groups of b", problem.b_rows());
   CheckExtent("the number of rows of all groups of d", problem.d_rows());
-  // The kernels count tiles, and bands of them, in 32 bits.
+  // The kernels count tiles, and bands of them, in 32 bits; matrices of groups start a tile each.
+  const int64_t matrices = problem.d_rows() / problem.m;
   CheckExtent("the number of 16x16 tiles of all groups of d",
-              ceil_div<int64_t>(problem.d_rows(), 16) * ceil_div<int64_t>(problem.n, 16));
+              matrices * ceil_div<int64_t>(problem.m, 16) * ceil_div<int64_t>(problem.n, 16));
   if (problem.num_sms < 1) {
     throw UnsupportedError("num_sms must be at least 1, got " + std::to_string(problem.num_sms));
   }

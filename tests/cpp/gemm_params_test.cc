@@ -142,6 +142,8 @@ void TestRefused() {
   CHECK_CONTAINS(message(Problem(GemmKind::kRagged, 512, 8, part, 8)), "rows of all groups of b");
   CHECK_CONTAINS(message(Problem(GemmKind::kKGrouped, 512, part, 8, 8)), "rows of all groups of d");
   CHECK_CONTAINS(message(Problem(GemmKind::kDense, 1, kMaxExtent, 272, 8)), "16x16 tiles");
+  // 512 rows, each of a matrix of its own: 2^24 tiles of 64x64 in each.
+  CHECK_CONTAINS(message(Problem(GemmKind::kKGrouped, 512, 1, 1 << 30, 128)), "16x16 tiles");
 }
 
 // The grid of a quantiser is a product of three extents, which must not wrap before it is checked.

@@ -59,7 +59,7 @@ def build_engine(folder: Path, *, threads: int = 2) -> Engine:
     compiled = prelude.with_suffix(".h.gch")
     _compile(*_FLAGS, "-O1", *_INCLUDES, "-x", "c++-header", prelude, "-o", compiled)
     sources = [*_SIM.glob("*.cc"), *(_SIM / "engine").glob("*.cc"), *(_SIM / "driver").glob("*.cc")]
-    sources.append(_CSRC / "gemm" / "config_key.cc")
+    sources += [_CSRC / "gemm" / "config_key.cc", _CSRC / "quantize" / "quantize_key.cc"]
 
     def compile_one(source: Path) -> Path:
         target = folder / f"{source.stem}.o"
@@ -76,11 +76,13 @@ def _kernel_table(keys: Sequence[str]) -> str:
     """Returns a translation unit that registers the kernels `keys`."""
     entries = []
     for key in keys:
-        literal = re.search(r"fp8gemm::GemmConfig\{.*?\n  \}", core().kernel_source(key), re.DOTALL)
-        entries.append(f"    MakeSimKernel<{literal[0]}>()")
+        literal = re.search(r"fp8gemm::\w+Config\{.*?\n  \}", core().kernel_source(key), re.DOTALL)
+        make = "MakeSimQuantizer" if key in core().quantize_configs() else "MakeSimKernel"
+        entries.append(f"    {make}<{literal[0]}>()")
     lines = ",\n".join(entries)
     return (
         '#include "sim/kernels/kernel_table.h"\n'
+        '#include "sim/kernels/quantize_kernel.h"\n'
         "namespace fp8gemm::sim {\n"
         f"const SimKernel kKernels[] = {{\n{lines}}};\n"
         "const KernelTable kTable(kKernels);\n"

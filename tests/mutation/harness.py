@@ -45,7 +45,12 @@ class Verdict:
 
 
 def kernel_key(tile: str) -> str:
-    """Returns the key of a configuration from a key without its number of stages."""
+    """Returns the key of a configuration from a key without its number of stages.
+
+    Keys of quantisers are what they are.
+    """
+    if tile in core().quantize_configs():
+        return tile
     plain = tile.removesuffix(".pdl")
     for key in core().candidate_configs():
         if re.sub(r"\.s\d+", "", key, count=1) == plain:

@@ -16,6 +16,7 @@ from _problems import mismatch, poisoned_memory, problem_for, run
 
 from jax_fp8gemm import _ffi
 from jax_fp8gemm.testing import simulator
+from mutation import quantisation
 from mutation.problems import PROBLEMS
 
 # How the simulator's reports begin.
@@ -24,10 +25,13 @@ _FINDINGS = ("HAZARD", "DEADLOCK")
 
 def judge(key: str, problem_name: str, mode: dict) -> tuple[str, str]:
     """Returns how the run fails, hazard, deadlock or wrong, and details; "" if it does not."""
-    problem = PROBLEMS[problem_name] if problem_name else problem_for(key)
     os.environ["JAX_FP8GEMM_PDL"] = "1" if key.endswith(".pdl") else "0"
     try:
         with simulator(**mode):
+            if key in _ffi.core().quantize_configs():
+                wrong = quantisation.mismatch(key)
+                return ("wrong", wrong) if wrong else ("", "")
+            problem = PROBLEMS[problem_name] if problem_name else problem_for(key)
             out = run(problem, config=key)
     except jax.errors.JaxRuntimeError as error:
         report = str(error)

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a quantise kernel is tried on, and whether its result is that of plain JAX bit for bit."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from jax_fp8gemm import _quantizer
+
+_TYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
+_DTYPES = {"e4m3": "float8_e4m3fn", "e5m2": "float8_e5m2"}
+_LAYOUTS = {"quantize_kgrouped": "k_grouped"}
+_SHAPE = (2, 150, 202)  # a batch; rows and columns that no vector, warp or tile divides
+_NUM_GROUPS = 70  # more than two warps of them
+
+
+def _sizes() -> np.ndarray:
+    """Returns sizes of few rows, some negative, at last more rows than there are."""
+    sizes = np.resize([3, 0, -4, 1, 0], (2, _NUM_GROUPS)).astype(np.int32)
+    sizes[0, 40:], sizes[1, 65] = 0, 2**31 - 1
+    sizes[0, 40] = 100
+    return sizes
+
+
+def _numbers() -> np.ndarray:
+    """Returns rows of all magnitudes, a block of zeros, a NaN and the largest number there is."""
+    rng = np.random.default_rng(0)
+    magnitudes = np.exp2(np.linspace(-140, 127, _SHAPE[1]))[:, None]
+    x = (np.clip(rng.standard_normal(_SHAPE), -1.9, 1.9) * magnitudes).astype(np.float32)
+    x[1, :128, :128] = 0
+    x[0, 5, 7] = np.nan
+    x[0, -1, 9] = np.finfo(np.float32).max
+    return x
+
+
+def mismatch(key: str) -> str:
+    """Returns where the kernel `key` differs from plain JAX; empty if nowhere."""
+    family, x_type, dtype, scales = key.split(".")
+    layout = _LAYOUTS.get(family, family.removeprefix("quantize_"))
+    with np.errstate(over="ignore"):  # the largest number becomes infinite in another type
+        x = jnp.asarray(_numbers().astype(jnp.dtype(_TYPES[x_type])))
+    sizes = jnp.asarray(_sizes()) if layout == "k_grouped" else None
+    scale_format = {"f32": "float32"}.get(scales, scales)
+    got, want = (
+        _quantizer.apply(
+            (x, None, sizes),
+            _quantizer.Options(key, layout, jnp.dtype(_DTYPES[dtype]), scale_format, each),
+        )
+        for each in ("sim", "xla")
+    )
+    for name, a, b in zip(("values", "scales"), got, want, strict=True):
+        a, b = (np.asarray(y).astype(np.float32) for y in (a, b))
+        wrong = (a != b) & ~(np.isnan(a) & np.isnan(b))
+        if wrong.any():
+            at = tuple(map(int, np.argwhere(wrong)[0]))
+            return f"{wrong.sum()} {name} are wrong, the first is {at}: got {a[at]}, want {b[at]}"
+    return ""
