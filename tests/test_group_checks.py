@@ -69,6 +69,14 @@ def test_the_quantiser_is_checked():
         testing.check_groups(fp8.quantize_k_grouped)(jnp.ones((8, 4)), jnp.asarray([9], jnp.int32))
 
 
+def test_a_layer_is_checked_by_its_own_name():
+    x, w = jnp.ones((8, 16)), jnp.ones((2, 16, 4))
+    sizes = jnp.asarray([8, 1], jnp.int32)
+    checked = testing.check_groups(jax.value_and_grad(lambda x: fp8.ragged_dot(x, w, sizes).sum()))
+    with pytest.raises(ValueError, match="ragged_dot: group_sizes.*at most 8"):
+        checked(x)
+
+
 def test_only_what_is_checked_pays_for_it():
     """Also where the same inner function was compiled before, and is used again after."""
     lhs, rhs, sizes = cases.ragged_operands(CASE)

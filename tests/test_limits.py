@@ -129,6 +129,13 @@ def test_split_k_stays_within_the_sms_it_may_use(m, n, k, num_sms):
     assert split or num_sms < 132
 
 
+@pytest.mark.usefixtures("extension")
+@pytest.mark.parametrize("m, n, k", [(1, 576, 7168), (16, 2112, 7168), (128, 2112, 7168)])
+def test_split_k_is_chosen_where_tiles_are_fewer_than_sms(m, n, k):
+    assert fp8.plan(m, n, k, num_sms=132)[0]["split_k"] > 1
+    assert fp8.plan(32 * m + 4096, n, k, num_sms=132)[0]["split_k"] == 1
+
+
 def test_no_home_keeps_kernels_in_memory(monkeypatch):
     for name in ("JAX_FP8GEMM_CACHE_DIR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)

@@ -21,9 +21,9 @@ if importlib.util.find_spec("jax_fp8gemm._core") is None:
     pytest.skip("needs the compiled extension jax_fp8gemm._core", allow_module_level=True)
 
 from _problems import BLOCK, Problem, ceil_div, mismatch, poisoned_memory, problem_for, run
-from _special_problems import KEYS, PAIR, RAGGED, RAGGED_PAIR, SMALL, SPECIAL, kernel
+from _special_problems import KEYS, PAIR, RAGGED, RAGGED_PAIR, SMALL, SPECIAL, SPLIT, kernel
 
-from jax_fp8gemm import _ffi
+from jax_fp8gemm import _ffi, _simulator
 from jax_fp8gemm.testing import relative_error, simulator
 
 pytestmark = pytest.mark.usefixtures("simulator_library", "poison")
@@ -144,6 +144,19 @@ def test_result_does_not_depend_on_the_schedule():
     for key in MODE_KEYS[::3]:
         results = {check(problem_for(key), key, **mode).tobytes() for mode in MODES[::4]}
         assert len(results) == 1, key
+
+
+@pytest.mark.parametrize("key", [SMALL, kernel("1d2d.m32n32.w1.c1x1.e4m3.e4m3.bf16"), SPLIT])
+def test_small_tiles_load_no_absent_rows(key):
+    """Of a, b and the scales of a, as many rows as the tile has, and not the 64 of wgmma."""
+    tile = _ffi.core().describe_config(key)
+    k_blocks = 16
+    problem = Problem("dense", tile["block_m"], tile["block_n"], k_blocks * BLOCK)
+    before = _simulator.stats()["bytes_loaded"]
+    check(problem, key)
+    rows = tile["block_m"] + tile["block_n"]
+    want = k_blocks * (rows * BLOCK + tile["block_m"] * 4)
+    assert _simulator.stats()["bytes_loaded"] - before == want
 
 
 def test_rows_do_not_depend_on_their_neighbours():
