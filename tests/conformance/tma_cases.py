@@ -56,6 +56,8 @@ def _load_cases() -> list[Case]:
     # The scales of A: a row of float32, no swizzle, box of one row.
     scales = Tensor(_tensor(3, 100, "float32", 1), (1, 64), "float32")
     cases += [_load("f32.row", scales, 0, 1), _load("f32.row_past_right", scales, 64, 2)]
+    # A group starts at any row of A, so its scales at any element: not at a multiple of 16 bytes.
+    cases += [_load(f"f32.row_from_{x}", scales, x, 1) for x in (1, 2, 7, 67)]
     # Accumulator tiles.
     for dtype, swizzle in (("bfloat16", 128), ("float16", 32), ("float32", 64)):
         columns = swizzle // np.dtype(_DTYPES[dtype]).itemsize
