@@ -69,7 +69,9 @@ def run_on_gpu(
 def _run_process(names: Sequence[str], folder: Path, case_limit_s: float) -> tuple[str, str | None]:
     """Runs one process; returns the case that it started last and what went wrong, if anything."""
     command = [sys.executable, str(Path(__file__)), str(folder), *names]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    # The package under test may be the source tree, which the child would not find.
+    search_path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": search_path}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
     )
