@@ -5,7 +5,7 @@ The main loop is the shortest backward branch whose range holds a tensor-core in
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,6 +14,7 @@ from jax_fp8gemm._sass import Instruction
 
 _LOCAL_MEMORY = ("LDL", "STL")
 _TENSOR_CORE = ("QGMMA", "HGMMA")
+_MEMORY_BARRIERS = ("MEMBAR", "ERRBAR", "CGAERRBAR", "CCTL")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class LoopFacts:
     local_memory: int
     calls: int
     r2ur: int  # moves of per-thread values into uniform registers
+    memory_barriers: int  # waits for memory of the CTA or the GPU, and invalidations of L1
     stall_cycles: int  # cycles one warp needs to issue one iteration, if nothing is waited for
+    exposed_cycles: int  # of them, those in which no MMA of this warp runs
     ffma_yields: int
     ffma_yield_changes: int  # neighbouring FFMA whose yield hints differ; ffma - 1 if alternating
     ffma_reuse: int
@@ -114,7 +117,9 @@ def _loop_facts(loop: Sequence[Instruction]) -> LoopFacts | None:
         local_memory=_count(loop, *_LOCAL_MEMORY),
         calls=_count(loop, "CALL"),
         r2ur=_count(loop, "R2UR"),
-        stall_cycles=sum(max(1, i.control.stall) for i in loop),
+        memory_barriers=_count(loop, *_MEMORY_BARRIERS),
+        stall_cycles=sum(_issue_cycles(i) for i in loop),
+        exposed_cycles=sum(_issue_cycles(i) for i, running in _mma_running(loop) if not running),
         ffma_yields=sum(yields),
         ffma_yield_changes=sum(a != b for a, b in pairwise(yields)),
         ffma_reuse=sum(i.control.reuse != 0 for i in ffma),
@@ -139,16 +144,22 @@ def _ffma_under_mma(loop: Sequence[Instruction]) -> int:
 
 def _shared_loads_under_mma(loop: Sequence[Instruction]) -> int:
     """Loads that the tensor core hides: an MMA runs from its issue to the wait."""
+    return sum(running and i.name == "LDS" for i, running in _mma_running(loop))
+
+
+def _mma_running(loop: Sequence[Instruction]) -> Iterator[tuple[Instruction, bool]]:
+    """Each instruction, and whether an MMA runs when it has issued; the wait itself ends it."""
     running = False
-    under = 0
     for instruction in loop:
         if instruction.name in _TENSOR_CORE:
             running = True
         elif instruction.opcode.startswith("WARPGROUP.DEPBAR"):
             running = False
-        elif instruction.name == "LDS":
-            under += running
-    return under
+        yield instruction, running
+
+
+def _issue_cycles(instruction: Instruction) -> int:
+    return max(1, instruction.control.stall)
 
 
 def _reachable(code: Sequence[Instruction], starts: Sequence[Instruction]) -> list[Instruction]:

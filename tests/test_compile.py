@@ -65,8 +65,7 @@ def expected_code(key: str) -> Expected:
     block_n, waves = config["block_n"], config["waves"]
     # A thread has two rows of a wave, so two scales of A. With 128x128 scales of B it multiplies
     # each with those of the one or two column blocks; with 1x128 scales each with those of its
-    # block_n / 4 columns, which it loads in pairs while the tensor core works: ptxas moves a few of
-    # these loads before the first wgmma.
+    # block_n / 4 columns, which it loads in pairs. It loads while the tensor core works.
     row_scales = 2 * waves
     is_1d1d = config["scaling"] == "1d1d"
     column_loads = block_n // 8 if is_1d1d else 0
@@ -75,7 +74,7 @@ def expected_code(key: str) -> Expected:
         kernel=f"sm90_fp8_gemm_{config['family']}",
         scale_products=products,
         scale_loads=row_scales + (column_loads or 1),
-        scale_loads_under_mma=column_loads * 3 // 4,
+        scale_loads_under_mma=row_scales + (column_loads or 1),
         block_n=block_n,
         waves=waves,
         num_consumers=config["num_consumers"],

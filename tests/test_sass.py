@@ -52,6 +52,7 @@ FAULTS = {
     "ROLLED_K": "1 tensor-core instructions in the main loop, expected 4",
     "DIVERGENT_DESCRIPTOR": "R2UR in the main loop",
     "OUTLINED_CALL": "1 calls in the main loop",
+    "CLUSTER_RELEASE": "memory barriers in the main loop",
     "EXTRA_FFMA": "128 FFMA in the main loop, expected 64",
     "HEAVY_PRODUCER": "local memory: ",
     "BLOCK_N=256": "LDL/STL in the main loop",

@@ -12,7 +12,8 @@
 
 namespace fp8gemm {
 
-// Starts one wave of one K block: partial = a (64, 128) * b (block_n, 128)^T.
+// Starts one wave of one K block: partial = a (64, 128) * b (block_n, 128)^T. The operands are given
+// as in `descriptor_start`.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void start_multiply(uint32_t a, uint32_t b, float (&partial)[kConfig.block_n / 2]) {
   const uint64_t a_desc = make_k_major_descriptor(a);
@@ -37,7 +38,9 @@ FP8GEMM_DEVICE void finish_multiply(float (&partial)[kConfig.block_n / 2]) {
 }
 
 // Tells the loaders of every CTA that shares operands that this warp is done with `stage`: the
-// peer's multicast writes into our slot, ours into the peer's.
+// peer's multicast writes into our slot, ours into the peer's. Only reads are over, and they are
+// when their values are here: a release at cluster scope, with its memory barriers, would order
+// nothing more.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void release_stage(const Smem<kConfig>& smem, uint32_t stage, uint32_t lane) {
   ptx::bar_warp_sync();  // the arriving lane speaks for all: what they read comes before
@@ -52,15 +55,16 @@ FP8GEMM_DEVICE void release_stage(const Smem<kConfig>& smem, uint32_t stage, uin
 //
 // Runs on     one warpgroup, which owns consumer_rows() rows of the tile from accumulation to store
 //             and never waits for another: one's epilogue runs under the other's wgmma.
-// Per K block waits full[stage]; reads the scales; per wave of 64 rows runs 4 wgmma from zero and
-//             adds the scaled partial sums to float32 accumulators. After the last wgmma one lane
-//             per warp and CTA that shares operands arrives on empty[stage].
+// Per K block waits full[stage]; per wave of 64 rows runs 4 wgmma from zero, under the first of them
+//             reads the scales, and adds the scaled partial sums to float32 accumulators. After the
+//             last wgmma one lane per warp and CTA that shares operands arrives on empty[stage].
 // Registers   waves * block_n / 2 accumulators and block_n / 2 partial sums per thread.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void consume(const GemmParams& params, const Smem<kConfig>& smem,
                             uint32_t consumer) {
   constexpr uint32_t kWaves = kConfig.waves();
   constexpr uint32_t kFragment = kConfig.block_n / 2;
+  constexpr SmemLayout kLayout = Smem<kConfig>::kLayout;
   const uint32_t lane = ptx::lane_idx();
   const uint32_t first_row = consumer * kConfig.consumer_rows();
   const uint32_t fragment_row = (ptx::warp_idx() % kWarpgroupWarps) * 16 + lane / 4;
@@ -68,6 +72,8 @@ FP8GEMM_DEVICE void consume(const GemmParams& params, const Smem<kConfig>& smem,
   const bool has_rows = kConfig.block_m >= kMmaM || fragment_row + 8 < kConfig.block_m;
   const uint32_t scale_row = first_row + (has_rows ? fragment_row : 0);
 
+  const uint32_t a_start = descriptor_start(smem.a(0) + first_row * kRowBytes);
+  const uint32_t b_start = descriptor_start(smem.b(0));
   PipelineState<kConfig.num_stages> pipe;
   TileScheduler<kConfig> scheduler(params, smem);
   uint32_t c_parity = 0;
@@ -80,19 +86,18 @@ FP8GEMM_DEVICE void consume(const GemmParams& params, const Smem<kConfig>& smem,
       FP8GEMM_UNROLL
       for (uint32_t i = 0; i < kFragment; ++i) accum[wave][i] = 0.0f;
     }
-    for (uint32_t kb = 0; kb < tile.k_blocks; ++kb, pipe.advance()) {
+    for (uint32_t left = tile.k_blocks; left > 0; --left, pipe.advance()) {
       BlockScales<kConfig> scales;
       float partial[kFragment];
+      const uint32_t a = a_start + pipe.stage * descriptor_offset(kLayout.a_stage_bytes);
+      const uint32_t b = b_start + pipe.stage * descriptor_offset(kLayout.b_stage_bytes);
       ptx::mbarrier_wait_parity(smem.full(pipe.stage), pipe.parity);
       // wgmma is for converged warps: lanes come out of a wait, and one of them out of an arrival.
       ptx::bar_warp_sync();
-      scales.read_rows(smem, pipe.stage, scale_row);
       FP8GEMM_UNROLL
       for (uint32_t wave = 0; wave < kWaves; ++wave) {
-        const uint32_t a_row = first_row + wave * kMmaM;
-        start_multiply<kConfig>(smem.a(pipe.stage) + a_row * kRowBytes, smem.b(pipe.stage),
-                                partial);
-        if (wave == 0) scales.read_columns(smem, pipe.stage);
+        start_multiply<kConfig>(a + wave * descriptor_offset(kMmaM * kRowBytes), b, partial);
+        if (wave == 0) scales.read(smem, pipe.stage, scale_row);
         finish_multiply<kConfig>(partial);
         if (wave + 1 == kWaves) release_stage<kConfig>(smem, pipe.stage, lane);
         scales.promote(partial, wave, first_block_columns, accum[wave]);

@@ -75,14 +75,11 @@ struct Smem {
 };
 
 // Waits until every CTA that reads what this one loads is done with the slot. `parity` is that of
-// the coming phase: the wait is for the one before, which on a fresh barrier has passed.
+// the coming phase: the wait is for the one before, which on a fresh barrier has passed. CTA scope
+// is enough, since nothing that another CTA has written is read after it.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void wait_for_free_slot(const Smem<kConfig>& smem, uint32_t stage, uint32_t parity) {
-  if constexpr (kConfig.sharing() == 1) {
-    ptx::mbarrier_wait_parity(smem.empty(stage), parity ^ 1);
-  } else {
-    ptx::mbarrier_wait_parity_cluster(smem.empty(stage), parity ^ 1);
-  }
+  ptx::mbarrier_wait_parity(smem.empty(stage), parity ^ 1);
 }
 
 // Initialises every barrier. One thread; the CTA or cluster must synchronise before any use.

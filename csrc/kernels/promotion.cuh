@@ -7,8 +7,9 @@
 
 namespace fp8gemm {
 
-// Scales of one K block as a consumer thread needs them. `row` is its first fragment row within the
-// tile; the second is 8 below.
+// Scales of one K block as a consumer thread needs them. `read` is called while the tensor core
+// works, so that it costs no time; `row` is the thread's first fragment row within the tile, and the
+// second is 8 below.
 template <GemmConfig kConfig, Scaling kScaling = kConfig.scaling>
 struct BlockScales;
 
@@ -19,7 +20,7 @@ struct BlockScales<kConfig, Scaling::k1D2D> {
   static constexpr uint32_t kBlocks = kConfig.scale_blocks_n();
   float product[kConfig.waves()][2][kBlocks];
 
-  FP8GEMM_DEVICE void read_rows(const Smem<kConfig>& smem, uint32_t stage, uint32_t row) {
+  FP8GEMM_DEVICE void read(const Smem<kConfig>& smem, uint32_t stage, uint32_t row) {
     float sfb[kBlocks];
     if constexpr (kBlocks == 1) {
       sfb[0] = ptx::ld_shared_f32(smem.sfb(stage));
@@ -37,8 +38,6 @@ struct BlockScales<kConfig, Scaling::k1D2D> {
       }
     }
   }
-
-  FP8GEMM_DEVICE void read_columns(const Smem<kConfig>&, uint32_t) {}
 
   // accum += scale * partial. Tiles start at multiples of block_n, so the column where the second
   // scale block begins is a multiple of gcd(block_n, 128) between that and 128: columns are handled
@@ -75,7 +74,7 @@ struct BlockScales<kConfig, Scaling::k1D1D> {
   float row_scale[kConfig.waves()][2];
   float column_scale[kConfig.block_n / 4];
 
-  FP8GEMM_DEVICE void read_rows(const Smem<kConfig>& smem, uint32_t stage, uint32_t row) {
+  FP8GEMM_DEVICE void read(const Smem<kConfig>& smem, uint32_t stage, uint32_t row) {
     FP8GEMM_UNROLL
     for (uint32_t wave = 0; wave < kConfig.waves(); ++wave) {
       FP8GEMM_UNROLL
@@ -84,10 +83,6 @@ struct BlockScales<kConfig, Scaling::k1D1D> {
         row_scale[wave][half] = ptx::ld_shared_f32(smem.sfa(stage) + scale_row * sizeof(float));
       }
     }
-  }
-
-  // Called while the tensor core works, so that the loads cost no time.
-  FP8GEMM_DEVICE void read_columns(const Smem<kConfig>& smem, uint32_t stage) {
     const uint32_t base = smem.sfb(stage) + 2 * (ptx::lane_idx() % 4) * sizeof(float);
     FP8GEMM_UNROLL
     for (uint32_t i = 0; i < kConfig.block_n / 4; i += 2) {

@@ -33,7 +33,9 @@ FP8GEMM_DEVICE void sync_cluster() {
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void sm90_fp8_gemm(const GemmParams& params) {
   constexpr uint32_t kConsumerWarps = kConfig.num_consumers * kWarpgroupWarps;
-  const Smem<kConfig> smem{ptx::dynamic_smem()};
+  // Behind a shuffle ptxas keeps the address in a uniform register. It would work it out again for
+  // every K block otherwise, from the CTA's rank in the cluster, which takes long to read.
+  const Smem<kConfig> smem{ptx::shfl_sync_idx(ptx::dynamic_smem(), 0)};
   const uint32_t warp = ptx::warp_idx();
 
   if (warp == kConsumerWarps + kOperandLoaderWarp) {

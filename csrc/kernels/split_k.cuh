@@ -32,7 +32,7 @@ FP8GEMM_DEVICE void sum_over_cluster(const Smem<kConfig>& smem, uint32_t consume
   }
   ptx::bar_warp_sync();
   const uint32_t lane = ptx::lane_idx();
-  if (lane < kConfig.split_k) ptx::mbarrier_arrive_cluster(smem.summed(consumer), lane);
+  if (lane < kConfig.split_k) ptx::mbarrier_arrive_release_cluster(smem.summed(consumer), lane);
   ptx::mbarrier_wait_parity_cluster(smem.summed(consumer), 0);
   FP8GEMM_UNROLL
   for (uint32_t source = 0; source < kConfig.split_k; ++source) {

@@ -153,6 +153,10 @@ def _loop_failures(loop: LoopFacts, expected: Expected) -> list[str]:
             f"expected {waves} each: serialised, or waits inserted by the compiler",
         ),
         (loop.local_memory == 0, f"{loop.local_memory} LDL/STL in the main loop"),
+        (
+            loop.memory_barriers == 0,
+            f"{loop.memory_barriers} memory barriers in the main loop: a release to the cluster?",
+        ),
         (loop.calls == 0, f"{loop.calls} calls in the main loop"),
         (loop.r2ur == 0, f"{loop.r2ur} R2UR in the main loop: wgmma descriptors are not uniform"),
     ]

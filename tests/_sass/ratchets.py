@@ -52,6 +52,7 @@ def measure(facts: KernelFacts) -> dict[str, int]:
     return {
         "loop_instructions": loop.length,
         "loop_stall_cycles": loop.stall_cycles,
+        "loop_exposed_cycles": loop.exposed_cycles,
         "ffma_without_yield": loop.ffma - loop.ffma_yields,
         "cubin_bytes": facts.image_bytes,
     }

@@ -155,8 +155,10 @@ FP8GEMM_DEVICE void wgmma(const Params& params) {
   ptx::barrier_sync(kCtaBarrier, kThreads);
 
   const uint64_t first = descriptor_offset(params.args[0] * kMmaK);
-  const uint64_t a_desc = make_k_major_descriptor(smem + params.args[2] * kRowBytes) + first;
-  const uint64_t b_desc = make_k_major_descriptor(smem + kOperandBOffset) + first;
+  const uint32_t a_start = descriptor_start(smem + params.args[2] * kRowBytes);
+  const uint32_t b_start = descriptor_start(smem + kOperandBOffset);
+  const uint64_t a_desc = make_k_major_descriptor(a_start + first);
+  const uint64_t b_desc = make_k_major_descriptor(b_start + first);
   const bool accumulate = params.args[1] != 0;
   ptx::fence_registers(d);
   ptx::wgmma_fence();
@@ -309,10 +311,14 @@ FP8GEMM_DEVICE void mbarrier_remote(const Params& params) {
   ptx::barrier_cluster_wait();
   if (ptx::thread_idx() == 0) {
     for (uint32_t round = 0; round < num_rounds; ++round) {
-      if (rank == 0) ptx::mbarrier_arrive_cluster(bar, 1);
-      ptx::mbarrier_wait_parity(bar, round % 2);
+      if (rank == 0) {
+        ptx::mbarrier_arrive_cluster(bar, 1);
+        ptx::mbarrier_wait_parity_cluster(bar, round % 2);
+      } else {
+        ptx::mbarrier_wait_parity(bar, round % 2);
+      }
       params.out[rank * num_rounds + round] = round + 1;
-      if (rank == 1) ptx::mbarrier_arrive_cluster(bar, 0);
+      if (rank == 1) ptx::mbarrier_arrive_release_cluster(bar, 0);
     }
   }
   ptx::barrier_cluster_arrive();

@@ -218,8 +218,8 @@ class Pipeline {
   void Multiply(uint32_t warp, uint32_t stage, float (&partial)[32]) const {
     const uint64_t row_shift = Has(Fault::kDescriptorRow) ? descriptor_offset(128) : 0;
     const uint32_t a_stage = Has(Fault::kWarpsDiffer) && warp == 1 ? stage ^ 1 : stage;
-    const uint64_t a = make_k_major_descriptor(A(a_stage)) + row_shift;
-    const uint64_t b = make_k_major_descriptor(B(stage));
+    const uint64_t a = make_k_major_descriptor(descriptor_start(A(a_stage))) + row_shift;
+    const uint64_t b = make_k_major_descriptor(descriptor_start(B(stage)));
     if (!Has(Fault::kNoWgmmaFence)) ptx::wgmma_fence();
     for (uint32_t k = 0; k < 4; ++k) {
       if (Has(Fault::kDivergentWgmma) && ptx::lane_idx() == 3 && k == 3) continue;

@@ -17,6 +17,7 @@ _WAIT_AND_RELEASE = """\
         if (wave + 1 == kWaves) release_stage<kConfig>(smem, pipe.stage, lane);
 """
 _RELEASE = "if (wave + 1 == kWaves) release_stage<kConfig>(smem, pipe.stage, lane);"
+_READ_AGAIN = "\n        if (wave + 1 == kWaves) scales.read(smem, pipe.stage, scale_row);"
 _LOADER_WAIT = """\
         wait_for_free_slot<kConfig>(smem, pipe.stage, pipe.parity);
         ptx::mbarrier_arrive_expect_tx(full, stage_tx_bytes(kConfig));
@@ -149,7 +150,7 @@ MUTANTS = (
         "row scales read after the release",
         "consumer.cuh",
         _RELEASE,
-        _RELEASE + "\n        scales.read_rows(smem, pipe.stage, scale_row);",
+        _RELEASE + _READ_AGAIN,
         "The loader may already write the scales of a later block.",
         (ONE,),
     ),
@@ -157,7 +158,7 @@ MUTANTS = (
         "column scales read after the release",
         "consumer.cuh",
         _RELEASE,
-        _RELEASE + "\n        if (wave == 0) scales.read_columns(smem, pipe.stage);",
+        _RELEASE + _READ_AGAIN,
         "The loader may already write the scales of a later block.",
         (COLUMNS,),
     ),
@@ -262,9 +263,25 @@ MUTANTS = (
     Mutant(
         "split K tells only one CTA",
         "split_k.cuh",
-        "if (lane < kConfig.split_k) ptx::mbarrier_arrive_cluster(smem.summed(consumer), lane);",
-        "if (lane == 0) ptx::mbarrier_arrive_cluster(smem.summed(consumer), lane);",
+        "if (lane < kConfig.split_k) ptx::mbarrier_arrive_release_cluster",
+        "if (lane == 0) ptx::mbarrier_arrive_release_cluster",
         "The other CTAs wait for ever.",
+        (SPLIT,),
+    ),
+    Mutant(
+        "split K arrives without a release to the cluster",
+        "split_k.cuh",
+        "ptx::mbarrier_arrive_release_cluster",
+        "ptx::mbarrier_arrive_cluster",
+        "Sums written into another CTA may arrive there after the arrival.",
+        (SPLIT,),
+    ),
+    Mutant(
+        "split K waits at the scope of one CTA",
+        "split_k.cuh",
+        "ptx::mbarrier_wait_parity_cluster",
+        "ptx::mbarrier_wait_parity",
+        "What other CTAs have written need not be visible after it.",
         (SPLIT,),
     ),
 )

@@ -63,15 +63,17 @@ FP8GEMM_DEVICE void mma(const GemmParams& params, float* out) {
     const uint32_t stage = block % kStages;
     ptx::mbarrier_wait_parity(full(stage), (block / kStages) & 1);
     const uint32_t a_smem = ptx::dynamic_smem() + stage * kStageBytes + group * 64 * 128;
+    const uint32_t b_smem = a_smem + kBlockM * 128;
     const float scale = params.sfb_blocks[block];
     FP8GEMM_UNROLL
     for (uint32_t wave = 0; wave < kWaves; ++wave) {
 #ifdef DIVERGENT_DESCRIPTOR
-      const uint64_t a = make_k_major_descriptor(a_smem + wave * 8192 + (threadIdx.x & 1) * 1024);
+      const uint32_t wave_smem = a_smem + wave * 8192 + (threadIdx.x & 1) * 1024;
 #else
-      const uint64_t a = make_k_major_descriptor(a_smem + wave * 8192);
+      const uint32_t wave_smem = a_smem + wave * 8192;
 #endif
-      const uint64_t b = make_k_major_descriptor(a_smem + kBlockM * 128);
+      const uint64_t a = make_k_major_descriptor(descriptor_start(wave_smem));
+      const uint64_t b = make_k_major_descriptor(descriptor_start(b_smem));
       ptx::fence_registers(partial);
       ptx::wgmma_fence();
 #if defined(ROLLED_K)
@@ -111,7 +113,11 @@ FP8GEMM_DEVICE void mma(const GemmParams& params, float* out) {
       accum[wave][0] = outlined(accum[wave][0]);
 #endif
     }
+#ifdef CLUSTER_RELEASE
+    ptx::mbarrier_arrive_release_cluster(empty(stage), 0);
+#else
     ptx::mbarrier_arrive(empty(stage));
+#endif
   }
   FP8GEMM_UNROLL
   for (uint32_t wave = 0; wave < kWaves; ++wave) {

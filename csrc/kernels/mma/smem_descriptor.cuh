@@ -14,13 +14,19 @@
 
 namespace fp8gemm {
 
-FP8GEMM_DEVICE uint64_t make_k_major_descriptor(uint32_t smem_address) {
-  constexpr uint64_t kStride = static_cast<uint64_t>(kSwizzleAtomBytes >> 4) << 32;
-  constexpr uint64_t kSwizzle128B = static_cast<uint64_t>(1) << 62;
-  return static_cast<uint64_t>((smem_address & 0x3ffff) >> 4) | kStride | kSwizzle128B;
+// Start address of a descriptor, in its unit of 16 bytes. It has 14 bits, so that what is added to
+// reach other places in shared memory never carries into the next field.
+FP8GEMM_DEVICE uint32_t descriptor_start(uint32_t smem_address) {
+  return (smem_address & 0x3ffff) >> 4;
 }
 
-// Descriptor units (16 bytes) of `bytes`.
-FP8GEMM_DEVICE constexpr uint64_t descriptor_offset(uint32_t bytes) { return bytes >> 4; }
+FP8GEMM_DEVICE uint64_t make_k_major_descriptor(uint32_t start) {
+  constexpr uint64_t kStride = static_cast<uint64_t>(kSwizzleAtomBytes >> 4) << 32;
+  constexpr uint64_t kSwizzle128B = static_cast<uint64_t>(1) << 62;
+  return start | kStride | kSwizzle128B;
+}
+
+// `bytes` in the unit of a descriptor's start address.
+FP8GEMM_DEVICE constexpr uint32_t descriptor_offset(uint32_t bytes) { return bytes >> 4; }
 
 }  // namespace fp8gemm

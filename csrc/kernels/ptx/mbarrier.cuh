@@ -31,13 +31,24 @@ FP8GEMM_DEVICE void mbarrier_arrive(uint32_t bar) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
 
-// Arrives once on the barrier at the same address in CTA `cta_rank` of the cluster. That CTA must
-// not have exited.
-FP8GEMM_DEVICE void mbarrier_arrive_cluster(uint32_t bar, uint32_t cta_rank) {
+// Arrives once on the barrier at the same address in CTA `cta_rank` of the cluster, which must not
+// have exited; releases this thread's earlier writes to whoever waits there with cluster scope. The
+// compiler puts memory barriers of the whole GPU before it: not for a main loop.
+FP8GEMM_DEVICE void mbarrier_arrive_release_cluster(uint32_t bar, uint32_t cta_rank) {
   asm volatile(
       "{\n.reg .b32 remote;\n"
       "mapa.shared::cluster.u32 remote, %0, %1;\n"
       "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(bar),
+      "r"(cta_rank)
+      : "memory");
+}
+
+// The same without a release to other CTAs: announces that this thread has finished reading.
+FP8GEMM_DEVICE void mbarrier_arrive_cluster(uint32_t bar, uint32_t cta_rank) {
+  asm volatile(
+      "{\n.reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(bar),
       "r"(cta_rank)
       : "memory");
 }
@@ -55,7 +66,7 @@ FP8GEMM_DEVICE void mbarrier_wait_parity(uint32_t bar, uint32_t parity) {
       : "memory");
 }
 
-// The same with cluster scope: also acquires what other CTAs of the cluster released by arriving.
+// The same with cluster scope: also acquires what other CTAs of the cluster have released.
 FP8GEMM_DEVICE void mbarrier_wait_parity_cluster(uint32_t bar, uint32_t parity) {
   asm volatile(
       "{\n.reg .pred done;\n"

@@ -56,7 +56,9 @@ void FenceMbarrierInit();
 void MbarrierArrive(uint32_t bar);
 void MbarrierArriveExpectTx(uint32_t bar, uint32_t tx_bytes);
 void MbarrierArriveCluster(uint32_t bar, uint32_t cta_rank);
+void MbarrierArriveReleaseCluster(uint32_t bar, uint32_t cta_rank);
 void MbarrierWaitParity(uint32_t bar, uint32_t parity);
+void MbarrierWaitParityCluster(uint32_t bar, uint32_t parity);
 
 void PrefetchTensorMap(const TensorMap* map);
 void TmaLoad2d(const TensorMap* map, uint32_t bar, uint32_t dst, int32_t x, int32_t y);

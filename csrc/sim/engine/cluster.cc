@@ -25,6 +25,7 @@ void ClusterArrive() {
   ClusterBarrier& barrier = world.cluster_barrier;
   if (warp.cluster_arrived) Fatal("barrier.cluster.arrive twice without a wait between");
   warp.cluster_arrived = true;
+  warp.has_remote_writes = false;
   warp.cluster_phase = barrier.phase;
   ++barrier.arrived;
   ReleaseTo(barrier.arriving);

@@ -47,6 +47,54 @@ void Arrive(Mbarrier& barrier, uint32_t tx_bytes) {
   CompletePhaseIfDone(barrier);
 }
 
+// mapa and an arrival on the barrier of CTA `cta_rank`.
+void ArriveInCluster(uint32_t bar, uint32_t cta_rank, bool is_cluster_release) {
+  constexpr const char* kWhat = "mbarrier.arrive.shared::cluster";
+  if (cta_rank >= world.kernel->cluster) {
+    Fatal("mapa to cta %u of a cluster of %u", cta_rank, world.kernel->cluster);
+  }
+  Cta& cta = world.ctas[cta_rank];
+  if (cta.live_threads == 0) {
+    Hazard("%s on %s of cta %u, which has exited", kWhat, SmemName(bar).c_str(), cta_rank);
+    return;
+  }
+  if (&cta == current->cta) {
+    Arrive(FindMbarrier(bar, kWhat), 0);
+    return;
+  }
+  Warp& warp = *current->warp;
+  cta.remote_arrivals[warp.number] = warp.clock.time[warp.number];
+  Mbarrier& barrier = FindMbarrierForAsync(cta, bar, kWhat);
+  if (is_cluster_release) {
+    warp.has_remote_writes = false;
+    barrier.has_cluster_release = true;
+  } else if (warp.has_remote_writes) {
+    Hazard("%s on %s of cta %u without release at cluster scope: the warp has written into other "
+           "ctas",
+           kWhat, SmemName(bar).c_str(), cta_rank);
+  }
+  Arrive(barrier, 0);
+}
+
+// Returns the barrier, after the phase of parity `parity`.
+Mbarrier& WaitForParity(uint32_t bar, uint32_t parity) {
+  constexpr const char* kWhat = "mbarrier.try_wait.parity";
+  if (parity > 1) Fatal("%s with parity %u", kWhat, parity);
+  Mbarrier& barrier = FindMbarrier(bar, kWhat);
+  const uint32_t phase = barrier.phase;
+  while ((barrier.phase & 1) == parity) {
+    barrier.waiting.push_back(current);
+    Block(Op::kMbarrierWait, bar, parity);
+  }
+  if (barrier.phase > phase + 1) {
+    Hazard("%s on %s waited for phase %u and woke in phase %u: the barrier is not held back by "
+           "its waiters",
+           kWhat, SmemName(bar).c_str(), phase, barrier.phase);
+  }
+  AcquireMbarrier(barrier);
+  return barrier;
+}
+
 }  // namespace
 
 Mbarrier& FindMbarrier(uint32_t bar, const char* what) {
@@ -108,39 +156,20 @@ void MbarrierArriveExpectTx(uint32_t bar, uint32_t tx_bytes) {
 }
 
 void MbarrierArriveCluster(uint32_t bar, uint32_t cta_rank) {
-  constexpr const char* kWhat = "mbarrier.arrive.shared::cluster";
-  if (cta_rank >= world.kernel->cluster) {
-    Fatal("mapa to cta %u of a cluster of %u", cta_rank, world.kernel->cluster);
-  }
-  Cta& cta = world.ctas[cta_rank];
-  if (cta.live_threads == 0) {
-    Hazard("%s on %s of cta %u, which has exited", kWhat, SmemName(bar).c_str(), cta_rank);
-    return;
-  }
-  if (&cta == current->cta) {
-    Arrive(FindMbarrier(bar, kWhat), 0);
-    return;
-  }
-  const Warp& warp = *current->warp;
-  cta.remote_arrivals[warp.number] = warp.clock.time[warp.number];
-  Arrive(FindMbarrierForAsync(cta, bar, kWhat), 0);
+  ArriveInCluster(bar, cta_rank, false);
+}
+
+void MbarrierArriveReleaseCluster(uint32_t bar, uint32_t cta_rank) {
+  ArriveInCluster(bar, cta_rank, true);
 }
 
 void MbarrierWaitParity(uint32_t bar, uint32_t parity) {
-  constexpr const char* kWhat = "mbarrier.try_wait.parity";
-  if (parity > 1) Fatal("%s with parity %u", kWhat, parity);
-  Mbarrier& barrier = FindMbarrier(bar, kWhat);
-  const uint32_t phase = barrier.phase;
-  while ((barrier.phase & 1) == parity) {
-    barrier.waiting.push_back(current);
-    Block(Op::kMbarrierWait, bar, parity);
-  }
-  if (barrier.phase > phase + 1) {
-    Hazard("%s on %s waited for phase %u and woke in phase %u: the barrier is not held back by "
-           "its waiters",
-           kWhat, SmemName(bar).c_str(), phase, barrier.phase);
-  }
-  AcquireMbarrier(barrier);
+  if (!WaitForParity(bar, parity).has_cluster_release) return;
+  Hazard("mbarrier.try_wait.parity on %s acquires at cta scope what another cta has released to the "
+         "cluster",
+         SmemName(bar).c_str());
 }
+
+void MbarrierWaitParityCluster(uint32_t bar, uint32_t parity) { WaitForParity(bar, parity); }
 
 }  // namespace fp8gemm::sim

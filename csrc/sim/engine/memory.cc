@@ -117,8 +117,11 @@ void StoreSharedClusterV4F32(uint32_t address, uint32_t cta_rank, float x, float
     Hazard("%s to %s of cta %u, which has exited", kWhat, SmemName(address).c_str(), cta_rank);
     return;
   }
-  const Warp& warp = *current->warp;
-  if (&cta != current->cta) cta.remote_arrivals[warp.number] = warp.clock.time[warp.number];
+  Warp& warp = *current->warp;
+  if (&cta != current->cta) {
+    cta.remote_arrivals[warp.number] = warp.clock.time[warp.number];
+    warp.has_remote_writes = true;
+  }
   cta.shadow.GenericWrite(*current, offset, sizeof quad);
   std::memcpy(cta.smem + offset, &quad, sizeof quad);
 }

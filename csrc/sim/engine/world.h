@@ -133,6 +133,7 @@ struct Warp {
   uint32_t wgmma_op = 0;     // operations issued since
   uint32_t registers = 0;    // per thread
   uint32_t num_stores = 0;   // TMA stores issued; the newest one's id
+  bool has_remote_writes = false;  // into other CTAs since the last release at cluster scope
   bool cluster_arrived = false;
   uint32_t cluster_phase = 0;  // the phase it arrived in
 
@@ -160,6 +161,7 @@ struct Mbarrier {
   uint32_t init_number = 0;
   uint32_t init_clock = 0;
   uint32_t load_clock = 0;  // phase that ends the last TMA load signalling it
+  bool has_cluster_release = false;  // another CTA has arrived with release at cluster scope
   std::vector<Thread*> waiting;
   std::vector<PhaseObserver> observers;  // of the last completed phase
   VectorClock arriving;  // what arrivals of the current phase released
