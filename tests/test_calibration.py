@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Published times beside the model, regret, static counts; and docs/performance.md says them."""
 
+import math
 import re
 import sys
 
@@ -169,6 +170,22 @@ def test_report_of_counts(static_report, simulator_library, capsys):
     # A K block of this tile takes about 270 cycles, a load 1000.
     assert "| 13 (4) | 0 | 0 |" in row
     assert static_report.stages("1d2d.m128n128.w2.s4.c1x1.e4m3.e4m3.bf16") == (4, 2)
+
+
+def test_no_layout_of_results_has_bank_conflicts(static_report, simulator_library):
+    """One tile for each size of elements and swizzle, with and without an accumulator."""
+    core = static_report._ffi.core()
+    smallest = {}
+    for key in core.candidate_configs():
+        config = core.describe_config(key)
+        element_bytes = 4 if config["d_type"] == "float32" else 2
+        row_bytes = config["block_n"] // config["split_k"] * element_bytes
+        layout = (element_bytes, math.gcd(row_bytes, 128), config["accumulate"])
+        area = config["block_m"] * config["block_n"]
+        smallest[layout] = min(smallest.get(layout, (area, key)), (area, key))
+    found = {layout: static_report.conflicts(key).per_tile for layout, (_, key) in smallest.items()}
+    assert {(4, 128, True), (4, 64, True), (2, 32, False)} <= found.keys()
+    assert set(found.values()) == {0}, found
 
 
 @pytest.mark.parametrize("row", PREDICTED, ids=lambda row: row[0])

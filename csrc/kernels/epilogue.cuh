@@ -33,13 +33,49 @@ FP8GEMM_DEVICE uint32_t swizzled_chunk(uint32_t box, uint32_t row, uint32_t chun
   return box + row * kSwizzleBytes + ((chunk ^ ((row / kRowsPer128Bytes) % kChunks)) * 16);
 }
 
-// Address of `byte` (a multiple of 4) of `row` of one wave of the output tile.
+// Address of `byte` (a multiple of 4) of `row` of one wave of the output tile. `exchange` is what to
+// XOR the number of its 16-byte chunk with.
 template <GemmConfig kConfig>
-FP8GEMM_DEVICE uint32_t d_address(uint32_t wave_base, uint32_t row, uint32_t byte) {
+FP8GEMM_DEVICE uint32_t d_address(uint32_t wave_base, uint32_t row, uint32_t byte,
+                                  uint32_t exchange = 0) {
   constexpr uint32_t kSwizzle = d_swizzle_bytes(kConfig);
   const uint32_t box = wave_base + (byte / kSwizzle) * (kMmaM * kSwizzle);
-  return swizzled_chunk<kSwizzle>(box, row, byte % kSwizzle / 16) + byte % 16;
+  return swizzled_chunk<kSwizzle>(box, row, (byte % kSwizzle / 16) ^ exchange) + byte % 16;
 }
+
+// Order in which a thread handles the blocks of 8 columns of its float32 fragment. A pass over smem.d
+// is of 16 lanes, 32 bytes in each of four rows, and the swizzle alone would lead every two of these
+// rows to the same banks. So every other row, or pair of rows, exchanges the blocks of the first half
+// of a swizzled row with those of the second: then the pass covers all banks once.
+template <GemmConfig kConfig>
+struct BlockOrder {
+  static constexpr uint32_t kSwizzle = d_swizzle_bytes(kConfig);
+  static constexpr uint32_t kHalfRow = kSwizzle / 64;  // blocks; 0: rows too short to meet
+  static constexpr uint32_t kBlockChunks = 2;
+  bool exchanges;
+
+  FP8GEMM_DEVICE BlockOrder()
+      : exchanges(kHalfRow != 0 && ptx::lane_idx() / 4 / (128 / kSwizzle) % 2 != 0) {}
+
+  // Address of elements `i` and `i` + 1 of the fragment, after `apply`. `row` is that of element 0.
+  FP8GEMM_DEVICE uint32_t address(uint32_t wave_base, uint32_t row, uint32_t i) const {
+    const uint32_t byte = (8 * (i / 4) + 2 * (ptx::lane_idx() % 4)) * sizeof(float);
+    return d_address<kConfig>(wave_base, row + 8 * (i / 2 % 2), byte,
+                              exchanges ? kHalfRow * kBlockChunks : 0);
+  }
+
+  FP8GEMM_DEVICE void apply(float (&accum)[kConfig.stored_columns() / 2]) const {
+    FP8GEMM_UNROLL
+    for (uint32_t i = 0; i < kConfig.stored_columns() / 2; ++i) {
+      const uint32_t other = i ^ (4 * kHalfRow);
+      if (other <= i) continue;
+      const float first = accum[i];
+      const float second = accum[other];
+      accum[i] = exchanges ? second : first;
+      accum[other] = exchanges ? first : second;
+    }
+  }
+};
 
 // Starts loading the accumulator tile into smem.d, under the main loop. Thread 0 of the warpgroup.
 // The previous tile's stores must have read smem.d before; the loads overwrite it.
@@ -66,7 +102,8 @@ FP8GEMM_DEVICE void prefetch_accumulator(const GemmParams& params, const Smem<kC
   }
 }
 
-// accum += c, from where prefetch_accumulator put it; each thread reads its own fragment.
+// accum += c, from where prefetch_accumulator put it; each thread reads its own fragment. Float32
+// fragments are in BlockOrder.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void add_accumulator(uint32_t wave_base,
                                     float (&accum)[kConfig.stored_columns() / 2]) {
@@ -74,16 +111,16 @@ FP8GEMM_DEVICE void add_accumulator(uint32_t wave_base,
   const uint32_t column = 2 * (ptx::lane_idx() % 4);
   FP8GEMM_UNROLL
   for (uint32_t i = 0; i < kConfig.stored_columns() / 2; i += 2) {
-    const uint32_t byte = (8 * (i / 4) + column) * element_bytes(kConfig.d_type);
-    const uint32_t addr = d_address<kConfig>(wave_base, row + 8 * (i / 2 % 2), byte);
     if constexpr (kConfig.d_type == OutType::kF32) {
       float x;
       float y;
-      ptx::ld_shared_v2_f32(addr, x, y);
+      ptx::ld_shared_v2_f32(BlockOrder<kConfig>().address(wave_base, row, i), x, y);
       accum[i] += x;
       accum[i + 1] += y;
     } else {
-      const uint32_t pair = ptx::ld_shared_u32(addr);
+      const uint32_t byte = (8 * (i / 4) + column) * element_bytes(kConfig.d_type);
+      const uint32_t pair =
+          ptx::ld_shared_u32(d_address<kConfig>(wave_base, row + 8 * (i / 2 % 2), byte));
       if constexpr (kConfig.d_type == OutType::kBF16) {
         accum[i] += ptx::uint_as_float(pair << 16);
         accum[i + 1] += ptx::uint_as_float(pair & 0xffff0000u);
@@ -105,6 +142,7 @@ FP8GEMM_DEVICE uint32_t pack_pair(float low, float high) {
 }
 
 // Writes one wave of a thread's accumulators to its place in smem.d, rounded to the output type.
+// Float32 fragments are in BlockOrder.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void write_wave(uint32_t wave_base,
                                const float (&accum)[kConfig.stored_columns() / 2]) {
@@ -113,9 +151,8 @@ FP8GEMM_DEVICE void write_wave(uint32_t wave_base,
   if constexpr (kConfig.d_type == OutType::kF32) {
     FP8GEMM_UNROLL
     for (uint32_t i = 0; i < kConfig.stored_columns() / 2; i += 2) {
-      const uint32_t byte = (8 * (i / 4) + 2 * (lane % 4)) * sizeof(float);
-      const uint32_t row = warp_row + lane / 4 + 8 * (i / 2 % 2);
-      ptx::st_shared_v2_f32(d_address<kConfig>(wave_base, row, byte), accum[i], accum[i + 1]);
+      ptx::st_shared_v2_f32(BlockOrder<kConfig>().address(wave_base, warp_row + lane / 4, i),
+                            accum[i], accum[i + 1]);
     }
   } else {
     // One stmatrix writes 16 rows of 16 columns: lanes 0-15 address the rows of its left half.
@@ -214,6 +251,10 @@ FP8GEMM_DEVICE void store_tile(const GemmParams& params, const Smem<kConfig>& sm
                                float (&accum)[kConfig.waves()][kConfig.stored_columns() / 2]) {
   constexpr uint32_t kSlabs = d_slabs(kConfig);
   const uint32_t tile_row = consumer * kConfig.consumer_rows();
+  if constexpr (kConfig.d_type == OutType::kF32) {
+    FP8GEMM_UNROLL
+    for (uint32_t wave = 0; wave < kConfig.waves(); ++wave) BlockOrder<kConfig>().apply(accum[wave]);
+  }
   FP8GEMM_UNROLL
   for (uint32_t first = 0; first < kConfig.waves(); first += kSlabs) {
     if constexpr (kConfig.accumulate) {

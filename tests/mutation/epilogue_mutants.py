@@ -22,6 +22,22 @@ _SWIZZLE = "((row / kRowsPer128Bytes) % kChunks)"
 
 MUTANTS = (
     Mutant(
+        "blocks of float32 exchanged in registers only",
+        "epilogue.cuh",
+        "exchanges ? kHalfRow * kBlockChunks : 0);",
+        "0);",
+        "Every other row gets the columns of the other half of a swizzled row.",
+        (FLOATS, ACCUMULATE_F32),
+    ),
+    Mutant(
+        "blocks of float32 exchanged within the wrong half",
+        "epilogue.cuh",
+        "const uint32_t other = i ^ (4 * kHalfRow);",
+        "const uint32_t other = i ^ 4;",
+        "Neighbouring blocks change places instead of those half a swizzled row apart.",
+        (FLOATS,),
+    ),
+    Mutant(
         "stores not fenced",
         "epilogue.cuh",
         f"    ptx::fence_proxy_async_shared_cta();\n    {_BARRIER}    FP8GEMM_UNROLL\n",
