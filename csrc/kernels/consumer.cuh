@@ -12,8 +12,8 @@
 
 namespace fp8gemm {
 
-// Starts one wave of one K block: partial = a (64, 128) * b (block_n, 128)^T. The operands are given
-// as in `descriptor_start`.
+// Starts one wave of one K block: partial = a (64, 128) * b (block_n, 128)^T. Operands are given
+// by their `descriptor_start`.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void start_multiply(uint32_t a, uint32_t b, float (&partial)[kConfig.block_n / 2]) {
   const uint64_t a_desc = make_k_major_descriptor(a);
@@ -55,7 +55,7 @@ FP8GEMM_DEVICE void release_stage(const Smem<kConfig>& smem, uint32_t stage, uin
 //
 // Runs on     one warpgroup, which owns consumer_rows() rows of the tile from accumulation to store
 //             and never waits for another: one's epilogue runs under the other's wgmma.
-// Per K block waits full[stage]; per wave of 64 rows runs 4 wgmma from zero, under the first of them
+// Per K block waits full[stage]; per wave of 64 rows runs 4 wgmma from zero, under the first ones
 //             reads the scales, and adds the scaled partial sums to float32 accumulators. After the
 //             last wgmma one lane per warp and CTA that shares operands arrives on empty[stage].
 // Registers   waves * block_n / 2 accumulators and block_n / 2 partial sums per thread.

@@ -33,8 +33,8 @@ FP8GEMM_DEVICE uint32_t swizzled_chunk(uint32_t box, uint32_t row, uint32_t chun
   return box + row * kSwizzleBytes + ((chunk ^ ((row / kRowsPer128Bytes) % kChunks)) * 16);
 }
 
-// Address of `byte` (a multiple of 4) of `row` of one wave of the output tile. `exchange` is what to
-// XOR the number of its 16-byte chunk with.
+// Address of `byte` (a multiple of 4) of `row` of one wave of the output tile. The number of its
+// 16-byte chunk is XORed with `exchange`.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE uint32_t d_address(uint32_t wave_base, uint32_t row, uint32_t byte,
                                   uint32_t exchange = 0) {
@@ -43,14 +43,16 @@ FP8GEMM_DEVICE uint32_t d_address(uint32_t wave_base, uint32_t row, uint32_t byt
   return swizzled_chunk<kSwizzle>(box, row, (byte % kSwizzle / 16) ^ exchange) + byte % 16;
 }
 
-// Order in which a thread handles the blocks of 8 columns of its float32 fragment. A pass over smem.d
-// is of 16 lanes, 32 bytes in each of four rows, and the swizzle alone would lead every two of these
-// rows to the same banks. So every other row, or pair of rows, exchanges the blocks of the first half
-// of a swizzled row with those of the second: then the pass covers all banks once.
+// Order in which a thread handles the blocks of 8 columns of its fragment of a float32 result. A
+// pass over smem.d is of 16 lanes, 32 bytes in each of four rows, and the swizzle alone would lead
+// every two of these rows to the same banks. So every other row, or pair of rows, exchanges the
+// blocks of the first half of a swizzled row with those of the second: then the pass covers all
+// banks once. Fragments of 16-bit results stay as they are.
 template <GemmConfig kConfig>
 struct BlockOrder {
   static constexpr uint32_t kSwizzle = d_swizzle_bytes(kConfig);
-  static constexpr uint32_t kHalfRow = kSwizzle / 64;  // blocks; 0: rows too short to meet
+  // Blocks; 0 where rows are too short to meet.
+  static constexpr uint32_t kHalfRow = kConfig.d_type == OutType::kF32 ? kSwizzle / 64 : 0;
   static constexpr uint32_t kBlockChunks = 2;
   bool exchanges;
 
@@ -102,8 +104,8 @@ FP8GEMM_DEVICE void prefetch_accumulator(const GemmParams& params, const Smem<kC
   }
 }
 
-// accum += c, from where prefetch_accumulator put it; each thread reads its own fragment. Float32
-// fragments are in BlockOrder.
+// accum += c, from where prefetch_accumulator put it; each thread reads its own fragment, which
+// is in BlockOrder.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void add_accumulator(uint32_t wave_base,
                                     float (&accum)[kConfig.stored_columns() / 2]) {
@@ -142,7 +144,7 @@ FP8GEMM_DEVICE uint32_t pack_pair(float low, float high) {
 }
 
 // Writes one wave of a thread's accumulators to its place in smem.d, rounded to the output type.
-// Float32 fragments are in BlockOrder.
+// They are in BlockOrder.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void write_wave(uint32_t wave_base,
                                const float (&accum)[kConfig.stored_columns() / 2]) {
@@ -251,10 +253,9 @@ FP8GEMM_DEVICE void store_tile(const GemmParams& params, const Smem<kConfig>& sm
                                float (&accum)[kConfig.waves()][kConfig.stored_columns() / 2]) {
   constexpr uint32_t kSlabs = d_slabs(kConfig);
   const uint32_t tile_row = consumer * kConfig.consumer_rows();
-  if constexpr (kConfig.d_type == OutType::kF32) {
-    FP8GEMM_UNROLL
-    for (uint32_t wave = 0; wave < kConfig.waves(); ++wave) BlockOrder<kConfig>().apply(accum[wave]);
-  }
+  const BlockOrder<kConfig> order;
+  FP8GEMM_UNROLL
+  for (uint32_t wave = 0; wave < kConfig.waves(); ++wave) order.apply(accum[wave]);
   FP8GEMM_UNROLL
   for (uint32_t first = 0; first < kConfig.waves(); first += kSlabs) {
     if constexpr (kConfig.accumulate) {

@@ -32,8 +32,8 @@ struct GroupTable {
 
   // Fills the table. One whole warp; the CTA must synchronise before any other warp reads it. Each
   // lane sums a segment of the groups, with several loads on their way at a time; then two scans do
-  // for however many groups there are. Until the end of a segment is known, an entry holds extent and
-  // tiles of its own group.
+  // for however many groups there are. Until it is known where a segment begins, an entry holds the
+  // extent and the tiles of its own group.
   FP8GEMM_DEVICE void build(const GemmParams& params) const {
     constexpr bool kAlongK = kConfig.kind == GemmKind::kKGrouped;
     constexpr bool kMasked = kConfig.kind == GemmKind::kMasked;

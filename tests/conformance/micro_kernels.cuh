@@ -153,12 +153,10 @@ FP8GEMM_DEVICE void wgmma(const Params& params) {
   for (uint32_t i = 0; i < kFragment; ++i) d[i] = ptx::uint_as_float(initial[i]);
   ptx::fence_proxy_async_shared_cta();
   ptx::barrier_sync(kCtaBarrier, kThreads);
-
-  const uint64_t first = descriptor_offset(params.args[0] * kMmaK);
+  const uint32_t first = descriptor_offset(params.args[0] * kMmaK);
   const uint32_t a_start = descriptor_start(smem + params.args[2] * kRowBytes);
-  const uint32_t b_start = descriptor_start(smem + kOperandBOffset);
   const uint64_t a_desc = make_k_major_descriptor(a_start + first);
-  const uint64_t b_desc = make_k_major_descriptor(b_start + first);
+  const uint64_t b_desc = make_k_major_descriptor(descriptor_start(smem + kOperandBOffset) + first);
   const bool accumulate = params.args[1] != 0;
   ptx::fence_registers(d);
   ptx::wgmma_fence();
@@ -227,12 +225,15 @@ FP8GEMM_DEVICE void epilogue(const Params& params) {
     accum[i] = ptx::uint_as_float(params.in[thread * kFragment + i]);
   }
   ptx::mbarrier_wait_parity(bar, 0);
+  BlockOrder<kConfig>().apply(accum);
   add_accumulator<kConfig>(smem, accum);
+  BlockOrder<kConfig>().apply(accum);  // back again
   FP8GEMM_UNROLL
   for (uint32_t i = 0; i < kFragment; ++i) {
     params.out[thread * kFragment + i] = __builtin_bit_cast(uint32_t, accum[i]);
   }
   ptx::bar_warp_sync();  // as in store_tile: a warp overwrites only what it has read itself
+  BlockOrder<kConfig>().apply(accum);
   write_wave<kConfig>(smem, accum);
   ptx::fence_proxy_async_shared_cta();
   ptx::barrier_sync(kCtaBarrier, kThreads);
@@ -311,12 +312,9 @@ FP8GEMM_DEVICE void mbarrier_remote(const Params& params) {
   ptx::barrier_cluster_wait();
   if (ptx::thread_idx() == 0) {
     for (uint32_t round = 0; round < num_rounds; ++round) {
-      if (rank == 0) {
-        ptx::mbarrier_arrive_cluster(bar, 1);
-        ptx::mbarrier_wait_parity_cluster(bar, round % 2);
-      } else {
-        ptx::mbarrier_wait_parity(bar, round % 2);
-      }
+      if (rank == 0) ptx::mbarrier_arrive_cluster(bar, 1);
+      if (rank == 0) ptx::mbarrier_wait_parity_cluster(bar, round % 2);
+      if (rank == 1) ptx::mbarrier_wait_parity(bar, round % 2);
       params.out[rank * num_rounds + round] = round + 1;
       if (rank == 1) ptx::mbarrier_arrive_release_cluster(bar, 0);
     }

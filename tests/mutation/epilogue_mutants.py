@@ -145,8 +145,8 @@ MUTANTS = (
     Mutant(
         "second row of float pairs at the first",
         "epilogue.cuh",
-        "const uint32_t row = warp_row + lane / 4 + 8 * (i / 2 % 2);",
-        "const uint32_t row = warp_row + lane / 4;",
+        "d_address<kConfig>(wave_base, row + 8 * (i / 2 % 2), byte,",
+        "d_address<kConfig>(wave_base, row, byte,",
         "A thread holds pairs of two rows, eight apart.",
         (FLOATS,),
     ),

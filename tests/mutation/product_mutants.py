@@ -75,8 +75,8 @@ MUTANTS = (
     Mutant(
         "second wave reads the first one's rows",
         "consumer.cuh",
-        "const uint32_t a_row = first_row + wave * kMmaM;",
-        "const uint32_t a_row = first_row;",
+        "start_multiply<kConfig>(a + wave * descriptor_offset(kMmaM * kRowBytes), b, partial);",
+        "start_multiply<kConfig>(a, b, partial);",
         "Rows 64 to 127 of a consumer are computed from rows 0 to 63.",
         (TWO_WAVES,),
     ),

@@ -165,8 +165,8 @@ void MbarrierArriveReleaseCluster(uint32_t bar, uint32_t cta_rank) {
 
 void MbarrierWaitParity(uint32_t bar, uint32_t parity) {
   if (!WaitForParity(bar, parity).has_cluster_release) return;
-  Hazard("mbarrier.try_wait.parity on %s acquires at cta scope what another cta has released to the "
-         "cluster",
+  Hazard("mbarrier.try_wait.parity on %s acquires at cta scope what another cta has released to "
+         "the cluster",
          SmemName(bar).c_str());
 }
 
