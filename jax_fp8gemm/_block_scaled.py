@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """BlockScaled: float8 values with one float32 scale per block, as one pytree."""
 
+import json
 from collections.abc import Hashable
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 
@@ -129,6 +131,14 @@ class BlockScaled:
         self = object.__new__(cls)
         self._fill(*leaves, block)
         return self
+
+
+jax.export.register_pytree_node_serialization(
+    BlockScaled,
+    serialized_name="jax_fp8gemm.BlockScaled",
+    serialize_auxdata=lambda block: json.dumps(block).encode(),
+    deserialize_auxdata=lambda data: tuple(json.loads(bytes(data))),
+)
 
 
 _dequantize = jax.jit(_xla.dequantize, static_argnums=2, inline=True)

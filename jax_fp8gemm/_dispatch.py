@@ -63,18 +63,34 @@ def by_platform(
     """
     if implementation == "xla":
         return xla(*operands)
-    if implementation is None:
-        cuda = functools.partial(kernel, backend="cuda")
-        return lax.platform_dependent(*operands, cuda=cuda, default=xla)
+    shapes = [x.shape for x in jax.tree.leaves(operands)]
+    symbolic = next((shape for shape in shapes if not is_static(shape)), None)
 
     def refuse(*arrays):
         refused = functools.partial(
-            _refuse_p.bind, *jax.tree.leaves(arrays), where=where, implementation=implementation
+            _refuse_p.bind,
+            *jax.tree.leaves(arrays),
+            where=where,
+            implementation=implementation,
+            symbolic=symbolic,
         )
         return jax.tree.map(lambda like: refused(shape=like.shape, dtype=like.dtype), results)
 
+    if symbolic is not None:
+
+        def kernel(*arrays, backend):
+            return refuse(*arrays)
+
+    if implementation is None:
+        cuda = functools.partial(kernel, backend="cuda")
+        return lax.platform_dependent(*operands, cuda=cuda, default=xla)
     chosen = {PLATFORM[implementation]: functools.partial(kernel, backend=implementation)}
     return lax.platform_dependent(*operands, **chosen, default=refuse)
+
+
+def is_static(shape: tuple) -> bool:
+    """Says whether the extents are numbers, not the symbols of `jax.export.symbolic_shape`."""
+    return all(isinstance(extent, int) for extent in shape)
 
 
 # Stands in a program where an implementation does not run: traceable, but never lowered or run.
@@ -86,7 +102,14 @@ def _refuse_abstract_eval(first, *_, shape, dtype, **__):
     return first.update(shape=shape, dtype=dtype)
 
 
-def _refusal(where: str, implementation: str, platforms: tuple[str, ...]) -> NotImplementedError:
+def _refusal(
+    where: str, implementation: str | None, symbolic: tuple | None, platforms: tuple[str, ...]
+) -> NotImplementedError:
+    if symbolic is not None:
+        return NotImplementedError(
+            f"{where}: the kernels are chosen by shape, which must be numbers, got {symbolic};"
+            " export with numbers, or with implementation='xla'."
+        )
     return NotImplementedError(
         f"{where}: implementation={implementation!r} runs on the platform"
         f" {PLATFORM[implementation]!r}, not on {', '.join(map(repr, platforms))};"
@@ -95,12 +118,13 @@ def _refusal(where: str, implementation: str, platforms: tuple[str, ...]) -> Not
 
 
 @_refuse_p.def_impl
-def _refuse_impl(*_, where, implementation, **__):
-    raise _refusal(where, implementation, (jax.default_backend(),))
+def _refuse_impl(*_, where, implementation, symbolic, **__):
+    raise _refusal(where, implementation, symbolic, (jax.default_backend(),))
 
 
-def _refuse_lowering(ctx, *_, where, implementation, **__):
-    raise _refusal(where, implementation, tuple(ctx.platforms or ctx.module_context.platforms))
+def _refuse_lowering(ctx, *_, where, implementation, symbolic, **__):
+    platforms = tuple(ctx.platforms or ctx.module_context.platforms)
+    raise _refusal(where, implementation, symbolic, platforms)
 
 
 mlir.register_lowering(_refuse_p, _refuse_lowering)

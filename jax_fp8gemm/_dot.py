@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 
 from jax_fp8gemm import _checks, _dispatch, _distribute, _product, _sharding, _weight_gradient
 from jax_fp8gemm._block_scaled import BlockScaled, as_block_scaled
 from jax_fp8gemm._quantize import quantize_in_rule
+from jax_fp8gemm._residuals import keep
 
 # Names of what the backward pass needs, for jax.checkpoint_policies.save_only_these_names.
 ACTIVATION_NAME, WEIGHT_NAME = "fp8_activation", "fp8_weight"
@@ -43,9 +43,9 @@ def dot(
         dx = Q1(dy) @ Q2(w).T           Q2: one scale per 128x128
         dw = Qt(Q1(x)).T @ Qt(dy)       Qt: one scale per 128 tokens of a column
 
-    All values are `float8_e4m3fn`. The backward pass keeps Q1(x) and Q2(w), a byte per element, and
-    neither `x` nor `w`. Under `jax.checkpoint` they have the names "fp8_activation" and
-    "fp8_weight"::
+    All values are `float8_e4m3fn`. The backward pass keeps Q1(x) and Q2(w), a byte per element (as
+    `uint8`: policies of `jax.checkpoint` would not save float8 unharmed), and neither `x` nor `w`.
+    Under `jax.checkpoint` they have the names "fp8_activation" and "fp8_weight"::
 
         policy = jax.checkpoint_policies.save_only_these_names("fp8_activation", "fp8_weight")
 
@@ -132,19 +132,21 @@ def _dot(x: jax.Array, w: jax.Array | BlockScaled, options: Options) -> jax.Arra
 def _forward(x: jax.Array, w: jax.Array | BlockScaled, options: Options):
     """Returns the product and what the backward pass needs: x, and w as `(K, N)`, in FP8."""
     quantised = functools.partial(quantize_in_rule, implementation=options.implementation)
-    x = checkpoint_name(quantised(x, _checks.ROW_BLOCK, "pow2"), ACTIVATION_NAME)
+    x = keep(quantised(x, _checks.ROW_BLOCK, "pow2"), ACTIVATION_NAME)
     if isinstance(w, BlockScaled):
-        w = _transposed(w)
+        w = keep(_transposed(w))
     else:
-        w = checkpoint_name(quantised(w, _checks.SQUARE_BLOCK), WEIGHT_NAME)
-    y = _product_of(x, _transposed(w), options.result_dtype, options, options.wanted)
+        w = keep(quantised(w, _checks.SQUARE_BLOCK), WEIGHT_NAME)
+    y = _product_of(
+        x.restore(), _transposed(w.restore()), options.result_dtype, options, options.wanted
+    )
     return y, (x, w)
 
 
 # Compiled as one program where jax.grad is called outside of jax.jit.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _backward(options: Options, residuals, dy: jax.Array):
-    x, w = residuals
+    x, w = (kept.restore() for kept in residuals)
     like_x, like_w = _distribute.spec_of(x.values), _distribute.spec_of(w.values)
     # The operands follow the division of the gradients, which is not theirs to choose.
     dy_rows = quantize_in_rule(dy, _checks.ROW_BLOCK, implementation=options.implementation)

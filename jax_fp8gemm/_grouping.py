@@ -103,6 +103,11 @@ def by_platform(
 
     Where there is nothing to multiply or to return, it is zeros or the accumulator.
     """
+    for x in jax.tree.leaves(operands):
+        if not _dispatch.is_static(x.shape):
+            raise NotImplementedError(
+                f"{options.where}: shapes of groups must be numbers, got {tuple(x.shape)}."
+            )
     if 0 in result_shape or 0 in operands[0].shape or 0 in operands[2].shape:
         xla = kernel = functools.partial(_nothing_to_multiply, result_shape, options)
     return _dispatch.by_platform(

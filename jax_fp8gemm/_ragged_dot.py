@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 
 from jax_fp8gemm import _checks, _dispatch
 from jax_fp8gemm._block_scaled import BlockScaled, as_block_scaled
@@ -16,6 +15,7 @@ from jax_fp8gemm._grouped_gemm import grouped_product
 from jax_fp8gemm._k_grouped_gemm import k_grouped_product
 from jax_fp8gemm._quantize import quantize_in_rule
 from jax_fp8gemm._quantize_transposed import quantize_k_grouped, requantize_k_grouped
+from jax_fp8gemm._residuals import keep
 
 _WHERE = "ragged_dot"
 
@@ -111,15 +111,15 @@ _apply = jax.jit(_ragged_dot, static_argnums=3, inline=True)
 def _forward(lhs, rhs, group_sizes, options: Options):
     """Returns the product and what the backward pass needs: both operands in FP8, and the sizes."""
     quantised = functools.partial(quantize_in_rule, implementation=options.implementation)
-    lhs = checkpoint_name(quantised(lhs, _checks.ROW_BLOCK, "pow2"), ACTIVATION_NAME)
+    lhs = keep(quantised(lhs, _checks.ROW_BLOCK, "pow2"), ACTIVATION_NAME)
     if isinstance(rhs, BlockScaled):
-        rhs = _transposed(rhs)
+        rhs = keep(_transposed(rhs))
     else:
-        rhs = checkpoint_name(quantised(rhs, _checks.SQUARE_BLOCK), WEIGHT_NAME)
+        rhs = keep(quantised(rhs, _checks.SQUARE_BLOCK), WEIGHT_NAME)
     y = grouped_product(
         options.where,
-        lhs,
-        _transposed(rhs),
+        lhs.restore(),
+        _transposed(rhs.restore()),
         group_sizes,
         options.result_dtype,
         options.implementation,
@@ -131,6 +131,7 @@ def _forward(lhs, rhs, group_sizes, options: Options):
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _backward(options: Options, residuals, dy: jax.Array):
     lhs, rhs, group_sizes = residuals
+    lhs, rhs = lhs.restore(), rhs.restore()
     dlhs = grouped_product(
         options.where,
         quantize_in_rule(dy, _checks.ROW_BLOCK, implementation=options.implementation),

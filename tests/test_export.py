@@ -57,6 +57,52 @@ def test_block_scaled_arguments_are_exported_as_their_leaves():
     np.testing.assert_array_equal(read.call(*arguments), fp8.gemm(lhs, rhs))
 
 
+def test_block_scaled_arguments_are_exported_as_such():
+    exported = jax.export.export(jax.jit(fp8.gemm), platforms=["cpu"])(*quantised)
+    read = jax.export.deserialize(bytearray(exported.serialize()))
+    assert read.in_tree == jax.tree.structure((quantised, {}))
+    np.testing.assert_array_equal(read.call(*quantised), fp8.gemm(*quantised))
+
+
+SYMBOLIC = {
+    "gradients of dot": (step(fp8.dot), w),
+    "gemm": (lambda x, w: fp8.gemm(fp8.quantize(x), w), quantised[1]),
+    "quantize_transposed": (lambda x, _: fp8.quantize_transposed(x), w),
+    "quantize_k_grouped": (lambda x, _: fp8.quantize_k_grouped(x, sizes), w),
+}
+
+
+def symbolic(*extents):
+    return jax.ShapeDtypeStruct(jax.export.symbolic_shape(",".join(extents)), jnp.float32)
+
+
+@pytest.mark.parametrize("name", SYMBOLIC)
+def test_extents_may_be_symbols_in_plain_jax(name):
+    f, operand = SYMBOLIC[name]
+    exported = jax.export.export(jax.jit(f), platforms=["cpu"])(symbolic("m", str(K)), operand)
+    for rows in (x, x[:5]):
+        jax.tree.map(np.testing.assert_array_equal, exported.call(rows, operand), f(rows, operand))
+
+
+@pytest.mark.parametrize("name", SYMBOLIC)
+def test_symbols_are_refused_for_kernels(name):
+    f, operand = SYMBOLIC[name]
+    with pytest.raises(NotImplementedError, match=r"must be numbers, got \(m, 256\)"):
+        jax.export.export(jax.jit(f), platforms=["cuda"])(symbolic("m", str(K)), operand)
+
+
+def test_symbols_are_refused_for_groups():
+    def product(x):
+        return fp8.grouped_gemm(
+            fp8.quantize(x), fp8.quantize(experts.swapaxes(1, 2), (128, 128)), sizes
+        )
+
+    with pytest.raises(
+        NotImplementedError, match=r"grouped_gemm: .* must be numbers, got \(m, 256"
+    ):
+        jax.export.export(jax.jit(product))(symbolic("m", str(K)))
+
+
 @pytest.mark.usefixtures("extension")
 def test_export_needs_the_checks():
     """Shows that the checks above are what lets the custom calls through."""

@@ -165,10 +165,10 @@ def test_sizes_do_not_retrace():
     assert len(traces) == 1
 
 
-def test_residuals_are_float8():
+def test_residuals_are_the_bits_of_float8():
     _, pull = jax.vjp(lambda x, w: ragged_dot(x, w, sizes0), x0, w0)
     kept = [leaf for leaf in jax.tree.leaves(pull) if getattr(leaf, "size", 0) > 5000]
-    assert {leaf.dtype.name for leaf in kept} == {"float8_e4m3fn"}
+    assert {leaf.dtype.name for leaf in kept} == {"uint8"}
 
 
 ERRORS = [
