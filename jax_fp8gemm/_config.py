@@ -95,6 +95,19 @@ def first_visible_gpu() -> str:
     return os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip() or "0"
 
 
+def complaints() -> dict[str, str]:
+    """Returns what is wrong with the values of variables, for those that have a wrong one."""
+    wrong = {}
+    try:
+        pdl()
+    except ValueError as error:
+        wrong[PDL.name] = str(error)
+    for variable, path in ((NVRTC, nvrtc()), (TUNED, tuned())):
+        if path not in (None, NO_TABLES) and not path.is_file():
+            wrong[variable.name] = f"{path} is no file."
+    return wrong
+
+
 def values() -> dict[str, str]:
     """Returns each variable's text in the environment, "(default)" where it is unset."""
     return {v.name: os.environ.get(v.name, "(default)") for v in VARIABLES}

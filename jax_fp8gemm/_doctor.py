@@ -32,8 +32,10 @@ def report() -> tuple[list[str], bool]:
     if core is not None:
         findings += [_driver(core), _compiler(core), _simulation(), _kernel_cache(core)]
         findings.append(_tuned_table(core, _ffi.planning_gpu("cuda")))
-    findings += [Finding(name, text) for name, text in _config.values().items()]
-    lines = [f"{f.name:<22} {'' if f.is_good else 'NOT AVAILABLE: '}{f.text}" for f in findings]
+    wrong = _config.complaints()
+    for name, text in _config.values().items():
+        findings.append(Finding(name, wrong.get(name, text), is_good=name not in wrong))
+    lines = [f"{f.name:<22} {'' if f.is_good else _bad(f.name)}{f.text}" for f in findings]
     return [*lines, _verdict({f.name: f.is_good for f in findings})], core is not None
 
 
@@ -96,6 +98,11 @@ def _tuned_table(core: Any, gpu: str) -> Finding:
         return Finding("tuned table", f"{_tuned.count(gpu, core.describe_config)} problems")
     except _tuned.TableError as error:
         return Finding("tuned table", _first_line(error), is_good=False)
+
+
+def _bad(name: str) -> str:
+    is_variable = name in _config.values()
+    return "WRONG VALUE: " if is_variable else "NOT AVAILABLE: "
 
 
 def _first_line(error: Exception) -> str:

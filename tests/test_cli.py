@@ -81,6 +81,14 @@ def test_doctor_succeeds_without_a_gpu(core, capsys):
     assert all(variable.name in text for variable in _config.VARIABLES)
 
 
+@pytest.mark.parametrize("name", ["JAX_FP8GEMM_PDL", "JAX_FP8GEMM_TUNED", "JAX_FP8GEMM_NVRTC"])
+def test_doctor_names_wrong_values_of_variables(core, monkeypatch, capsys, name):
+    monkeypatch.setenv(name, "/no/such/place")
+    assert _cli.main(["doctor"]) == 0
+    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith(name))
+    assert "WRONG VALUE" in line and "/no/such/place" in line
+
+
 def test_doctor_fails_where_the_extension_does_not_load(replace_ffi, capsys):
     def broken():
         raise RuntimeError("handler's API version is incompatible")
