@@ -11,7 +11,7 @@ import numpy as np
 from jax_fp8gemm import _checks, _dispatch, _distribute, _product, _sharding, _weight_gradient
 from jax_fp8gemm._block_scaled import BlockScaled, as_block_scaled
 from jax_fp8gemm._quantize import quantize_in_rule
-from jax_fp8gemm._residuals import keep
+from jax_fp8gemm._residuals import Kept, keep
 
 # Names of what the backward pass needs, for jax.checkpoint_policies.save_only_these_names.
 ACTIVATION_NAME, WEIGHT_NAME = "fp8_activation", "fp8_weight"
@@ -137,20 +137,18 @@ def _forward(x: jax.Array, w: jax.Array | BlockScaled, options: Options):
         w = keep(_transposed(w))
     else:
         w = keep(quantised(w, _checks.SQUARE_BLOCK), WEIGHT_NAME)
-    y = _product_of(
-        x.restore(), _transposed(w.restore()), options.result_dtype, options, options.wanted
-    )
+    y = _product_of(x, _transposed(w), options.result_dtype, options, options.wanted)
     return y, (x, w)
 
 
 # Compiled as one program where jax.grad is called outside of jax.jit.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _backward(options: Options, residuals, dy: jax.Array):
-    x, w = (kept.restore() for kept in residuals)
-    like_x, like_w = _distribute.spec_of(x.values), _distribute.spec_of(w.values)
+    x, w = residuals
+    like_x, like_w = _distribute.spec_of(x.bits), _distribute.spec_of(w.bits)
     # The operands follow the division of the gradients, which is not theirs to choose.
     dy_rows = quantize_in_rule(dy, _checks.ROW_BLOCK, implementation=options.implementation)
-    dx = _product_of(dy_rows, w, options.x_dtype, options, like_x, strict=False)
+    dx = _product_of(keep(dy_rows), w, options.x_dtype, options, like_x, strict=False)
     if options.w_dtype is None:
         return dx, None
     dw = _weight_gradient.weight_gradient(
@@ -166,18 +164,18 @@ def _backward(options: Options, residuals, dy: jax.Array):
 _dot.defvjp(_forward, _backward)
 
 
-def _transposed(w: BlockScaled) -> BlockScaled:
+def _transposed(w: BlockScaled | Kept) -> BlockScaled | Kept:
     """Returns the transpose; blocks of 128x128 stay blocks."""
     return jax.tree.map(lambda leaf: leaf.T, w)
 
 
 def _product_of(
-    x: BlockScaled, w: BlockScaled, result_dtype, options: Options, wanted, strict: bool = True
+    x: Kept, w: Kept, result_dtype, options: Options, wanted, strict: bool = True
 ) -> jax.Array:
     """Returns x times the transpose of w, x with any leading dimensions."""
-    leads = _sharding.names("b", x.ndim - 2)
+    leads = _sharding.names("b", x.bits.ndim - 2)
     return _product.product(
-        (x.values, x.scales, w.values, w.scales, None),
+        (x.bits, x.scales, w.bits, w.scales, None),
         _product.Options(
             options.where,
             _checks.SQUARE_BLOCK,
@@ -185,6 +183,7 @@ def _product_of(
             options.implementation,
             wanted=wanted,
             strict=strict,
+            dtypes=(x.dtype, w.dtype),
         ),
         _product.Leads(result=leads, lhs=leads),
     )

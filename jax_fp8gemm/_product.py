@@ -31,6 +31,7 @@ class Options(NamedTuple):
         num_sms: Most SMs of one launch, or None.
         wanted: PartitionSpec of the result in an explicit mesh, or None.
         strict: Whether to refuse to move an operand in an explicit mesh.
+        dtypes: Dtypes of lhs and rhs where their values come as bits (`uint8`), or None.
     """
 
     where: str
@@ -40,6 +41,7 @@ class Options(NamedTuple):
     num_sms: int | None = None
     wanted: jax.sharding.PartitionSpec | None = None
     strict: bool = True
+    dtypes: tuple[np.dtype | None, np.dtype | None] = (None, None)
 
 
 class Leads(NamedTuple):
@@ -128,6 +130,9 @@ def _operation(options: Options, leads: Leads, accumulate: bool) -> _sharding.Op
 
 def local(operands: tuple, options: Options, leads: Leads = NO_LEADS) -> jax.Array:
     """Returns the products on one device, by the implementation for the platform lowered for."""
+    lhs_dtype, rhs_dtype = options.dtypes
+    lhs_values, lhs_scales, rhs_values, *others = operands
+    operands = (_typed(lhs_values, lhs_dtype), lhs_scales, _typed(rhs_values, rhs_dtype), *others)
     sizes = dict(zip(leads.lhs, operands[0].shape, strict=False))
     sizes |= dict(zip(leads.rhs, operands[2].shape, strict=False))
     if operands[4] is not None:
@@ -154,6 +159,11 @@ def local(operands: tuple, options: Options, leads: Leads = NO_LEADS) -> jax.Arr
             (*lead_shape, operands[0].shape[-2], operands[2].shape[-2]), options.result_dtype
         ),
     )
+
+
+def _typed(values: jax.Array, dtype: np.dtype | None) -> jax.Array:
+    """Returns the values, of `dtype` where they came as bits."""
+    return values if dtype is None else lax.bitcast_convert_type(values, dtype)
 
 
 def _xla_product(operands: tuple, options: Options, leads: Leads) -> jax.Array:

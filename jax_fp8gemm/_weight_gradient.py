@@ -5,6 +5,7 @@ Called by _dot.py; calls _product. Both operands are scaled anew per 128 tokens 
 has them, so that tokens may be divided anywhere and one sum is all that devices exchange.
 """
 
+import dataclasses
 import math
 from typing import NamedTuple
 
@@ -15,7 +16,9 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from jax_fp8gemm import _checks, _distribute, _product, _quantizer, _sharding
-from jax_fp8gemm._block_scaled import BlockScaled
+from jax_fp8gemm._residuals import Kept
+
+_E4M3 = jnp.dtype(jnp.float8_e4m3fn)
 
 
 class Options(NamedTuple):
@@ -27,13 +30,11 @@ class Options(NamedTuple):
     wanted: jax.sharding.PartitionSpec | None = None
 
 
-def weight_gradient(
-    x: BlockScaled, dy: jax.Array, options: Options, num_batch: int = 0
-) -> jax.Array:
+def weight_gradient(x: Kept, dy: jax.Array, options: Options, num_batch: int = 0) -> jax.Array:
     """Returns `(*batch, K, N)`, the sum over tokens of the outer products of x and dy.
 
     Args:
-        x: `(*batch, *tokens, K)` with block (1, 128). Its scales are best powers of two: scaling
+        x: `(*batch, *tokens, K)` with block (1, 128), e4m3. Its scales are best powers of two: scaling
             along tokens then rounds nothing again but what becomes subnormal.
         dy: `(*batch, *tokens, N)`.
         options: The static part.
@@ -47,14 +48,14 @@ def weight_gradient(
 
     @divided.def_vmap
     def batch(axis_size, in_batched, *operands):
-        values, scales, dy = (
+        bits, scales, dy = (
             x if is_batched else jnp.broadcast_to(x, (axis_size, *x.shape))
             for x, is_batched in zip(operands, in_batched, strict=True)
         )
-        x = BlockScaled.tree_unflatten(_checks.ROW_BLOCK, (values, scales))
-        return weight_gradient(x, dy, options._replace(wanted=None), num_batch + 1), True
+        batched = dataclasses.replace(x, bits=bits, scales=scales)
+        return weight_gradient(batched, dy, options._replace(wanted=None), num_batch + 1), True
 
-    return divided(x.values, x.scales, dy)
+    return divided(x.bits, x.scales, dy)
 
 
 def _operation(options: Options, num_batch: int, num_tokens: int) -> _sharding.Operation:
@@ -82,7 +83,7 @@ def _operation(options: Options, num_batch: int, num_tokens: int) -> _sharding.O
     )
 
 
-def _on_one_device(x_values, x_scales, dy, options: Options, batch: tuple[str, ...]) -> jax.Array:
+def _on_one_device(x_bits, x_scales, dy, options: Options, batch: tuple[str, ...]) -> jax.Array:
     def along_tokens(leaves, scale_format):
         # Behind a barrier, or XLA widens them early for all that reads them, and keeps that.
         leaves = tuple(
@@ -94,7 +95,7 @@ def _on_one_device(x_values, x_scales, dy, options: Options, batch: tuple[str, .
             _quantizer.Options(
                 options.where,
                 "transposed",
-                jnp.dtype(jnp.float8_e4m3fn),
+                _E4M3,
                 scale_format,
                 options.implementation,
             ),
@@ -102,7 +103,7 @@ def _on_one_device(x_values, x_scales, dy, options: Options, batch: tuple[str, .
 
     return _product.local(
         (
-            *along_tokens((x_values, x_scales), "pow2"),
+            *along_tokens((lax.bitcast_convert_type(x_bits, _E4M3), x_scales), "pow2"),
             *along_tokens((dy,), "float32"),
             None,
         ),

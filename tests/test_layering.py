@@ -67,11 +67,11 @@ PYTHON_LAYERS = {
     "_product": {"_checks", "_dispatch", "_distribute", "_ffi", "_sharding", "_xla"},
     "_gemm": {"_block_scaled", "_checks", "_dispatch", "_product"},
     "_weight_gradient": {
-        "_block_scaled",
         "_checks",
         "_distribute",
         "_product",
         "_quantizer",
+        "_residuals",
         "_sharding",
     },
     "_dot": {
