@@ -34,8 +34,8 @@ def weight_gradient(x: Kept, dy: jax.Array, options: Options, num_batch: int = 0
     """Returns `(*batch, K, N)`, the sum over tokens of the outer products of x and dy.
 
     Args:
-        x: `(*batch, *tokens, K)` with block (1, 128), e4m3. Its scales are best powers of two: scaling
-            along tokens then rounds nothing again but what becomes subnormal.
+        x: `(*batch, *tokens, K)` in e4m3 with block (1, 128). Its scales are best powers of two:
+            scaling along tokens then rounds nothing again but what becomes subnormal.
         dy: `(*batch, *tokens, N)`.
         options: The static part.
         num_batch: How many of the leading dimensions are `batch`.
