@@ -34,9 +34,16 @@ from jax_fp8gemm._sharding import (
 _is_divided = contextvars.ContextVar("jax_fp8gemm_is_divided", default=False)
 
 
-def divides_explicitly() -> bool:
-    """Says whether types say how an explicit mesh divides what is traced here."""
-    return bool(jax.sharding.get_abstract_mesh().explicit_axes) and not _is_divided.get()
+def mesh_of(*operands: jax.Array | None) -> AbstractMesh:
+    """Returns the mesh in use, or else that of the operands' types: `jax.set_mesh` is a choice."""
+    mesh = jax.sharding.get_abstract_mesh()
+    meshes = (jax.typeof(x).sharding.mesh for x in operands if x is not None)
+    return next((m for m in meshes if mesh.empty and m.explicit_axes), mesh)
+
+
+def divides_explicitly(*operands: jax.Array | None) -> bool:
+    """Says whether types say how an explicit mesh divides the operands."""
+    return bool(mesh_of(*operands).explicit_axes) and not _is_divided.get()
 
 
 def _local(operation: Operation, planned: Plan, operands: tuple) -> Any:
@@ -85,7 +92,7 @@ def _apply_explicit(operation: Operation, mesh, operands: tuple, wanted: Any, st
         finally:
             _is_divided.reset(token)
 
-    present = [jax.sharding.reshard(operands[i], s) for i, s in zip(indices, in_specs, strict=True)]
+    present = [reshard(operands[i], s, mesh) for i, s in zip(indices, in_specs, strict=True)]
     # Unnamed if they are all: jax.vmap over a divided dimension takes its mesh axis from them.
     some = {} if explicit == set(mesh.axis_names) else {"axis_names": explicit}
     out = jax.shard_map(
@@ -95,7 +102,7 @@ def _apply_explicit(operation: Operation, mesh, operands: tuple, wanted: Any, st
         out_specs=out_specs[0] if single else out_specs,
         **some,
     )(*present)
-    return out if wanted is None else jax.sharding.reshard(out, wanted)
+    return out if wanted is None else reshard(out, wanted, mesh)
 
 
 def _with_absent(layout: Layout, present: Sequence[jax.Array]) -> tuple:
@@ -217,11 +224,16 @@ def _apply_automatic(operation: Operation, operands: tuple) -> Any:
     return jax.jit(named)(*(x for x in operands if x is not None))
 
 
+def reshard(x: jax.Array, wanted: PartitionSpec | NamedSharding, mesh: AbstractMesh) -> jax.Array:
+    """Returns x divided in an explicit mesh as a spec, or a sharding, says."""
+    if isinstance(wanted, PartitionSpec):
+        wanted = NamedSharding(mesh, wanted)
+    return jax.sharding.reshard(x, wanted)
+
+
 def spec_of(x: jax.Array) -> PartitionSpec | None:
     """Returns how an explicit mesh divides x; None without one."""
-    if not jax.sharding.get_abstract_mesh().explicit_axes:
-        return None
-    return jax.typeof(x).sharding.spec
+    return jax.typeof(x).sharding.spec if mesh_of(x).explicit_axes else None
 
 
 def apply(
@@ -241,8 +253,8 @@ def apply(
         strict: Whether to raise ValueError in an explicit mesh rather than move an operand.
         automatic: False for operations of plain JAX, which XLA divides well by itself.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if divides_explicitly():
+    mesh = mesh_of(*operands)
+    if divides_explicitly(*operands):
         return _apply_explicit(operation, mesh, operands, wanted, strict)
     has_elements = all(x is None or x.size for x in operands)
     if automatic and has_elements and not mesh.manual_axes:

@@ -66,7 +66,7 @@ def dot_general(
     _checks.array(_WHERE, "lhs", lhs, _checks.RESULT_DTYPES)
     _checks.array(_WHERE, "rhs", rhs, _checks.RESULT_DTYPES)
     _checks.default_precision(_WHERE, precision)
-    if out_sharding is not None and not jax.sharding.get_abstract_mesh().explicit_axes:
+    if out_sharding is not None and not _distribute.mesh_of(lhs, rhs).explicit_axes:
         raise ValueError(
             f"{_WHERE}: out_sharding needs a mesh with explicit axes, got {out_sharding};"
             " constrain the result with jax.lax.with_sharding_constraint."
@@ -93,7 +93,7 @@ def dot_general(
     for _ in range(num_batch):
         product = jax.vmap(product)
     out = _split_last(product(x, w), free_shape)
-    return out if spec is None else jax.sharding.reshard(out, spec)
+    return out if spec is None else _distribute.reshard(out, spec, _distribute.mesh_of(out))
 
 
 def _validated(dimension_numbers, lhs, rhs):
@@ -138,7 +138,7 @@ def _merged(name: str, x: jax.Array, start: int, stop: int) -> jax.Array:
         )
     merged = entries[start] if start < stop else None
     spec = PartitionSpec(*entries[:start], merged, *entries[stop:])
-    return lax.reshape(x, shape, out_sharding=spec)
+    return lax.reshape(x, shape, out_sharding=NamedSharding(_distribute.mesh_of(x), spec))
 
 
 def _split_last(x: jax.Array, extents: Sequence[int]) -> jax.Array:
@@ -151,4 +151,5 @@ def _split_last(x: jax.Array, extents: Sequence[int]) -> jax.Array:
         return x.reshape(shape)
     entries = [*spec, *[None] * (x.ndim - len(spec))]
     last = [entries[-1], *[None] * (len(extents) - 1)] if extents else []
-    return lax.reshape(x, shape, out_sharding=PartitionSpec(*entries[:-1], *last))
+    sharding = NamedSharding(_distribute.mesh_of(x), PartitionSpec(*entries[:-1], *last))
+    return lax.reshape(x, shape, out_sharding=sharding)

@@ -165,7 +165,7 @@ def fold_batches(
 
     @single.def_vmap
     def rule(axis_size, in_batched, *operands):
-        if _distribute.divides_explicitly():
+        if _distribute.divides_explicitly(*operands):
             return _on_each_device(call, options, layout, (in_batched,))(*operands), True
         return fold(axis_size, in_batched, *operands)
 
