@@ -131,12 +131,16 @@ def _dot(x: jax.Array, w: jax.Array | BlockScaled, options: Options) -> jax.Arra
 
 def _forward(x: jax.Array, w: jax.Array | BlockScaled, options: Options):
     """Returns the product and what the backward pass needs: x, and w as `(K, N)`, in FP8."""
-    quantised = functools.partial(quantize_in_rule, implementation=options.implementation)
-    x = keep(quantised(x, _checks.ROW_BLOCK, "pow2"), ACTIVATION_NAME)
+    quantised = functools.partial(
+        quantize_in_rule, where=options.where, implementation=options.implementation
+    )
+    x = quantised(x, _checks.ROW_BLOCK, "pow2", name="x", axes=("m", "k"))
+    x = keep(x, ACTIVATION_NAME)
     if isinstance(w, BlockScaled):
         w = keep(_transposed(w))
     else:
-        w = keep(quantised(w, _checks.SQUARE_BLOCK), WEIGHT_NAME)
+        w = quantised(w, _checks.SQUARE_BLOCK, name="w", axes=("k", "n"))
+        w = keep(w, WEIGHT_NAME)
     y = _product_of(x, _transposed(w), options.result_dtype, options, options.wanted)
     return y, (x, w)
 
@@ -147,7 +151,14 @@ def _backward(options: Options, residuals, dy: jax.Array):
     x, w = residuals
     like_x, like_w = _distribute.spec_of(x.bits), _distribute.spec_of(w.bits)
     # The operands follow the division of the gradients, which is not theirs to choose.
-    dy_rows = quantize_in_rule(dy, _checks.ROW_BLOCK, implementation=options.implementation)
+    dy_rows = quantize_in_rule(
+        dy,
+        _checks.ROW_BLOCK,
+        where=options.where,
+        name="the cotangent",
+        axes=("m", "n"),
+        implementation=options.implementation,
+    )
     dx = _product_of(keep(dy_rows), w, options.x_dtype, options, like_x, strict=False)
     if options.w_dtype is None:
         return dx, None

@@ -88,14 +88,19 @@ def quantize_in_rule(
     x: jax.Array,
     block: tuple[int, int],
     scale_format: str = "float32",
-    implementation: str | None = None,
+    *,
+    where: str,
+    name: str,
+    axes: tuple[str, str],
+    implementation: str | None,
 ) -> BlockScaled:
-    """Returns `quantize` to e4m3 inside a derivative rule.
+    """Returns `quantize` to e4m3 inside the derivative rule of the function `where`.
 
-    Differentiating it, for a second derivative, raises TypeError.
+    Messages call x and its last two dimensions `name` and `axes`. Differentiating it, for a second
+    derivative, raises TypeError.
     """
     e4m3 = jnp.dtype(jnp.float8_e4m3fn)
-    options = Options("quantize", _LAYOUTS[block], e4m3, scale_format, implementation)
+    options = Options(where, _LAYOUTS[block], e4m3, scale_format, implementation, name, axes)
     guarded = jax.custom_jvp(lambda x: jax.tree.leaves(_apply(x, block, options)))
 
     @guarded.defjvp

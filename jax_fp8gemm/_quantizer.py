@@ -29,6 +29,8 @@ class Options(NamedTuple):
         dtype: Dtype of the values.
         scale_format: One of SCALE_FORMATS.
         implementation: As in the public functions.
+        name: What x is called in messages.
+        axes: What its last two dimensions are called.
     """
 
     where: str
@@ -36,6 +38,8 @@ class Options(NamedTuple):
     dtype: np.dtype
     scale_format: str
     implementation: str | None
+    name: str = "x"
+    axes: tuple[str, str] = ("r", "k")
 
 
 # Compiled as one program when called outside of jax.jit, inlined when called inside.
@@ -84,8 +88,9 @@ def _operation(options: Options, operands: tuple) -> _sharding.Operation:
     leads = _sharding.names("b", x.ndim - 2)
     whole = ()
     if options.layout in ("rows", "blocks"):
-        rows = "r" if options.layout == "rows" else "r/128"
-        dims, results = ("r", "k"), (("r", "k"), (rows, "k/128"))
+        rows, columns = options.axes
+        scale_rows = rows if options.layout == "rows" else f"{rows}/128"
+        dims, results = options.axes, (options.axes, (scale_rows, f"{columns}/128"))
     elif options.layout == "transposed":
         dims, results = ("t", "r"), (("r", "t"), ("r", "t/128"))
     else:
@@ -99,7 +104,7 @@ def _operation(options: Options, operands: tuple) -> _sharding.Operation:
                 None if group_sizes is None else (*leads, "g"),
             ),
             results=tuple((*leads, *dims) for dims in results),
-            names=("x", "x scales", "group_sizes"),
+            names=(options.name, "x scales", "group_sizes"),
             whole=whole,
         ),
         compute=lambda *operands: on_one_device(operands, options),

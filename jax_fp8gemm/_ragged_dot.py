@@ -110,12 +110,16 @@ _apply = jax.jit(_ragged_dot, static_argnums=3, inline=True)
 
 def _forward(lhs, rhs, group_sizes, options: Options):
     """Returns the product and what the backward pass needs: both operands in FP8, and the sizes."""
-    quantised = functools.partial(quantize_in_rule, implementation=options.implementation)
-    lhs = keep(quantised(lhs, _checks.ROW_BLOCK, "pow2"), ACTIVATION_NAME)
+    quantised = functools.partial(
+        quantize_in_rule, where=options.where, implementation=options.implementation
+    )
+    lhs = quantised(lhs, _checks.ROW_BLOCK, "pow2", name="lhs", axes=("t", "k"))
+    lhs = keep(lhs, ACTIVATION_NAME)
     if isinstance(rhs, BlockScaled):
         rhs = keep(_transposed(rhs))
     else:
-        rhs = keep(quantised(rhs, _checks.SQUARE_BLOCK), WEIGHT_NAME)
+        rhs = quantised(rhs, _checks.SQUARE_BLOCK, name="rhs", axes=("k", "n"))
+        rhs = keep(rhs, WEIGHT_NAME)
     y = grouped_product(
         options.where,
         lhs.restore(),
@@ -134,7 +138,14 @@ def _backward(options: Options, residuals, dy: jax.Array):
     lhs, rhs = lhs.restore(), rhs.restore()
     dlhs = grouped_product(
         options.where,
-        quantize_in_rule(dy, _checks.ROW_BLOCK, implementation=options.implementation),
+        quantize_in_rule(
+            dy,
+            _checks.ROW_BLOCK,
+            where=options.where,
+            name="the cotangent",
+            axes=("t", "n"),
+            implementation=options.implementation,
+        ),
         rhs,
         group_sizes,
         options.x_dtype,

@@ -165,7 +165,9 @@ class _Planner:
         if axis in self.layout.whole:
             for name, given in zip(self.names, self.given, strict=True):
                 if given.get(axis):
-                    self.refuse(f"{name} must not be divided along {axis.upper()}, got {given}")
+                    self.refuse(
+                        f"{name} must not be divided along {axis.upper()}, got {given[axis]}"
+                    )
             return ()
         offers = {
             name: given[axis]

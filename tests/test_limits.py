@@ -114,6 +114,13 @@ def test_the_largest_that_can_be_addressed_is_traced(function, operands):
 
 
 @pytest.mark.usefixtures("extension")
+@pytest.mark.parametrize("m", [1, 16, 33, 64])
+@pytest.mark.parametrize("n", [128, 2048, 7168])
+def test_no_consumer_is_chosen_for_rows_that_are_not_there(m, n):
+    assert fp8.plan(m, n, 128, num_sms=132)[0]["block_m"] <= 64
+
+
+@pytest.mark.usefixtures("extension")
 def test_plan_refuses_what_gemm_refuses():
     with pytest.raises(ValueError, match="m must be an int from 1 to"):
         fp8.plan(_checks.MAX_EXTENT + 1, 8, 8)

@@ -153,6 +153,7 @@ EXPECTED = {
     "explicit: dot_general ('x', 'y')": (SCATTER, SAME),
     "explicit: dot_general ('x',)": (SUM, SAME),
     "explicit: grad(vmap(dot)) over a divided batch": ({"all-reduce": 2}, SAME),
+    "explicit: dot_general without set_mesh": ({"all-reduce": 2}, SAME),
 }
 # Division of the results, where the program above does not ask for it.
 SPECS = {

@@ -107,8 +107,9 @@ CostEstimate EstimateCost(const GemmProblem& problem, const GemmConfig& config) 
 
   const double d_bytes = element_bytes(config.d_type) * (config.accumulate ? 2.0 : 1.0);
   const double epilogue = config.block_m * config.block_n * d_bytes / kStoreBytesPerCycle;
-  // With two or more consumers one's epilogue runs under the other's main loop.
-  const double exposed = config.num_consumers > 1 ? 1.0 / config.num_consumers : 1.0;
+  // Of two or more consumers that have rows one's epilogue runs under the other's main loop.
+  const int64_t rows = std::clamp<int64_t>(work.rows, 1, config.block_m);
+  const double exposed = 1.0 / ceil_div<int64_t>(rows, config.consumer_rows());
   estimate.tile_overhead = (kTileLatency + epilogue / config.split_k) * exposed +
                            (config.split_k > 1 ? kSplitLatency : 0);
 
