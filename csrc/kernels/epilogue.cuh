@@ -253,9 +253,11 @@ FP8GEMM_DEVICE void store_tile(const GemmParams& params, const Smem<kConfig>& sm
                                float (&accum)[kConfig.waves()][kConfig.stored_columns() / 2]) {
   constexpr uint32_t kSlabs = d_slabs(kConfig);
   const uint32_t tile_row = consumer * kConfig.consumer_rows();
-  const BlockOrder<kConfig> order;
-  FP8GEMM_UNROLL
-  for (uint32_t wave = 0; wave < kConfig.waves(); ++wave) order.apply(accum[wave]);
+  if constexpr (kConfig.d_type == OutType::kF32) {
+    const BlockOrder<kConfig> order;
+    FP8GEMM_UNROLL
+    for (uint32_t wave = 0; wave < kConfig.waves(); ++wave) order.apply(accum[wave]);
+  }
   FP8GEMM_UNROLL
   for (uint32_t first = 0; first < kConfig.waves(); first += kSlabs) {
     if constexpr (kConfig.accumulate) {
