@@ -94,13 +94,18 @@ def matrix(where: str, name: str, value: Any) -> None:
     addressable(where, name, value.shape)
 
 
+def is_static(shape: Sequence[int]) -> bool:
+    """Says whether the extents are numbers, not the symbols of `jax.export.symbolic_shape`."""
+    return all(isinstance(extent, int) for extent in shape)
+
+
 def addressable(where: str, name: str, shape: Sequence[int]) -> None:
     """Checks that the kernels can address a matrix, or matrices whose rows lie one below another.
 
     TMA counts rows and columns in 32 bits, and so do the kernels.
     """
-    if not all(isinstance(extent, int) for extent in shape):
-        return  # symbols of jax.export, which no kernel takes
+    if not is_static(shape):
+        return  # no kernel takes it
     *lead, columns = shape
     if max(math.prod(lead), columns) > MAX_EXTENT:
         raise ValueError(

@@ -10,6 +10,8 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
+from jax_fp8gemm import _checks
+
 PLATFORM = {"cuda": "cuda", "sim": "cpu"}  # where each kernel implementation runs
 
 
@@ -64,7 +66,7 @@ def by_platform(
     if implementation == "xla":
         return xla(*operands)
     shapes = [x.shape for x in jax.tree.leaves(operands)]
-    symbolic = next((shape for shape in shapes if not is_static(shape)), None)
+    symbolic = next((shape for shape in shapes if not _checks.is_static(shape)), None)
 
     def refuse(*arrays):
         refused = functools.partial(
@@ -86,11 +88,6 @@ def by_platform(
         return lax.platform_dependent(*operands, cuda=cuda, default=xla)
     chosen = {PLATFORM[implementation]: functools.partial(kernel, backend=implementation)}
     return lax.platform_dependent(*operands, **chosen, default=refuse)
-
-
-def is_static(shape: tuple) -> bool:
-    """Says whether the extents are numbers, not the symbols of `jax.export.symbolic_shape`."""
-    return all(isinstance(extent, int) for extent in shape)
 
 
 # Stands in a program where an implementation does not run: traceable, but never lowered or run.

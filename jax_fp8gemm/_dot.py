@@ -2,6 +2,7 @@
 """dot: a layer's product in FP8, with gradients. Calls _product and _weight_gradient."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from jax_fp8gemm._block_scaled import BlockScaled, as_block_scaled
 from jax_fp8gemm._quantize import quantize_in_rule
 from jax_fp8gemm._residuals import Kept, keep
 
+COTANGENT = "the cotangent"  # in messages
 # Names of what the backward pass needs, for jax.checkpoint_policies.save_only_these_names.
 ACTIVATION_NAME, WEIGHT_NAME = "fp8_activation", "fp8_weight"
 
@@ -129,11 +131,16 @@ def _dot(x: jax.Array, w: jax.Array | BlockScaled, options: Options) -> jax.Arra
     return _forward(x, w, options)[0]
 
 
-def _forward(x: jax.Array, w: jax.Array | BlockScaled, options: Options):
-    """Returns the product and what the backward pass needs: x, and w as `(K, N)`, in FP8."""
-    quantised = functools.partial(
+def quantiser(options: Options) -> Callable[..., BlockScaled]:
+    """Returns `quantize_in_rule` for the rules of a call; it takes `name` and `axes` of x."""
+    return functools.partial(
         quantize_in_rule, where=options.where, implementation=options.implementation
     )
+
+
+def _forward(x: jax.Array, w: jax.Array | BlockScaled, options: Options):
+    """Returns the product and what the backward pass needs: x, and w as `(K, N)`, in FP8."""
+    quantised = quantiser(options)
     x = quantised(x, _checks.ROW_BLOCK, "pow2", name="x", axes=("m", "k"))
     x = keep(x, ACTIVATION_NAME)
     if isinstance(w, BlockScaled):
@@ -151,14 +158,7 @@ def _backward(options: Options, residuals, dy: jax.Array):
     x, w = residuals
     like_x, like_w = _distribute.spec_of(x.bits), _distribute.spec_of(w.bits)
     # The operands follow the division of the gradients, which is not theirs to choose.
-    dy_rows = quantize_in_rule(
-        dy,
-        _checks.ROW_BLOCK,
-        where=options.where,
-        name="the cotangent",
-        axes=("m", "n"),
-        implementation=options.implementation,
-    )
+    dy_rows = quantiser(options)(dy, _checks.ROW_BLOCK, name=COTANGENT, axes=("m", "n"))
     dx = _product_of(keep(dy_rows), w, options.x_dtype, options, like_x, strict=False)
     if options.w_dtype is None:
         return dx, None

@@ -104,7 +104,7 @@ def by_platform(
     Where there is nothing to multiply or to return, it is zeros or the accumulator.
     """
     for x in jax.tree.leaves(operands):
-        if not _dispatch.is_static(x.shape):
+        if not _checks.is_static(x.shape):
             raise NotImplementedError(
                 f"{options.where}: shapes of groups must be numbers, got {tuple(x.shape)}."
             )

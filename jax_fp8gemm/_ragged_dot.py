@@ -10,10 +10,9 @@ from jax import lax
 
 from jax_fp8gemm import _checks, _dispatch
 from jax_fp8gemm._block_scaled import BlockScaled, as_block_scaled
-from jax_fp8gemm._dot import ACTIVATION_NAME, WEIGHT_NAME, Options
+from jax_fp8gemm._dot import ACTIVATION_NAME, COTANGENT, WEIGHT_NAME, Options, quantiser
 from jax_fp8gemm._grouped_gemm import grouped_product
 from jax_fp8gemm._k_grouped_gemm import k_grouped_product
-from jax_fp8gemm._quantize import quantize_in_rule
 from jax_fp8gemm._quantize_transposed import quantize_k_grouped, requantize_k_grouped
 from jax_fp8gemm._residuals import keep
 
@@ -110,9 +109,7 @@ _apply = jax.jit(_ragged_dot, static_argnums=3, inline=True)
 
 def _forward(lhs, rhs, group_sizes, options: Options):
     """Returns the product and what the backward pass needs: both operands in FP8, and the sizes."""
-    quantised = functools.partial(
-        quantize_in_rule, where=options.where, implementation=options.implementation
-    )
+    quantised = quantiser(options)
     lhs = quantised(lhs, _checks.ROW_BLOCK, "pow2", name="lhs", axes=("t", "k"))
     lhs = keep(lhs, ACTIVATION_NAME)
     if isinstance(rhs, BlockScaled):
@@ -138,14 +135,7 @@ def _backward(options: Options, residuals, dy: jax.Array):
     lhs, rhs = lhs.restore(), rhs.restore()
     dlhs = grouped_product(
         options.where,
-        quantize_in_rule(
-            dy,
-            _checks.ROW_BLOCK,
-            where=options.where,
-            name="the cotangent",
-            axes=("t", "n"),
-            implementation=options.implementation,
-        ),
+        quantiser(options)(dy, _checks.ROW_BLOCK, name=COTANGENT, axes=("t", "n")),
         rhs,
         group_sizes,
         options.x_dtype,
