@@ -14,7 +14,7 @@ from jax_fp8gemm._dot import ACTIVATION_NAME, COTANGENT, WEIGHT_NAME, Options, q
 from jax_fp8gemm._grouped_gemm import grouped_product
 from jax_fp8gemm._k_grouped_gemm import k_grouped_product
 from jax_fp8gemm._quantize_transposed import quantize_k_grouped, requantize_k_grouped
-from jax_fp8gemm._residuals import keep
+from jax_fp8gemm._residuals import Kept, keep
 
 _WHERE = "ragged_dot"
 
@@ -120,7 +120,7 @@ def _forward(lhs, rhs, group_sizes, options: Options):
     y = grouped_product(
         options.where,
         lhs.restore(),
-        _transposed(rhs.restore()),
+        _transposed(rhs).restore(),
         group_sizes,
         options.result_dtype,
         options.implementation,
@@ -158,6 +158,6 @@ def _backward(options: Options, residuals, dy: jax.Array):
 _ragged_dot.defvjp(_forward, _backward)
 
 
-def _transposed(rhs: BlockScaled) -> BlockScaled:
+def _transposed(rhs: BlockScaled | Kept) -> BlockScaled | Kept:
     """Returns the transpose of every group; blocks of 128x128 stay blocks."""
     return jax.tree.map(lambda leaf: lax.transpose(leaf, (0, 2, 1)), rhs)

@@ -41,7 +41,11 @@ class Kept:
     block: tuple[int, int]
 
     def restore(self) -> BlockScaled:
-        """Returns what was kept."""
+        """Returns what was kept. Transpose before this, and not after it.
+
+        Of constants, XLA folds `bits(transpose(float8(bits(transpose(constant)))))` wrongly
+        (tests/test_constants.py); what multiplies in plain JAX slices bits.
+        """
         values = lax.bitcast_convert_type(self.bits, self.dtype)
         return BlockScaled.tree_unflatten(self.block, (values, self.scales))
 
