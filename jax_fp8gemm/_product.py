@@ -115,7 +115,7 @@ def _operation(options: Options, leads: Leads, accumulate: bool) -> _sharding.Op
 
     def finish(total, *operands):
         if operands[4] is not None:
-            total += _over_leads(operands[4], leads.accumulator, leads.result).astype(jnp.float32)
+            total += _xla.as_float32(_over_leads(operands[4], leads.accumulator, leads.result))
         return total.astype(options.result_dtype)
 
     return _sharding.Operation(
@@ -177,7 +177,7 @@ def _xla_product(operands: tuple, options: Options, leads: Leads) -> jax.Array:
     out = _over_leads(out, have, leads.result)
     if accumulator is not None:
         added = _over_leads(accumulator, leads.accumulator, leads.result)
-        out = sum(jnp.broadcast_arrays(out, added.astype(jnp.float32)))
+        out = sum(jnp.broadcast_arrays(out, _xla.as_float32(added)))
     return out.astype(options.result_dtype)
 
 
@@ -275,7 +275,7 @@ def _masked_batch(operands: tuple, options: Options, backend: str) -> jax.Array:
     ).reshape(batch, m, n)
     if accumulator is None:
         return out
-    return (out + accumulator.astype(jnp.float32)).astype(options.result_dtype)
+    return (out + _xla.as_float32(accumulator)).astype(options.result_dtype)
 
 
 def _k_grouped_batch(operands: tuple, options: Options, backend: str) -> jax.Array:

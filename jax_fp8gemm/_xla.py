@@ -6,6 +6,17 @@ import jax.numpy as jnp
 from jax import lax
 
 
+def as_float32(x: jax.Array) -> jax.Array:
+    """Returns x in float32, with the digits that its dtype has.
+
+    XLA computes in float32 what is written in bfloat16, and may hand an operation inside the same
+    program the value from before the rounding (`xla_allow_excess_precision`). A kernel reads what
+    was rounded, and so does this.
+    """
+    wide = x.astype(jnp.float32)
+    return lax.reduce_precision(wide, 8, 7) if x.dtype == jnp.bfloat16 else wide
+
+
 def dequantize(values: jax.Array, scales: jax.Array, block: tuple[int, int]) -> jax.Array:
     """Returns the float32 array that block-scaled values stand for.
 

@@ -78,7 +78,7 @@ def _aligned(x: jax.Array, group_sizes: jax.Array | None) -> jax.Array:
 
 def block_scales(x: jax.Array, block, dtype, scale_format: str) -> jax.Array:
     """Returns the scales; blocks may have any shape."""
-    blocks = _split(x.astype(jnp.float32), block)  # (..., R / r, r, K / c, c)
+    blocks = _split(_xla.as_float32(x), block)  # (..., R / r, r, K / c, c)
     scales = _scales(_amax_bits(blocks), float(jnp.finfo(dtype).max))
     return _round_up_to_pow2(scales) if scale_format == "pow2" else scales
 
@@ -86,7 +86,7 @@ def block_scales(x: jax.Array, block, dtype, scale_format: str) -> jax.Array:
 def block_values(x: jax.Array, scales: jax.Array, block, dtype, scale_format: str) -> jax.Array:
     """Returns the values that belong to `block_scales`."""
     # The reciprocal, because XLA replaces a division by a broadcast with it wherever it likes.
-    scaled = _split(x.astype(jnp.float32), block) * _per_element(1 / scales)
+    scaled = _split(_xla.as_float32(x), block) * _per_element(1 / scales)
     if scale_format == "pow2":
         limits = _per_element(_limits(scales, dtype))
         scaled = jnp.clip(scaled, -limits, limits)

@@ -48,6 +48,16 @@ def accumulated(x, w, w_scales, accumulator):
     )
 
 
+def produced(x, y):
+    """Plain JAX quantises what the same program computes in bfloat16."""
+    return fp8.quantize(x * y, implementation="xla")
+
+
+def produced_for_a_kernel(x, y):
+    """A kernel quantises it."""
+    return fp8.quantize(x * y)
+
+
 def chain(x, w, w_scales):
     """Layers one after the other; square, so that each feeds the next."""
     for _ in range(CHAIN_LENGTH):
@@ -164,6 +174,8 @@ def main() -> None:
         quantised_lhs: (x, *weight),
         given_scales: (*quantised, *weight),
         accumulated: (x, *weight, array(jnp.float32, M, N)),
+        produced: (x, x),
+        produced_for_a_kernel: (x, x),
         chain: (x, *weight),
         batched: (array(jnp.bfloat16, 3, M, K), *weight),
         trained: (x, array(jnp.bfloat16, K, N)),
