@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from jax_fp8gemm import _xla
 from jax_fp8gemm._block_scaled import BlockScaled
 
 
@@ -41,11 +42,7 @@ class Kept:
     block: tuple[int, int]
 
     def restore(self) -> BlockScaled:
-        """Returns what was kept. Transpose before this, and not after it.
-
-        Of constants, XLA folds `bits(transpose(float8(bits(transpose(constant)))))` wrongly
-        (tests/test_constants.py); what multiplies in plain JAX slices bits.
-        """
+        """Returns what was kept."""
         values = lax.bitcast_convert_type(self.bits, self.dtype)
         return BlockScaled.tree_unflatten(self.block, (values, self.scales))
 
@@ -55,6 +52,6 @@ def keep(operand: BlockScaled, name: str | None = None) -> Kept:
 
     The forward pass must use it too, or a policy that saves names would not save what it used.
     """
-    bits = lax.bitcast_convert_type(operand.values, jnp.uint8)
+    bits = _xla.bit_cast(operand.values, jnp.uint8)
     kept = Kept(bits, operand.scales, jnp.dtype(operand.dtype), operand.block)
     return kept if name is None else checkpoint_name(kept, name)

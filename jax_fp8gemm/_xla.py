@@ -17,6 +17,15 @@ def as_float32(x: jax.Array) -> jax.Array:
     return lax.reduce_precision(wide, 8, 7) if x.dtype == jnp.bfloat16 else wide
 
 
+def bit_cast(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Returns the bits of x as another dtype of the same width.
+
+    Behind a barrier: XLA folds the bit cast of a transposed constant into the bits of the constant
+    before it was transposed (tests/test_constants.py).
+    """
+    return lax.bitcast_convert_type(lax.optimization_barrier(x), dtype)
+
+
 def dequantize(values: jax.Array, scales: jax.Array, block: tuple[int, int]) -> jax.Array:
     """Returns the float32 array that block-scaled values stand for.
 

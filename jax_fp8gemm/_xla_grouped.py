@@ -88,7 +88,7 @@ def _ceil_div(x: jax.Array, y: int) -> jax.Array:
 
 def _bits(x: jax.Array) -> jax.Array:
     """Returns the bit patterns of x."""
-    return lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
+    return _xla.bit_cast(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
 
 
 def _product(lhs: jax.Array, rhs: jax.Array) -> jax.Array:

@@ -58,7 +58,7 @@ PYTHON_LAYERS = {
     "_export": {"_ffi"},
     "_plan": {"_checks", "_ffi"},
     "_block_scaled": {"_checks", "_xla"},
-    "_residuals": {"_block_scaled"},
+    "_residuals": {"_block_scaled", "_xla"},
     "_xla_quantize": {"_xla", "_xla_grouped"},
     "_quantizer": {"_checks", "_dispatch", "_distribute", "_ffi", "_sharding", "_xla_quantize"},
     "_quantize": {"_block_scaled", "_checks", "_quantizer"},
