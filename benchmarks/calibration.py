@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.published import Row, rows
-from jax_fp8gemm import _ffi, _tune
-from jax_fp8gemm._problem import Problem
-from jax_fp8gemm._samples import geometric_mean
+from jax_fp8gemm._src.native import ranking
+from jax_fp8gemm._src.native.gemm_problem import Problem
+from jax_fp8gemm._src.tools.tuning import tune
+from jax_fp8gemm._src.tools.tuning.sampling import geometric_mean
 
 # A choice within this share of the best is as good: what the project asks of its planner.
 GOAL = 0.05
@@ -61,21 +62,21 @@ def predictions() -> list[Prediction]:
     """Returns every published row beside the model."""
     found = []
     for row in rows():
-        ranked = _ffi.rank(row.problem, backend="cuda", gpu="")
+        ranked = ranking.rank(row.problem, backend="cuda", gpu="")
         theirs = [c for c in ranked if tuple(c[f] for f in _TILE) == row.tile and c["split_k"] == 1]
         their_us = theirs[0]["microseconds"] if theirs else None
         found.append(Prediction(row, their_us, ranked[0]["microseconds"], ranked[0]["config"]))
     return found
 
 
-def regrets(measurements: _tune.Measurements) -> list[Regret]:
+def regrets(measurements: tune.Measurements) -> list[Regret]:
     """Returns the regret of the planner as it is now, for each measured problem."""
     found = []
     for measured in measurements.problems:
         times = {r.config: r.microseconds for r in measured.results if r.samples}
         if not times:
             continue
-        choice = _ffi.rank(measured.problem, backend="cuda", gpu="")[0]
+        choice = ranking.rank(measured.problem, backend="cuda", gpu="")[0]
         best = min(times, key=times.__getitem__)
         chosen = choice["config"]
         found.append(
@@ -128,7 +129,7 @@ def report_predictions(found: Sequence[Prediction]) -> str:
     return "\n".join([*lines, "", *_table(header, means)])
 
 
-def report_regrets(measurements: _tune.Measurements, found: Sequence[Regret]) -> str:
+def report_regrets(measurements: tune.Measurements, found: Sequence[Regret]) -> str:
     """Returns a table of what `regrets` gives, worst first, and its summary."""
     machine = measurements.machine
     head = f"{machine.gpu}, driver {machine.driver}, {machine.method}, {measurements.created}"
@@ -179,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(report_predictions(predictions()))
     for path in options.measurements:
         try:
-            measurements = _tune.load(path)
+            measurements = tune.load(path)
         except ValueError as error:
             print(error, file=sys.stderr)
             return 1

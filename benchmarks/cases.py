@@ -4,7 +4,7 @@
 import dataclasses
 import functools
 
-from jax_fp8gemm._problem import Problem
+from jax_fp8gemm._src.native.gemm_problem import Problem
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import jax
 
-from jax_fp8gemm._gpu_state import POWER_CAP as POWER_CAP
-from jax_fp8gemm._gpu_state import other_processes as other_processes
-from jax_fp8gemm._gpu_state import query_gpu as query_gpu
-from jax_fp8gemm._gpu_state import slowdowns as slowdowns
-from jax_fp8gemm._gpu_state import warnings_about as warnings_about
+from jax_fp8gemm._src.tools.tuning.gpu_state import POWER_CAP as POWER_CAP
+from jax_fp8gemm._src.tools.tuning.gpu_state import other_processes as other_processes
+from jax_fp8gemm._src.tools.tuning.gpu_state import query_gpu as query_gpu
+from jax_fp8gemm._src.tools.tuning.gpu_state import slowdowns as slowdowns
+from jax_fp8gemm._src.tools.tuning.gpu_state import warnings_about as warnings_about
 
 _BUSY_SHARE = 0.5  # of the cores
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import jax_fp8gemm as fp8
 from benchmarks.cases import BenchCase
 from benchmarks.peers import Prepared, prepared_jax
-from jax_fp8gemm import _samples as samples
+from jax_fp8gemm._src.tools.tuning import sampling
 
 _CALLS = 200  # per sample of host cost: fewer than a device queue holds
 _IN_PROGRAM = 64
@@ -49,7 +49,7 @@ def host_cost(platform: str) -> dict[str, float]:
     cost beyond it. `in_program_us` is the difference of product and trivial kernel per call where
     one program holds many calls, by wall clock, on the smallest problem.
     """
-    from jax_fp8gemm import _ffi
+    from jax_fp8gemm._src.native import calls as calls_lib
 
     implementation = "cuda" if platform == "gpu" else "xla"
     lhs = fp8.quantize(jnp.ones((16, 128)))
@@ -62,7 +62,7 @@ def host_cost(platform: str) -> dict[str, float]:
         return x + x
 
     def empty_call(x, lhs, rhs):
-        return x + _ffi.empty_call(x)
+        return x + calls_lib.empty_call(x)
 
     start = jnp.zeros((16, 128), jnp.bfloat16)
     one, empty, empty_custom = (
@@ -101,14 +101,14 @@ def compile_times(cases: Sequence[BenchCase]) -> list[dict]:
 
     Needs NVRTC, but no GPU.
     """
-    from jax_fp8gemm import _config, _ffi
+    from jax_fp8gemm._src.native import environment, extension, ranking
 
-    core = _ffi.core()
-    num_sms, gpu = _ffi.planning_num_sms("cuda", None), _ffi.planning_gpu("cuda")
+    core = extension.core()
+    num_sms, gpu = extension.planning_num_sms("cuda", None), extension.planning_gpu("cuda")
     chosen: dict[str, str] = {}
     for case in cases:
         problem = case.problem._replace(num_sms=num_sms)
-        config = _ffi.rank(problem, backend="cuda", gpu=gpu)[0]["config"]
+        config = ranking.rank(problem, backend="cuda", gpu=gpu)[0]["config"]
         chosen.setdefault(config, case.key)
     results = []
     core.set_cache_directory("")
@@ -122,7 +122,7 @@ def compile_times(cases: Sequence[BenchCase]) -> list[dict]:
                 {"config": config, "case": key, "seconds": seconds, "cubin_bytes": size_bytes}
             )
     finally:
-        core.set_cache_directory(str(_config.cache_dir() or ""))
+        core.set_cache_directory(str(environment.cache_dir() or ""))
     return results
 
 
@@ -157,9 +157,9 @@ def quantiser(timer, platform: str) -> list[dict]:
         for call in calls.values():
             call.finish(call.start())
         samplers = {name: lambda c=call: timer.sample(c) for name, call in calls.items()}
-        taken, failures = samples.sample_rounds(samplers, _ROUNDS)
+        taken, failures = sampling.sample_rounds(samplers, _ROUNDS)
         moved = sum(a.size * a.dtype.itemsize for a in (x, out.values, out.scales))
-        summary = {name: samples.summary(s) for name, s in taken.items()}
+        summary = {name: sampling.summary(s) for name, s in taken.items()}
         results.append(
             {
                 "layout": layout,
@@ -247,7 +247,7 @@ def _steps(timer, layers: dict[str, tuple], tokens: Sequence[int], width: int, h
         for call in calls.values():
             call.finish(call.start())
         samplers = {name: lambda c=call: timer.sample(c) for name, call in calls.items()}
-        taken, failures = samples.sample_rounds(samplers, _ROUNDS)
+        taken, failures = sampling.sample_rounds(samplers, _ROUNDS)
         results.append(
             {
                 "tokens": rows,
@@ -255,7 +255,7 @@ def _steps(timer, layers: dict[str, tuple], tokens: Sequence[int], width: int, h
                 "hidden": hidden,
                 "samples_s": taken,
                 "failures": failures,
-                "summary": {name: samples.summary(s) for name, s in taken.items()},
+                "summary": {name: sampling.summary(s) for name, s in taken.items()},
             }
         )
     return results

@@ -16,7 +16,8 @@ from benchmarks.peers import (
     Prepared,
     prepared_jax,
 )
-from jax_fp8gemm import _ffi, _tune_operands
+from jax_fp8gemm._src.native import extension, ranking
+from jax_fp8gemm._src.tools.tuning import operands as tuning_operands
 
 # Newest first.
 _DEEP_GEMM_NAMES = {
@@ -46,16 +47,16 @@ def ours(implementation: str) -> Callable[[GroupedOperands], Prepared]:
 
             def function(*present):
                 accumulator = present[-1] if has_accumulator else None
-                return _tune_operands.reference(
-                    problem, _tune_operands.Operands(*present[:5], accumulator)
+                return tuning_operands.reference(
+                    problem, tuning_operands.Operands(*present[:5], accumulator)
                 )
 
             return prepared_jax(function, *arrays, feedback=has_accumulator)
-        num_sms = _ffi.planning_num_sms(implementation, None)
+        num_sms = extension.planning_num_sms(implementation, None)
         planned = problem._replace(num_sms=num_sms)
-        gpu = _ffi.planning_gpu("cuda") if implementation == "cuda" else ""
-        config = _ffi.rank(planned, backend=implementation, gpu=gpu)[0]["config"]
-        function = _tune_operands.matmul(planned, config, implementation)
+        gpu = extension.planning_gpu("cuda") if implementation == "cuda" else ""
+        config = ranking.rank(planned, backend=implementation, gpu=gpu)[0]["config"]
+        function = tuning_operands.matmul(planned, config, implementation)
         return prepared_jax(function, *arrays, feedback=problem.accumulate, config=config)
 
     return prepare

@@ -14,7 +14,7 @@ from benchmarks.peers import (
     all_peers,
     prepared_jax,
 )
-from jax_fp8gemm import _samples as samples
+from jax_fp8gemm._src.tools.tuning import sampling
 
 _COPY_BYTES = {"gpu": 2 << 30, "cpu": 256 << 20}
 _SQUARE = {"gpu": 8192, "cpu": 512}
@@ -32,7 +32,7 @@ def _copy(num_bytes: int) -> Prepared:
 def _rate(timer, call: Prepared, amount: float) -> dict:
     call.finish(call.start())
     taken = [timer.sample(call) for _ in range(_ROUNDS)]
-    result = samples.summary(taken)
+    result = sampling.summary(taken)
     return {"per_s": amount / result["minimum"], "samples_s": taken, "summary": result}
 
 

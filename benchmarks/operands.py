@@ -9,7 +9,7 @@ import numpy as np
 
 import jax_fp8gemm as fp8
 from benchmarks.cases import BenchCase
-from jax_fp8gemm import _tune_operands
+from jax_fp8gemm._src.tools.tuning import operands as tuning_operands
 
 # Rows whose float64 product is compared with what a peer computes.
 _CHECKED_ROWS = 64
@@ -74,7 +74,7 @@ class GroupedOperands:
     def __init__(self, case: BenchCase) -> None:
         """Makes all of them; the accumulator, where there is one, comes last."""
         self.case = case
-        self.given = _tune_operands.operands(case.problem)
+        self.given = tuning_operands.operands(case.problem)
 
     @functools.cached_property
     def sizes(self) -> jax.Array:
@@ -99,13 +99,13 @@ class GroupedOperands:
     @functools.cached_property
     def checked_rows(self) -> np.ndarray:
         """Indices of the rows that are compared."""
-        rows = np.random.default_rng(_SEED).permutation(_tune_operands.d_rows(self.case.problem))
+        rows = np.random.default_rng(_SEED).permutation(tuning_operands.d_rows(self.case.problem))
         return np.sort(rows[:_CHECKED_ROWS])
 
     @functools.cached_property
     def reference(self) -> np.ndarray:
         """The checked rows of the product in plain JAX."""
-        product = _tune_operands.reference(self.case.problem, self.given)
+        product = tuning_operands.reference(self.case.problem, self.given)
         return np.asarray(product[self.checked_rows].astype(jnp.float32), np.float64)
 
     def error_of(self, rows: np.ndarray) -> float:

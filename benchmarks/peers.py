@@ -213,9 +213,9 @@ def _has_scaled_matmul() -> None:
 
 
 def _has_simulator() -> None:
-    from jax_fp8gemm import _simulator
+    from jax_fp8gemm._src.native import sim_library
 
-    if not _simulator.available():
+    if not sim_library.available():
         raise PeerMissingError("this build has no simulator")
 
 

@@ -9,7 +9,7 @@ gradients. Where this package has no such tile the nearest stands for it.
 from typing import NamedTuple
 
 from benchmarks.cases import suite
-from jax_fp8gemm._problem import Problem
+from jax_fp8gemm._src.native.gemm_problem import Problem
 
 
 class Row(NamedTuple):

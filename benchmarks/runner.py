@@ -22,8 +22,7 @@ from benchmarks.peers import (
     Prepared,
     all_peers,
 )
-from jax_fp8gemm import _samples as samples
-from jax_fp8gemm import _timers as timers
+from jax_fp8gemm._src.tools.tuning import sampling, timers
 
 _WARM_UPS = 3
 
@@ -151,13 +150,13 @@ class Run:
         samplers = {
             name: lambda call=call: self._timer.sample(call) for name, call in prepared.items()
         }
-        taken, failures = samples.sample_rounds(
+        taken, failures = sampling.sample_rounds(
             samplers, self._settings.num_rounds, lambda: not self._is_over()
         )
         for name, reason in failures.items():
             results[name] = {"status": "failed", "reason": reason[:500]}
         for name, seconds in taken.items():
-            results[name] |= {"samples_s": seconds, "summary": samples.summary(seconds)}
+            results[name] |= {"samples_s": seconds, "summary": sampling.summary(seconds)}
         self._print(case, results)
         measured = [n for n, result in results.items() if result["status"] == "measured"]
         return results, self._under_load(prepared[measured[0]]) if measured else {}

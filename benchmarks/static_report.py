@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from benchmarks.published import rows
-from jax_fp8gemm import _explain, _ffi, _simulator, _tune_operands
-from jax_fp8gemm._problem import Problem
+from jax_fp8gemm._src.native import extension, ranking, sim_library
+from jax_fp8gemm._src.native.gemm_problem import Problem
+from jax_fp8gemm._src.tools import explain
+from jax_fp8gemm._src.tools.tuning import operands as tuning_operands
 
 _WARP_BYTES = 128  # of shared memory in one cycle
 _MMA_ROWS = 64
@@ -45,12 +47,12 @@ class Conflicts(NamedTuple):
 
 def traffic(key: str) -> Traffic:
     """Returns what a configuration moves."""
-    c = _ffi.core().describe_config(key)
+    c = extension.core().describe_config(key)
     mma_rows = _MMA_ROWS * c["num_consumers"] * c["waves"]
     operands = (c["block_m"] + c["block_n"]) * c["block_k"]
     waves = c["num_consumers"] * c["waves"]
     return Traffic(
-        fetched=_explain.l2_bytes_per_k_block(c),
+        fetched=explain.l2_bytes_per_k_block(c),
         written=operands,
         read=(mma_rows + waves * c["block_n"]) * c["block_k"],
         least_read=(mma_rows + c["block_n"]) * c["block_k"],
@@ -59,7 +61,7 @@ def traffic(key: str) -> Traffic:
 
 def _one_tile(key: str, k_blocks: int) -> tuple[Problem, int]:
     """Returns a problem of one full tile per CTA of one cluster, and how many CTAs that is."""
-    c = _ffi.core().describe_config(key)
+    c = extension.core().describe_config(key)
     m, n = c["block_m"] * c["cluster_m"], c["block_n"] * c["cluster_n"]
     ctas = c["cluster_m"] * c["cluster_n"] * c["split_k"]
     problem = Problem(
@@ -80,11 +82,11 @@ def _one_tile(key: str, k_blocks: int) -> tuple[Problem, int]:
 def _count(key: str, k_blocks: int) -> float:
     """Returns the extra wavefronts of one CTA that computes one tile of so many K blocks."""
     problem, ctas = _one_tile(key, k_blocks)
-    given = _tune_operands.operands(problem)
+    given = tuning_operands.operands(problem)
     present = [x for x in given if x is not None]
-    _simulator.reset_stats()
-    _tune_operands.matmul(problem, key, "sim")(*present).block_until_ready()
-    return _simulator.stats()["bank_conflicts"] / ctas
+    sim_library.reset_stats()
+    tuning_operands.matmul(problem, key, "sim")(*present).block_until_ready()
+    return sim_library.stats()["bank_conflicts"] / ctas
 
 
 def conflicts(key: str) -> Conflicts:
@@ -97,7 +99,7 @@ def conflicts(key: str) -> Conflicts:
 
 def default_keys() -> list[str]:
     """Returns the planner's choices for everything that DeepGEMM published."""
-    return sorted({_ffi.rank(r.problem, backend="cuda", gpu="")[0]["config"] for r in rows()})
+    return sorted({ranking.rank(r.problem, backend="cuda", gpu="")[0]["config"] for r in rows()})
 
 
 def stages(key: str) -> tuple[int, int]:
@@ -108,14 +110,14 @@ def stages(key: str) -> tuple[int, int]:
         return _STAGES.sub(".", key.removesuffix(".pdl"))
 
     problem, _ = _one_tile(key, 8)
-    ranked = _ffi.rank(problem, backend="cuda", gpu="")
+    ranked = ranking.rank(problem, backend="cuda", gpu="")
     candidate = next(each for each in ranked if tile(each["config"]) == tile(key))
-    return _ffi.core().describe_config(key)["num_stages"], _explain.stages_needed(candidate)
+    return extension.core().describe_config(key)["num_stages"], explain.stages_needed(candidate)
 
 
 def _cells(key: str) -> list[str]:
     moved, extra = traffic(key), conflicts(key)
-    c = _ffi.core().describe_config(key)
+    c = extension.core().describe_config(key)
     tensor = 2 * c["block_n"] * c["waves"] * c["num_consumers"]
     port = (moved.written + moved.read) / _WARP_BYTES
     return [
@@ -132,7 +134,7 @@ def _cells(key: str) -> list[str]:
 
 def _code_cells(key: str) -> list[str]:
     try:
-        loop = _explain.code_facts(key).loop
+        loop = explain.code_facts(key).loop
     except RuntimeError as error:
         return [str(error).splitlines()[0], "", ""]
     return [str(loop.length), str(loop.stall_cycles), f"{loop.ffma_under_mma} of {loop.ffma}"]
@@ -167,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("keys", nargs="*", help="configurations (default: for published problems)")
     parser.add_argument("--code", action="store_true", help="compile and disassemble them too")
     options = parser.parse_args(arguments)
-    if not _simulator.available():
+    if not sim_library.available():
         print("this build has no simulator, which counts bank conflicts", file=sys.stderr)
         return 1
     print(report(options.keys or default_keys(), options.code))

@@ -4,8 +4,7 @@
 import collections
 from collections.abc import Sequence
 
-from jax_fp8gemm import _gpu_state
-from jax_fp8gemm import _samples as samples
+from jax_fp8gemm._src.tools.tuning import gpu_state, sampling
 
 # A ratio is marked where half of its rounds lie further apart than this share of it.
 _WIDE_SPREAD = 0.1
@@ -22,7 +21,7 @@ def ratio(case: dict, peer: str) -> float | None:
     ours, theirs = _measured(case, "ours"), _measured(case, peer)
     if ours is None or theirs is None:
         return None
-    return samples.paired_ratio(ours["samples_s"], theirs["samples_s"])["median"]
+    return sampling.paired_ratio(ours["samples_s"], theirs["samples_s"])["median"]
 
 
 def roofline_share(case: dict, limits: dict) -> float | None:
@@ -30,7 +29,7 @@ def roofline_share(case: dict, limits: dict) -> float | None:
     ours = _measured(case, "ours")
     if ours is None or not {"fp8_flops", "copy_bytes"} <= limits.keys():
         return None
-    least = samples.roofline_seconds(
+    least = sampling.roofline_seconds(
         case["flops"],
         case["bytes"],
         limits["fp8_flops"]["per_s"],
@@ -42,7 +41,7 @@ def roofline_share(case: dict, limits: dict) -> float | None:
 def _cell(case: dict, peer: str) -> str:
     ours, theirs = _measured(case, "ours"), _measured(case, peer)
     if ours is not None and theirs is not None:
-        paired = samples.paired_ratio(ours["samples_s"], theirs["samples_s"])
+        paired = sampling.paired_ratio(ours["samples_s"], theirs["samples_s"])
         width = (paired["high_quartile"] - paired["low_quartile"]) / paired["median"]
         return f"{paired['median']:.2f}{'~' if width > _WIDE_SPREAD else ''}"
     status = case["results"].get(peer, {}).get("status", "missing")
@@ -101,7 +100,7 @@ def suite_table(record: dict, suite: str) -> str:
     lines = [_row(head), _row(["---"] + ["--:"] * (len(head) - 1))]
     lines += [_case_row(case, record, has_groups, peers) for case in cases]
     means = [
-        samples.geometric_mean(r for c in cases if (r := ratio(c, name)) is not None)
+        sampling.geometric_mean(r for c in cases if (r := ratio(c, name)) is not None)
         for name in peers
     ]
     blank = [""] * (num_own - 1)
@@ -218,7 +217,7 @@ def _clocks_text(record: dict) -> str:
     if not clocks:
         return ""
     most = record["environment"]["clocks"].get("max_sm_clock_mhz", "unknown")
-    capped = sum(map(_gpu_state.is_power_capped, states))
+    capped = sum(map(gpu_state.is_power_capped, states))
     return (
         f"SM clock while ours ran: {min(clocks)} to {max(clocks)} MHz of {most}; held by the power"
         f" cap on {capped} of {len(states)} cases."

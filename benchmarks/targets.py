@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 
 from benchmarks import tables
-from jax_fp8gemm import _samples as samples
+from jax_fp8gemm._src.tools.tuning import sampling
 
 _LARGE_ROWS, _LARGE_K = 2048, 4096
 _FEW_ROWS = 128
@@ -28,7 +28,7 @@ class Target:
         if not found:
             return None, 0
         worst = max(found) if self.at_most else min(found)
-        return (samples.geometric_mean(found) if self.mean else worst), len(found)
+        return (sampling.geometric_mean(found) if self.mean else worst), len(found)
 
     def is_met(self, value: float) -> bool:
         """Whether a measured value is good enough."""

@@ -3,7 +3,7 @@
 
 import sys
 
-from jax_fp8gemm._cli import main
+from jax_fp8gemm._src.tools.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,11 +8,12 @@ from typing import Any
 
 import jax
 
-from jax_fp8gemm import _checkpoint_read as reader
-from jax_fp8gemm import _checkpoint_write as writer
-from jax_fp8gemm import _checks, _safetensors
-from jax_fp8gemm._block_scaled import BlockScaled
-from jax_fp8gemm._checkpoint_format import CONFIG_FILE
+from jax_fp8gemm._src.checkpoints import read as reader
+from jax_fp8gemm._src.checkpoints import safetensors_files
+from jax_fp8gemm._src.checkpoints import write as writer
+from jax_fp8gemm._src.checkpoints.format import CONFIG_FILE
+from jax_fp8gemm._src.operands import checks
+from jax_fp8gemm._src.operands.block_scaled import BlockScaled
 
 Placement = jax.Device | jax.sharding.Sharding | None
 MAX_FILE_BYTES = 5 * 10**9
@@ -69,7 +70,7 @@ def load(
         ((160, 256), 'float8_e4m3fn', (128, 128))
     """
     folder = pathlib.Path(folder)
-    sources = reader.find_sources(_safetensors.open_folder(folder), include, stack_experts)
+    sources = reader.find_sources(safetensors_files.open_folder(folder), include, stack_experts)
     reader.check_quantization(folder / CONFIG_FILE, sources)
     shardings = {
         name: reader.find_sharding(name, source, sharding) for name, source in sources.items()
@@ -118,8 +119,8 @@ def save(
         (128, 128)
     """
     folder = pathlib.Path(folder)
-    limit = _checks.extent("checkpoint.save", "max_file_bytes", max_file_bytes, 1)
-    _safetensors.package()
+    limit = checks.extent("checkpoint.save", "max_file_bytes", max_file_bytes, 1)
+    safetensors_files.package()
     groups = writer.find_parts(tensors, unstack_experts)
     config = writer.complete_config(config or {}, tensors, groups)
     taken = next(folder.glob("model*.safetensors*"), None)

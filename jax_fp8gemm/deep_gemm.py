@@ -8,10 +8,10 @@ the layout of `BlockScaled`; whatever layout the kernels want is arranged inside
 import jax
 import jax.numpy as jnp
 
-from jax_fp8gemm import _checks
-from jax_fp8gemm._gemm import Operand, gemm
-from jax_fp8gemm._grouped_gemm import contiguous_alignment, grouped_gemm_contiguous
-from jax_fp8gemm._masked_gemm import grouped_gemm_masked
+from jax_fp8gemm._src.operands import checks
+from jax_fp8gemm._src.ops.gemm import Operand, gemm
+from jax_fp8gemm._src.ops.grouped_gemm import contiguous_alignment, grouped_gemm_contiguous
+from jax_fp8gemm._src.ops.grouped_gemm_masked import grouped_gemm_masked
 
 # Mutable because DeepGEMM's interface is; gemm's own num_sms is the better way.
 _settings = {"num_sms": 0}
@@ -117,7 +117,7 @@ def set_num_sms(num_sms: int) -> None:
         TypeError: `num_sms` is not an int.
         ValueError: `num_sms` is out of range.
     """
-    _settings["num_sms"] = _checks.extent("set_num_sms", "num_sms", num_sms, 0, _checks.MAX_NUM_SMS)
+    _settings["num_sms"] = checks.extent("set_num_sms", "num_sms", num_sms, 0, checks.MAX_NUM_SMS)
 
 
 def get_num_sms() -> int:
@@ -168,7 +168,7 @@ def get_col_major_tma_aligned_tensor(x: jax.Array) -> jax.Array:
         ValueError: `x` has another number of dimensions.
     """
     where = "get_col_major_tma_aligned_tensor"
-    _checks.array(where, "x", x, (jnp.dtype(jnp.float32),))
+    checks.array(where, "x", x, (jnp.dtype(jnp.float32),))
     if len(x.shape) not in (2, 3):
         raise ValueError(f"{where}: x must have 2 or 3 dimensions, got shape {tuple(x.shape)}.")
     return x

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jax_fp8gemm._nvidia import nvidia_folders
+from jax_fp8gemm._src.native.nvidia import nvidia_folders
 
 # Folder of the library inside the `nvidia` namespace package, by wheel.
 _WHEEL_FOLDERS = ("cu13/lib", "cuda_nvrtc/lib")

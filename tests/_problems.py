@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_fp8gemm import _ffi, _simulator
+from jax_fp8gemm._src.native import calls, extension, gemm_problem, sim_library
 from jax_fp8gemm.testing import TOLERANCE
 
 BLOCK = 128
@@ -82,7 +82,7 @@ def problem_for(key: str) -> Problem:
     Three tiles along N, and along M where M is one extent, end in the middle of a tile and leave a
     cluster half empty; K has more blocks than the pipeline has stages and, where it may, a tail.
     """
-    c = _ffi.core().describe_config(key)
+    c = extension.core().describe_config(key)
     kind, block_m = c["kind"], c["block_m"]
     problem = Problem(
         kind=kind,
@@ -267,20 +267,18 @@ def product(
 ) -> jax.Array:
     """Returns what the kernel `config`, or the planner's choice, makes of `arguments`."""
     p = problem
-    return _ffi.matmul(
+    *factors, group_data, accumulator = operands
+    planned = gemm_problem.problem_of(
         p.kind,
-        *operands,
-        m=p.m,
-        n=p.n,
+        factors,
+        rhs_block=(1, BLOCK) if p.rhs_is_1x128 else (BLOCK, BLOCK),
+        result_dtype=p.dtype,
+        accumulate=p.accumulate,
         num_groups=p.num_groups,
-        d_rows=p.d_rows,
-        preferred_element_type=jnp.dtype(p.dtype),
-        num_sms=num_sms,
-        backend=backend,
-        rhs_is_1x128=p.rhs_is_1x128,
         zero_padding=p.zero_padding and p.kind == "masked",
-        config=config,
     )
+    options = {"num_sms": num_sms, "backend": backend, "config": config}
+    return calls.matmul(planned, factors, group_data, accumulator, **options)
 
 
 def run(problem: Problem, *, config: str = "", num_sms: int | None = None) -> np.ndarray:
@@ -325,7 +323,7 @@ def _allow_global_memory(guards: list[tuple[int, int, int]]) -> None:
     if guards:
         ranges.append((end, _ADDRESS_SPACE - end))
     flat = (ctypes.c_uint64 * (2 * len(ranges)))(*(x for pair in ranges for x in pair))
-    _simulator._library().Fp8GemmSimSetGlobalRanges(flat, ctypes.c_uint64(len(ranges)))
+    sim_library._library().Fp8GemmSimSetGlobalRanges(flat, ctypes.c_uint64(len(ranges)))
 
 
 def mismatch(problem: Problem, out: np.ndarray, *, implementation: str = "sim") -> str:

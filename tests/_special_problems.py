@@ -5,9 +5,9 @@ import re
 
 from _problems import BLOCK, Problem
 
-from jax_fp8gemm import _ffi
+from jax_fp8gemm._src.native import extension
 
-KEYS = _ffi.core().candidate_configs()
+KEYS = extension.core().candidate_configs()
 _BY_TILE = {re.sub(r"\.s\d+", "", key): key for key in KEYS}
 
 

@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings of the whole suite: strict JAX, warnings as errors, and tests that need hardware."""
 
-import importlib
 import importlib.util
-import sys
-import types
 
 import jax
 import pytest
 
-import jax_fp8gemm
-from jax_fp8gemm import _simulator
+from jax_fp8gemm._src.native import calls, ranking, sim_library
+from jax_fp8gemm._src.native import extension as extension_module
 
 IMPLEMENTATIONS = ("xla", "sim", pytest.param("cuda", marks=pytest.mark.hopper))
 
@@ -53,16 +50,16 @@ def has_extension() -> bool:
 
 @pytest.fixture
 def extension():
-    """Skips the test where the compiled part of the package is missing; returns `_ffi`."""
+    """Skips the test where the compiled part of the package is missing; returns `extension`."""
     if not has_extension():
         pytest.skip("needs the compiled extension jax_fp8gemm._core")
-    return importlib.import_module("jax_fp8gemm._ffi")
+    return extension_module
 
 
 @pytest.fixture
 def simulator_library(extension):
     """Skips the test where this build has no simulator."""
-    if not _simulator.available():
+    if not sim_library.available():
         pytest.skip("needs the simulator library, which this build left out")
 
 
@@ -76,12 +73,11 @@ def implementation(request):
 
 @pytest.fixture
 def replace_ffi(monkeypatch):
-    """Returns a function that puts a module with the given attributes in the place of `_ffi`."""
+    """Returns a function that puts attributes in the place of those of the native modules."""
 
     def replace(**attributes):
-        module = types.ModuleType("jax_fp8gemm._ffi")
-        vars(module).update(attributes)
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setattr(jax_fp8gemm, "_ffi", module, raising=False)
+        for name, value in attributes.items():
+            (module,) = (m for m in (calls, extension_module, ranking) if name in vars(m))
+            monkeypatch.setattr(module, name, value)
 
     return replace

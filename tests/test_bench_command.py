@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from jax_fp8gemm import _cli, _cli_bench
-from jax_fp8gemm import _timers as timers
+from jax_fp8gemm._src.tools import cli, cli_bench
+from jax_fp8gemm._src.tools.tuning import timers
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # behind the installed package
@@ -154,8 +154,8 @@ def test_help_of_the_command_is_the_benchmarks():
 
 def test_without_the_repository_the_command_says_what_to_do(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(_cli_bench, "__file__", str(tmp_path / "jax_fp8gemm/_cli_bench.py"))
-    assert _cli.main(["bench", "--suites", "smoke"]) == 2
+    monkeypatch.setattr(cli_bench, "__file__", str(tmp_path / "jax_fp8gemm/_cli_bench.py"))
+    assert cli.main(["bench", "--suites", "smoke"]) == 2
     assert "checkout of jax_fp8gemm" in capsys.readouterr().err
 
 

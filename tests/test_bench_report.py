@@ -11,7 +11,7 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # behind the installed package
 
 from benchmarks import plots, record, tables  # noqa: E402
-from jax_fp8gemm import _samples as samples  # noqa: E402
+from jax_fp8gemm._src.tools.tuning import sampling  # noqa: E402
 
 # ---- Record ------------------------------------------------------------------------------------
 
@@ -22,7 +22,7 @@ def _measured(*seconds: float) -> dict:
         "method": "made up",
         "relative_error": 1e-6,
         "samples_s": list(seconds),
-        "summary": samples.summary(seconds),
+        "summary": sampling.summary(seconds),
     }
 
 

@@ -9,14 +9,14 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # behind the installed package
 
 from benchmarks import targets  # noqa: E402
-from jax_fp8gemm import _samples as samples  # noqa: E402
+from jax_fp8gemm._src.tools.tuning import sampling  # noqa: E402
 
 
 def _result(seconds: float) -> dict:
     return {
         "status": "measured",
         "samples_s": [seconds],
-        "summary": samples.summary([seconds, seconds]),
+        "summary": sampling.summary([seconds, seconds]),
     }
 
 

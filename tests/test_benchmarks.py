@@ -12,14 +12,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # behind the installed package
 
 from benchmarks import cases, environment  # noqa: E402
-from jax_fp8gemm import _samples as samples  # noqa: E402
-from jax_fp8gemm import _timers as timers  # noqa: E402
+from jax_fp8gemm._src.tools.tuning import sampling, timers  # noqa: E402
 
 # ---- Samples -----------------------------------------------------------------------------------
 
 
 def test_summary():
-    got = samples.summary([4.0, 1.0, 2.0, 3.0, 10.0])
+    got = sampling.summary([4.0, 1.0, 2.0, 3.0, 10.0])
     assert got["median"] == 3 and got["minimum"] == 1
     assert (got["low_quartile"], got["high_quartile"]) == (2, 4)
     assert got["spread"] == pytest.approx(2 / 3)
@@ -28,23 +27,23 @@ def test_summary():
 @pytest.mark.parametrize("bad", [[], [0.0], [-1.0], [math.nan], [1.0, math.inf]])
 def test_summary_refuses_what_is_no_time(bad):
     with pytest.raises(ValueError, match="samples"):
-        samples.summary(bad)
+        sampling.summary(bad)
 
 
 def test_ratio_is_taken_round_by_round():
     """A clock that halves in the middle of the run changes both, and not their ratio."""
     ours, theirs = [1.0, 1.0, 2.0, 2.0], [3.0, 3.0, 6.0, 6.0]
-    assert samples.paired_ratio(ours, theirs)["median"] == 3
-    assert samples.paired_ratio(ours, [4.5])["median"] == 3
+    assert sampling.paired_ratio(ours, theirs)["median"] == 3
+    assert sampling.paired_ratio(ours, [4.5])["median"] == 3
 
 
 def test_geometric_mean():
-    assert samples.geometric_mean([1, 4]) == pytest.approx(2)
-    assert samples.geometric_mean([]) is None
+    assert sampling.geometric_mean([1, 4]) == pytest.approx(2)
+    assert sampling.geometric_mean([]) is None
 
 
 def test_rounds_are_interleaved_and_reversed():
-    assert samples.interleave(["a", "b", "c"], 3) == list("abccbaabc")
+    assert sampling.interleave(["a", "b", "c"], 3) == list("abccbaabc")
 
 
 def test_a_failing_sampler_is_reported_and_not_called_again():
@@ -54,20 +53,20 @@ def test_a_failing_sampler_is_reported_and_not_called_again():
         calls.append(1)
         raise RuntimeError("no")
 
-    taken, failures = samples.sample_rounds({"good": lambda: 1.0, "bad": broken}, 4)
+    taken, failures = sampling.sample_rounds({"good": lambda: 1.0, "bad": broken}, 4)
     assert taken == {"good": [1.0] * 4} and failures == {"bad": "RuntimeError: no"}
     assert len(calls) == 1
 
 
 def test_sampling_ends_with_a_whole_round():
     left = iter([True, False])
-    taken, _ = samples.sample_rounds({"a": lambda: 1.0, "b": lambda: 2.0}, 9, lambda: next(left))
+    taken, _ = sampling.sample_rounds({"a": lambda: 1.0, "b": lambda: 2.0}, 9, lambda: next(left))
     assert taken == {"a": [1.0] * 2, "b": [2.0] * 2}
 
 
 def test_roofline():
-    assert samples.roofline_seconds(100, 10, peak_flops=50, bandwidth=10) == 2
-    assert samples.roofline_seconds(100, 30, peak_flops=50, bandwidth=10) == 3
+    assert sampling.roofline_seconds(100, 10, peak_flops=50, bandwidth=10) == 2
+    assert sampling.roofline_seconds(100, 30, peak_flops=50, bandwidth=10) == 3
 
 
 # ---- Timers ------------------------------------------------------------------------------------

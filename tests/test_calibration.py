@@ -8,7 +8,7 @@ import sys
 import pytest
 from _source import ROOT
 
-from jax_fp8gemm import _problem
+from jax_fp8gemm._src.native import gemm_problem
 
 sys.path.insert(0, str(ROOT))  # benchmarks/ is no part of the package
 
@@ -89,7 +89,7 @@ def test_problems_can_be_tuned(calibration, capsys):
     assert calibration.main(["--problems"]) == 0
     words = capsys.readouterr().out.split()
     assert len(words) == 50
-    assert {_problem.parse(word) for word in words} == {
+    assert {gemm_problem.parse(word) for word in words} == {
         p.row.problem for p in calibration.predictions()
     }
 
@@ -110,7 +110,7 @@ def measurements(calibration, extension):
     }
     cases = []
     for m, samples in samples_of.items():
-        problem = _problem.parse(f"{m}x7168x2048")
+        problem = gemm_problem.parse(f"{m}x7168x2048")
         ranked = extension.rank(problem, backend="cuda", gpu="")
         pairs = zip(ranked, samples, strict=False)
         results = [tune.Result(c["config"], 1.0, taken) for c, taken in pairs]
@@ -191,7 +191,7 @@ def test_no_layout_of_results_has_bank_conflicts(static_report, simulator_librar
 @pytest.mark.parametrize("row", PREDICTED, ids=lambda row: row[0])
 def test_predictions_are_as_the_page_says(extension, row):
     fields = {"scaling": "1d1d", "d_dtype": "float32"} if "k_grouped" in row[0] else {}
-    problem = _problem.parse(row[0], **fields)
+    problem = gemm_problem.parse(row[0], **fields)
     best = extension.rank(problem, backend="cuda", gpu="")[0]
     us = best["microseconds"]
     got = (best["config"], f"{us:.1f}", f"{problem.flops / us / 1e6:.0f}")

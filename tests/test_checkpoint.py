@@ -206,20 +206,21 @@ SHARDED_PROGRAM = """
 import json, sys
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
-from jax_fp8gemm import _checkpoint_read, checkpoint
+from jax_fp8gemm import checkpoint
+from jax_fp8gemm._src.checkpoints import read as reader
 folder, case = sys.argv[1:]
 mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 specs = {"n": P("x", None), "k": P(None, "y"), "nk": P("x", "y"), "all": P(("x", "y"), None)}
 expert_specs = {"n": P("y", "x", None), "k": P("y", None, None), "nk": P(None, "x", "y"),
                 "all": P(None, None, None)}
 num_read = 0
-read = _checkpoint_read._read
+read = reader._read
 def counting(tensor, index, dtype):
     global num_read
     array = read(tensor, index, dtype)
     num_read += array.size if array.dtype.itemsize == 1 else 0
     return array
-_checkpoint_read._read = counting
+reader._read = counting
 def sharding(name, shape):
     if len(shape) == 3:
         return NamedSharding(mesh, expert_specs[case])

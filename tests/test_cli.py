@@ -6,8 +6,9 @@ import types
 
 import pytest
 
-from jax_fp8gemm import _cli, _config, _plan
-from jax_fp8gemm._problem import Problem
+from jax_fp8gemm._src.native import environment, plan
+from jax_fp8gemm._src.native.gemm_problem import Problem
+from jax_fp8gemm._src.tools import cli
 
 CONFIGS = [{"config": "best"}, {"config": "second"}]
 
@@ -52,18 +53,18 @@ def core(replace_ffi, monkeypatch, tmp_path):
     core = Core()
     replace_ffi(
         core=lambda: core,
-        SIM_LIBRARY=tmp_path / "none.so",
+        sim_library=lambda: tmp_path / "none.so",
         planning_gpu=lambda backend: "",
         planning_num_sms=lambda backend, num_sms: num_sms or 132,
         rank=lambda problem, **kwargs: core.ranked.append((problem, kwargs)) or CONFIGS,
     )
-    monkeypatch.setenv(_config.CACHE_DIR.name, str(tmp_path))
+    monkeypatch.setenv(environment.CACHE_DIR.name, str(tmp_path))
     return core
 
 
 def test_help_shows_examples(capsys):
     with pytest.raises(SystemExit) as exit_info:
-        _cli.main(["--help"])
+        cli.main(["--help"])
     assert exit_info.value.code == 0
     text = capsys.readouterr().out
     commands = re.findall(r"python -m jax_fp8gemm (\w+)", text.partition("examples:")[2])
@@ -71,20 +72,20 @@ def test_help_shows_examples(capsys):
 
 
 def test_doctor_succeeds_without_a_gpu(core, capsys):
-    assert _cli.main(["doctor"]) == 0
+    assert cli.main(["doctor"]) == 0
     text = capsys.readouterr().out
     names = ("jax_fp8gemm", "jax devices", "extension", "nvrtc", "kernel cache", "tuned table")
     for name in names:
         assert re.search(rf"^{name} +\S", text, re.MULTILINE)
     assert re.search(r"^gpu +NOT AVAILABLE: no libcuda.so.1$", text, re.MULTILINE)
     assert "'xla'" in text.splitlines()[-1]
-    assert all(variable.name in text for variable in _config.VARIABLES)
+    assert all(variable.name in text for variable in environment.VARIABLES)
 
 
 @pytest.mark.parametrize("name", ["JAX_FP8GEMM_PDL", "JAX_FP8GEMM_TUNED", "JAX_FP8GEMM_NVRTC"])
 def test_doctor_names_wrong_values_of_variables(core, monkeypatch, capsys, name):
     monkeypatch.setenv(name, "/no/such/place")
-    assert _cli.main(["doctor"]) == 0
+    assert cli.main(["doctor"]) == 0
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith(name))
     assert "WRONG VALUE" in line and "/no/such/place" in line
 
@@ -94,19 +95,21 @@ def test_doctor_fails_where_the_extension_does_not_load(replace_ffi, capsys):
         raise RuntimeError("handler's API version is incompatible")
 
     replace_ffi(core=broken)
-    assert _cli.main(["doctor"]) == 1
+    assert cli.main(["doctor"]) == 1
     assert "extension              NOT AVAILABLE: handler's API" in capsys.readouterr().out
 
 
 def test_doctor_names_a_damaged_table(core, replace_ffi, monkeypatch, tmp_path, capsys):
     core.describe_config = lambda key: {}
     replace_ffi(
-        core=lambda: core, SIM_LIBRARY=tmp_path / "none.so", planning_gpu=lambda backend: "H100"
+        core=lambda: core,
+        sim_library=lambda: tmp_path / "none.so",
+        planning_gpu=lambda backend: "H100",
     )
     damaged = tmp_path / "damaged.json"
     damaged.write_text("{}")
-    monkeypatch.setenv(_config.TUNED.name, str(damaged))
-    assert _cli.main(["doctor"]) == 0
+    monkeypatch.setenv(environment.TUNED.name, str(damaged))
+    assert cli.main(["doctor"]) == 0
     text = capsys.readouterr().out
     assert f"tuned table            NOT AVAILABLE: {damaged}: the file has no format" in text
 
@@ -114,17 +117,17 @@ def test_doctor_names_a_damaged_table(core, replace_ffi, monkeypatch, tmp_path, 
 @pytest.mark.parametrize("words", [["64", "7168", "2048"], ["64x7168x2048"]], ids=str)
 def test_explain_shows_the_choice_and_the_runners_up(extension, words, capsys):
     arguments = [*words, "--num-sms", "132", "--top", "2", "--no-code"]
-    assert _cli.main(["explain", *arguments]) == 0
+    assert cli.main(["explain", *arguments]) == 0
     text = capsys.readouterr().out
-    best, second = _plan.plan(64, 7168, 2048, num_sms=132)[:2]
+    best, second = plan.plan(64, 7168, 2048, num_sms=132)[:2]
     assert f"chosen  {best['config']}" in text and f"[2] {second['config']}" in text
     assert "machine code" not in text
 
 
 def test_options_complete_a_problem(core, monkeypatch):
-    monkeypatch.setenv(_config.PDL.name, "0")
+    monkeypatch.setenv(environment.PDL.name, "0")
     options = ["--lhs", "e5m2", "--result", "f32", "--accumulate", "--num-sms", "8"]
-    assert _cli.main(["precompile", "4x5x6", *options, "--gpu", "NVIDIA H200"]) == 0
+    assert cli.main(["precompile", "4x5x6", *options, "--gpu", "NVIDIA H200"]) == 0
     problem = Problem(4, 5, 6, a_dtype="float8_e5m2", d_dtype="float32", accumulate=True, num_sms=8)
     assert core.ranked == [(problem, {"backend": "cuda", "gpu": "NVIDIA H200"})]
 
@@ -132,29 +135,29 @@ def test_options_complete_a_problem(core, monkeypatch):
 def test_precompile_compiles_each_kernel_once(core, monkeypatch, tmp_path, capsys):
     file = tmp_path / "problems.txt"
     file.write_text("# two more\n128x128x128\n\n1x2x3  # odd\n")
-    monkeypatch.setenv(_config.PDL.name, "1")
-    assert _cli.main(["precompile", "64x64x64", "--file", str(file), "--jobs", "2"]) == 0
+    monkeypatch.setenv(environment.PDL.name, "1")
+    assert cli.main(["precompile", "64x64x64", "--file", str(file), "--jobs", "2"]) == 0
     assert core.compiled == ["best.pdl"]
     text = capsys.readouterr().out
     assert "best.pdl: 1234 bytes" in text and "1x2x3: best.pdl" in text
-    monkeypatch.setenv(_config.PDL.name, "0")
-    assert _cli.main(["precompile", "64x64x64"]) == 0
+    monkeypatch.setenv(environment.PDL.name, "0")
+    assert cli.main(["precompile", "64x64x64"]) == 0
     assert core.compiled == ["best.pdl", "best"]
 
 
 def test_precompile_without_a_compiler_says_what_to_install(core, capsys):
     core.nvrtc = None
-    assert _cli.main(["precompile", "64x64x64"]) == 1
+    assert cli.main(["precompile", "64x64x64"]) == 1
     assert "pip install nvidia-cuda-nvrtc" in capsys.readouterr().err
 
 
 def test_precompile_without_problems_is_a_usage_error(core, tmp_path, capsys):
-    assert _cli.main(["precompile"]) == 2
-    assert _cli.main(["precompile", "--file", str(tmp_path / "missing")]) == 2
+    assert cli.main(["precompile"]) == 2
+    assert cli.main(["precompile", "--file", str(tmp_path / "missing")]) == 2
     (tmp_path / "bad").write_text("64x64\n")
-    assert _cli.main(["precompile", "--file", str(tmp_path / "bad")]) == 2
+    assert cli.main(["precompile", "--file", str(tmp_path / "bad")]) == 2
     assert "'64x64'" in capsys.readouterr().err
-    assert _cli.main(["precompile", "ragged:8x8x8", "--accumulate"]) == 2
+    assert cli.main(["precompile", "ragged:8x8x8", "--accumulate"]) == 2
     assert "only dense and k_grouped problems accumulate" in capsys.readouterr().err
 
 
@@ -173,35 +176,35 @@ def test_precompile_without_problems_is_a_usage_error(core, tmp_path, capsys):
 )
 def test_bad_arguments_are_usage_errors(arguments, capsys):
     with pytest.raises(SystemExit) as exit_info:
-        _cli.main(arguments)
+        cli.main(arguments)
     assert exit_info.value.code == 2
 
 
 @pytest.mark.parametrize("words", [["0", "1", "1"], ["1", "1"], ["1x1x1", "1x1x1"], ["ragged:1"]])
 def test_explain_of_no_problem_is_a_usage_error(extension, words, capsys):
-    assert _cli.main(["explain", *words]) == 2
+    assert cli.main(["explain", *words]) == 2
     assert capsys.readouterr().err.startswith("explain: ")
 
 
 def test_cache_lists_and_clears(core, tmp_path, capsys):
-    assert _cli.main(["cache"]) == 0
+    assert cli.main(["cache"]) == 0
     assert "1 kernels, 100 bytes" in capsys.readouterr().out
-    assert _cli.main(["cache", "clear"]) == 0
+    assert cli.main(["cache", "clear"]) == 0
     assert "removed 1 kernels" in capsys.readouterr().out and not core.entries
-    assert _cli.main(["cache", "path"]) == 0
+    assert cli.main(["cache", "path"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path)
 
 
 def test_cache_can_be_off(monkeypatch, capsys):
-    monkeypatch.setenv(_config.CACHE_DIR.name, "")
-    assert _cli.main(["cache"]) == 0
+    monkeypatch.setenv(environment.CACHE_DIR.name, "")
+    assert cli.main(["cache"]) == 0
     assert "no kernels are kept" in capsys.readouterr().out
 
 
 def test_commands_with_the_extension(extension, monkeypatch, tmp_path, capsys):
-    assert _cli.main(["doctor"]) == 0
-    assert _cli.main(["explain", "4096", "7168", "2048", "--num-sms", "132"]) == 0
-    best = _plan.plan(4096, 7168, 2048, num_sms=132)[0]
+    assert cli.main(["doctor"]) == 0
+    assert cli.main(["explain", "4096", "7168", "2048", "--num-sms", "132"]) == 0
+    best = plan.plan(4096, 7168, 2048, num_sms=132)[0]
     text = capsys.readouterr().out
     assert f"chosen  {best['config']}" in text and "machine code" in text
 
@@ -211,30 +214,33 @@ def test_commands_with_the_extension(extension, monkeypatch, tmp_path, capsys):
 
 def test_cache_dir(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv(_config.CACHE_DIR.name, raising=False)
-    assert _config.cache_dir() == tmp_path / "jax_fp8gemm"
+    monkeypatch.delenv(environment.CACHE_DIR.name, raising=False)
+    assert environment.cache_dir() == tmp_path / "jax_fp8gemm"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert _config.cache_dir().parts[-2:] == (".cache", "jax_fp8gemm")
-    monkeypatch.setenv(_config.CACHE_DIR.name, "/elsewhere")
-    assert str(_config.cache_dir()) == "/elsewhere"
-    monkeypatch.setenv(_config.CACHE_DIR.name, "")
-    assert _config.cache_dir() is None
+    assert environment.cache_dir().parts[-2:] == (".cache", "jax_fp8gemm")
+    monkeypatch.setenv(environment.CACHE_DIR.name, "/elsewhere")
+    assert str(environment.cache_dir()) == "/elsewhere"
+    monkeypatch.setenv(environment.CACHE_DIR.name, "")
+    assert environment.cache_dir() is None
 
 
 @pytest.mark.parametrize(("text", "want"), [("1", True), ("On", True), ("0", False), ("no", False)])
 def test_pdl(monkeypatch, text, want):
-    monkeypatch.setenv(_config.PDL.name, text)
-    assert _config.pdl() is want
+    monkeypatch.setenv(environment.PDL.name, text)
+    assert environment.pdl() is want
 
 
 def test_pdl_names_the_variable_in_its_error(monkeypatch):
-    monkeypatch.setenv(_config.PDL.name, "maybe")
+    monkeypatch.setenv(environment.PDL.name, "maybe")
     with pytest.raises(ValueError, match=r"JAX_FP8GEMM_PDL.*'maybe'"):
-        _config.pdl()
+        environment.pdl()
 
 
 def test_paths(monkeypatch):
-    for name, function in (("JAX_FP8GEMM_NVRTC", _config.nvrtc), ("CUDA_HOME", _config.cuda_home)):
+    for name, function in (
+        ("JAX_FP8GEMM_NVRTC", environment.nvrtc),
+        ("CUDA_HOME", environment.cuda_home),
+    ):
         monkeypatch.delenv("CUDA_PATH", raising=False)
         monkeypatch.delenv(name, raising=False)
         assert function() is None

@@ -22,7 +22,7 @@ from _sass import (
 if importlib.util.find_spec("jax_fp8gemm._core") is None:
     pytest.skip("needs the compiled extension jax_fp8gemm._core", allow_module_level=True)
 
-from jax_fp8gemm._ffi import core  # noqa: E402
+from jax_fp8gemm._src.native.extension import core  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not find_all(), reason="no NVRTC wheel is installed")
 needs_nvdisasm = pytest.mark.skipif(

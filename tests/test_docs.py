@@ -20,7 +20,7 @@ from _nvrtc import find_all
 from _source import ROOT
 
 import jax_fp8gemm as fp8
-from jax_fp8gemm import _config
+from jax_fp8gemm._src.native import environment as environment_lib
 
 FUNCTION_SECTIONS = ("Args", "Returns", "Raises", "Transformations", "Example")
 CLASS_SECTIONS = ("Args", "Raises", "Transformations", "Example")
@@ -223,7 +223,7 @@ def test_links_lead_somewhere(path):
 
 
 def test_environment_variables_are_documented_and_exist():
-    known = {variable.name for variable in _config.VARIABLES}
+    known = {variable.name for variable in environment_lib.VARIABLES}
     text = "\n".join(path.read_text() for path in MARKDOWN)
     assert set(re.findall(r"\bJAX_FP8GEMM_[A-Z_]+\b", text)) == known
 

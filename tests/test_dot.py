@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import jax_fp8gemm as fp8
-from jax_fp8gemm import _dot
+from jax_fp8gemm._src.training import dot as dot_lib
 
 RMS_ROUNDING = math.sqrt(2**-6 * 0.75 / (2 * math.log(2)) / 12)
 MARGIN = 1.1  # what finite samples and numbers of another distribution add
@@ -208,9 +208,9 @@ def test_traced_and_compiled_once():
 
 def test_eager_calls_share_one_program():
     dot(x0, w0)
-    before = _dot._apply._cache_size()
+    before = dot_lib._apply._cache_size()
     dot(x0 + 1, 2 * w0)
-    assert _dot._apply._cache_size() == before
+    assert dot_lib._apply._cache_size() == before
 
 
 def test_residuals_are_the_bits_of_float8():

@@ -5,20 +5,20 @@ import re
 
 import pytest
 
-from jax_fp8gemm import _problem
-from jax_fp8gemm._sass import find_nvdisasm
+from jax_fp8gemm._src.native import gemm_problem
+from jax_fp8gemm._src.tools.sass.disassembly import find_nvdisasm
 
 
 @pytest.fixture
 def explain(extension):
     """The module, which needs the extension."""
-    from jax_fp8gemm import _explain
+    from jax_fp8gemm._src.tools import explain as explain_lib
 
-    return _explain
+    return explain_lib
 
 
 def _ranked(extension, word):
-    problem = _problem.parse(word)
+    problem = gemm_problem.parse(word)
     return problem, extension.rank(problem, backend="cuda", gpu="")
 
 

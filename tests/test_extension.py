@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jax_fp8gemm._problem import Problem
+from jax_fp8gemm._src.native.gemm_problem import Problem
 
 SHARED = Path(__file__).resolve().parents[1] / "csrc" / "shared"
 PROBLEM = Problem(m=128, n=128, k=128)
@@ -162,7 +162,7 @@ def test_launches_on_more_than_2_to_the_31_elements(extension, tmp_path):
     sources = [cpp / "gemm_params_test.cc", *(_CSRC / f"{name}.cc" for name in _PARAMS_SOURCES)]
     flags = ["-std=c++20", "-O0", "-Wall", "-Wextra", "-Werror", f"-I{_CSRC}", f"-I{cpp}"]
     subprocess.run([compiler, *flags, *sources, "-ldl", "-o", program], check=True)
-    subprocess.run([program, extension.SIM_LIBRARY], check=True)
+    subprocess.run([program, extension.sim_library()], check=True)
 
 
 # An NVRTC of version 13.0 that compiles everything to the same four bytes.
@@ -181,8 +181,8 @@ int nvrtcGetProgramLog(void* program, char* log) { return 0; }
 """
 
 _PRECOMPILE = """
-from jax_fp8gemm import _ffi
-core = _ffi.core()
+from jax_fp8gemm._src.native import extension
+core = extension.core()
 assert core.precompile(core.candidate_configs()[0]) == 4
 print(core.cache_counters()["builds"], core.nvrtc_path())
 """

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import pytest
 
 import jax_fp8gemm as fp8
-from jax_fp8gemm import _checks, _config
+from jax_fp8gemm._src.native import environment
+from jax_fp8gemm._src.operands import checks
 
 FP8 = jnp.float8_e4m3fn
 
 
-MOST = _checks.MAX_EXTENT
+MOST = checks.MAX_EXTENT
 HALF = MOST // 2 + 1  # two of them are too many
 
 
@@ -123,8 +124,8 @@ def test_no_consumer_is_chosen_for_rows_that_are_not_there(m, n):
 @pytest.mark.usefixtures("extension")
 def test_plan_refuses_what_gemm_refuses():
     with pytest.raises(ValueError, match="m must be an int from 1 to"):
-        fp8.plan(_checks.MAX_EXTENT + 1, 8, 8)
-    assert fp8.plan(_checks.MAX_EXTENT, 8, 8)
+        fp8.plan(checks.MAX_EXTENT + 1, 8, 8)
+    assert fp8.plan(checks.MAX_EXTENT, 8, 8)
 
 
 @pytest.mark.usefixtures("extension")
@@ -151,4 +152,4 @@ def test_no_home_keeps_kernels_in_memory(monkeypatch):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr("pathlib.Path.expanduser", no_home)
-    assert _config.cache_dir() is None
+    assert environment.cache_dir() is None

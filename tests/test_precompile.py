@@ -8,7 +8,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jax_fp8gemm as fp8
-from jax_fp8gemm import _config, _precompile, _problem
+from jax_fp8gemm._src.native import environment, gemm_problem
+from jax_fp8gemm._src.native import precompile as precompile_lib
 
 E4M3 = jnp.float8_e4m3fn
 SIZES = jax.ShapeDtypeStruct((4,), jnp.int32)
@@ -88,7 +89,7 @@ PROGRAMS = {
 def test_kernel_of_every_kind(compiled, extension, word):
     function, *arguments = PROGRAMS[word]()
     keys = fp8.precompile(jax.jit(function).trace(*arguments), num_sms=132)
-    problem = _problem.parse(word)
+    problem = gemm_problem.parse(word)
     best = extension.rank(problem, backend="cuda")[0]["config"]
     assert keys == compiled == [best]
 
@@ -108,7 +109,7 @@ def _layers(x, w):
 def test_kernels_in_loops_branches_and_functions(compiled):
     traced = jax.jit(_layers).trace(jax.ShapeDtypeStruct((64, 256), jnp.bfloat16), blocks(256, 256))
     module = traced.lower(lowering_platforms=("cuda",)).compiler_ir("stablehlo")
-    found = {str(kernel.problem) for kernel in _precompile.kernels_of(module.operation)}
+    found = {str(kernel.problem) for kernel in precompile_lib.kernels_of(module.operation)}
     assert found == {"64x256x256", "16x256x256"}
     assert len(fp8.precompile(traced)) == len(set(compiled)) == len(compiled)
 
@@ -122,7 +123,7 @@ def test_backward_pass_has_its_products(compiled):
         array((128, 256), jnp.bfloat16), array((256, 384), jnp.bfloat16)
     )
     module = traced.lower(lowering_platforms=("cuda",)).compiler_ir("stablehlo")
-    found = {kernel.problem[:3] for kernel in _precompile.kernels_of(module.operation)}
+    found = {kernel.problem[:3] for kernel in precompile_lib.kernels_of(module.operation)}
     assert {(128, 256, 384), (256, 384, 128)} == found  # dx, dw; nothing needs the product itself
 
 
@@ -131,10 +132,10 @@ def test_program_without_kernels(compiled):
 
 
 def test_chosen_for_other_sms_and_with_pdl(compiled, extension, monkeypatch):
-    monkeypatch.setenv(_config.PDL.name, "1")
+    monkeypatch.setenv(environment.PDL.name, "1")
     function, *arguments = PROGRAMS["64x256x384"]()
     (key,) = fp8.precompile(jax.jit(function).trace(*arguments), num_sms=8)
-    problem = _problem.parse("64x256x384", num_sms=8)
+    problem = gemm_problem.parse("64x256x384", num_sms=8)
     assert key == extension.rank(problem, backend="cuda")[0]["config"] + ".pdl"
 
 
@@ -171,7 +172,7 @@ def test_undivided_call_is_told(compiled):
         regions = ()
 
     with pytest.warns(RuntimeWarning, match="an automatic mesh divides 1 operations"):
-        assert _precompile.kernels_of(Operation()) == []
+        assert precompile_lib.kernels_of(Operation()) == []
 
 
 @pytest.mark.parametrize(
@@ -202,4 +203,4 @@ def test_really_compiled(extension, tmp_path, monkeypatch):
         keys = fp8.precompile(jax.jit(function).trace(*arguments))
         assert [label for _, label, _ in core.list_disk_cache()] == keys
     finally:
-        core.set_cache_directory(str(_config.cache_dir() or ""))
+        core.set_cache_directory(str(environment.cache_dir() or ""))

@@ -11,7 +11,10 @@ import pytest
 from cases import E4M3, E5M2, GROUPED_CASES
 
 import jax_fp8gemm as fp8
-from jax_fp8gemm import _quantizer, _simulator, testing
+from jax_fp8gemm import testing
+from jax_fp8gemm._src.native import sim_library
+from jax_fp8gemm._src.ops.quantizer import Quantizer
+from jax_fp8gemm._src.transforms.apply import apply
 
 pytestmark = pytest.mark.usefixtures("simulator_library")
 
@@ -120,9 +123,9 @@ def test_float8_is_scaled_anew(shape, sizes):
     layout = "transposed" if sizes is None else "k_grouped"
     group_sizes = None if sizes is None else jnp.asarray(sizes, jnp.int32)
     got, want = (
-        _quantizer.apply(
+        apply(
+            Quantizer("test", layout, jnp.dtype(E4M3), "pow2", implementation),
             (x.values, x.scales, group_sizes),
-            _quantizer.Options("test", layout, jnp.dtype(E4M3), "pow2", implementation),
         )
         for implementation in ("sim", "xla")
     )
@@ -161,10 +164,10 @@ def test_vmap_of_groups():
 def test_barriers_order_everything(name, scheduler):
     """Under the shadows, whatever the schedule; and without bank conflicts."""
     x = cases.normal((128, 256), seed=8, dtype=jnp.bfloat16)
-    before = _simulator.stats()
+    before = sim_library.stats()
     with testing.simulator(seed=1, scheduler=scheduler, shadow="happens_before"):
         assert_kernel_is_plain_jax(QUANTISERS[name], x)
-    after = _simulator.stats()
+    after = sim_library.stats()
     assert after["launches"] == before["launches"] + 1
     assert after["bank_conflicts"] == before["bank_conflicts"]
 

@@ -18,7 +18,7 @@ from _sass import (
 )
 from _sass.ratchets import measure
 
-from jax_fp8gemm._sass import NO_BARRIER
+from jax_fp8gemm._src.tools.sass.disassembly import NO_BARRIER
 
 pytestmark = [
     pytest.mark.skipif(not find_all(), reason="no NVRTC wheel is installed"),

@@ -23,7 +23,7 @@ if importlib.util.find_spec("jax_fp8gemm._core") is None:
 from _problems import BLOCK, Problem, ceil_div, mismatch, poisoned_memory, problem_for, run
 from _special_problems import KEYS, PAIR, RAGGED, RAGGED_PAIR, SMALL, SPECIAL, SPLIT, kernel
 
-from jax_fp8gemm import _ffi, _simulator
+from jax_fp8gemm._src.native import extension, sim_library
 from jax_fp8gemm.testing import relative_error, simulator
 
 pytestmark = pytest.mark.usefixtures("simulator_library", "poison")
@@ -97,7 +97,7 @@ def test_every_mode(key, mode):
 def test_problems_are_as_hard_as_promised():
     """More blocks of K than stages, tails everywhere, more than two tiles per CTA."""
     for key in KEYS:
-        c, p = _ffi.core().describe_config(key), problem_for(key)
+        c, p = extension.core().describe_config(key), problem_for(key)
         rows, columns = c["block_m"] * c["cluster_m"], c["block_n"] * c["cluster_n"]
         k_blocks = ceil_div(p.k, BLOCK)
         assert p.n % c["block_n"] != 0, key
@@ -149,14 +149,14 @@ def test_result_does_not_depend_on_the_schedule():
 @pytest.mark.parametrize("key", [SMALL, kernel("1d2d.m32n32.w1.c1x1.e4m3.e4m3.bf16"), SPLIT])
 def test_small_tiles_load_no_absent_rows(key):
     """Of a, b and the scales of a, as many rows as the tile has, and not the 64 of wgmma."""
-    tile = _ffi.core().describe_config(key)
+    tile = extension.core().describe_config(key)
     k_blocks = 16
     problem = Problem("dense", tile["block_m"], tile["block_n"], k_blocks * BLOCK)
-    before = _simulator.stats()["bytes_loaded"]
+    before = sim_library.stats()["bytes_loaded"]
     check(problem, key)
     rows = tile["block_m"] + tile["block_n"]
     want = k_blocks * (rows * BLOCK + tile["block_m"] * 4)
-    assert _simulator.stats()["bytes_loaded"] - before == want
+    assert sim_library.stats()["bytes_loaded"] - before == want
 
 
 def test_rows_do_not_depend_on_their_neighbours():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jax_fp8gemm as fp8
-from jax_fp8gemm import _simulator
+from jax_fp8gemm._src.native import sim_library
 from jax_fp8gemm.testing import (
     GLOBAL_TOLERANCE,
     TOLERANCE,
@@ -123,9 +123,9 @@ def test_counts_the_accumulator():
 
 
 def test_simulator_options_are_restored(simulator_library):
-    before = _simulator.options()
+    before = sim_library.options()
     with pytest.raises(KeyError), simulator(seed=2**63, timing="late", numerics="hopper"):
-        inside = _simulator.options()
+        inside = sim_library.options()
         raise KeyError
     assert inside == {**before, "seed": 2**63, "timing": 1, "numerics": 1}
-    assert _simulator.options() == before
+    assert sim_library.options() == before

@@ -138,10 +138,12 @@ def test_eval_shape():
 def fake_ffi(replace_ffi):
     """Puts a traceable custom call in the place of the extension's; nothing can run it."""
 
-    def matmul(kind, *operands, n, d_rows, preferred_element_type, backend, **_):
-        arrays = [x for x in operands if x is not None]
-        result = jax.typeof(arrays[0]).update(shape=(d_rows, n), dtype=preferred_element_type)
-        return jax.ffi.ffi_call("fake_gemm", result)(*arrays, kind=kind, backend=backend)
+    def matmul(problem, factors, group_data, accumulator, *, backend, **_):
+        arrays = [x for x in (*factors, group_data, accumulator) if x is not None]
+        result = jax.typeof(arrays[0]).update(
+            shape=(problem.d_rows, problem.n), dtype=jnp.dtype(problem.d_dtype)
+        )
+        return jax.ffi.ffi_call("fake_gemm", result)(*arrays, kind=problem.kind, backend=backend)
 
     replace_ffi(matmul=matmul, TARGET_NAMES=("fake_gemm",))
     jax.clear_caches()  # gemm's own trace cache must neither know the real one nor keep this one

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_fp8gemm import _cli, _config, _problem, _tuned
-from jax_fp8gemm._tuned import Timed
-from jax_fp8gemm._version import package_version
+from jax_fp8gemm._src.native import environment, gemm_problem, tuned
+from jax_fp8gemm._src.native.tuned import Timed
+from jax_fp8gemm._src.native.version import package_version
+from jax_fp8gemm._src.tools import cli
 
 # Small problems of every kind, with tails.
 WORDS = (
@@ -29,17 +30,17 @@ GPU = "NVIDIA H100 80GB HBM3"
 @pytest.fixture
 def tune(extension):
     """The module, which needs the extension."""
-    from jax_fp8gemm import _tune
+    from jax_fp8gemm._src.tools.tuning import tune as tune_lib
 
-    return _tune
+    return tune_lib
 
 
 @pytest.fixture
 def tune_operands(extension):
     """The module, which needs the extension."""
-    from jax_fp8gemm import _tune_operands
+    from jax_fp8gemm._src.tools.tuning import operands as tuning_operands
 
-    return _tune_operands
+    return tuning_operands
 
 
 def _machine(tune, gpu=GPU):
@@ -52,7 +53,7 @@ def _measured(tune, word="64x136x256", **times):
         tune.Result(f"1d2d.m64n{name[1:]}.w1.s7.c1x1.e4m3.e4m3.bf16", 1.0, (time,) if time else ())
         for name, time in times.items()
     )
-    return tune.Measured(_problem.parse(word), results)
+    return tune.Measured(gemm_problem.parse(word), results)
 
 
 @pytest.mark.parametrize(
@@ -69,13 +70,13 @@ def _measured(tune, word="64x136x256", **times):
     ],
 )
 def test_groups_are_equal(tune_operands, word, want):
-    got = tune_operands.group_data(_problem.parse(word))
+    got = tune_operands.group_data(gemm_problem.parse(word))
     assert got is None if want is None else got.tolist() == want
 
 
 @pytest.mark.parametrize("word", WORDS)
 def test_dry_run_of_every_kind(tune, simulator_library, word):
-    problem = _problem.parse(word, num_sms=4)
+    problem = gemm_problem.parse(word, num_sms=4)
     settings = tune.Settings(rounds=1, top=2, simulate=True)
     _, timer = tune.machine(simulate=True)
     (measured,) = tune.measure([problem], settings, timer)
@@ -96,14 +97,14 @@ def test_wrong_product_is_no_contender(tune, tune_operands, simulator_library, m
     monkeypatch.setattr(tune_operands, "reference", reference)
     settings = tune.Settings(rounds=1, top=1, simulate=True)
     (measured,) = tune.measure(
-        [_problem.parse("64x136x256", num_sms=4)], settings, tune.machine(simulate=True)[1]
+        [gemm_problem.parse("64x136x256", num_sms=4)], settings, tune.machine(simulate=True)[1]
     )
     assert "wrong result" in measured.results[0].failed
     assert measured.entry() is None
 
 
 def test_error_sees_one_wrong_row_and_not_unspecified_ones(tune_operands):
-    problem = _problem.parse("masked:4x8x8:groups=2:expected=2:unspecified")
+    problem = gemm_problem.parse("masked:4x8x8:groups=2:expected=2:unspecified")
     expected = jnp.ones((8, 8))
     padding = (np.arange(8) % 4 >= 2)[:, None]
     out = jnp.where(padding, jnp.nan, expected)
@@ -125,10 +126,10 @@ def test_kernels_of_others_are_not_counted(tune, monkeypatch):
 def test_budget_ends_the_run(tune, simulator_library):
     said = []
     settings = tune.Settings(simulate=True, deadline=0.0)
-    problems = [_problem.parse("64x136x256", num_sms=4)]
+    problems = [gemm_problem.parse("64x136x256", num_sms=4)]
     assert list(tune.measure(problems, settings, None, said.append)) == []
     assert said == ["64x136x256: not reached"]
-    large = [_problem.parse("4096x4096x4096", num_sms=4)]
+    large = [gemm_problem.parse("4096x4096x4096", num_sms=4)]
     assert list(tune.measure(large, tune.Settings(simulate=True), None, said.append)) == []
     assert said[1] == "4096x4096x4096: too large to simulate"
 
@@ -138,16 +139,16 @@ def test_table_is_extended(tune, extension, tmp_path):
     describe = extension.core().describe_config
     tune.extend_table(path, _machine(tune), [_measured(tune, n128=3.0, n96=2.0, n64=None)])
     tune.extend_table(path, _machine(tune), [_measured(tune, "8x136x256", n128=1.0)])
-    table = _tuned.read(path, describe)
+    table = tuned.read(path, describe)
     assert (table.gpu, table.package, table.nvrtc) == (GPU, package_version(), "13.0")
-    first = table.entries[_problem.parse("64x136x256")]
+    first = table.entries[gemm_problem.parse("64x136x256")]
     key = "1d2d.m64n{}.w1.s7.c1x1.e4m3.e4m3.bf16"
     assert first.best == Timed(key.format(96), 2.0)
     assert first.runner_up == first.model == Timed(key.format(128), 3.0)
-    assert table.entries[_problem.parse("8x136x256")].runner_up is None
+    assert table.entries[gemm_problem.parse("8x136x256")].runner_up is None
     tune.extend_table(path, _machine(tune), [_measured(tune, n128=1.5, n96=2.0)])
-    table = _tuned.read(path, describe)
-    assert table.entries[_problem.parse("64x136x256")].best.microseconds == 1.5
+    table = tuned.read(path, describe)
+    assert table.entries[gemm_problem.parse("64x136x256")].best.microseconds == 1.5
     assert len(table.entries) == 2
 
 
@@ -159,7 +160,7 @@ def test_table_is_left_alone_where_it_is_not_of_this_gpu(tune, tmp_path):
         tune.extend_table(path, _machine(tune, "NVIDIA H200"), [_measured(tune, n128=3.0)])
     assert path.read_text() == text
     path.write_text("{")
-    with pytest.raises(_tuned.TableError, match="h100.json"):
+    with pytest.raises(tuned.TableError, match="h100.json"):
         tune.extend_table(path, _machine(tune), [_measured(tune, n128=3.0)])
 
 
@@ -231,7 +232,7 @@ def test_command_refuses_without_a_gpu(extension, tmp_path, monkeypatch, capsys)
     if _has_gpu():
         pytest.skip("there is a GPU")
     monkeypatch.chdir(tmp_path)
-    assert _cli.main(["tune", "64x136x256"]) == 1
+    assert cli.main(["tune", "64x136x256"]) == 1
     error = capsys.readouterr().err
     assert "tune: there is no usable Hopper GPU" in error and "--simulate" in error
     assert list(tmp_path.iterdir()) == []
@@ -240,11 +241,11 @@ def test_command_refuses_without_a_gpu(extension, tmp_path, monkeypatch, capsys)
 def test_command_simulates(simulator_library, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments = ["tune", "64x136x256", "--simulate", "--rounds", "1", "--top", "2"]
-    assert _cli.main(arguments) == 0
+    assert cli.main(arguments) == 0
     text = capsys.readouterr().out
     assert "WARNING: simulated" in text and "no table is written" in text
     assert list(tmp_path.iterdir()) == []
-    assert _cli.main([*arguments, "--output", "dry.json"]) == 0
+    assert cli.main([*arguments, "--output", "dry.json"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["dry.measurements.json"]
     assert json.loads((tmp_path / "dry.measurements.json").read_text())["simulated"] is True
 
@@ -253,15 +254,15 @@ def test_command_writes_table_and_measurements(tune, tmp_path, monkeypatch, caps
     monkeypatch.setattr(tune, "machine", lambda simulate: (_machine(tune), None))
     measured = _measured(tune, n128=3.0, n96=2.0)
     monkeypatch.setattr(tune, "measure", lambda *args: iter([measured]))
-    monkeypatch.setenv(_config.TUNED.name, "")
+    monkeypatch.setenv(environment.TUNED.name, "")
     monkeypatch.chdir(tmp_path)
-    assert _cli.main(["tune", "64x136x256"]) == 0
+    assert cli.main(["tune", "64x136x256"]) == 0
     table = tmp_path / "nvidia-h100-80gb-hbm3.json"
     assert table.exists() and table.with_suffix(".measurements.json").exists()
     assert "the model's choice took 1.500 times as long" in capsys.readouterr().out
-    monkeypatch.setenv(_config.TUNED.name, str(tmp_path / "mine.json"))
-    assert _cli.main(["tune", "64x136x256"]) == 0
+    monkeypatch.setenv(environment.TUNED.name, str(tmp_path / "mine.json"))
+    assert cli.main(["tune", "64x136x256"]) == 0
     assert (tmp_path / "mine.json").read_text() != ""
     (tmp_path / "mine.json").write_text("{")
-    assert _cli.main(["tune", "64x136x256"]) == 1
+    assert cli.main(["tune", "64x136x256"]) == 1
     assert "mine.json" in capsys.readouterr().err

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import pytest
 
 import jax_fp8gemm as fp8
-from jax_fp8gemm import _config, _problem, _tuned
-from jax_fp8gemm._problem import Problem
-from jax_fp8gemm._tuned import Entry, Table, Timed
-from jax_fp8gemm._version import package_version
+from jax_fp8gemm._src.native import environment, gemm_problem, tuned
+from jax_fp8gemm._src.native.gemm_problem import Problem
+from jax_fp8gemm._src.native.tuned import Entry, Table, Timed
+from jax_fp8gemm._src.native.version import package_version
 
 GPU = "NVIDIA H100 80GB HBM3"
 PROBLEM = Problem(64, 256, 384)
@@ -38,11 +38,11 @@ def table(**changes) -> Table:
 def path(extension, tmp_path, monkeypatch):
     """A table that the environment names."""
     path = tmp_path / "tuned.json"
-    _tuned.write(path, table())
-    monkeypatch.setenv(_config.TUNED.name, str(path))
-    _tuned.clear()
+    tuned.write(path, table())
+    monkeypatch.setenv(environment.TUNED.name, str(path))
+    tuned.clear()
     yield path
-    _tuned.clear()
+    tuned.clear()
 
 
 @pytest.fixture
@@ -70,17 +70,17 @@ def test_table_is_read_as_written(path, extension):
     describe = extension.core().describe_config
     alone = Entry(Timed(SLOW, 9.0), None, None)
     written = table(entries={PROBLEM._replace(m=8): alone, PROBLEM: ENTRY})
-    _tuned.write(path, written)
-    assert _tuned.read(path, describe) == written
+    tuned.write(path, written)
+    assert tuned.read(path, describe) == written
     first = path.read_text()
-    _tuned.write(path, written._replace(entries=dict(reversed(written.entries.items()))))
+    tuned.write(path, written._replace(entries=dict(reversed(written.entries.items()))))
     assert path.read_text() == first
 
 
 def test_best_of():
     times = [Timed("a", 3.0), Timed("b", 1.0), Timed("c", 2.0)]
-    assert _tuned.best_of(times, "a") == Entry(times[1], times[2], times[0])
-    assert _tuned.best_of(times[:1], "b") == Entry(times[0], None, None)
+    assert tuned.best_of(times, "a") == Entry(times[1], times[2], times[0])
+    assert tuned.best_of(times[:1], "b") == Entry(times[0], None, None)
 
 
 def _without(name):
@@ -126,7 +126,7 @@ def test_damage_is_an_error_that_names_file_and_field(path, on_h100, message):
     content = json.loads(path.read_text())
     DAMAGE[message](content, content["entries"][0])
     path.write_text(json.dumps(content))
-    with pytest.raises(_tuned.TableError, match=message) as info:
+    with pytest.raises(tuned.TableError, match=message) as info:
         on_h100.rank(PROBLEM, backend="cuda")
     assert str(info.value).startswith(f"{path}: ")
 
@@ -134,19 +134,19 @@ def test_damage_is_an_error_that_names_file_and_field(path, on_h100, message):
 @pytest.mark.parametrize("text", ["", "{", "[1]", '"\\ud800'])
 def test_a_file_that_is_no_table_is_an_error(path, on_h100, text):
     path.write_text(text)
-    with pytest.raises(_tuned.TableError, match=re.escape(str(path))):
+    with pytest.raises(tuned.TableError, match=re.escape(str(path))):
         on_h100.rank(PROBLEM, backend="cuda")
 
 
 def test_a_missing_file_is_an_error(path, on_h100):
     path.unlink()
-    with pytest.raises(_tuned.TableError, match="No such file"):
+    with pytest.raises(tuned.TableError, match="No such file"):
         on_h100.rank(PROBLEM, backend="cuda")
 
 
 @pytest.mark.parametrize("changes", [{"package": "0.0.1"}, {"gpu": "NVIDIA H200"}], ids=str)
 def test_another_version_or_gpu_is_ignored_with_a_warning(path, on_h100, changes):
-    _tuned.write(path, table(**changes))
+    tuned.write(path, table(**changes))
     with pytest.warns(RuntimeWarning, match=f"{path} is ignored: .*{next(iter(changes.values()))}"):
         ranked = on_h100.rank(PROBLEM, backend="cuda")
     assert ranked[0]["config"] != FAST
@@ -193,7 +193,7 @@ def test_calls_carry_the_tuned_configuration(path, on_h100):
 
 
 def test_empty_variable_means_no_tables(path, on_h100, monkeypatch):
-    monkeypatch.setenv(_config.TUNED.name, "")
+    monkeypatch.setenv(environment.TUNED.name, "")
     assert on_h100.tuned_entry(PROBLEM, GPU) is None
 
 
@@ -201,20 +201,20 @@ def test_package_tables_are_used_and_the_users_go_before(path, on_h100, monkeypa
     folder = tmp_path / "package"
     other = PROBLEM._replace(m=128)
     entries = {PROBLEM: Entry(Timed(SLOW, 1.0)), other: Entry(Timed(SLOW, 2.0))}
-    _tuned.write(folder / "h100.json", table(entries=entries))
-    _tuned.write(folder / "h200.json", table(gpu="NVIDIA H200"))  # of another GPU: no warning
-    monkeypatch.setattr(_tuned, "FOLDER", folder)
+    tuned.write(folder / "h100.json", table(entries=entries))
+    tuned.write(folder / "h200.json", table(gpu="NVIDIA H200"))  # of another GPU: no warning
+    monkeypatch.setattr(tuned, "FOLDER", folder)
     assert on_h100.tuned_entry(PROBLEM, GPU).best.config == FAST
     assert on_h100.tuned_entry(other, GPU).best.config == SLOW
-    assert _tuned.count(GPU, on_h100.core().describe_config) == 2
-    monkeypatch.delenv(_config.TUNED.name)
+    assert tuned.count(GPU, on_h100.core().describe_config) == 2
+    monkeypatch.delenv(environment.TUNED.name)
     assert on_h100.tuned_entry(PROBLEM, GPU).best.config == SLOW
 
 
 def test_shipped_tables_are_of_this_version(extension):
-    for shipped in _tuned.FOLDER.glob("*.json"):
-        content = _tuned.read(shipped, extension.core().describe_config)
-        assert _tuned.usable(content, content.gpu) == ""
+    for shipped in tuned.FOLDER.glob("*.json"):
+        content = tuned.read(shipped, extension.core().describe_config)
+        assert tuned.usable(content, content.gpu) == ""
 
 
 # ---- The word for a problem ----------------------------------------------------------------------
@@ -238,8 +238,8 @@ WORDS = {
 
 @pytest.mark.parametrize("word", WORDS)
 def test_word_of_a_problem(word):
-    assert _problem.parse(word) == WORDS[word]
-    assert _problem.parse(str(WORDS[word])) == WORDS[word]
+    assert gemm_problem.parse(word) == WORDS[word]
+    assert gemm_problem.parse(str(WORDS[word])) == WORDS[word]
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_word_of_a_problem(word):
 )
 def test_word_that_is_no_problem(word):
     with pytest.raises(ValueError, match=re.escape(repr(word))):
-        _problem.parse(word)
+        gemm_problem.parse(word)
 
 
 @pytest.mark.parametrize(
@@ -281,5 +281,5 @@ def test_word_that_is_no_problem(word):
     ],
 )
 def test_work_of_a_problem(word, flops, num_bytes):
-    problem = _problem.parse(word)
+    problem = gemm_problem.parse(word)
     assert (problem.flops, problem.least_bytes) == (flops, num_bytes)

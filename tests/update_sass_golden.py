@@ -8,7 +8,7 @@ from _kernels import Job, KernelFarm
 from _nvrtc import find_all
 from _sass.ratchets import save_golden
 
-from jax_fp8gemm._ffi import core
+from jax_fp8gemm._src.native.extension import core
 
 
 def main() -> None:

@@ -4,7 +4,7 @@
 import re
 from dataclasses import dataclass
 
-from jax_fp8gemm._sass_facts import KernelFacts, LoopFacts
+from jax_fp8gemm._src.tools.sass.facts import KernelFacts, LoopFacts
 
 _SM_REGISTERS = 65536
 _WARPGROUP_THREADS = 128

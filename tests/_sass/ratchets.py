@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from jax_fp8gemm._sass_facts import KernelFacts
+from jax_fp8gemm._src.tools.sass.facts import KernelFacts
 
 _FOLDER = Path(__file__).parent / "golden"
 _ALLOWED = 0.05

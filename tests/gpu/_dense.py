@@ -13,7 +13,8 @@ import jax_fp8gemm as fp8
 from jax_fp8gemm.testing import assert_gemm_close
 
 if importlib.util.find_spec("jax_fp8gemm._core") is not None:
-    from jax_fp8gemm import _ffi
+    from jax_fp8gemm._src.native import calls
+from jax_fp8gemm._src.native.gemm_problem import extension, problem_of
 
 # Rows of a large result that are compared with float64: each row is independent of the others.
 MAX_CHECKED_ROWS = 256
@@ -61,24 +62,16 @@ def with_config(config: str, dtype, implementation: str, num_sms: int | None = N
     """Returns gemm with the kernel that a configuration key names."""
 
     def call(lhs, rhs, accumulator=None):
-        return _ffi.matmul(
+        factors = (lhs.values, lhs.scales, rhs.values, rhs.scales)
+        problem = problem_of(
             "dense",
-            lhs.values,
-            lhs.scales,
-            rhs.values,
-            rhs.scales,
-            None,
-            accumulator,
-            m=lhs.shape[0],
-            n=rhs.shape[0],
-            num_groups=1,
-            d_rows=lhs.shape[0],
-            rhs_is_1x128=rhs.block == (1, 128),
-            preferred_element_type=dtype,
-            num_sms=num_sms,
-            backend=implementation,
-            config=config,
+            factors,
+            rhs_block=rhs.block,
+            result_dtype=dtype,
+            accumulate=accumulator is not None,
         )
+        options = {"num_sms": num_sms, "backend": implementation, "config": config}
+        return calls.matmul(problem, factors, None, accumulator, **options)
 
     return call
 
@@ -87,7 +80,7 @@ def dense_configs() -> dict[str, dict]:
     """Returns every dense configuration of the planner, by key; none without the extension."""
     if importlib.util.find_spec("jax_fp8gemm._core") is None:
         return {}
-    core = _ffi.core()
+    core = extension.core()
     configs = {key: core.describe_config(key) for key in core.candidate_configs()}
     return {key: config for key, config in configs.items() if config["kind"] == "dense"}
 

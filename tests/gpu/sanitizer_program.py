@@ -29,7 +29,7 @@ from _special_problems import KEYS, SPECIAL  # noqa: E402
 from cases import GROUPED_CASES, GemmCase, normal  # noqa: E402
 
 import jax_fp8gemm as fp8  # noqa: E402
-from jax_fp8gemm import _ffi  # noqa: E402
+from jax_fp8gemm._src.native import extension  # noqa: E402
 
 # Tails in every dimension; more K blocks than the deepest pipeline has stages.
 CASES = (
@@ -111,7 +111,7 @@ def main(implementation: str, *families: str) -> None:
             _check_dense_calls(implementation)
         for key in _keys(family, implementation):
             _check_problem(problem_for(key), key, implementation)
-        kind = _ffi.core().describe_config(_keys(family, implementation)[0])["kind"]
+        kind = extension.core().describe_config(_keys(family, implementation)[0])["kind"]
         for problem, key in SPECIAL.values():
             if problem.kind == kind != "dense":
                 _check_problem(problem, key, implementation)

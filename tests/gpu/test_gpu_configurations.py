@@ -33,11 +33,11 @@ SIMULATED = (
 @pytest.fixture(scope="module")
 def compiled():
     """Compiles every candidate, as many at a time as the machine has cores."""
-    from jax_fp8gemm import _ffi
+    from jax_fp8gemm._src.native import extension as extension_lib
 
     keys = [key + flag for key in CONFIGS for flag in ("", ".pdl")]
     with ThreadPoolExecutor() as pool:
-        list(pool.map(_ffi.core().precompile, keys))
+        list(pool.map(extension_lib.core().precompile, keys))
 
 
 def _problem(config: dict) -> GemmCase:

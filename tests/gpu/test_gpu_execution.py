@@ -202,7 +202,7 @@ def test_devices():
 @pytest.mark.hopper
 def test_a_scan_reuses_one_kernel():
     """The same call site thirty times in one program; builds are counted."""
-    from jax_fp8gemm import _ffi
+    from jax_fp8gemm._src.native import extension
 
     lhs, rhs = operands_for(SMALL, "cuda")
 
@@ -213,8 +213,8 @@ def test_a_scan_reuses_one_kernel():
 
         return jax.lax.scan(step, jnp.zeros((SMALL.m, SMALL.n)), length=30)[0]
 
-    before = _ffi.core().cache_counters()["builds"]
+    before = extension.core().cache_counters()["builds"]
     out = program(lhs, rhs)
-    assert _ffi.core().cache_counters()["builds"] <= before + 1
+    assert extension.core().cache_counters()["builds"] <= before + 1
     one = np.asarray(gemm_with("cuda")(lhs, rhs), np.float32)
     np.testing.assert_allclose(np.asarray(out), 30 * one, rtol=1e-5)

@@ -24,7 +24,7 @@ from _problems import BLOCK, Problem, exact, problem_for, product, segments
 from _special_problems import KEYS, SPECIAL, kernel
 
 import jax_fp8gemm as fp8
-from jax_fp8gemm import _ffi
+from jax_fp8gemm._src.native import extension as extension_lib
 from jax_fp8gemm.testing import simulator
 
 LONG_SWEEP = os.environ.get("FP8GEMM_LONG_SWEEP", "") not in ("", "0")
@@ -35,7 +35,7 @@ FAMILIES = ("dense", "wgrad", "split_k", "ragged", "contiguous", "masked", "k_gr
 
 def family_of(key: str) -> str:
     """Returns the family of a configuration, as `gpu-check` runs them."""
-    config = _ffi.core().describe_config(key)
+    config = extension_lib.core().describe_config(key)
     if config["split_k"] > 1:
         return "split_k"
     if config["kind"] == "dense":
@@ -82,13 +82,16 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 def compiled():
     """Compiles what the tests below run, as many at a time as the machine has cores."""
     with ThreadPoolExecutor() as pool:
-        list(pool.map(_ffi.core().precompile, CHOSEN))
+        list(pool.map(extension_lib.core().precompile, CHOSEN))
 
 
 @pytest.mark.hopper
 @pytest.mark.parametrize("key", CHOSEN, ids=lambda key: f"{family_of(key)}-{key}")
 def test_configuration(extension, compiled, key):
-    for num_sms in (None, FEW_SMS if _ffi.core().describe_config(key)["split_k"] == 1 else None):
+    for num_sms in (
+        None,
+        FEW_SMS if extension_lib.core().describe_config(key)["split_k"] == 1 else None,
+    ):
         check(problem_for(key), "cuda", config=key, num_sms=num_sms)
 
 

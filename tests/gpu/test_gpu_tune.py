@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import pytest
 
 import jax_fp8gemm as fp8
-from jax_fp8gemm import _cli, _config, _ffi, _problem, _tune, _tuned
+from jax_fp8gemm._src.native import environment, extension, gemm_problem, tuned
+from jax_fp8gemm._src.tools import cli
+from jax_fp8gemm._src.tools.tuning import tune
 
 pytestmark = pytest.mark.hopper
 
@@ -24,28 +26,28 @@ WORDS = (
 def table(tmp_path, monkeypatch):
     """Where a table goes that the environment names; forgotten afterwards."""
     path = tmp_path / "tuned.json"
-    monkeypatch.setenv(_config.TUNED.name, str(path))
-    _tuned.clear()
+    monkeypatch.setenv(environment.TUNED.name, str(path))
+    tuned.clear()
     jax.clear_caches()
     yield path
-    _tuned.clear()
+    tuned.clear()
     jax.clear_caches()
 
 
 def test_tuned_configurations_are_used(table, capsys):
-    assert _cli.main(["tune", *WORDS, "--rounds", "3", "--top", "3"]) == 0
+    assert cli.main(["tune", *WORDS, "--rounds", "3", "--top", "3"]) == 0
     assert "FAILED" not in capsys.readouterr().out
-    entries = _tuned.read(table, _ffi.core().describe_config).entries
-    sms = _ffi.planning_num_sms("cuda", None)
-    assert set(entries) == {_problem.parse(word, num_sms=sms) for word in WORDS}
-    measured = _tune.load(table.with_suffix(".measurements.json"))
-    assert not measured.simulated and measured.machine.gpu == _ffi.planning_gpu("cuda")
+    entries = tuned.read(table, extension.core().describe_config).entries
+    sms = extension.planning_num_sms("cuda", None)
+    assert set(entries) == {gemm_problem.parse(word, num_sms=sms) for word in WORDS}
+    measured = tune.load(table.with_suffix(".measurements.json"))
+    assert not measured.simulated and measured.machine.gpu == extension.planning_gpu("cuda")
     samples = [result.samples for m in measured.problems for result in m.results]
     assert all(len(taken) == 3 and min(taken) > 0 for taken in samples)
 
     lhs = fp8.quantize(jnp.ones((64, 512)))
     rhs = fp8.quantize(jnp.ones((512, 512)), (128, 128))
     product = jax.jit(lambda x, w: fp8.gemm(x, w, implementation="cuda"))
-    best = entries[_problem.parse(WORDS[0], num_sms=sms)].best.config
+    best = entries[gemm_problem.parse(WORDS[0], num_sms=sms)].best.config
     assert f'config = "{best}"' in product.lower(lhs, rhs).as_text()
     assert (product(lhs, rhs) == 512).all()

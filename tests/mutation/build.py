@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from jax_fp8gemm._ffi import core
+from jax_fp8gemm._src.native.extension import core
 from mutation.mutant import ROOT, Mutant
 
 _CSRC = ROOT / "csrc"

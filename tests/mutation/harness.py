@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from jax_fp8gemm._ffi import core
+from jax_fp8gemm._src.native.extension import core
 from mutation.build import Engine, build_library
 from mutation.mutant import ROOT, Mutant
 

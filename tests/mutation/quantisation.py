@@ -4,7 +4,8 @@
 import jax.numpy as jnp
 import numpy as np
 
-from jax_fp8gemm import _quantizer
+from jax_fp8gemm._src.ops.quantizer import Quantizer
+from jax_fp8gemm._src.transforms.apply import apply
 
 _TYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 _DTYPES = {"e4m3": "float8_e4m3fn", "e5m2": "float8_e5m2"}
@@ -41,9 +42,8 @@ def mismatch(key: str) -> str:
     sizes = jnp.asarray(_sizes()) if layout == "k_grouped" else None
     scale_format = {"f32": "float32"}.get(scales, scales)
     got, want = (
-        _quantizer.apply(
-            (x, None, sizes),
-            _quantizer.Options(key, layout, jnp.dtype(_DTYPES[dtype]), scale_format, each),
+        apply(
+            Quantizer(key, layout, jnp.dtype(_DTYPES[dtype]), scale_format, each), (x, None, sizes)
         )
         for each in ("sim", "xla")
     )

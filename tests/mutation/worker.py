@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 from _problems import mismatch, poisoned_memory, problem_for, run
 
-from jax_fp8gemm import _ffi
+from jax_fp8gemm._src.native import extension
 from jax_fp8gemm.testing import simulator
 from mutation import quantisation
 from mutation.problems import PROBLEMS
@@ -28,7 +28,7 @@ def judge(key: str, problem_name: str, mode: dict) -> tuple[str, str]:
     os.environ["JAX_FP8GEMM_PDL"] = "1" if key.endswith(".pdl") else "0"
     try:
         with simulator(**mode):
-            if key in _ffi.core().quantize_configs():
+            if key in extension.core().quantize_configs():
                 wrong = quantisation.mismatch(key)
                 return ("wrong", wrong) if wrong else ("", "")
             problem = PROBLEMS[problem_name] if problem_name else problem_for(key)
@@ -46,7 +46,7 @@ def judge(key: str, problem_name: str, mode: dict) -> tuple[str, str]:
 
 def main(library: str, runs: str) -> None:
     """Runs until the first failure."""
-    _ffi.SIM_LIBRARY = Path(library)
+    extension.sim_library = lambda: Path(library)
     count = 0
     outcome, detail = "", ""
     with poisoned_memory():

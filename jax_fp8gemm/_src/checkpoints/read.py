@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the tensors of a checkpoint to arrays on devices, each device reading its slices."""
+
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_fp8gemm._src.checkpoints import format as fmt
+from jax_fp8gemm._src.checkpoints import safetensors_files
+from jax_fp8gemm._src.checkpoints.safetensors_files import Tensor
+from jax_fp8gemm._src.operands import checks
+from jax_fp8gemm._src.operands.block_scaled import BlockScaled
+
+_WHERE = "checkpoint.load"
+_E8M0 = jnp.dtype(jnp.float8_e8m0fnu)
+_ALIGNMENT_BYTES = 64
+_F32 = jnp.dtype(jnp.float32)
+
+
+class Source(NamedTuple):
+    """Where one result comes from: a tensor, or the tensors of all experts, and their scales."""
+
+    values: tuple[Tensor, ...]
+    scales: tuple[Tensor, ...]  # none where it is not quantised
+    is_stacked: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the result."""
+        lead = (len(self.values),) if self.is_stacked else ()
+        return (*lead, *self.values[0].shape)
+
+
+def find_sources(
+    tensors: Mapping[str, Tensor], include: Callable[[str], bool] | None, stack_experts: bool
+) -> dict[str, Source]:
+    """Pairs values with scales, collects the experts of each stack, and checks both."""
+    stacks: dict[str, dict[int | None, Tensor]] = {}
+    for name, tensor in tensors.items():
+        base = name.removesuffix(fmt.SCALE_SUFFIX)
+        found = fmt.without_expert(base) if stack_experts else None
+        stack, expert = found or (base, None)
+        if include is not None and not include(stack):
+            continue
+        if base != name:
+            if base not in tensors:
+                raise ValueError(
+                    f"{_WHERE}: {tensor} must scale a tensor {base!r}, which is missing."
+                )
+            continue
+        experts = stacks.setdefault(stack, {})
+        if experts and (expert in experts or None in experts or expert is None):
+            raise ValueError(f"{_WHERE}: {tensor} must not be loaded as {stack!r}, which exists.")
+        experts[expert] = tensor
+    return {name: _source(name, experts, tensors) for name, experts in stacks.items()}
+
+
+def _source(name: str, experts: dict[int | None, Tensor], tensors: Mapping[str, Tensor]) -> Source:
+    is_stacked = None not in experts
+    missing = next((i for i in range(len(experts)) if i not in experts), None)
+    if is_stacked and missing is not None:
+        raise ValueError(
+            f"{_WHERE}: experts of {name!r} must be numbered from 0 without a gap,"
+            f" got {len(experts)} of them and no {missing}."
+        )
+    values = tuple(experts[i] for i in sorted(experts)) if is_stacked else (experts[None],)
+    scales = []
+    for value in values:
+        scale = tensors.get(value.name + fmt.SCALE_SUFFIX)
+        _check_pair(value, scale)
+        if scale is not None:
+            scales.append(scale)
+        if (value.shape, value.dtype) != (values[0].shape, values[0].dtype):
+            raise ValueError(
+                f"{_WHERE}: {value} must be as expert 0 of {name!r}, {values[0].dtype_name}"
+                f" {values[0].shape}, got {value.dtype_name} {value.shape}."
+            )
+    return Source(values, tuple(scales), is_stacked)
+
+
+def _check_pair(value: Tensor, scale: Tensor | None) -> None:
+    """Checks that float8 values, and no others, have scales, and that these fit."""
+    if value.dtype is None:
+        known = ", ".join(safetensors_files.DTYPES)
+        raise TypeError(f"{_WHERE}: {value} must have a dtype of {known}, got {value.dtype_name}.")
+    if scale is None:
+        if safetensors_files.is_float8(value.dtype):
+            raise ValueError(
+                f"{_WHERE}: {value} has dtype {value.dtype.name} and must have scales"
+                f" {value.name + fmt.SCALE_SUFFIX!r}, which are missing."
+            )
+        return
+    if value.dtype != fmt.E4M3:
+        raise TypeError(
+            f"{_WHERE}: {value} has scales and must have dtype {fmt.E4M3.name},"
+            f" got {value.dtype.name}."
+        )
+    if scale.dtype_name not in fmt.SCALE_DTYPES:
+        raise TypeError(
+            f"{_WHERE}: {scale} must have a dtype of {', '.join(fmt.SCALE_DTYPES)},"
+            f" got {scale.dtype_name}."
+        )
+    if len(value.shape) < 2:
+        raise ValueError(f"{_WHERE}: {value} must have shape (..., N, K), got {value.shape}.")
+    wanted = checks.scales_shape(value.shape, fmt.BLOCK)
+    if scale.shape != wanted:
+        raise ValueError(
+            f"{_WHERE}: {scale} must have shape {wanted} for values of shape {value.shape} and"
+            f" block {fmt.BLOCK}, got {scale.shape}."
+        )
+
+
+def check_quantization(path: pathlib.Path, sources: Mapping[str, Source]) -> None:
+    """Checks that config.json describes the float8 tensors that there are."""
+    quantised = [value for source in sources.values() if source.scales for value in source.values]
+    if not quantised:
+        return
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{_WHERE}: {path} must say how {quantised[0]} is quantised, and is missing."
+        )
+    found = safetensors_files.read_json(path).get("quantization_config")
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{_WHERE}: {path} must have a quantization_config, because {quantised[0]} is float8;"
+            f" got {found!r}."
+        )
+    fmt.check_quantization_config(f"{_WHERE}: {path}", found)
+    kept = frozenset(found.get("modules_to_not_convert") or ())
+    for value in quantised:
+        parts = value.name.split(".")
+        module = next(filter(kept.__contains__, map(".".join, _prefixes(parts))), None)
+        if module is not None:
+            raise ValueError(
+                f"{_WHERE}: {value} must not be float8, because modules_to_not_convert in {path}"
+                f" names {module!r}."
+            )
+
+
+def _prefixes(parts: list[str]) -> Iterator[list[str]]:
+    return (parts[:end] for end in range(1, len(parts)))
+
+
+def find_sharding(name: str, source: Source, sharding: Any) -> jax.sharding.Sharding | None:
+    """Returns the sharding of one result, after checking that it fits and splits no block."""
+    is_placement = isinstance(sharding, jax.sharding.Sharding | jax.Device)
+    chosen = sharding if is_placement or not callable(sharding) else sharding(name, source.shape)
+    if isinstance(chosen, jax.Device):
+        return jax.sharding.SingleDeviceSharding(chosen)
+    if chosen is None:
+        return None
+    if not isinstance(chosen, jax.sharding.Sharding):
+        raise TypeError(
+            f"{_WHERE}: sharding of {name!r} must be a jax.Device, a jax.sharding.Sharding, None"
+            f" or a function that returns one, got {type(chosen).__name__}."
+        )
+    where = f"{_WHERE}: {source.values[0]}"
+    try:
+        shard = chosen.shard_shape(source.shape)
+    except (ValueError, IndexError) as error:  # IndexError: more axes than the shape has
+        raise ValueError(
+            f"{where}: sharding must fit {name!r} of shape {source.shape}, got {chosen}: {error}"
+        ) from error
+    for axis in (-2, -1) if source.scales else ():
+        if shard[axis] != source.shape[axis] and shard[axis] % fmt.BLOCK[axis]:
+            raise ValueError(
+                f"{where}: sharding must not split a block of {fmt.BLOCK}: {chosen} gives shards"
+                f" of shape {shard} of {name!r} of shape {source.shape}."
+            )
+    return chosen
+
+
+def place(source: Source, sharding: jax.sharding.Sharding | None) -> BlockScaled | jax.Array:
+    """Brings one result to its devices."""
+    dtype = jax.dtypes.canonicalize_dtype(source.values[0].dtype)
+    values = _place_array(source.values, source.is_stacked, dtype, sharding)
+    if not source.scales:
+        return values
+    scales = _place_array(source.scales, source.is_stacked, _F32, sharding)
+    return BlockScaled(values, scales, fmt.BLOCK)
+
+
+def _place_array(
+    tensors: tuple[Tensor, ...],
+    is_stacked: bool,
+    dtype: np.dtype,
+    sharding: jax.sharding.Sharding | None,
+) -> jax.Array:
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        if not is_stacked:
+            return _read(tensors[0], index, dtype)
+        return _stack([_read(tensor, index[1:], dtype) for tensor in tensors[index[0]]])
+
+    shape = (len(tensors), *tensors[0].shape) if is_stacked else tensors[0].shape
+    if sharding is None:
+        array = jax.device_put(read((slice(None),) * len(shape)))
+    else:
+        array = jax.make_array_from_callback(shape, sharding, read)
+    # Stacks are assembled on the host: no more than one of them at a time.
+    return jax.block_until_ready(array) if is_stacked else array
+
+
+def _read(tensor: Tensor, index: tuple[slice, ...], dtype: np.dtype) -> np.ndarray:
+    """Reads a slice of a tensor; converts scales and 64-bit numbers, never weights."""
+    array = tensor.view()[index]
+    if dtype == _F32 and array.dtype == np.uint8:
+        array = array.view(_E8M0)
+    return array.astype(dtype, copy=False)
+
+
+def _stack(parts: list[np.ndarray]) -> np.ndarray:
+    """Stacks arrays where JAX can use the result on a CPU without another copy."""
+    first = parts[0]
+    num_bytes = len(parts) * first.nbytes
+    room = np.empty(num_bytes + _ALIGNMENT_BYTES, np.uint8)
+    start = -room.ctypes.data % _ALIGNMENT_BYTES
+    stack = room[start : start + num_bytes].view(first.dtype).reshape(len(parts), *first.shape)
+    integer = f"u{first.dtype.itemsize}"  # numpy copies what it knows several times faster
+    for i, part in enumerate(parts):
+        stack.view(integer)[i] = part.view(integer)
+    return stack

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tuned tables: which configuration measured fastest for a problem, one JSON file per GPU model.
+
+The package's own tables are in its folder `tuned`; JAX_FP8GEMM_TUNED names a user's, which goes
+before. A table of another package version or GPU model is not used. docs/tuning.md has the schema.
+"""
+
+import functools
+import json
+import pathlib
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from jax_fp8gemm._src.native import environment, gemm_problem
+from jax_fp8gemm._src.native.gemm_problem import Problem
+from jax_fp8gemm._src.native.version import package_version
+
+FORMAT = 1
+FOLDER = pathlib.Path(__file__).parent / "tuned"
+
+_TOP = {
+    "format": int,
+    "package": str,
+    "gpu": str,
+    "driver": str,
+    "nvrtc": str,
+    "created": str,
+    "method": str,
+    "entries": list,
+}
+_ENTRY = {"problem": dict, "config": str, "microseconds": float, "runner_up": dict, "model": dict}
+_TIMED = {"config": str, "microseconds": float}
+# What describe_config calls the fields of a problem that a configuration is made for.
+_CONFIG_FIELDS = {
+    "kind": "kind",
+    "scaling": "scaling",
+    "a_dtype": "a_type",
+    "b_dtype": "b_type",
+    "d_dtype": "d_type",
+    "accumulate": "accumulate",
+}
+
+# Describes a configuration key; raises RuntimeError for what is none.
+Describe = Callable[[str], Mapping[str, Any]]
+
+
+class TableError(ValueError):
+    """A file is no tuned table; the message names the file and the field."""
+
+
+class Timed(NamedTuple):
+    """A configuration and its measured time."""
+
+    config: str
+    microseconds: float
+
+
+class Entry(NamedTuple):
+    """What was measured for one problem.
+
+    Attributes:
+        best: The fastest configuration.
+        runner_up: The second fastest; None where there was one.
+        model: What the planner's model had chosen; None where it was not measured.
+    """
+
+    best: Timed
+    runner_up: Timed | None = None
+    model: Timed | None = None
+
+
+class Table(NamedTuple):
+    """One file. `created` is a date as ISO 8601 writes it, `method` how times were taken."""
+
+    package: str
+    gpu: str
+    driver: str
+    nvrtc: str
+    created: str
+    method: str
+    entries: Mapping[Problem, Entry]
+
+
+def read(path: pathlib.Path, describe: Describe) -> Table:
+    """Reads and checks a table.
+
+    Raises:
+        TableError: It cannot be read, is not JSON, or a field is missing or wrong.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:  # bad JSON and bad UTF-8 are ValueErrors
+        raise TableError(f"{path}: {error}") from None
+    try:
+        return _table(content, describe)
+    except ValueError as error:
+        raise TableError(f"{path}: {error}") from None
+
+
+def write(path: pathlib.Path, table: Table) -> None:
+    """Writes a table, whole or not at all, an entry per line in a fixed order."""
+    head = {"format": FORMAT, **{n: getattr(table, n) for n in _TOP if n in Table._fields}}
+    del head["entries"]
+    lines = [json.dumps(_entry_fields(p, table.entries[p])) for p in sorted(table.entries)]
+    text = json.dumps(head, indent=1)[:-2] + ',\n "entries": [\n' + ",\n".join(lines) + "\n]}\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def lookup(problem: Problem, gpu: str, describe: Describe) -> Entry | None:
+    """Returns what is known of a problem on a GPU model, or None.
+
+    The same for the life of the process: files are read once.
+
+    Raises:
+        TableError: A table is damaged, or the one that the user named is missing.
+    """
+    return _entries(environment.tuned(), gpu, describe).get(problem)
+
+
+def count(gpu: str, describe: Describe) -> int:
+    """Returns how many problems the tables in force know for a GPU model."""
+    return len(_entries(environment.tuned(), gpu, describe))
+
+
+def clear() -> None:
+    """Forgets what was read."""
+    _entries.cache_clear()
+
+
+def usable(table: Table, gpu: str) -> str:
+    """Returns why a table must not be used here; empty if it may."""
+    if table.package != package_version():
+        return f"it is for version {table.package} of the package, this is {package_version()}"
+    if table.gpu != gpu:
+        return f"it is for {table.gpu}, this GPU is {gpu}"
+    return ""
+
+
+@functools.cache
+def _entries(chosen: pathlib.Path | None, gpu: str, describe: Describe) -> dict[Problem, Entry]:
+    """Returns the entries for a GPU model: the package's, and over them those of a user's file."""
+    if chosen is environment.NO_TABLES:
+        return {}
+    entries: dict[Problem, Entry] = {}
+    for path in sorted(FOLDER.glob("*.json")):
+        table = read(path, describe)
+        # Beside the table of this GPU the package has others.
+        if table.gpu == gpu:
+            entries |= _used(path, table, gpu)
+    if chosen is not None:
+        entries |= _used(chosen, read(chosen, describe), gpu)
+    return entries
+
+
+def _used(path: pathlib.Path, table: Table, gpu: str) -> Mapping[Problem, Entry]:
+    """Returns a table's entries, or none and a warning."""
+    if reason := usable(table, gpu):
+        warnings.warn(f"jax_fp8gemm: {path} is ignored: {reason}", RuntimeWarning, stacklevel=2)
+        return {}
+    return table.entries
+
+
+# ---- The schema ----------------------------------------------------------------------------------
+
+
+def _table(content: Any, describe: Describe) -> Table:
+    _require("the file", content, _TOP)
+    if content["format"] != FORMAT:
+        raise ValueError(f"format must be {FORMAT}, got {content['format']}")
+    entries: dict[Problem, Entry] = {}
+    for index, fields in enumerate(content["entries"]):
+        where = f"entries[{index}]"
+        problem, entry = _entry(where, fields, describe)
+        if problem in entries:
+            raise ValueError(f"{where}.problem is there twice: {problem}")
+        entries[problem] = entry
+    heads = {name: content[name] for name in Table._fields if name != "entries"}
+    return Table(**heads, entries=entries)
+
+
+def _entry(where: str, fields: Any, describe: Describe) -> tuple[Problem, Entry]:
+    # JSON has null for what was not measured.
+    absent = [n for n in ("runner_up", "model") if isinstance(fields, dict) and not fields.get(n)]
+    present = {name: kind for name, kind in _ENTRY.items() if name not in absent}
+    _require(where, fields, present)
+    try:
+        problem = gemm_problem.from_fields(fields["problem"])
+    except ValueError as error:
+        raise ValueError(f"{where}.problem.{error}") from None
+    best = _timed(where, fields, problem, describe)
+    others = {
+        name: _timed(f"{where}.{name}", fields[name], problem, describe)
+        for name in ("runner_up", "model")
+        if name in present
+    }
+    return problem, Entry(best, **others)
+
+
+def _timed(where: str, fields: Any, problem: Problem, describe: Describe) -> Timed:
+    _require(where, fields, _TIMED)
+    config, microseconds = fields["config"], float(fields["microseconds"])
+    if not 0 < microseconds < float("inf"):
+        raise ValueError(f"{where}.microseconds must be positive, got {microseconds}")
+    try:
+        described = describe(config)
+    except RuntimeError as error:
+        raise ValueError(f"{where}.config: {error}") from None
+    computes = all(described[c] == getattr(problem, p) for p, c in _CONFIG_FIELDS.items())
+    if described["pdl"] or not computes:
+        raise ValueError(f"{where}.config: {config} is not for {problem}")
+    return Timed(config, microseconds)
+
+
+def _require(where: str, value: Any, fields: Mapping[str, type]) -> None:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} must be an object, got {type(value).__name__}")
+    for name, kind in fields.items():
+        if name not in value:
+            raise ValueError(f"{where} has no {name}")
+        got = value[name]
+        is_number = kind is float and isinstance(got, int) and not isinstance(got, bool)
+        if not isinstance(got, kind) and not is_number:
+            wanted = kind.__name__
+            raise ValueError(f"{where}.{name} must be {wanted}, got {type(got).__name__}")
+
+
+def _entry_fields(problem: Problem, entry: Entry) -> dict[str, Any]:
+    others = {
+        name: timed._asdict() if timed else None
+        for name, timed in (("runner_up", entry.runner_up), ("model", entry.model))
+    }
+    return {"problem": problem._asdict(), **entry.best._asdict(), **others}
+
+
+def best_of(times: Iterable[Timed], model: str) -> Entry:
+    """Returns the entry for a problem from the times of its configurations.
+
+    Args:
+        times: At least one.
+        model: What the planner's model chooses.
+    """
+    ordered = sorted(times, key=lambda timed: timed.microseconds)
+    modelled = next((timed for timed in ordered if timed.config == model), None)
+    return Entry(ordered[0], ordered[1] if len(ordered) > 1 else None, modelled)

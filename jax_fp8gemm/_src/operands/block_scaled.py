@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BlockScaled: float8 values with one float32 scale per block, as one pytree."""
+
+import json
+from collections.abc import Hashable
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+
+from jax_fp8gemm._src.operands import checks
+from jax_fp8gemm._src.xla import gemm as xla_gemm
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class BlockScaled:
+    """A float8 array with one float32 scale per block of its last two dimensions.
+
+    It stands for the array of shape `(..., R, K)` given by::
+
+        dequantized[..., r, k] = values[..., r, k] * scales[..., r // block[0], k // block[1]]
+
+    The last block of rows or columns may be partial. An instance is immutable. It is a pytree
+    whose leaves are `values` and `scales`, in that order, and whose `block` is static.
+    The constructor validates; rebuilding a pytree never does, so that JAX may put tracers,
+    shardings or None in the leaves.
+
+    Args:
+        values: `(..., R, K)`, `float8_e4m3fn` or `float8_e5m2`.
+        scales: `(..., ceil(R / block[0]), ceil(K / block[1]))` `float32` multipliers, never
+            reciprocals.
+        block: `(1, 128)` or `(128, 128)`.
+
+    Raises:
+        TypeError: `values`, `scales` or `block` has the wrong type or dtype.
+        ValueError: `values` has less than two dimensions, `block` is another block, or `scales`
+            has another shape.
+
+    Transformations:
+        A pytree: it passes through every transformation of JAX.
+
+    Example:
+        >>> weight = BlockScaled(values, scales, block=(128, 128))  # as checkpoints store it
+        >>> weight.dequantize().shape == weight.shape
+        True
+    """
+
+    __slots__ = ("block", "scales", "values")
+
+    values: jax.Array
+    scales: jax.Array
+    block: tuple[int, int]
+
+    def __init__(self, values: Any, scales: Any, block: tuple[int, int]):
+        """Validates and holds the three."""
+        where = "BlockScaled"
+        block = checks.block(where, block)
+        checks.array(where, "values", values, checks.FP8_DTYPES)
+        checks.array(where, "scales", scales, (jnp.dtype(jnp.float32),))
+        checks.at_least_2d(where, "values", values)
+        checks.scales_fit(where, "scales", values, scales, block)
+        self._fill(values, scales, block)
+
+    def _fill(self, values: Any, scales: Any, block: Any) -> None:
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "scales", scales)
+        object.__setattr__(self, "block", block)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses: an instance is immutable."""
+        raise AttributeError(f"BlockScaled is immutable: cannot set {name!r}.")
+
+    def __delattr__(self, name: str) -> None:
+        """Refuses: an instance is immutable."""
+        raise AttributeError(f"BlockScaled is immutable: cannot delete {name!r}.")
+
+    def __reduce__(self):
+        """Pickles and copies through unflattening, which does not validate."""
+        return type(self).tree_unflatten, (self.block, (self.values, self.scales))
+
+    def __repr__(self) -> str:
+        """Names the leaves and the block."""
+        return f"BlockScaled(values={self.values!r}, scales={self.scales!r}, block={self.block})"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the values."""
+        return self.values.shape
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions of the values."""
+        return len(self.values.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The float8 dtype of the values."""
+        return self.values.dtype
+
+    def dequantize(self, dtype: Any = jnp.float32) -> jax.Array:
+        """Returns the array this stands for: the product in float32, then rounded to `dtype`.
+
+        Args:
+            dtype: A floating-point dtype.
+
+        Returns:
+            `(..., R, K)` array of `dtype`.
+
+        Raises:
+            TypeError: `dtype` is not a floating-point dtype.
+        """
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"BlockScaled.dequantize: dtype must be a floating-point dtype, got {dtype!r}."
+            )
+        return _dequantize(self.values, self.scales, self.block).astype(dtype)
+
+    def tree_flatten_with_keys(self):
+        """Returns the leaves with their attribute names, and the static block."""
+        key = jax.tree_util.GetAttrKey
+        return ((key("values"), self.values), (key("scales"), self.scales)), self.block
+
+    def tree_flatten(self) -> tuple[tuple[Any, Any], Hashable]:
+        """Returns the leaves and the static block."""
+        return (self.values, self.scales), self.block
+
+    @classmethod
+    def tree_unflatten(cls, block: Any, leaves: Any) -> "BlockScaled":
+        """Rebuilds from leaves of any kind, without validation."""
+        self = object.__new__(cls)
+        self._fill(*leaves, block)
+        return self
+
+
+jax.export.register_pytree_node_serialization(
+    BlockScaled,
+    serialized_name="jax_fp8gemm.BlockScaled",
+    serialize_auxdata=lambda block: json.dumps(block).encode(),
+    deserialize_auxdata=lambda data: tuple(json.loads(bytes(data))),
+)
+
+
+_dequantize = jax.jit(xla_gemm.dequantize, static_argnums=2, inline=True)
+
+
+# What the products take: a plain tuple has the block that fits its shapes.
+Operand = BlockScaled | tuple[jax.Array, jax.Array]
+
+
+def as_block_scaled(
+    where: str, name: str, operand: Any, blocks: tuple[tuple[int, int], ...]
+) -> BlockScaled:
+    """Returns a GEMM operand as a validated BlockScaled of one of `blocks`.
+
+    A plain `(values, scales)` has the first of `blocks` that its shapes fit. They fit both only
+    with at most one row of values, where both blocks mean the same.
+    """
+    if isinstance(operand, BlockScaled):
+        if operand.block not in blocks:
+            wanted = " or ".join(map(str, blocks))
+            raise ValueError(f"{where}: {name} must have block {wanted}, got {operand.block}.")
+        values, scales, block = operand.values, operand.scales, operand.block
+    elif isinstance(operand, tuple | list) and len(operand) == 2:
+        (values, scales), block = operand, None
+    else:
+        raise TypeError(
+            f"{where}: {name} must be a BlockScaled or a (values, scales) tuple,"
+            f" got {type(operand).__name__}."
+        )
+    checks.array(where, f"{name} values", values, checks.FP8_DTYPES)
+    checks.array(where, f"{name} scales", scales, (jnp.dtype(jnp.float32),))
+    checks.at_least_2d(where, f"{name} values", values)
+    if block is None:
+        fitting = [b for b in blocks if checks.scales_shape(values.shape, b) == scales.shape]
+        block = fitting[0] if fitting else blocks[0]
+    checks.scales_fit(where, f"{name} scales", values, scales, block)
+    return BlockScaled.tree_unflatten(block, (values, scales))

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Grouped: what products of groups share; and how a batch of them becomes one with more groups."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_fp8gemm._src.native import calls
+from jax_fp8gemm._src.native.gemm_problem import problem_of
+from jax_fp8gemm._src.operands import checks
+from jax_fp8gemm._src.operands.block_scaled import BlockScaled, Operand, as_block_scaled
+from jax_fp8gemm._src.transforms import meshes
+from jax_fp8gemm._src.transforms.apply import apply
+from jax_fp8gemm._src.transforms.operation import Layout, Operation, like
+
+
+@dataclasses.dataclass(frozen=True)
+class Grouped(Operation):
+    """A product of groups; subclasses say which rows, or columns, are a group.
+
+    Operands: values and scales of lhs and rhs, sizes or ids of groups, and for the kind that has
+    one an accumulator or None.
+
+    Attributes:
+        op_name: As in Operation.
+        result_dtype: Dtype of the result.
+        implementation: As in Operation.
+        num_sms: Most SMs of one launch, or None.
+    """
+
+    op_name: str
+    result_dtype: np.dtype
+    implementation: str | None
+    num_sms: int | None = None
+
+    def result_shape(self, *operands) -> tuple[int, ...]:
+        """Returns the shape of the result."""
+        raise NotImplementedError
+
+    def products(self, *operands) -> jax.Array:
+        """Returns the results from plain JAX; no extent is 0."""
+        raise NotImplementedError
+
+    def fold(self, single: Callable, axis_size: int, in_batched, operands: tuple) -> jax.Array:
+        """Returns the results of a batch by one call of `single(*operands)`, this operation."""
+        raise NotImplementedError
+
+    def result_types(self, *operands) -> jax.ShapeDtypeStruct:
+        return like(self.result_shape(*operands), self.result_dtype)
+
+    def check_extents(self, *operands) -> None:
+        for x in jax.tree.leaves(operands):
+            if not checks.is_static(x.shape):
+                raise NotImplementedError(
+                    f"{self.op_name}: shapes of groups must be numbers, got {tuple(x.shape)}."
+                )
+
+    def is_empty(self, *operands) -> bool:
+        shape = self.result_shape(*operands)
+        return 0 in (*shape, *operands[0].shape, *operands[2].shape)
+
+    def partial_sum(self) -> "Grouped":
+        return dataclasses.replace(self, result_dtype=np.dtype(np.float32))
+
+    def xla(self, *operands) -> jax.Array:
+        if not self.is_empty(*operands):
+            return self.products(*operands)
+        accumulator = operands[5] if len(operands) > 5 else None
+        if accumulator is not None:
+            return accumulator
+        shape = self.result_shape(*operands)
+        return jax.lax.full_like(operands[0], 0, self.result_dtype, shape)
+
+    def matmul(
+        self, kind: str, operands: tuple, backend: str, *, num_groups: int, **fields
+    ) -> jax.Array:
+        """Returns what a kernel computes, in the shape of the result."""
+        *factors, group_data = operands[:5]
+        accumulator = operands[5] if len(operands) > 5 else None
+        problem = problem_of(
+            kind,
+            factors,
+            result_dtype=self.result_dtype,
+            accumulate=accumulator is not None,
+            num_groups=num_groups,
+            **{"rhs_block": checks.SQUARE_BLOCK, **fields},
+        )
+        out = calls.matmul(
+            problem, factors, group_data, accumulator, num_sms=self.num_sms, backend=backend
+        )
+        return out.reshape(self.result_shape(*operands))
+
+    def batch(self, apply, axis_size, in_batched, operands):
+        # Merged with another dimension, a sharded batch would have to be gathered.
+        if meshes.divides_explicitly(*operands):
+            return apply(Batches(self, (tuple(in_batched),)), operands)
+        return self.fold(lambda *each: apply(self, each), axis_size, in_batched, operands)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches(Operation):
+    """Batches of grouped products in an explicit mesh: each device folds what it has.
+
+    Attributes:
+        op: The operation that there are batches of.
+        batches: Of each batch, the innermost first, which operands have it in front.
+    """
+
+    op: Grouped
+    batches: tuple[tuple[bool, ...], ...]
+
+    @property
+    def op_name(self) -> str:
+        return self.op.op_name
+
+    @property
+    def result_dtype(self) -> np.dtype:
+        return self.op.result_dtype
+
+    def layout(self, *operands) -> Layout:
+        layout = self.op.layout(*operands)
+        for i, in_batched in enumerate(self.batches):
+            layout = layout.batched(f"batch{i}", in_batched)
+        return layout
+
+    def local(self, *operands):
+        function = lambda *operands: apply(self.op, operands)  # noqa: E731
+        for in_batched in self.batches:
+            function = jax.vmap(function, [0 if each else None for each in in_batched])
+        return function(*operands)
+
+    def partial_sum(self) -> "Batches":
+        return dataclasses.replace(self, op=self.op.partial_sum())
+
+    def batch(self, apply, axis_size, in_batched, operands):
+        batches = (*self.batches, tuple(in_batched))
+        return apply(dataclasses.replace(self, batches=batches), operands)
+
+
+def options(
+    op_name: str, preferred_element_type: Any, implementation: str | None, num_sms: int | None
+) -> tuple:
+    """Returns the validated fields of Grouped."""
+    return (
+        op_name,
+        checks.dtype_of(
+            op_name, "preferred_element_type", preferred_element_type, checks.RESULT_DTYPES
+        ),
+        checks.implementation(op_name, implementation),
+        checks.num_sms(op_name, num_sms),
+    )
+
+
+def weights(op_name: str, rhs: Operand) -> BlockScaled:
+    """Returns the validated `(G, N, K)` weights of a grouped product."""
+    rhs = as_block_scaled(op_name, "rhs", rhs, (checks.SQUARE_BLOCK,))
+    checks.groups(op_name, "rhs", rhs, "G, N, K")
+    checks.addressable(op_name, "rhs", rhs.shape)
+    return rhs
+
+
+def shared_weights(in_batched) -> tuple[int, ...]:
+    """Returns the positions of the weights among the operands if no batch has its own, or none."""
+    return () if in_batched[2] or in_batched[3] else (2, 3)
+
+
+def merge_leading(x: jax.Array) -> jax.Array:
+    """Returns x with its two leading dimensions merged."""
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+
+
+def fold_ids(ids: jax.Array, num_groups: int) -> jax.Array:
+    """Returns groups of a batch, `(B, T)`, as groups of all batches together; -1 where none."""
+    first = jnp.arange(ids.shape[0], dtype=jnp.int32)[:, None] * num_groups
+    return jnp.where((ids >= 0) & (ids < num_groups), ids + first, -1)
+
+
+def fold_rows(ragged: Callable, ids: jax.Array, operands: tuple[jax.Array, ...]) -> jax.Array:
+    """Returns the products of a batch of rows in any order as one call: sorted by group, and back.
+
+    Args:
+        ragged: `ragged(lhs_values, lhs_scales, rhs_values, rhs_scales, group_sizes)`.
+        ids: `(B, T)` the group of each row; another number where it has none and gives zeros.
+        operands: `(B, T, K)` values and scales of the rows; values and scales of the weights,
+            `(G, N, K)` or `(B, G, N, K)`.
+
+    Returns:
+        `(B, T, N)`.
+    """
+    *rows, rhs_values, rhs_scales = operands
+    num_groups, n, _ = rhs_values.shape[-3:]
+    if rhs_values.ndim == 4:
+        ids = fold_ids(ids, num_groups)
+        rhs_values, rhs_scales = merge_leading(rhs_values), merge_leading(rhs_scales)
+        num_groups = rhs_values.shape[0]
+    shape = (*ids.shape, n)
+    ids = jnp.where((ids >= 0) & (ids < num_groups), ids, num_groups).reshape(-1)
+    source = jnp.argsort(ids, stable=True).astype(jnp.int32)
+    target = jnp.zeros_like(source).at[source].set(jnp.arange(len(ids), dtype=jnp.int32))
+    sizes = jnp.zeros_like(ids, shape=(num_groups,)).at[ids].add(1, mode="drop")
+    rows = [merge_leading(x)[source] for x in rows]
+    return ragged(*rows, rhs_values, rhs_scales, sizes)[target].reshape(shape)

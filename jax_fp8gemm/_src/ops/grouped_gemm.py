@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""grouped_gemm and grouped_gemm_contiguous: groups of rows, each with a weight of its own."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jax_fp8gemm._src.operands import checks, group_checks
+from jax_fp8gemm._src.operands.block_scaled import Operand, as_block_scaled
+from jax_fp8gemm._src.ops import grouped
+from jax_fp8gemm._src.transforms.apply import apply, batch_all
+from jax_fp8gemm._src.transforms.operation import Layout
+from jax_fp8gemm._src.xla import grouped as xla_grouped
+
+# Rows of a tile at most, so that no tile of a contiguous layout holds two groups.
+CONTIGUOUS_ALIGNMENT = 128
+
+
+def grouped_gemm(
+    lhs: Operand,
+    rhs: Operand,
+    group_sizes: jax.Array,
+    *,
+    preferred_element_type: Any = jnp.bfloat16,
+    implementation: str | None = None,
+    num_sms: int | None = None,
+) -> jax.Array:
+    """Multiplies groups of rows, back to back and of any size, each with its own weight.
+
+    Row t belongs to the group g with `sum(group_sizes[:g]) <= t < sum(group_sizes[:g + 1])`::
+
+        out[t] = lhs[t] @ rhs[g].T        and 0 where t >= sum(group_sizes)
+
+    of what the operands stand for, in float32 and rounded once. The sizes are read on the device
+    only: nothing waits for them, and no row is padded. Results are the same bits from call to call.
+
+    Args:
+        lhs: `(T, K)` with block (1, 128), as `BlockScaled` or as a plain `(values, scales)`; any T
+            and K. Values are `float8_e4m3fn` or `float8_e5m2`, independently of `rhs`. Rows past
+            the last group may hold anything.
+        rhs: `(G, N, K)` with block (128, 128), K last; any N and at most 512 groups.
+        group_sizes: `(G,)` `int32`, zeros allowed. A negative size counts as 0 and what passes T
+            is cut off; the rows that this shifts are unspecified. `testing.check_groups` reports
+            it.
+        preferred_element_type: Dtype of the result: `bfloat16`, `float16` or `float32`.
+        implementation: None, "cuda", "xla" or "sim", as for `gemm`.
+        num_sms: Use at most this many SMs, 1 to 1024; None for all of them.
+
+    Returns:
+        `(T, N)` array of dtype `preferred_element_type`.
+
+    Raises:
+        TypeError: An argument has an unsupported type or dtype; or the result is differentiated.
+        ValueError: Shapes disagree, an operand has another block, there are more than 512 groups
+            or more than 2**31 - 513 rows in all, `implementation` is unknown, `num_sms` is
+            out of range, or an explicit mesh divides T or G or a block of 128.
+        NotImplementedError: As `gemm`.
+        jax.errors.JaxRuntimeError: As `gemm`.
+
+        The first two are raised while tracing, before anything is compiled.
+
+    Transformations:
+        `jit`, `scan`, `shard_map`: yes. `vmap`: yes, and it stays one kernel launch, for which the
+        rows of the batch are sorted by group; only where a batch of `rhs` makes more than 512
+        groups do the launches follow one another. `grad`, `jvp`: TypeError; what trains wraps
+        this in `jax.custom_vjp`. Sharding: N stays divided without communication, and K divided
+        on both sides costs one all-reduce. T and G must be whole, because any row may belong to
+        any group: an automatic mesh gathers them, an explicit one raises ValueError; divide them
+        by `jax.shard_map`, each device with groups of its own.
+
+    Example:
+        >>> x = quantize(tokens)                           # (T, K), sorted by expert
+        >>> w = quantize(experts, block=(128, 128))        # (G, N, K)
+        >>> y = grouped_gemm(x, w, group_sizes)            # (T, N) bfloat16
+    """
+    return grouped_product(
+        "grouped_gemm", lhs, rhs, group_sizes, preferred_element_type, implementation, num_sms
+    )
+
+
+def grouped_product(
+    where: str,
+    lhs: Operand,
+    rhs: Operand,
+    group_sizes: jax.Array,
+    preferred_element_type: Any,
+    implementation: str | None,
+    num_sms: int | None = None,
+) -> jax.Array:
+    """Returns `grouped_gemm` of the arguments, on behalf of the function that messages name."""
+    op = Ragged(*grouped.options(where, preferred_element_type, implementation, num_sms))
+    lhs, rhs = _operands(where, lhs, rhs)
+    num_groups = rhs.shape[0]
+    checks.group_data(where, "group_sizes", group_sizes, (num_groups,), "G")
+    group_checks.sizes(where, "group_sizes", group_sizes, lhs.shape[0])
+    operands = (lhs.values, lhs.scales, rhs.values, rhs.scales, group_sizes)
+    return apply(op, operands)
+
+
+def contiguous_alignment() -> int:
+    """Returns the multiple of rows at which each group of `grouped_gemm_contiguous` starts.
+
+    Returns:
+        128, the most rows that a kernel's tile has.
+
+    Raises:
+        Nothing.
+
+    Transformations:
+        None: it takes and returns no arrays.
+
+    Example:
+        >>> contiguous_alignment()
+        128
+    """
+    return CONTIGUOUS_ALIGNMENT
+
+
+def grouped_gemm_contiguous(
+    lhs: Operand,
+    rhs: Operand,
+    group_ids: jax.Array,
+    *,
+    preferred_element_type: Any = jnp.bfloat16,
+    implementation: str | None = None,
+    num_sms: int | None = None,
+) -> jax.Array:
+    """Multiplies rows that each name their weight, in groups that start at aligned rows.
+
+    With `group_ids[t] = -1` in rows of padding::
+
+        out[t] = lhs[t] @ rhs[group_ids[t]].T        and 0 where group_ids[t] is -1
+
+    of what the operands stand for, in float32 and rounded once. A group starts at a multiple of
+    `contiguous_alignment()`, and the rows from its last one to the next multiple are padding.
+    Groups come in any order, also more than once or never.
+
+    Args:
+        lhs: `(T, K)` with block (1, 128), as for `grouped_gemm`; rows of padding may hold anything.
+        rhs: `(G, N, K)` with block (128, 128), as for `grouped_gemm`.
+        group_ids: `(T,)` `int32`. Rows with an id that is neither -1 nor a group, and rows that
+            share an aligned block with another group, are unspecified; `testing.check_groups`
+            reports them.
+        preferred_element_type: Dtype of the result: `bfloat16`, `float16` or `float32`.
+        implementation: None, "cuda", "xla" or "sim", as for `gemm`.
+        num_sms: Use at most this many SMs, 1 to 1024; None for all of them.
+
+    Returns:
+        `(T, N)` array of dtype `preferred_element_type`.
+
+    Raises:
+        TypeError: As `grouped_gemm`.
+        ValueError: As `grouped_gemm`.
+        NotImplementedError: As `gemm`.
+        jax.errors.JaxRuntimeError: As `gemm`.
+
+        The first two are raised while tracing, before anything is compiled.
+
+    Transformations:
+        `jit`, `scan`, `shard_map`: yes. `vmap`: yes, and it stays one kernel launch with the batch
+        folded into T; only where a batch of `rhs` makes more than 512 groups do the launches
+        follow one another. `grad`, `jvp`: TypeError. Sharding: as `grouped_gemm`, and T too stays
+        divided without communication, in multiples of `contiguous_alignment()` rows.
+
+    Example:
+        >>> x = quantize(aligned_tokens)                   # (T, K)
+        >>> w = quantize(experts, block=(128, 128))        # (G, N, K)
+        >>> y = grouped_gemm_contiguous(x, w, group_ids)   # (T, N) bfloat16
+    """
+    where = "grouped_gemm_contiguous"
+    op = Contiguous(*grouped.options(where, preferred_element_type, implementation, num_sms))
+    lhs, rhs = _operands(where, lhs, rhs)
+    checks.group_data(where, "group_ids", group_ids, (lhs.shape[0],), "T")
+    group_checks.ids(where, "group_ids", group_ids, rhs.shape[0], CONTIGUOUS_ALIGNMENT)
+    operands = (lhs.values, lhs.scales, rhs.values, rhs.scales, group_ids)
+    return apply(op, operands)
+
+
+def _operands(where: str, lhs: Operand, rhs: Operand):
+    lhs = as_block_scaled(where, "lhs", lhs, (checks.ROW_BLOCK,))
+    checks.matrix(where, "lhs", lhs)
+    rhs = grouped.weights(where, rhs)
+    checks.num_groups(where, "rhs", rhs.shape[0])
+    checks.same_k(where, lhs, rhs, "G, N, K")
+    return lhs, rhs
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows(grouped.Grouped):
+    """The product of rows of all groups together."""
+
+    def result_shape(self, *operands) -> tuple[int, ...]:
+        return operands[0].shape[0], operands[2].shape[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ragged(_Rows):
+    """The product of groups back to back."""
+
+    def layout(self, *operands) -> Layout:
+        """Groups lie anywhere: only columns, and K, can be sharded."""
+        return Layout(
+            operands=(("t", "k"), ("t", "k/128"), ("g", "n", "k"), ("g", "n/128", "k/128"), ("g",)),
+            results=(("t", "n"),),
+            names=("lhs", "lhs scales", "rhs", "rhs scales", "group_sizes"),
+            replicated=("t", "g"),
+        )
+
+    def kernel(self, *operands, backend: str) -> jax.Array:
+        return self.matmul("ragged", operands, backend, num_groups=operands[2].shape[0])
+
+    def products(self, *operands) -> jax.Array:
+        segments = xla_grouped.ragged_segments(operands[4], operands[0].shape[0])
+        return xla_grouped.grouped_rows(*operands[:4], segments, self.result_dtype)
+
+    def fold(self, single, axis_size, in_batched, operands):
+        shared = grouped.shared_weights(in_batched)
+        operands = batch_all(axis_size, in_batched, operands, shared)
+        *arrays, sizes = operands
+        if not shared and sizes.size > checks.MAX_GROUPS:
+            return lax.map(lambda each: single(*each), operands)
+        num_rows = arrays[0].shape[1]
+        rows = jnp.arange(num_rows, dtype=jnp.int32)
+        ends = jax.vmap(lambda each: xla_grouped.running_ends(each, num_rows))(sizes)
+        ids = jax.vmap(xla_grouped.group_of, (0, None))(ends, rows)
+        return grouped.fold_rows(single, ids, arrays)
+
+
+@dataclasses.dataclass(frozen=True)
+class Contiguous(_Rows):
+    """The product of aligned groups, whose rows name them."""
+
+    def layout(self, *operands) -> Layout:
+        """Rows can be sharded where groups may start."""
+        return Layout(
+            operands=(("t", "k"), ("t", "k/128"), ("g", "n", "k"), ("g", "n/128", "k/128"), ("t",)),
+            results=(("t", "n"),),
+            names=("lhs", "lhs scales", "rhs", "rhs scales", "group_ids"),
+            replicated=("g",),
+            units=(("t", CONTIGUOUS_ALIGNMENT),),
+        )
+
+    def kernel(self, *operands, backend: str) -> jax.Array:
+        return self.matmul("contiguous", operands, backend, num_groups=operands[2].shape[0])
+
+    def products(self, *operands) -> jax.Array:
+        ids, num_groups = operands[4], operands[2].shape[0]
+        segments = xla_grouped.contiguous_segments(ids, num_groups, CONTIGUOUS_ALIGNMENT)
+        out = xla_grouped.grouped_rows(*operands[:4], segments, self.result_dtype)
+        return jnp.where((ids >= 0)[:, None], out, 0)
+
+    def fold(self, single, axis_size, in_batched, operands):
+        shared = grouped.shared_weights(in_batched)
+        operands = batch_all(axis_size, in_batched, operands, shared)
+        lhs_values, lhs_scales, *rhs, ids = operands
+        num_groups, n, _ = rhs[0].shape[-3:]
+        if not shared and axis_size * num_groups > checks.MAX_GROUPS:
+            return lax.map(lambda each: single(*each), operands)
+        if not shared:
+            rhs = map(grouped.merge_leading, rhs)
+            ids = grouped.fold_ids(ids, num_groups)
+        num_rows = ids.shape[1]
+        missing = -num_rows % CONTIGUOUS_ALIGNMENT  # so that every batch starts at an aligned row
+        widths = ((0, 0), (0, missing), (0, 0))
+        rows = [jnp.pad(x, widths) if missing else x for x in (lhs_values, lhs_scales)]
+        ids = jnp.pad(ids, widths[:2], constant_values=-1)
+        out = single(*map(grouped.merge_leading, rows), *rhs, ids.reshape(-1))
+        return out.reshape(axis_size, num_rows + missing, n)[:, :num_rows]

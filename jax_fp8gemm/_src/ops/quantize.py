@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""quantize: from floating point to float8 with one scale per block."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jax_fp8gemm._src.operands import checks
+from jax_fp8gemm._src.operands.block_scaled import BlockScaled
+from jax_fp8gemm._src.ops.quantizer import KINDS, SCALE_FORMATS, Quantizer
+from jax_fp8gemm._src.transforms.apply import apply
+
+
+def quantize(
+    x: jax.Array,
+    block: tuple[int, int] = (1, 128),
+    *,
+    dtype: Any = jnp.float8_e4m3fn,
+    scale_format: str = "float32",
+    implementation: str | None = None,
+) -> BlockScaled:
+    """Quantises an array to float8 with one float32 scale per block of its last two dimensions.
+
+    With `amax` the largest magnitude in a block::
+
+        scale  = amax / finfo(dtype).max      (1 where amax is 0)
+        values = round_to_nearest_even(x / scale)
+
+    Partial blocks at the edges are allowed. A finite block stays finite: where `amax / max`
+    would be subnormal, the scale is the smallest normal float32. NaN and Inf are never hidden:
+    a block that holds one dequantises to NaN and Inf, and no other block is touched.
+
+    The kernel reads `x` once and writes the values, and the scales as `gemm` reads them. Every
+    `implementation` gives the same bits, but for those of a NaN.
+
+    Args:
+        x: `(..., R, K)`, `bfloat16`, `float16` or `float32`.
+        block: `(1, 128)` for activations and gradients, `(128, 128)` for weights.
+        dtype: `float8_e4m3fn` or `float8_e5m2`.
+        scale_format: "float32", or "pow2" to round each scale up to a power of two, as UE8M0
+            scales are.
+        implementation: None, "cuda", "xla" or "sim", as for `gemm`.
+
+    Returns:
+        `BlockScaled` with values of shape `(..., R, K)` and scales of shape
+        `(..., ceil(R / block[0]), ceil(K / block[1]))`.
+
+    Raises:
+        TypeError: `x` or `dtype` has an unsupported dtype, or `block` or `implementation`
+            another type.
+        ValueError: `x` has less than two dimensions or more than 2**31 - 513 rows, or
+            `block`, `scale_format` or `implementation` is none of the above, or an explicit mesh
+            divides `x` inside a block.
+        NotImplementedError: `implementation` does not run on the platform lowered for.
+        jax.errors.JaxRuntimeError: As `gemm`.
+
+    Transformations:
+        `jit`, `vmap`, `scan`, `shard_map`: yes. Sharding: values and scales are divided as `x`
+        is, without communication. `grad`: as JAX differentiates a division and a conversion,
+        which is of no use in training; wrap what uses it in `jax.custom_vjp`.
+
+    Example:
+        >>> activations = quantize(x)                      # (M, K), scales (M, ceil(K / 128))
+        >>> weight = quantize(w, block=(128, 128))         # scales (ceil(N / 128), ceil(K / 128))
+        >>> y = gemm(activations, weight)                  # (M, N) bfloat16
+    """
+    where = "quantize"
+    checks.array(where, "x", x, checks.RESULT_DTYPES)
+    checks.at_least_2d(where, "x", x)
+    block = checks.block(where, block)
+    dtype = checks.dtype_of(where, "dtype", dtype, checks.FP8_DTYPES)
+    checks.one_of(where, "scale_format", scale_format, SCALE_FORMATS)
+    checks.implementation(where, implementation)
+    # Rows of all matrices are one matrix, but square blocks do not go from one into the next.
+    checks.addressable(where, "x", x.shape if block == checks.ROW_BLOCK else x.shape[-2:])
+    op = Quantizer(where, KINDS[block], dtype, scale_format, implementation)
+    return BlockScaled.tree_unflatten(block, apply(op, (x, None, None)))

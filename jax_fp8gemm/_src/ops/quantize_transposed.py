@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""quantize_transposed and quantize_k_grouped: operands of weight gradients, scaled along tokens."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jax_fp8gemm._src.operands import checks, group_checks
+from jax_fp8gemm._src.operands.block_scaled import BlockScaled
+from jax_fp8gemm._src.ops.quantizer import SCALE_FORMATS, Quantizer
+from jax_fp8gemm._src.transforms.apply import apply
+
+
+def quantize_transposed(
+    x: jax.Array,
+    *,
+    dtype: Any = jnp.float8_e4m3fn,
+    scale_format: str = "float32",
+    implementation: str | None = None,
+) -> BlockScaled:
+    """Quantises the transpose of an array with one scale per 128 rows of each of its columns.
+
+    Equal to `quantize(jnp.swapaxes(x, -1, -2))`: what the product of a weight gradient, which sums
+    over tokens, wants of activations and of gradients. The kernel reads `x` once.
+
+    Args:
+        x: `(..., T, R)`, `bfloat16`, `float16` or `float32`.
+        dtype: `float8_e4m3fn` or `float8_e5m2`.
+        scale_format: "float32" or "pow2", as for `quantize`.
+        implementation: None, "cuda", "xla" or "sim", as for `quantize`.
+
+    Returns:
+        `BlockScaled` with values of shape `(..., R, T)`, scales of shape `(..., R, ceil(T / 128))`
+        and block (1, 128).
+
+    Raises:
+        TypeError: As `quantize`.
+        ValueError: As `quantize`.
+
+    Transformations:
+        As `quantize`.
+
+    Example:
+        >>> dw = gemm(quantize_transposed(dy), quantize_transposed(activations))   # (N, K)
+    """
+    where = "quantize_transposed"
+    x, dtype = _validated(where, x, dtype, scale_format, implementation)
+    op = Quantizer(where, "transposed", dtype, scale_format, implementation)
+    return BlockScaled.tree_unflatten(checks.ROW_BLOCK, apply(op, (x, None, None)))
+
+
+def quantize_k_grouped(
+    x: jax.Array,
+    group_sizes: jax.Array,
+    *,
+    dtype: Any = jnp.float8_e4m3fn,
+    scale_format: str = "float32",
+    implementation: str | None = None,
+) -> BlockScaled:
+    """Quantises groups of rows, back to back, to the transposed operand of `k_grouped_gemm`.
+
+    The rows of group g become the `group_sizes[g]` columns from `sum(ceil128(group_sizes[:g]))` on,
+    with `ceil128` rounding up to a multiple of 128; all other columns are zeros with scale 1. Each
+    scale is that of 128 rows of one group and one column of `x`, so that no group sees another.
+    The sizes are read on the device only.
+
+    Args:
+        x: `(T, R)`, `bfloat16`, `float16` or `float32`, with groups as in `grouped_gemm`. Rows past
+            the last group may hold anything.
+        group_sizes: `(G,)` `int32`, as for `grouped_gemm`.
+        dtype: `float8_e4m3fn` or `float8_e5m2`.
+        scale_format: "float32" or "pow2", as for `quantize`.
+        implementation: None, "cuda", "xla" or "sim", as for `quantize`.
+
+    Returns:
+        `BlockScaled` with values of shape `(R, W)`, scales of shape `(R, W / 128)` and block
+        (1, 128). W is the most that group sizes can need: the largest multiple of 128 up to
+        `T + 127 * G`.
+
+    Raises:
+        TypeError: As `quantize`, or `group_sizes` is not `int32`.
+        ValueError: As `quantize`, or `x` or `group_sizes` has another number of dimensions, or
+            there are more than 512 groups.
+
+    Transformations:
+        As `quantize`, but T must be whole: an automatic mesh gathers it, an explicit one raises
+        ValueError.
+
+    Example:
+        >>> dy_columns = quantize_k_grouped(dy, group_sizes)
+        >>> x_columns = quantize_k_grouped(tokens, group_sizes)
+        >>> dw = k_grouped_gemm(dy_columns, x_columns, group_sizes)    # (G, N, K) float32
+    """
+    where = "quantize_k_grouped"
+    x, dtype = _validated(where, x, dtype, scale_format, implementation)
+    checks.matrix(where, "x", x)
+    checks.array(where, "group_sizes", group_sizes, (jnp.dtype(jnp.int32),))
+    checks.group_data(where, "group_sizes", group_sizes, (group_sizes.size,), "G")
+    checks.num_groups(where, "group_sizes", group_sizes.size)
+    op = Quantizer(where, "k_grouped", dtype, scale_format, implementation)
+    operands = (x, None, group_sizes)
+    (values, _) = op.result_types(*operands)
+    checks.addressable(where, "the result", values.shape)
+    group_checks.sizes(where, "group_sizes", group_sizes, x.shape[0])
+    return BlockScaled.tree_unflatten(checks.ROW_BLOCK, apply(op, operands))
+
+
+def _validated(where: str, x, dtype, scale_format, implementation) -> tuple[jax.Array, Any]:
+    checks.array(where, "x", x, checks.RESULT_DTYPES)
+    checks.at_least_2d(where, "x", x)
+    checks.addressable(where, "x", x.shape[-2:])
+    dtype = checks.dtype_of(where, "dtype", dtype, checks.FP8_DTYPES)
+    checks.one_of(where, "scale_format", scale_format, SCALE_FORMATS)
+    checks.implementation(where, implementation)
+    return jnp.asarray(x), dtype

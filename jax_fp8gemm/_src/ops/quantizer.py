@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quantizer: the operation behind quantize, quantize_transposed and quantize_k_grouped."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_fp8gemm._src.native import calls
+from jax_fp8gemm._src.operands import checks
+from jax_fp8gemm._src.transforms.apply import batch_all
+from jax_fp8gemm._src.transforms.operation import Layout, Operation, like
+from jax_fp8gemm._src.transforms.partitioner import names
+from jax_fp8gemm._src.xla import quantize as xla_quantize
+
+SCALE_FORMATS = ("float32", "pow2")
+_BLOCK = 128
+# Kind of quantizer by block.
+KINDS = {checks.ROW_BLOCK: "rows", checks.SQUARE_BLOCK: "blocks"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantizer(Operation):
+    """Values and scales of an array.
+
+    Operands: x `(..., R, K)` in floating point, None, and for "k_grouped" the sizes `(..., G)`; or
+    for transposed kinds values and scales of x with block (1, 128).
+
+    Attributes:
+        op_name: As in Operation.
+        kind: "rows", "blocks", "transposed" or "k_grouped".
+        dtype: Dtype of the values.
+        scale_format: One of SCALE_FORMATS.
+        implementation: As in Operation.
+        name: What x is called in messages.
+        axes: What its last two dimensions are called.
+    """
+
+    op_name: str
+    kind: str
+    dtype: np.dtype
+    scale_format: str
+    implementation: str | None
+    name: str = "x"
+    axes: tuple[str, str] = ("r", "k")
+
+    def layout(self, *operands) -> Layout:
+        batch = names("b", operands[0].ndim - 2)
+        dims, replicated = ("t", "r"), ()
+        if self.kind in ("rows", "blocks"):
+            dims = rows, columns = self.axes
+            scale_rows = rows if self.kind == "rows" else f"{rows}/128"
+            results = dims, (scale_rows, f"{columns}/128")
+        elif self.kind == "transposed":
+            results = ("r", "t"), ("r", "t/128")
+        else:
+            results, replicated = (("r", "w"), ("r", "w/128")), ("t", "g", "w")
+        return Layout(
+            operands=((*batch, *dims), (*batch, "t", "r/128"), (*batch, "g")),
+            results=tuple((*batch, *dims) for dims in results),
+            names=(self.name, "x scales", "group_sizes"),
+            replicated=replicated,
+        ).of_present(operands)
+
+    def result_types(self, *operands) -> tuple:
+        x, _, group_sizes = operands
+        *batch, rows, columns = x.shape
+        block_rows = _BLOCK if self.kind == "blocks" else 1
+        if self.kind in ("transposed", "k_grouped"):
+            rows, columns = columns, rows
+        if group_sizes is not None:
+            columns = _BLOCK * xla_quantize.aligned_blocks(columns, group_sizes.shape[-1])
+        scales = (*batch, -(-rows // block_rows), -(-columns // _BLOCK))
+        return like((*batch, rows, columns), self.dtype), like(scales, jnp.float32)
+
+    @property
+    def is_left_to_xla(self) -> bool:
+        return self.implementation == "xla"
+
+    def batch(self, apply, axis_size, in_batched, operands):
+        return apply(self, batch_all(axis_size, in_batched, operands))
+
+    def jvp(self, function, primals, tangents):
+        _, tangent = jax.jvp(self.xla, primals, tangents)
+        return function(*primals), tangent
+
+    def xla(self, *operands) -> tuple[jax.Array, jax.Array]:
+        x, x_scales, group_sizes = operands
+        last = (self.dtype, self.scale_format)
+        if self.kind in ("transposed", "k_grouped"):
+            leaves = (x,) if x_scales is None else (x, x_scales)
+            return xla_quantize.quantize_transposed(leaves, group_sizes, *last)
+        block = checks.ROW_BLOCK if self.kind == "rows" else checks.SQUARE_BLOCK
+        return xla_quantize.quantize(x, block, *last)
+
+    def kernel(self, *operands, backend: str) -> tuple[jax.Array, jax.Array]:
+        """Calls the kernel with batch dimensions merged to one, or into the rows."""
+        x, *others = operands
+        num_batch = x.ndim - 2
+        batch = 1 if self.kind == "rows" else math.prod(x.shape[:num_batch])
+        merged_operands = [
+            x.reshape(batch, -1, x.shape[-1]),
+            *(None if y is None else y.reshape(batch, *y.shape[num_batch:]) for y in others),
+        ]
+        results = calls.quantize(
+            self.kind,
+            *merged_operands,
+            *self.result_types(*merged_operands),
+            scale_format=self.scale_format,
+            backend=backend,
+        )
+        types = self.result_types(*operands)
+        return tuple(y.reshape(t.shape) for y, t in zip(results, types, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class RuleQuantizer(Quantizer):
+    """A quantizer inside a derivative rule, which refuses a second derivative."""
+
+    def jvp(self, function, primals, tangents):
+        raise TypeError("gradients of FP8 products are not differentiable: no second derivatives.")

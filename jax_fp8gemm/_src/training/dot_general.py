@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dot_general: jax.lax.dot_general's signature over dot, for frameworks that let one inject it."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jax_fp8gemm._src.operands import checks
+from jax_fp8gemm._src.training.dot import dot_with_sharding
+from jax_fp8gemm._src.transforms import meshes
+
+_WHERE = "dot_general"
+
+
+def dot_general(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    dimension_numbers: tuple[
+        tuple[Sequence[int], Sequence[int]], tuple[Sequence[int], Sequence[int]]
+    ],
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    *,
+    out_sharding: NamedSharding | PartitionSpec | None = None,
+    implementation: str | None = None,
+) -> jax.Array:
+    """Multiplies as `dot` does, over any dimensions, with `jax.lax.dot_general`'s arguments.
+
+    `lhs` are the activations and `rhs` is the weight::
+
+        out[b, m, n] = sum over k of  lhs[b, m, k] * rhs[b, k, n]
+
+    with b, m, n and k standing for any number of dimensions each, in the order of the arguments.
+    To be given to a layer: `flax.nnx.Linear(..., dot_general=jax_fp8gemm.dot_general)`.
+
+    Args:
+        lhs: Array of `bfloat16`, `float16` or `float32`.
+        rhs: Array of one of these dtypes.
+        dimension_numbers: `((lhs_contracting, rhs_contracting), (lhs_batch, rhs_batch))`. Scale
+            blocks are cut along the contracted dimensions in their order.
+        precision: None or `jax.lax.Precision.DEFAULT`: operands are FP8 and there is no other one.
+        preferred_element_type: Dtype of the result; None for the promoted one of the operands.
+        out_sharding: How an explicit mesh divides the result, or None for what moves no operand.
+        implementation: None, "cuda", "xla" or "sim", as for `gemm`.
+
+    Returns:
+        The product: batch dimensions, then those of `lhs`, then those of `rhs`.
+
+    Raises:
+        TypeError: An operand has an unsupported dtype; or forward mode is asked for.
+        ValueError: `dimension_numbers` are out of range, repeated or of unequal extents;
+            `precision` is another one; `out_sharding` is given without an explicit mesh; one
+            divides dimensions that have to be merged; or as `dot`.
+        NotImplementedError: As `gemm`.
+        jax.errors.JaxRuntimeError: As `gemm`.
+
+    Transformations:
+        As `dot`.
+
+    Example:
+        >>> y = dot_general(activations, weight.T, (((1,), (0,)), ((), ())))    # (M, N)
+    """
+    checks.array(_WHERE, "lhs", lhs, checks.RESULT_DTYPES)
+    checks.array(_WHERE, "rhs", rhs, checks.RESULT_DTYPES)
+    checks.default_precision(_WHERE, precision)
+    if out_sharding is not None and not meshes.mesh_of(lhs, rhs).explicit_axes:
+        raise ValueError(
+            f"{_WHERE}: out_sharding needs a mesh with explicit axes, got {out_sharding};"
+            " constrain the result with jax.lax.with_sharding_constraint."
+        )
+    (lhs_k, rhs_k), (lhs_b, rhs_b) = _validated(dimension_numbers, lhs, rhs)
+    lhs_free = [i for i in range(lhs.ndim) if i not in (*lhs_k, *lhs_b)]
+    rhs_free = [i for i in range(rhs.ndim) if i not in (*rhs_k, *rhs_b)]
+    num_batch = len(lhs_b)
+    free_shape = [rhs.shape[i] for i in rhs_free]
+
+    x = lax.transpose(lhs, (*lhs_b, *lhs_free, *lhs_k))
+    w = lax.transpose(rhs, (*rhs_b, *rhs_k, *rhs_free))
+    x = _merged("lhs", x, x.ndim - len(lhs_k), x.ndim)
+    w = _merged("rhs", w, num_batch + len(rhs_k), w.ndim)
+    w = _merged("rhs", w, num_batch, num_batch + len(rhs_k))
+    spec = out_sharding.spec if isinstance(out_sharding, NamedSharding) else out_sharding
+
+    # What the product itself can scatter its sum over: one matrix, with dimensions as they are.
+    wanted = spec if not num_batch and len(rhs_free) == 1 else None
+
+    def product(x, w):
+        return dot_with_sharding(_WHERE, x, w, preferred_element_type, implementation, wanted)
+
+    for _ in range(num_batch):
+        product = jax.vmap(product)
+    out = _split_last(product(x, w), free_shape)
+    return out if spec is None else meshes.reshard(out, spec, meshes.mesh_of(out))
+
+
+def _validated(dimension_numbers, lhs, rhs):
+    """Returns dimension numbers as tuples of non-negative ints, checked against the shapes."""
+    try:
+        numbers = tuple(tuple(tuple(map(int, side)) for side in pair) for pair in dimension_numbers)
+        (lhs_k, rhs_k), (lhs_b, rhs_b) = numbers
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{_WHERE}: dimension_numbers must be ((lhs_contracting, rhs_contracting),"
+            f" (lhs_batch, rhs_batch)), got {dimension_numbers!r}."
+        ) from None
+    for name, x, dims in (("lhs", lhs, (*lhs_k, *lhs_b)), ("rhs", rhs, (*rhs_k, *rhs_b))):
+        if len(set(dims)) < len(dims) or any(not 0 <= i < x.ndim for i in dims):
+            raise ValueError(
+                f"{_WHERE}: dimension_numbers must name distinct dimensions of {name}, of shape"
+                f" {tuple(x.shape)}, got {dims}."
+            )
+    for name, ours, theirs in (("contracting", lhs_k, rhs_k), ("batch", lhs_b, rhs_b)):
+        extents = [lhs.shape[i] for i in ours], [rhs.shape[i] for i in theirs]
+        if extents[0] != extents[1]:
+            raise ValueError(
+                f"{_WHERE}: {name} dimensions of rhs must have the extents of those of lhs ="
+                f" {extents[0]}, got {extents[1]}."
+            )
+    return numbers
+
+
+def _merged(name: str, x: jax.Array, start: int, stop: int) -> jax.Array:
+    """Returns x with dimensions from start to stop as one, which may be one of extent 1."""
+    shape = (*x.shape[:start], math.prod(x.shape[start:stop]), *x.shape[stop:])
+    spec = meshes.spec_of(x)
+    if shape == x.shape:
+        return x
+    if spec is None:
+        return x.reshape(shape)
+    entries = [*spec, *[None] * (x.ndim - len(spec))]
+    if any(entries[start + 1 : stop]):
+        raise ValueError(
+            f"{_WHERE}: an explicit mesh must not divide dimensions {start + 1} to {stop - 1} of"
+            f" transposed {name}, which are merged, got {spec}; use jax.sharding.reshard first."
+        )
+    merged = entries[start] if start < stop else None
+    spec = PartitionSpec(*entries[:start], merged, *entries[stop:])
+    return lax.reshape(x, shape, out_sharding=NamedSharding(meshes.mesh_of(x), spec))
+
+
+def _split_last(x: jax.Array, extents: Sequence[int]) -> jax.Array:
+    """Returns x with its last dimension as several, the first of them divided as it was."""
+    shape = (*x.shape[:-1], *extents)
+    spec = meshes.spec_of(x)
+    if shape == x.shape:
+        return x
+    if spec is None:
+        return x.reshape(shape)
+    entries = [*spec, *[None] * (x.ndim - len(spec))]
+    last = [entries[-1], *[None] * (len(extents) - 1)] if extents else []
+    sharding = NamedSharding(meshes.mesh_of(x), PartitionSpec(*entries[:-1], *last))
+    return lax.reshape(x, shape, out_sharding=sharding)

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ragged_dot: the product of a mixture of experts in FP8, with gradients, as jax.lax.ragged_dot."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_fp8gemm._src.operands import checks, group_checks
+from jax_fp8gemm._src.operands.block_scaled import BlockScaled, as_block_scaled
+from jax_fp8gemm._src.ops.grouped_gemm import Ragged
+from jax_fp8gemm._src.ops.k_grouped_gemm import KGrouped
+from jax_fp8gemm._src.ops.quantizer import Quantizer
+from jax_fp8gemm._src.training.dot import (
+    ACTIVATION_NAME,
+    COTANGENT,
+    WEIGHT_NAME,
+    Options,
+    quantized,
+)
+from jax_fp8gemm._src.training.residuals import Residual, keep
+from jax_fp8gemm._src.transforms import platforms
+from jax_fp8gemm._src.transforms.apply import apply
+
+_WHERE = "ragged_dot"
+_E4M3 = jnp.dtype(jnp.float8_e4m3fn)
+
+
+def ragged_dot(
+    lhs: jax.Array,
+    rhs: jax.Array | BlockScaled,
+    group_sizes: jax.Array,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    group_offset: jax.Array | None = None,
+    *,
+    implementation: str | None = None,
+) -> jax.Array:
+    """Multiplies groups of rows, each by a weight of its own, in FP8, for training and inference.
+
+    With the arguments of `jax.lax.ragged_dot`. Row t belongs to the group g with
+    `sum(group_sizes[:g]) <= t < sum(group_sizes[:g + 1])`::
+
+        y[t]  = Q1(lhs[t]) @ Q2(rhs[g])        and 0 where t >= sum(group_sizes)
+        dlhs[t] = Q1(dy[t]) @ Q2(rhs[g]).T
+        drhs[g] = Qt(Q1(lhs[rows of g])).T @ Qt(dy[rows of g])
+
+    with Q1, Q2 and Qt as in `dot`; no scale covers two groups. The backward pass keeps Q1(lhs) and
+    Q2(rhs), under the names that `dot` gives them.
+
+    Args:
+        lhs: `(T, K)`, `bfloat16`, `float16` or `float32`, sorted by group.
+        rhs: `(G, K, N)` of one of these dtypes; or the weights as `BlockScaled` of shape
+            `(G, N, K)` and block (128, 128), which get no gradient: zero.
+        group_sizes: `(G,)` `int32`, read on the device only, as for `grouped_gemm`.
+        precision: None or `jax.lax.Precision.DEFAULT`: operands are FP8 and there is no other one.
+        preferred_element_type: Dtype of the result; None for the promoted one of the operands.
+        group_offset: None; others are not supported, as in `jax.lax.ragged_dot`.
+        implementation: None, "cuda", "xla" or "sim", as for `gemm`.
+
+    Returns:
+        `(T, N)`. Each gradient has the dtype of its operand.
+
+    Raises:
+        TypeError: An argument has an unsupported type or dtype; or forward mode is asked for.
+        ValueError: Shapes disagree, `precision` is another one or `implementation` is unknown.
+        NotImplementedError: `group_offset` is not None; or as `gemm`.
+        jax.errors.JaxRuntimeError: As `gemm`.
+
+    Transformations:
+        As `dot`, but T and G must be whole, as for `grouped_gemm`: expert parallelism goes through
+        `jax.shard_map`.
+
+    Example:
+        >>> y = ragged_dot(tokens, experts.swapaxes(1, 2), group_sizes)    # (T, K) -> (T, N)
+    """
+    implementation = checks.implementation(_WHERE, implementation)
+    checks.default_precision(_WHERE, precision)
+    if group_offset is not None:
+        raise NotImplementedError(f"{_WHERE}: group_offset must be None, got {group_offset!r}.")
+    checks.array(_WHERE, "lhs", lhs, checks.RESULT_DTYPES)
+    checks.matrix(_WHERE, "lhs", lhs)
+    if isinstance(rhs, BlockScaled):
+        rhs = as_block_scaled(_WHERE, "rhs", rhs, (checks.SQUARE_BLOCK,))
+        extents, k_dim, rhs_dtype = "G, N, K", 2, None
+    else:
+        checks.array(_WHERE, "rhs", rhs, checks.RESULT_DTYPES)
+        extents, k_dim, rhs_dtype = "G, K, N", 1, jnp.dtype(rhs.dtype)
+    checks.groups(_WHERE, "rhs", rhs, extents)
+    checks.addressable(_WHERE, "rhs", rhs.shape)
+    checks.addressable(_WHERE, "the transpose of rhs", (rhs.shape[0], *rhs.shape[:0:-1]))
+    num_groups, k = rhs.shape[0], rhs.shape[k_dim]
+    checks.num_groups(_WHERE, "rhs", num_groups)
+    if lhs.shape[1] != k:
+        raise ValueError(
+            f"{_WHERE}: rhs must have shape ({extents}) with the K of lhs = {lhs.shape[1]},"
+            f" got {tuple(rhs.shape)}."
+        )
+    checks.group_data(_WHERE, "group_sizes", group_sizes, (num_groups,), "G")
+    group_checks.sizes(_WHERE, "group_sizes", group_sizes, lhs.shape[0])
+    lhs_dtype = jnp.dtype(lhs.dtype)
+    if preferred_element_type is None:
+        preferred_element_type = checks.promoted(lhs_dtype, rhs_dtype or lhs_dtype)
+    result_dtype = checks.dtype_of(
+        _WHERE, "preferred_element_type", preferred_element_type, checks.RESULT_DTYPES
+    )
+    options = Options(_WHERE, result_dtype, lhs_dtype, rhs_dtype, implementation)
+    return _apply(*platforms.unify_varying((lhs, rhs, group_sizes)), options)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _ragged_dot(lhs, rhs, group_sizes, options: Options) -> jax.Array:
+    return _forward(lhs, rhs, group_sizes, options)[0]
+
+
+# Compiled as one program when called outside of jax.jit, inlined when called inside.
+_apply = jax.jit(_ragged_dot, static_argnums=3, inline=True)
+
+
+def _forward(lhs, rhs, group_sizes, options: Options):
+    """Returns the product and what the backward pass needs: both operands in FP8, and the sizes."""
+    lhs = quantized(options, lhs, checks.ROW_BLOCK, "pow2", name="lhs", axes=("t", "k"))
+    lhs = keep(lhs, ACTIVATION_NAME)
+    if isinstance(rhs, BlockScaled):
+        rhs = keep(rhs).transpose()
+    else:
+        rhs = quantized(options, rhs, checks.SQUARE_BLOCK, name="rhs", axes=("k", "n"))
+        rhs = keep(rhs, WEIGHT_NAME)
+    y = _product(lhs.restore(), rhs.transpose(), group_sizes, options.result_dtype, options)
+    return y, (lhs, rhs, group_sizes)
+
+
+# Compiled as one program where jax.grad is called outside of jax.jit.
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _backward(options: Options, residuals, dy: jax.Array):
+    lhs, rhs, group_sizes = residuals
+    dy_rows = quantized(options, dy, checks.ROW_BLOCK, name=COTANGENT, axes=("t", "n"))
+    dlhs = _product(dy_rows, rhs, group_sizes, options.x_dtype, options)
+    if options.w_dtype is None:
+        return dlhs, None, None
+
+    def columns(x, scales, scale_format):
+        op = Quantizer(options.op_name, "k_grouped", _E4M3, scale_format, options.implementation)
+        return apply(op, (x, scales, group_sizes))
+
+    # Powers of two: scaled along tokens, lhs is not rounded again but where it becomes subnormal.
+    lhs = lhs.restore()
+    lhs_columns = columns(lhs.values, lhs.scales, "pow2")
+    op = KGrouped(options.op_name, jnp.dtype(jnp.float32), options.implementation)
+    operands = (*lhs_columns, *columns(dy, None, "float32"), group_sizes, None)
+    return dlhs, apply(op, operands).astype(options.w_dtype), None
+
+
+_ragged_dot.defvjp(_forward, _backward)
+
+
+def _product(
+    lhs: BlockScaled, rhs: Residual, group_sizes, result_dtype: np.dtype, options: Options
+) -> jax.Array:
+    """Returns the rows of each group times the transpose of its weight."""
+    rhs = rhs.restore()
+    op = Ragged(options.op_name, result_dtype, options.implementation)
+    return apply(op, (lhs.values, lhs.scales, rhs.values, rhs.scales, group_sizes))

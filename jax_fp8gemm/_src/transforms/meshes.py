@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs operations sharded among devices, as the partitioner plans it, under every kind of mesh.
+
+Automatic meshes: XLA's partitioner asks the planner. Explicit ones: the operands' types say how
+they are divided, and jax.shard_map computes the parts. Manual ones: the caller has divided already.
+"""
+
+import contextvars
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from jax_fp8gemm._src.transforms.operation import Layout, Operation, axis_of, shown_unit
+from jax_fp8gemm._src.transforms.partitioner import Plan, entries, plan, sizes_of
+from jax_fp8gemm._src.transforms.platforms import unify_varying
+
+# Whether what is traced is one device's part of an operation in an explicit mesh. Under jax.vmap
+# the axis that divides the batch still looks explicit there.
+_is_divided = contextvars.ContextVar("jax_fp8gemm_is_divided", default=False)
+
+
+def mesh_of(*operands: jax.Array | None) -> AbstractMesh:
+    """Returns the mesh in use, or else that of the operands' types: `jax.set_mesh` is a choice."""
+    mesh = jax.sharding.get_abstract_mesh()
+    meshes = (jax.typeof(x).sharding.mesh for x in operands if x is not None)
+    return next((m for m in meshes if mesh.empty and m.explicit_axes), mesh)
+
+
+def divides_explicitly(*operands: jax.Array | None) -> bool:
+    """Says whether types say how an explicit mesh divides the operands."""
+    return bool(mesh_of(*operands).explicit_axes) and not _is_divided.get()
+
+
+def _local(op: Operation, planned: Plan, operands: tuple) -> Any:
+    """Computes one device's results from what it holds of the operands."""
+    if not planned.reduced:
+        return op.local(*unify_varying(operands))
+    layout = op.layout(*operands)
+    summands = [None if i in layout.added else x for i, x in enumerate(operands)]
+    total = op.partial_sum().local(*unify_varying(tuple(summands)))
+    (dims,) = layout.results
+    summed = planned.reduced
+    for axis, mesh_axes in planned.scattered.items():
+        summed = tuple(a for a in summed if a not in mesh_axes)
+        position = dims.index(axis)
+        total = lax.psum_scatter(total, mesh_axes, scatter_dimension=position, tiled=True)
+    # What is added is the same on all devices that the sum is over.
+    return op.finish(lax.psum(total, summed) if summed else total, *operands)
+
+
+def _apply_explicit(
+    op: Operation, mesh, operands: tuple, out_sharding: Any, allow_reshard: bool
+) -> Any:
+    """Reads the division off the operands' types, and computes on every device its part."""
+    layout = op.layout(*operands)
+    mesh_sizes = dict(mesh.shape)
+    explicit = frozenset(mesh.explicit_axes)
+
+    def spec_of(x):
+        every = entries(jax.typeof(x).sharding.spec, x.ndim)
+        return PartitionSpec(*(tuple(a for a in e if a in explicit) or None for e in every))
+
+    planned = plan(
+        op.op_name,
+        layout,
+        [None if x is None else x.shape for x in operands],
+        mesh_sizes,
+        [None if x is None else spec_of(x) for x in operands],
+        () if out_sharding is None else (out_sharding,),
+        allow_reshard=allow_reshard,
+    )
+    indices = [i for i, x in enumerate(operands) if x is not None]
+    in_specs = tuple(planned.operand_spec(layout, i) for i in indices)
+    out_specs = tuple(planned.result_spec(dims) for dims in layout.results)
+    single = len(layout.results) == 1
+
+    def local(*present):
+        token = _is_divided.set(True)
+        try:
+            return _local(op, planned, _with_absent(layout, present))
+        finally:
+            _is_divided.reset(token)
+
+    present = [reshard(operands[i], s, mesh) for i, s in zip(indices, in_specs, strict=True)]
+    # Unnamed if they are all: jax.vmap over a divided dimension takes its mesh axis from them.
+    some = {} if explicit == set(mesh.axis_names) else {"axis_names": explicit}
+    out = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=in_specs,
+        out_specs=out_specs[0] if single else out_specs,
+        **some,
+    )(*present)
+    return out if out_sharding is None else reshard(out, out_sharding, mesh)
+
+
+def _with_absent(layout: Layout, present: Sequence[jax.Array]) -> tuple:
+    """Returns the operands with None for those that the layout says are absent."""
+    remaining = iter(present)
+    return tuple(None if dims is None else next(remaining) for dims in layout.operands)
+
+
+def _parts_are_whole(size: int, unit: int, mesh_sizes: Sequence[int]) -> bool:
+    """Says whether each mesh axis that divides an axis evenly leaves its blocks whole."""
+    return size > unit and not any(size % n == 0 and size // unit % n for n in mesh_sizes)
+
+
+def _spec_on(mesh: Mesh, shaped: jax.ShapeDtypeStruct) -> PartitionSpec:
+    """Returns how mesh axes divide what XLA's partitioner describes; nothing if parts of them do.
+
+    Such a division does not come out of this module, but Shardy may cut a mesh axis in two.
+    """
+    indices = shaped.sharding.devices_indices_map(shaped.shape)
+    every = []
+    for dim in range(len(shaped.shape)):
+        starts = np.asarray([indices[device][dim].start or 0 for device in mesh.devices.flat])
+        starts = starts.reshape(mesh.devices.shape)
+        # How far the next device along each mesh axis is; that of the outermost is furthest.
+        strides = {
+            name: np.take(starts, 1, i).flat[0] - starts.flat[0]
+            for i, name in enumerate(mesh.axis_names)
+            if mesh.axis_sizes[i] > 1
+        }
+        every.append(tuple(sorted((a for a in strides if strides[a]), key=lambda a: -strides[a])))
+    spec = PartitionSpec(*every)
+    same = NamedSharding(mesh, spec).is_equivalent_to(shaped.sharding, len(shaped.shape))
+    return spec if same else PartitionSpec()
+
+
+def _rule(layout: Layout, sizes: Mapping[str, int], mesh: Mesh) -> tuple[str, dict[str, Any]]:
+    """Returns the Shardy rule of an operation, and the keyword arguments that go with it."""
+    factors: dict[str, int] = {}
+    replicated: set[str] = set()
+
+    def factor(dim: str) -> str:
+        axis = axis_of(dim)
+        # A unit that no dimension shows is the callback's to keep.
+        unit = shown_unit((*layout.operands, *layout.results), axis)
+        size = sizes.get(axis, 1)
+        block = f"{axis}_block"
+        if unit == 1:
+            name = axis
+        elif size % unit:  # blocks and elements do not divide together
+            name = axis if "/" not in dim else block
+            replicated.add(name)
+        elif not _parts_are_whole(size, unit, mesh.axis_sizes):
+            # Where a mesh axis divides the elements and cannot divide the blocks, Shardy would cut
+            # it in two to divide the blocks as far as they go.
+            name = axis if "/" not in dim else block
+        elif "/" in dim:
+            name = block
+        else:
+            factors[f"{axis}_inner"] = unit
+            name = f"({block} {axis}_inner)"
+        if axis in layout.replicated:
+            replicated.update(name.strip("()").split())
+        return name
+
+    def side(every):
+        return ", ".join(" ".join(map(factor, dims)) for dims in every if dims is not None)
+
+    text = f"{side(layout.operands)} -> {side(layout.results)}"
+    contracted = layout.contracted()
+    # In the order in which they appear, as Shardy wants them.
+    names = dict.fromkeys(re.findall(r"\w+", text))
+    reduced = [n for n in names if n.removesuffix("_block").removesuffix("_inner") in contracted]
+    return text, {
+        "reduction_factors": tuple(n for n in reduced if n not in replicated),
+        "need_replication_factors": tuple(n for n in names if n in replicated),
+        **factors,
+    }
+
+
+def _apply_automatic(op: Operation, operands: tuple) -> Any:
+    """Leaves the division to XLA's partitioner, with the planner as its callback."""
+    layout = op.layout(*operands)
+    shapes = [None if x is None else x.shape for x in operands]
+
+    def whole(*present):
+        return op.local(*unify_varying(_with_absent(layout, present)))
+
+    def partition(mesh, arg_shapes, result_shapes):
+        results = result_shapes if isinstance(result_shapes, list | tuple) else [result_shapes]
+        specs = _with_absent(layout, [_spec_on(mesh, x) for x in arg_shapes])
+        wanted = [_spec_on(mesh, x) for x in results]
+        planned = plan(
+            op.op_name, layout, shapes, dict(mesh.shape), specs, wanted, allow_reshard=True
+        )
+
+        def lower(*present):
+            # The mesh of the surrounding program is in scope, but here its axes are manual.
+            with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
+                return _local(op, planned, _with_absent(layout, present))
+
+        present = [i for i, dims in enumerate(layout.operands) if dims is not None]
+        arguments = tuple(NamedSharding(mesh, planned.operand_spec(layout, i)) for i in present)
+        outs = tuple(NamedSharding(mesh, planned.result_spec(dims)) for dims in layout.results)
+        return mesh, lower, outs[0] if len(outs) == 1 else outs, arguments
+
+    def rule(mesh, *_):
+        return _rule(layout, sizes_of(layout, shapes), mesh)
+
+    # XLA's cache can only tell partitioned calls apart by what surrounds them: their name.
+    digest = hashlib.sha256(repr((layout, op)).encode()).hexdigest()[:16]
+    whole.__name__ = whole.__qualname__ = f"{op.op_name}_{digest}"
+    partitioned = custom_partitioning(whole)
+    # Decoded by JAX before `partition` sees them, divisions among parts of a mesh axis are errors.
+    partitioned.def_partition(partition=partition, sharding_rule=rule, decode_shardings=False)
+    return jax.jit(partitioned)(*(x for x in operands if x is not None))
+
+
+def reshard(x: jax.Array, wanted: PartitionSpec | NamedSharding, mesh: AbstractMesh) -> jax.Array:
+    """Returns x divided in an explicit mesh as a spec, or a sharding, says."""
+    if isinstance(wanted, PartitionSpec):
+        wanted = NamedSharding(mesh, wanted)
+    return jax.sharding.reshard(x, wanted)
+
+
+def spec_of(x: jax.Array) -> PartitionSpec | None:
+    """Returns how an explicit mesh divides x; None without one."""
+    return jax.typeof(x).sharding.spec if mesh_of(x).explicit_axes else None
+
+
+def divide(
+    op: Operation,
+    *operands: jax.Array | None,
+    out_sharding: PartitionSpec | NamedSharding | None = None,
+    allow_reshard: bool = False,
+) -> Any:
+    """Computes an operation, sharded as its operands are; arguments as those of `apply`."""
+    mesh = mesh_of(*operands)
+    if divides_explicitly(*operands):
+        return _apply_explicit(op, mesh, operands, out_sharding, allow_reshard)
+    has_elements = all(x is None or x.size for x in operands)
+    if has_elements and not mesh.manual_axes and not op.is_left_to_xla:
+        return _apply_automatic(op, operands)
+    return op.local(*unify_varying(operands))

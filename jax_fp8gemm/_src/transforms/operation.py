@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operation: what an operation computes and how it can be divided, said once for all transforms."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_fp8gemm._src.transforms import platforms
+
+Dims = tuple[str, ...]
+
+
+class Layout(NamedTuple):
+    """The dimensions of an operation.
+
+    Equal names are one axis, and "k/128" counts blocks of 128 along axis "k". What is in an operand
+    and in no result is summed over.
+
+    Attributes:
+        operands: Dimensions of each operand; None where an optional one is absent.
+        results: Dimensions of each result.
+        names: What each operand is called in messages.
+        replicated: Axes that are never sharded.
+        added: Indices of operands that are added to a sum over devices, and not summed.
+        units: Units of axes, `(axis, elements)`, that no dimension shows: what is sharded must be
+            a multiple.
+    """
+
+    operands: tuple[Dims | None, ...]
+    results: tuple[Dims, ...]
+    names: tuple[str, ...]
+    replicated: tuple[str, ...] = ()
+    added: tuple[int, ...] = ()
+    units: tuple[tuple[str, int], ...] = ()
+
+    def batched(self, name: str, in_batched: Sequence[bool]) -> "Layout":
+        """Returns the layout of a batch, which some operands and all results have in front."""
+        pairs = zip(self.operands, in_batched, strict=True)
+        return self._replace(
+            operands=tuple((name, *dims) if is_batched else dims for dims, is_batched in pairs),
+            results=tuple((name, *dims) for dims in self.results),
+        )
+
+    def of_present(self, operands: Sequence[Any]) -> "Layout":
+        """Returns the layout with None for the operands that are absent."""
+        pairs = zip(self.operands, operands, strict=True)
+        return self._replace(operands=tuple(None if x is None else dims for dims, x in pairs))
+
+    def contracted(self) -> list[str]:
+        """Returns the axes that are summed over."""
+        kept = {axis_of(dim) for dims in self.results for dim in dims}
+        axes = dict.fromkeys(axis_of(dim) for dims in self.operands for dim in dims or ())
+        return [axis for axis in axes if axis not in kept]
+
+    def unit(self, axis: str) -> int:
+        """Returns how many elements along an axis must stay together."""
+        shown = shown_unit((*self.operands, *self.results), axis)
+        return max(shown, dict(self.units).get(axis, 1))
+
+
+def axis_of(dim: str) -> str:
+    """Returns the axis that a dimension is along."""
+    return dim.partition("/")[0]
+
+
+def unit_of(dim: str) -> int:
+    """Returns how many elements of its axis one index of a dimension stands for."""
+    return int(dim.partition("/")[2] or 1)
+
+
+def shown_unit(every: Sequence[Dims | None], axis: str) -> int:
+    """Returns the unit of an axis as the dimensions of some arrays show it."""
+    return max(
+        (unit_of(dim) for dims in every for dim in dims or () if axis_of(dim) == axis), default=1
+    )
+
+
+class Operation:
+    """An operation on arrays, None where an optional operand is absent.
+
+    Subclasses are frozen dataclasses of what is static: equal ones share traces and compilations,
+    and their `repr` tells programs apart in XLA's cache.
+
+    Attributes:
+        op_name: Public name of the function that asks for it, for messages.
+        implementation: None, "cuda", "xla" or "sim", as in the public functions.
+        result_dtype: Dtype of the result, for operations that sum over devices.
+    """
+
+    op_name: str
+    implementation: str | None
+    result_dtype: np.dtype
+
+    def layout(self, *operands) -> Layout:
+        """Returns the dimensions of operands and results."""
+        raise NotImplementedError
+
+    def result_types(self, *operands) -> Any:
+        """Returns a `jax.ShapeDtypeStruct`, or a tree of them, like the results."""
+        raise NotImplementedError
+
+    def kernel(self, *operands, backend: str) -> Any:
+        """Returns the results from a custom call for "cuda" or "sim"."""
+        raise NotImplementedError
+
+    def xla(self, *operands) -> Any:
+        """Returns the results from plain JAX."""
+        raise NotImplementedError
+
+    def batch(self, apply: Callable, axis_size: int, in_batched, operands: tuple) -> Any:
+        """Returns the results of a batch, in front of all of them: the rule of `jax.vmap`.
+
+        Args:
+            apply: `apply(op, operands)`, for the operation that computes the batch.
+            axis_size: Extent of the batch.
+            in_batched: Whether each operand has the batch, in front.
+            operands: The operands.
+        """
+        raise NotImplementedError
+
+    def jvp(self, function: Callable, primals: tuple, tangents: tuple) -> Any:
+        """Returns results and tangents; `function` computes the operation. Refuses by default."""
+        raise TypeError(
+            f"{self.op_name} is not differentiable: float8 operands have no useful gradients. Wrap"
+            f" the computation from quantize to {self.op_name} in jax.custom_vjp, or stop the"
+            " gradient at its operands with jax.lax.stop_gradient."
+        )
+
+    def is_empty(self, *operands) -> bool:
+        """Says whether there is nothing for a kernel to do. Extents are numbers."""
+        return any(x is not None and x.size == 0 for x in operands)
+
+    def check_extents(self, *operands) -> None:
+        """Raises NotImplementedError for symbolic extents that plain JAX cannot have either."""
+
+    @property
+    def is_left_to_xla(self) -> bool:
+        """Whether XLA's partitioner shards the plain-JAX form well by itself."""
+        return False
+
+    # ---- Sums over devices ---------------------------------------------------------------------
+
+    def partial_sum(self) -> "Operation":
+        """Returns the operation whose float32 results devices add up."""
+        raise NotImplementedError
+
+    def finish(self, total: jax.Array, *operands) -> jax.Array:
+        """Returns the result, made of the sum over all devices."""
+        return total.astype(self.result_dtype)
+
+    # ---- What one device computes --------------------------------------------------------------
+
+    def local(self, *operands) -> Any:
+        """Returns the results on what one device holds."""
+        return platforms.choose(self, operands)
+
+
+def like(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    """Returns the type of a result."""
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans how operations are sharded among devices, for automatic and explicit meshes alike."""
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jax.sharding import PartitionSpec
+
+from jax_fp8gemm._src.transforms.operation import Dims, Layout, axis_of
+
+Axes = tuple[str, ...]  # of a mesh
+
+
+class Plan(NamedTuple):
+    """Who has what: mesh axes of each axis, those summed over, and where the sum is scattered."""
+
+    axes: Mapping[str, Axes]
+    reduced: Axes
+    scattered: Mapping[str, Axes]
+
+    def operand_spec(self, layout: Layout, index: int) -> PartitionSpec:
+        """Returns how an operand is divided; one that is added to the sum is as the result."""
+        return self._spec(layout.operands[index], index in layout.added)
+
+    def result_spec(self, dims: Dims) -> PartitionSpec:
+        """Returns how a result is divided."""
+        return self._spec(dims, True)
+
+    def _spec(self, dims: Dims, after_sum: bool) -> PartitionSpec:
+        every = []
+        for dim in dims:
+            axes = self.axes.get(axis_of(dim), ())
+            if after_sum:
+                axes += self.scattered.get(axis_of(dim), ())
+            every.append(axes or None)
+        return PartitionSpec(*every)
+
+
+def entries(spec: Any, ndim: int) -> list[Axes]:
+    """Returns the mesh axes of each dimension of a PartitionSpec."""
+    every = [() if e is None or e is PartitionSpec.UNCONSTRAINED else e for e in spec or ()]
+    every = [e if isinstance(e, tuple) else (e,) for e in every]
+    return every + [()] * (ndim - len(every))
+
+
+def sizes_of(layout: Layout, shapes: Sequence[tuple[int, ...] | None]) -> dict[str, int]:
+    """Returns the extent of each axis."""
+    return {
+        dim: size
+        for dims, shape in zip(layout.operands, shapes, strict=True)
+        for dim, size in zip(dims or (), shape or (), strict=True)
+        if "/" not in dim
+    }
+
+
+# ---- The planner -------------------------------------------------------------------------------
+
+
+class _Planner:
+    """Plans one operation. A strict planner raises ValueError instead of moving an operand."""
+
+    def __init__(self, op_name: str, layout: Layout, sizes, mesh_sizes, operand_specs, strict):
+        self.op_name, self.layout = op_name, layout
+        self.sizes, self.mesh_sizes = sizes, mesh_sizes
+        self.strict = strict
+        # Mesh axes by operand and axis. Scales follow their values.
+        self.given = [
+            {dim: e for dim, e in zip(dims, entries(spec, len(dims)), strict=True) if e}
+            for dims, spec in zip(self.layout.operands, operand_specs, strict=True)
+            if dims is not None
+        ]
+        present = zip(self.layout.operands, self.layout.names, strict=True)
+        self.names = [name for dims, name in present if dims is not None]
+
+    def refuse(self, text: str) -> None:
+        if self.strict:
+            raise ValueError(f"{self.op_name}: {text}; use jax.sharding.reshard first.")
+
+    def offered(self, axis: str) -> Axes:
+        """Returns the mesh axes over which the operands have an axis divided."""
+        if axis in self.layout.replicated:
+            for name, given in zip(self.names, self.given, strict=True):
+                if given.get(axis):
+                    self.refuse(
+                        f"{name} must not be divided along {axis.upper()}, got {given[axis]}"
+                    )
+            return ()
+        offers = {
+            name: given[axis]
+            for name, given in zip(self.names, self.given, strict=True)
+            if given.get(axis)
+        }
+        if len(set(offers.values())) > 1:
+            self.refuse(f"operands must be divided alike along {axis.upper()}, got {offers}")
+        return next(iter(offers.values()), ())
+
+    def fitting(self, axis: str, axes: Axes) -> Axes:
+        """Returns the most of the mesh axes that divide an axis into whole units."""
+        unit = self.layout.unit(axis)
+        for count in range(len(axes), 0, -1):
+            shards = math.prod(self.mesh_sizes[a] for a in axes[:count])
+            if self.sizes[axis] % (unit * shards) == 0:
+                return axes[:count]
+            blocks = f" into whole blocks of {unit}" if unit > 1 else ""
+            self.refuse(
+                f"{axis.upper()} = {self.sizes[axis]} cannot be divided among {shards} devices"
+                f" (mesh axes {axes[:count]}){blocks}"
+            )
+        return ()
+
+    def moves(self, axis: str, mesh_axis: str) -> bool:
+        """Says whether summing over a mesh axis would move an operand that divides another axis."""
+        for dims, given in zip(
+            [dims for dims in self.layout.operands if dims is not None], self.given, strict=True
+        ):
+            others = [axes for dim, axes in given.items() if dim != axis and "/" not in dim]
+            if axis in dims and any(mesh_axis in axes for axes in others):
+                return True
+        return False
+
+    def contraction(self, axis: str) -> Axes:
+        """Returns the mesh axes that an axis is summed over."""
+        offered = self.offered(axis)
+        for count, mesh_axis in enumerate(offered):
+            if self.moves(axis, mesh_axis):
+                self.refuse(
+                    f"mesh axis {mesh_axis!r} divides {axis.upper()} of one operand and another"
+                    " dimension of the other"
+                )
+                offered = offered[:count]
+                break
+        return self.fitting(axis, offered)
+
+    def plan(self, wanted: Mapping[str, Axes]) -> Plan:
+        """Returns the plan that gives the results the mesh axes `wanted`, where it can."""
+        axes = {axis: self.contraction(axis) for axis in self.layout.contracted()}
+        reduced = tuple(dict.fromkeys(a for chosen in axes.values() for a in chosen))
+        kept = list(dict.fromkeys(axis_of(d) for dims in self.layout.results for d in dims))
+        offers = {axis: self.offered(axis) for axis in kept}
+        scattered: dict[str, Axes] = {}
+        used: set[str] = set(reduced)
+        # What must not change goes first: the operands' division if strict, else the results'.
+        first = offers if self.strict else wanted
+        for axis in sorted(kept, key=lambda axis: not first.get(axis)):
+            asked = wanted.get(axis, ())
+            if not asked or (self.strict and asked[: len(offers[axis])] != offers[axis]):
+                asked = offers[axis]
+            own = tuple(a for a in asked if a not in reduced)
+            free = tuple(a for a in own if a not in used)
+            if free != own and set(own) - set(free) & set(offers[axis]):
+                self.refuse(f"mesh axes {own} divide {axis.upper()} and another dimension")
+            tail = asked[len(own) :]
+            axes[axis] = self.fitting(axis, free) if axis not in self.layout.replicated else ()
+            shards = math.prod(self.mesh_sizes[a] for a in asked)
+            if tail and asked == axes[axis] + tail and self.sizes[axis] % shards == 0:
+                scattered[axis] = tail
+            used |= {*axes[axis], *scattered.get(axis, ())}
+        return Plan(axes, reduced, scattered)
+
+
+def plan(
+    op_name: str,
+    layout: Layout,
+    shapes: Sequence[tuple[int, ...] | None],
+    mesh_sizes: Mapping[str, int],
+    operand_specs: Sequence[Any],
+    result_specs: Sequence[Any] = (),
+    *,
+    allow_reshard: bool,
+) -> Plan:
+    """Plans an operation on operands of the given shapes and PartitionSpecs.
+
+    Axes of the results keep the division of the operands and move nothing. Contracted axes that
+    are divided alike cost one sum over their mesh axes, scattered where the result asks for those
+    axes. Whatever would split a unit, or needs one mesh axis for two axes, is not divided.
+
+    Args:
+        op_name: Public name of the operation, for messages.
+        layout: Its dimensions.
+        shapes: Of the operands, None where one is absent.
+        mesh_sizes: Devices along each mesh axis.
+        operand_specs: PartitionSpec of each operand.
+        result_specs: Wanted PartitionSpec of each result.
+        allow_reshard: Whether the plan may move an operand; else that raises ValueError.
+    """
+    wanted: dict[str, Axes] = {}
+    for dims, spec in zip(layout.results, result_specs, strict=False):
+        for dim, entry in zip(dims, entries(spec, len(dims)), strict=True):
+            if entry and "/" not in dim:
+                wanted.setdefault(dim, entry)
+    sizes = sizes_of(layout, shapes)
+    strict = not allow_reshard
+    return _Planner(op_name, layout, sizes, mesh_sizes, operand_specs, strict).plan(wanted)
+
+
+@functools.cache
+def names(prefix: str, count: int) -> tuple[str, ...]:
+    """Returns names for so many axes."""
+    return tuple(f"{prefix}{i}" for i in range(count))
