@@ -72,7 +72,9 @@ def _thunks(folder: Path, program: str) -> list[str]:
 def test_bfloat16_is_rounded_before_it_is_quantised(folder):
     """XLA keeps the products in float32 where nothing says otherwise (tests/test_rounding.py)."""
     plain = (folder / "produced.hlo").read_text()
-    rounded = re.findall(r"(%\S+) = f32\S+ reduce-precision\(.*exponent_bits=8, mantissa_bits=7", plain)
+    rounded = re.findall(
+        r"(%\S+) = f32\S+ reduce-precision\(.*exponent_bits=8, mantissa_bits=7", plain
+    )
     assert len(rounded) >= 2, "once for the scales, once for the values"
     kernel = (folder / "produced_for_a_kernel.hlo").read_text()
     (operand,) = re.findall(r"custom-call\((%[\w.]+)\), custom_call_target=\"jax_fp8gemm", kernel)
