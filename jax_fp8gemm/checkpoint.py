@@ -1,22 +1,132 @@
 # SPDX-License-Identifier: Apache-2.0
 """Block-quantised checkpoints in the Hugging Face format: safetensors to BlockScaled and back."""
 
+import copy
+import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from os import PathLike
 from typing import Any
 
 import jax
+import jax.export
 
+from jax_fp8gemm._src.checkpoints import format as fmt
 from jax_fp8gemm._src.checkpoints import read as reader
 from jax_fp8gemm._src.checkpoints import safetensors_files
 from jax_fp8gemm._src.checkpoints import write as writer
-from jax_fp8gemm._src.checkpoints.format import CONFIG_FILE
+from jax_fp8gemm._src.checkpoints.format import Stored
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled
 
+Stored.__module__ = __name__  # what pickles name
 Placement = jax.Device | jax.sharding.Sharding | None
 MAX_FILE_BYTES = 5 * 10**9
+
+
+class Checkpoint(dict[str, BlockScaled | jax.Array]):
+    """What `load` returns: a dict of tensors that knows how they were stored, for `save`.
+
+    Change it as any dict: tensors keep what is known of their names. It stays a `Checkpoint`
+    through JAX, `copy` and `|`, while `dict(c)` and `{**c, ...}` are plain dicts, of which `save`
+    knows nothing.
+
+    Args:
+        tensors: As a dict takes them.
+        config: What `config.json` says; None for nothing.
+        stored: How the result of each name is stored, a `Stored`; None for nothing known. It may
+            have other names than `tensors`.
+
+    Raises:
+        TypeError: JSON cannot hold `config`, or `stored` has something else than a `Stored`.
+
+    Transformations:
+        A pytree: it passes through every transformation of JAX. Leaves and their paths are those
+        of a dict, `config` and `stored` are static, so that it does not match the tree of a plain
+        dict: use `dict(c)` beside one. Rebuilt trees have the order of `stored`, then other names.
+
+    Example:
+        >>> weights = load(folder)
+        >>> weights.stored["model.layers.0.mlp.down_proj.weight"]
+        Stored(dtype='F8_E4M3', scale_dtypes=('F32',), is_stacked=False)
+        >>> jax.device_put(weights, jax.devices()[0]).config == weights.config
+        True
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
+        *,
+        config: Mapping[str, Any] | None = None,
+        stored: Mapping[str, Stored] | None = None,
+    ):
+        """Validates and holds the three."""
+        super().__init__(tensors)
+        self._config = fmt.config_text("Checkpoint", {} if config is None else config)
+        self._stored = tuple((stored or {}).items())
+        for name, found in self._stored:
+            if not isinstance(found, Stored):
+                raise TypeError(
+                    f"Checkpoint: stored[{name!r}] must be a Stored, got {type(found).__name__}."
+                )
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """A copy of what `config.json` says; {} where there is none."""
+        return json.loads(self._config)
+
+    @property
+    def stored(self) -> dict[str, Stored]:
+        """How the result of each name is stored, in the order of the checkpoint; a copy."""
+        return dict(self._stored)
+
+    def copy(self) -> "Checkpoint":
+        """Returns a shallow copy."""
+        return copy.copy(self)
+
+    def __or__(self, other: Any) -> "Checkpoint":
+        """Returns a copy with the tensors of `other`."""
+        merged = self.copy()
+        merged |= other
+        return merged
+
+    def _flatten(self) -> tuple[tuple[Any, ...], Any]:
+        names = tuple(sorted(self))
+        return tuple(self[name] for name in names), (names, self._config, self._stored)
+
+    def _flatten_with_keys(self) -> tuple[tuple[Any, ...], Any]:
+        leaves, static = self._flatten()
+        return tuple(zip(map(jax.tree_util.DictKey, static[0]), leaves, strict=True)), static
+
+    @staticmethod
+    def _unflatten(static: Any, leaves: Iterable[Any]) -> "Checkpoint":
+        names, config, stored = static
+        found = dict(zip(names, leaves, strict=True))
+        in_order = {name: found[name] for name, _ in stored if name in found}
+        self = Checkpoint(in_order | found)
+        self._config, self._stored = config, stored
+        return self
+
+    @staticmethod
+    def _read_static(data: bytes) -> Any:
+        names, config, stored = json.loads(bytes(data))
+        items = (
+            (name, Stored(dtype, tuple(scale_dtypes), is_stacked))
+            for name, (dtype, scale_dtypes, is_stacked) in stored
+        )
+        return tuple(names), config, tuple(items)
+
+
+jax.tree_util.register_pytree_with_keys(
+    Checkpoint, Checkpoint._flatten_with_keys, Checkpoint._unflatten, Checkpoint._flatten
+)
+jax.export.register_pytree_node_serialization(
+    Checkpoint,
+    serialized_name="jax_fp8gemm.Checkpoint",
+    serialize_auxdata=lambda static: json.dumps(static).encode(),
+    deserialize_auxdata=Checkpoint._read_static,
+)
 
 
 def load(
@@ -25,7 +135,7 @@ def load(
     include: Callable[[str], bool] | None = None,
     sharding: Placement | Callable[[str, tuple[int, ...]], Placement] = None,
     stack_experts: bool = True,
-) -> dict[str, BlockScaled | jax.Array]:
+) -> Checkpoint:
     """Loads a block-quantised checkpoint, as DeepSeek-V3, Qwen3-FP8 and Kimi-K2 are stored.
 
     A `float8_e4m3fn` tensor `X` with its scales `X_scale_inv` becomes a `BlockScaled` of block
@@ -47,7 +157,8 @@ def load(
             `P.experts.S` with a leading dimension of experts, as the grouped GEMMs take them.
 
     Returns:
-        Every result by its name, in the order of the checkpoint.
+        Every result by its name, in the order of the checkpoint, and what `save` needs to write
+        it as it was stored.
 
     Raises:
         ImportError: The `safetensors` package is not installed.
@@ -71,11 +182,13 @@ def load(
     """
     folder = pathlib.Path(folder)
     sources = reader.find_sources(safetensors_files.open_folder(folder), include, stack_experts)
-    reader.check_quantization(folder / CONFIG_FILE, sources)
+    config = reader.read_config(folder / fmt.CONFIG_FILE, sources)
     shardings = {
         name: reader.find_sharding(name, source, sharding) for name, source in sources.items()
     }  # all of them, before the first is read
-    return {name: reader.place(source, shardings[name]) for name, source in sources.items()}
+    tensors = {name: reader.place(source, shardings[name]) for name, source in sources.items()}
+    stored = {name: source.stored for name, source in sources.items()}
+    return Checkpoint(tensors, config=config, stored=stored)
 
 
 def save(
@@ -93,22 +206,39 @@ def save(
     `model.safetensors.index.json` where there is more than one file. One file after another is
     brought to the host and written.
 
+    `save(folder, load(other))` writes the same tensors. Names that a `Checkpoint` was loaded with
+    are stored as they were: one tensor per expert, as many as there are now, or one for all;
+    64-bit tensors in 64 bits, of what `load` left of them; scales in their dtype, or in `float32`
+    where that does not hold all scales of a result exactly.
+
+    In `quantization_config`, `modules_to_not_convert` keeps its entries and gets the modules of
+    plain matrices `M.weight` that none covers; not those that a `Checkpoint` was loaded with as
+    plain and unlisted. `scale_fmt: ue8m0` is left out if a scale is not a power of two.
+
+    Files get their names when all are written; that by which `load` finds the others is the last.
+    A call that fails leaves nothing, a process that is killed a folder `.saving-*`.
+
     Args:
-        folder: Is made if need be; must not hold a checkpoint already.
+        folder: Is made if need be; must not hold a checkpoint or `config.json` already.
         tensors: By name. Each `BlockScaled` has block `(128, 128)` and dtype `float8_e4m3fn`.
-        config: What `config.json` says besides; a `quantization_config` in it is completed.
+        config: What `config.json` says besides; a `quantization_config` in it is completed. None
+            is the `config` of a `Checkpoint`, whose `quantization_config` is complete if it
+            describes float8 tensors, and nothing for another mapping.
         max_file_bytes: A new file starts where one would pass this. A tensor and its scales stay
             together, and may pass it alone.
         unstack_experts: Whether a tensor `P.experts.S` of three dimensions is written as one
-            tensor `P.experts.{i}.S` for each expert.
+            tensor `P.experts.{i}.S` for each expert. It is not asked for names that a
+            `Checkpoint` was loaded with.
 
     Raises:
         ImportError: The `safetensors` package is not installed.
-        FileExistsError: `folder` holds a checkpoint.
+        FileExistsError: `folder` holds a checkpoint or `config.json`.
         TypeError: A tensor is not an array, has an unsupported dtype, or is float8 and no
-            `BlockScaled`; or `max_file_bytes` is not an int.
-        ValueError: A `BlockScaled` has another block; a name is written twice; a tensor has parts
-            on other hosts; `config` names another quantisation; or `max_file_bytes` is below 1.
+            `BlockScaled`; JSON cannot hold `config`; or `max_file_bytes` is not an int.
+        ValueError: A `BlockScaled` has another block; a name is written twice or ends in
+            `_scale_inv`; a tensor has parts on other hosts; `config` names another quantisation,
+            or a module of a `BlockScaled` under `modules_to_not_convert`; or `max_file_bytes` is
+            below 1.
 
     Transformations:
         None: it writes files, outside of any transformation.
@@ -121,12 +251,11 @@ def save(
     folder = pathlib.Path(folder)
     limit = checks.extent("checkpoint.save", "max_file_bytes", max_file_bytes, 1)
     safetensors_files.package()
-    groups = writer.find_parts(tensors, unstack_experts)
-    config = writer.complete_config(config or {}, tensors, groups)
-    taken = next(folder.glob("model*.safetensors*"), None)
-    if taken is not None:
-        raise FileExistsError(
-            f"checkpoint.save: folder {folder} must not hold a checkpoint, it has {taken.name}."
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    writer.write(folder, writer.split_into_files(groups, limit), config)
+    loaded = tensors if isinstance(tensors, Checkpoint) else Checkpoint()
+    given = loaded.config if config is None else config
+    given = json.loads(fmt.config_text("checkpoint.save", given))
+    parts = writer.find_parts(tensors, loaded.stored, unstack_experts)
+    completed = writer.complete_config(given, loaded.config, loaded.stored, parts)
+    writer.check_free(folder)
+    files = writer.split_into_files(chain(*parts.values()), limit)
+    writer.write(folder, files, completed)

@@ -5,6 +5,7 @@ import json
 
 import ml_dtypes
 import numpy as np
+import safetensors
 from safetensors.numpy import save_file
 
 E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
@@ -16,13 +17,13 @@ QUANTIZATION = {
 }
 
 
-def quantised(rng, shape, scale_dtype=np.float32):
+def quantised(rng, shape, scale_dtype=np.float32, powers_of_two=False):
     """Returns values, scales as stored, and the float32 array they stand for, block by block."""
     values = rng.normal(size=shape).astype(E4M3)
     counts = (*shape[:-2], -(-shape[-2] // 128), -(-shape[-1] // 128))
     exponents = rng.integers(-6, 3, size=counts)
     scales = 2.0**exponents
-    if scale_dtype == np.float32:  # any number will do
+    if scale_dtype == np.float32 and not powers_of_two:  # any number will do
         scales = scales * rng.uniform(1, 2, size=counts)
     if scale_dtype == np.uint8:  # an exponent with bias 127 and nothing else
         stored = (exponents + 127).astype(np.uint8)
@@ -53,6 +54,21 @@ def write(folder, *files, quantization=QUANTIZATION, config=None):
         config["quantization_config"] = quantization
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def content(folder):
+    """Returns dtype, shape and bytes of every tensor in the files of a folder, by name."""
+    found = {}
+    for path in folder.glob("*.safetensors"):
+        for name, entry in safetensors.deserialize(path.read_bytes()):
+            assert name not in found
+            found[name] = (entry["dtype"], tuple(entry["shape"]), bytes(entry["data"]))
+    return found
+
+
+def config_of(folder):
+    """Returns what config.json says."""
+    return json.loads((folder / "config.json").read_text())
 
 
 _ATTENTION = {  # of multi-head latent attention, whose ranks are no multiples of 128
@@ -98,7 +114,7 @@ def in_style(rng, style):
     tensors, dense = {}, {}
     for name, shape in shapes.items():
         tensors[name], tensors[name + "_scale_inv"], dense[name] = quantised(
-            rng, shape, scale_dtype
+            rng, shape, scale_dtype, powers_of_two="scale_fmt" in changes
         )
     plain = ("lm_head.weight", f"{layer}mlp.gate.weight", *(f"{layer}{n}.weight" for n in kept))
     for name in plain:

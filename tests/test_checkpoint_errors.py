@@ -112,6 +112,12 @@ CONTENTS = {
         ValueError,
         f"{W}.*{FILE}.*must not be float8.*modules_to_not_convert.*'model.layers.0'",
     ),
+    "not_to_convert_text": (
+        tensors(),
+        quantization(modules_to_not_convert="lm_head"),
+        ValueError,
+        "config.json.*modules_to_not_convert must be a list of names, got 'lm_head'",
+    ),
     "experts_gap": (experts(0, 2), {}, ValueError, r"'m\.experts\.w'.*without a gap.*no 1"),
     "experts_differ": (
         experts(0, **{EXPERT.format(1): np.ones((3, 4), np.float32)}),
@@ -230,6 +236,8 @@ def test_package_missing(tmp_path, monkeypatch):
 
 
 WEIGHT = fp8.BlockScaled(VALUES, SCALES, (128, 128))
+LOOP = {}
+LOOP["loop"] = LOOP
 SAVED = {
     "row_block": (
         {W: fp8.quantize(F32)},
@@ -260,6 +268,33 @@ SAVED = {
         {"config": {"quantization_config": {"quant_method": "awq"}}},
         ValueError,
         "config.*quant_method.*'fp8'.*'awq'",
+    ),
+    "scales_alone": ({S: SCALES}, {}, ValueError, f"{S}.*must not end in '_scale_inv'"),
+    "scales_quantised": ({S: WEIGHT}, {}, ValueError, f"{S}.*must not end in '_scale_inv'"),
+    "config_no_json": (
+        {W: WEIGHT},
+        {"config": {"eos": SCALES}},
+        TypeError,
+        "checkpoint.save: config must hold what JSON can: .*ndarray",
+    ),
+    "config_in_itself": (
+        {},
+        {"config": LOOP},
+        TypeError,
+        "config must hold what JSON can.*ircular",
+    ),
+    "config_list": ({}, {"config": [1]}, TypeError, "config must be a mapping, got list"),
+    "config_text": (
+        {W: WEIGHT},
+        {"config": {"quantization_config": "fp8"}},
+        TypeError,
+        "config: quantization_config must be a mapping, got 'fp8'",
+    ),
+    "config_modules": (
+        {W: WEIGHT},
+        {"config": {"quantization_config": {"modules_to_not_convert": "lm_head"}}},
+        ValueError,
+        "config: .*modules_to_not_convert must be a list of names, got 'lm_head'",
     ),
 }
 

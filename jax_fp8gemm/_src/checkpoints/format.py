@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What block-quantised checkpoints look like: names, dtypes and `quantization_config`."""
 
+import json
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -13,6 +14,7 @@ CONFIG_FILE = "config.json"
 SCALE_SUFFIX = "_scale_inv"  # the scales multiply, whatever the name says
 SCALE_DTYPES = ("F32", "BF16", "F16", "F8_E8M0", "U8")  # U8: the bits of F8_E8M0
 E4M3 = jnp.dtype(jnp.float8_e4m3fn)
+E8M0 = jnp.dtype(jnp.float8_e8m0fnu)
 BLOCK = checks.SQUARE_BLOCK
 # What quantization_config must say, where it says it; weight_block_size it must say.
 QUANTIZATION = {
@@ -23,20 +25,59 @@ QUANTIZATION = {
 }
 
 _EXPERT = re.compile(r"^(.*\.experts)\.(\d+)\.(.+)$")
+_NUMBER = re.compile(r"\d+\.")
+
+
+class Stored(NamedTuple):
+    """How a checkpoint stores one result of `load`; dtypes as safetensors calls them.
+
+    dtype: Of the values.
+    scale_dtypes: Of the scales: one, or one for each expert where they differ; () if there are
+        no scales.
+    is_stacked: Whether there is a tensor for each expert.
+    """
+
+    dtype: str
+    scale_dtypes: tuple[str, ...]
+    is_stacked: bool
 
 
 def without_expert(name: str) -> tuple[str, int] | None:
-    """Splits `P.experts.{i}.S` into `P.experts.S` and i; None for every other name."""
+    """Splits `P.experts.{i}.S` into `P.experts.S` and i; None where `with_expert` has no way back.
+
+    That is every other name, and one with a number such as 007.
+    """
     match = _EXPERT.match(name)
-    return (f"{match[1]}.{match[3]}", int(match[2])) if match else None
+    if not match:
+        return None
+    stack, expert = f"{match[1]}.{match[3]}", int(match[2])
+    return (stack, expert) if with_expert(stack, expert) == name else None
 
 
 def with_expert(name: str, expert: int) -> str | None:
     """Returns `P.experts.{expert}.S` for `P.experts.S`; None for every other name."""
     head, dot, tail = name.rpartition(".experts.")
-    if not dot or _EXPERT.match(name):
-        return None
-    return f"{head}.experts.{expert}.{tail}"
+    return f"{head}.experts.{expert}.{tail}" if dot and not _NUMBER.match(tail) else None
+
+
+def modules_of(name: str) -> Iterator[str]:
+    """Yields the modules that a tensor is in: `a` and `a.b` for `a.b.weight`."""
+    parts = name.split(".")
+    return (".".join(parts[:end]) for end in range(1, len(parts)))
+
+
+def config_text(where: str, config: Mapping[str, Any]) -> str:
+    """Returns a config as JSON.
+
+    Raises:
+        TypeError: JSON cannot hold it.
+    """
+    if not isinstance(config, Mapping):
+        raise TypeError(f"{where}: config must be a mapping, got {type(config).__name__}.")
+    try:
+        return json.dumps(dict(config))
+    except (TypeError, ValueError) as error:  # ValueError: it holds itself
+        raise TypeError(f"{where}: config must hold what JSON can: {error}.") from error
 
 
 def check_quantization_config(where: str, found: Mapping[str, Any]) -> None:
@@ -48,3 +89,10 @@ def check_quantization_config(where: str, found: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{where}: quantization_config.{key} must be {wanted!r}, got {value!r}."
             )
+    kept = found.get("modules_to_not_convert")
+    is_list = isinstance(kept, list | tuple) and all(isinstance(name, str) for name in kept)
+    if kept is not None and not is_list:
+        raise ValueError(
+            f"{where}: quantization_config.modules_to_not_convert must be a list of names,"
+            f" got {kept!r}."
+        )

@@ -2,7 +2,7 @@
 """From the tensors of a checkpoint to arrays on devices, each device reading its slices."""
 
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,6 @@ from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled
 
 _WHERE = "checkpoint.load"
-_E8M0 = jnp.dtype(jnp.float8_e8m0fnu)
 _ALIGNMENT_BYTES = 64
 _F32 = jnp.dtype(jnp.float32)
 
@@ -33,6 +32,14 @@ class Source(NamedTuple):
         """Shape of the result."""
         lead = (len(self.values),) if self.is_stacked else ()
         return (*lead, *self.values[0].shape)
+
+    @property
+    def stored(self) -> fmt.Stored:
+        """How the files hold the result."""
+        scale_dtypes = tuple(scale.dtype_name for scale in self.scales)
+        if len(set(scale_dtypes)) == 1:
+            scale_dtypes = scale_dtypes[:1]
+        return fmt.Stored(self.values[0].dtype_name, scale_dtypes, self.is_stacked)
 
 
 def find_sources(
@@ -114,16 +121,17 @@ def _check_pair(value: Tensor, scale: Tensor | None) -> None:
         )
 
 
-def check_quantization(path: pathlib.Path, sources: Mapping[str, Source]) -> None:
-    """Checks that config.json describes the float8 tensors that there are."""
+def read_config(path: pathlib.Path, sources: Mapping[str, Source]) -> dict[str, Any]:
+    """Returns config.json, after checking that it describes the float8 tensors that there are."""
+    config = safetensors_files.read_json(path) if path.exists() else None
     quantised = [value for source in sources.values() if source.scales for value in source.values]
     if not quantised:
-        return
-    if not path.exists():
+        return config or {}
+    if config is None:
         raise FileNotFoundError(
             f"{_WHERE}: {path} must say how {quantised[0]} is quantised, and is missing."
         )
-    found = safetensors_files.read_json(path).get("quantization_config")
+    found = config.get("quantization_config")
     if not isinstance(found, dict):
         raise ValueError(
             f"{_WHERE}: {path} must have a quantization_config, because {quantised[0]} is float8;"
@@ -132,17 +140,13 @@ def check_quantization(path: pathlib.Path, sources: Mapping[str, Source]) -> Non
     fmt.check_quantization_config(f"{_WHERE}: {path}", found)
     kept = frozenset(found.get("modules_to_not_convert") or ())
     for value in quantised:
-        parts = value.name.split(".")
-        module = next(filter(kept.__contains__, map(".".join, _prefixes(parts))), None)
+        module = next(filter(kept.__contains__, fmt.modules_of(value.name)), None)
         if module is not None:
             raise ValueError(
                 f"{_WHERE}: {value} must not be float8, because modules_to_not_convert in {path}"
                 f" names {module!r}."
             )
-
-
-def _prefixes(parts: list[str]) -> Iterator[list[str]]:
-    return (parts[:end] for end in range(1, len(parts)))
+    return config
 
 
 def find_sharding(name: str, source: Source, sharding: Any) -> jax.sharding.Sharding | None:
@@ -208,7 +212,7 @@ def _read(tensor: Tensor, index: tuple[slice, ...], dtype: np.dtype) -> np.ndarr
     """Reads a slice of a tensor; converts scales and 64-bit numbers, never weights."""
     array = tensor.view()[index]
     if dtype == _F32 and array.dtype == np.uint8:
-        array = array.view(_E8M0)
+        array = array.view(fmt.E8M0)
     return array.astype(dtype, copy=False)
 
 

@@ -2,6 +2,7 @@
 """Safetensors files, one or many with an index: memory-mapped tensors in, files out."""
 
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -144,3 +145,9 @@ def write_file(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Writes one file, tagged as the loaders of other frameworks want it."""
     contiguous = {name: np.require(array, requirements="C") for name, array in tensors.items()}
     package().numpy.save_file(contiguous, path, metadata={"format": "pt"})
+
+
+def sync(path: pathlib.Path) -> None:
+    """Waits until the content of a file is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

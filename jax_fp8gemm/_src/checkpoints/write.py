@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """From arrays to the tensors, the files and the configuration of a checkpoint."""
 
+import contextlib
+import itertools
 import json
 import pathlib
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +18,8 @@ from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled
 
 _WHERE = "checkpoint.save"
+_F32 = np.dtype(np.float32)
+_U8 = np.dtype(np.uint8)
 
 
 class Part(NamedTuple):
@@ -23,38 +28,92 @@ class Part(NamedTuple):
     name: str
     array: Any
     expert: int | None
+    dtype: np.dtype  # in the file
 
     @property
     def num_bytes(self) -> int:
         """Size of the tensor."""
-        whole = self.array.size * self.array.dtype.itemsize
+        whole = self.array.size * self.dtype.itemsize
         return whole if self.expert is None else whole // self.array.shape[0]
 
     def read(self) -> np.ndarray:
         """Brings the tensor to the host."""
-        return np.asarray(self.array if self.expert is None else self.array[self.expert])
+        array = np.asarray(self.array if self.expert is None else self.array[self.expert])
+        if (array.dtype, self.dtype) == (_F32, _U8):  # scales, as load reads them
+            return array.astype(fmt.E8M0).view(_U8)
+        return array.astype(self.dtype, copy=False)
 
 
-def find_parts(tensors: Mapping[str, Any], unstack_experts: bool) -> list[list[Part]]:
-    """Returns the tensors to write, those that must share a file together."""
-    groups: list[list[Part]] = []
+# What must share a file, tensor and scales, for each tensor that a result is written as.
+Groups = list[list[Part]]
+
+
+def find_parts(
+    tensors: Mapping[str, Any], stored: Mapping[str, fmt.Stored], unstack_experts: bool
+) -> dict[str, Groups]:
+    """Returns the tensors to write, by the name of the result that they are of."""
+    parts: dict[str, Groups] = {}
     taken: set[str] = set()
     for name, tensor in tensors.items():
         _check(name, tensor)
-        is_stack = unstack_experts and tensor.ndim == 3 and fmt.with_expert(name, 0) is not None
-        for expert in range(tensor.shape[0]) if is_stack else (None,):
-            key = name if expert is None else fmt.with_expert(name, expert)
-            if isinstance(tensor, BlockScaled):
-                scale_key = key + fmt.SCALE_SUFFIX
-                group = [Part(key, tensor.values, expert), Part(scale_key, tensor.scales, expert)]
-            else:
-                group = [Part(key, tensor, expert)]
-            twice = taken.intersection(part.name for part in group)
-            if twice:
-                raise ValueError(f"{_WHERE}: {name!r} must not be written as {twice} again.")
-            taken.update(part.name for part in group)
-            groups.append(group)
-    return groups
+        parts[name] = list(_find_groups(name, tensor, stored.get(name), unstack_experts))
+        names = {part.name for part in itertools.chain(*parts[name])}
+        if not taken.isdisjoint(names):
+            raise ValueError(f"{_WHERE}: {name!r} must not be written as {taken & names} again.")
+        taken |= names
+        if name.endswith(fmt.SCALE_SUFFIX):
+            raise ValueError(
+                f"{_WHERE}: tensor {name!r} must not end in {fmt.SCALE_SUFFIX!r}, as scales do:"
+                " give them with their values, as a BlockScaled."
+            )
+    return parts
+
+
+def _find_groups(
+    name: str, tensor: Any, stored: fmt.Stored | None, unstack_experts: bool
+) -> Iterator[list[Part]]:
+    is_block_scaled = isinstance(tensor, BlockScaled)
+    if stored is None:
+        is_stack = unstack_experts and tensor.ndim == 3
+    else:
+        is_stack = stored.is_stacked and tensor.ndim > (2 if is_block_scaled else 0)
+    is_stack = is_stack and tensor.shape[0] > 0 and fmt.with_expert(name, 0) is not None
+    experts = range(tensor.shape[0]) if is_stack else (None,)
+    scale_dtypes = _scale_dtypes(tensor, stored, is_stack) if is_block_scaled else ()
+    for i, expert in enumerate(experts):
+        key = name if expert is None else fmt.with_expert(name, expert)
+        if is_block_scaled:
+            scales = Part(key + fmt.SCALE_SUFFIX, tensor.scales, expert, scale_dtypes[i])
+            yield [Part(key, tensor.values, expert, fmt.E4M3), scales]
+        else:
+            yield [Part(key, tensor, expert, _plain_dtype(tensor.dtype, stored))]
+
+
+def _scale_dtypes(tensor: BlockScaled, stored: fmt.Stored | None, is_stack: bool) -> list[np.dtype]:
+    """Returns the dtypes of the scales of each tensor: as stored if they hold all, or float32."""
+    count = tensor.shape[0] if is_stack else 1
+    names = stored.scale_dtypes if stored else ()
+    if set(names) <= {"F32"}:
+        return [_F32] * count
+    dtypes = [safetensors_files.DTYPES[names[min(i, len(names) - 1)]] for i in range(count)]
+    scales = np.asarray(tensor.scales)
+    each = scales if is_stack else [scales]
+    is_exact = all(_holds(dtype, array) for dtype, array in zip(dtypes, each, strict=True))
+    return dtypes if is_exact else [_F32] * count
+
+
+def _holds(dtype: np.dtype, scales: np.ndarray) -> bool:
+    """Whether a dtype of scales has each of these numbers, bit by bit where they are widened."""
+    with np.errstate(all="ignore"):
+        back = scales.astype(fmt.E8M0 if dtype == _U8 else dtype).astype(_F32)
+    return np.array_equal(back.view(np.uint32), scales.view(np.uint32))
+
+
+def _plain_dtype(dtype: np.dtype, stored: fmt.Stored | None) -> np.dtype:
+    """Returns the dtype to write: the 64-bit one that load has narrowed to this, or this."""
+    wide = safetensors_files.DTYPES[stored.dtype] if stored else dtype
+    is_narrowed = wide.itemsize == 8 and dtype == np.dtype(f"{wide.kind}4")
+    return wide if is_narrowed else np.dtype(dtype)
 
 
 def _check(name: str, tensor: Any) -> None:
@@ -93,33 +152,131 @@ def split_into_files(groups: Iterable[list[Part]], limit: int) -> dict[str, list
 
 
 def complete_config(
-    config: Mapping[str, Any], tensors: Mapping[str, Any], groups: Iterable[list[Part]]
+    config: Mapping[str, Any],
+    loaded: Mapping[str, Any],
+    stored: Mapping[str, fmt.Stored],
+    parts: Mapping[str, Groups],
 ) -> dict[str, Any]:
-    """Adds to `config.json` how the tensors are quantised, where any is."""
-    if not any(isinstance(tensor, BlockScaled) for tensor in tensors.values()):
-        return dict(config)
+    """Makes `quantization_config` describe what is written.
+
+    `loaded` is the config of the checkpoint that `stored` is of. Its `quantization_config` is
+    complete where it is given again, and what it need not list stays unlisted.
+    """
     given = config.get("quantization_config") or {}
+    quantised = [group for group in itertools.chain(*parts.values()) if len(group) == 2]
+    if not quantised and not (given and _is_dequantised(stored, parts)):
+        return dict(config)
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{_WHERE}: config: quantization_config must be a mapping, got {given!r}.")
     fmt.check_quantization_config(f"{_WHERE}: config", {**fmt.QUANTIZATION, **given})
-    plain = [group[0] for group in groups if len(group) == 1]
-    modules = [
-        part.name.removesuffix(".weight")
-        for part in plain
-        if part.name.endswith(".weight") and part.array.ndim - (part.expert is not None) == 2
-    ]
-    quantization = {**given, **fmt.QUANTIZATION, "modules_to_not_convert": modules}
+    modules = {module: part.name for part, _ in quantised for module in fmt.modules_of(part.name)}
+    kept = list(given.get("modules_to_not_convert") or ())
+    for entry in kept:
+        if entry in modules:
+            raise ValueError(
+                f"{_WHERE}: tensor {modules[entry]!r} must not be a BlockScaled, because"
+                f" modules_to_not_convert in config names {entry!r}."
+            )
+    known = loaded.get("quantization_config")
+    plain = _find_plain(known if isinstance(known, Mapping) else {}, stored, parts)
+    found = [name for name in plain if name not in modules and not _is_listed(name, kept)]
+    is_complete = given == known and "weight_block_size" in given
+    quantization = dict(given) if is_complete else {**given, **fmt.QUANTIZATION}
+    if found or not is_complete:
+        quantization["modules_to_not_convert"] = kept + found
+    if quantization.get("scale_fmt") == "ue8m0" and not _are_powers_of_two(quantised):
+        del quantization["scale_fmt"]
     return {**config, "quantization_config": quantization}
 
 
+def _is_dequantised(stored: Mapping[str, fmt.Stored], parts: Mapping[str, Groups]) -> bool:
+    """Whether a result that was float8 is plain."""
+    return any(name in stored and stored[name].scale_dtypes for name in parts)
+
+
+def _find_plain(
+    known: Mapping[str, Any], stored: Mapping[str, fmt.Stored], parts: Mapping[str, Groups]
+) -> Iterator[str]:
+    """Yields the modules of plain matrices, but those that were plain and `known` did not list."""
+    listed = known.get("modules_to_not_convert") or ()
+    for name, groups in parts.items():
+        was_plain = bool(known) and name in stored and not stored[name].scale_dtypes
+        for first, *scales in groups:
+            rank = first.array.ndim - (first.expert is not None)
+            module = first.name.removesuffix(".weight")
+            if scales or rank != 2 or module == first.name:
+                continue
+            if not was_plain or _is_listed(module, listed):
+                yield module
+
+
+def _is_listed(module: str, entries: Iterable[str]) -> bool:
+    """Whether one of `modules_to_not_convert` is this module or one that it is in."""
+    return module in entries or any(outer in entries for outer in fmt.modules_of(module))
+
+
+def _are_powers_of_two(quantised: Groups) -> bool:
+    arrays = {id(scales.array): scales.array for _, scales in quantised}  # once for all experts
+    return all(_holds(fmt.E8M0, np.asarray(array)) for array in arrays.values())
+
+
+def check_free(folder: pathlib.Path) -> None:
+    """Checks that writing a checkpoint would overwrite nothing."""
+    taken = next(folder.glob("model*.safetensors*"), None)
+    if taken is not None:
+        raise FileExistsError(
+            f"{_WHERE}: folder {folder} must not hold a checkpoint, it has {taken.name}."
+        )
+    if (folder / fmt.CONFIG_FILE).exists():
+        raise FileExistsError(
+            f"{_WHERE}: folder {folder} must not hold {fmt.CONFIG_FILE}, which is written too:"
+            " give its content as config, and remove it."
+        )
+
+
 def write(folder: pathlib.Path, files: Mapping[str, list[Part]], config: dict[str, Any]) -> None:
-    """Writes the files one after the other, their index where there are several, and the config."""
+    """Writes the files, their index where there are several, and the config: all or nothing."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
+            names = _write_files(pathlib.Path(temporary), files, config)
+            _rename(pathlib.Path(temporary), folder, names)
+    except BaseException:
+        for path in made:
+            with contextlib.suppress(OSError):  # somebody else has put something there
+                path.rmdir()
+        raise
+
+
+def _write_files(
+    folder: pathlib.Path, files: Mapping[str, list[Part]], config: dict[str, Any]
+) -> list[str]:
+    """Writes one file after the other; returns their names, that by which load finds all last."""
     for file, parts in files.items():
         safetensors_files.write_file(folder / file, {part.name: part.read() for part in parts})
-    if len(files) > 1:
-        total = sum(part.num_bytes for parts in files.values() for part in parts)
-        weight_map = {part.name: file for file, parts in files.items() for part in parts}
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        _write_json(folder / safetensors_files.INDEX_FILE, index)
     _write_json(folder / fmt.CONFIG_FILE, config)
+    if len(files) == 1:
+        return [fmt.CONFIG_FILE, *files]
+    total = sum(part.num_bytes for parts in files.values() for part in parts)
+    weight_map = {part.name: file for file, parts in files.items() for part in parts}
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    _write_json(folder / safetensors_files.INDEX_FILE, index)
+    return [*files, fmt.CONFIG_FILE, safetensors_files.INDEX_FILE]
+
+
+def _rename(temporary: pathlib.Path, folder: pathlib.Path, names: list[str]) -> None:
+    """Moves the files to the folder, in this order: all or none."""
+    for name in names:
+        safetensors_files.sync(temporary / name)
+    check_free(folder)  # again: writing takes long
+    try:
+        for name in names:
+            (temporary / name).rename(folder / name)
+    except BaseException:
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+        raise
 
 
 def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
