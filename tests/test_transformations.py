@@ -138,7 +138,7 @@ def test_eval_shape():
 def fake_ffi(replace_ffi):
     """Puts a traceable custom call in the place of the extension's; nothing can run it."""
 
-    def matmul(problem, factors, group_data, accumulator, *, backend, **_):
+    def matmul(problem, factors, group_data=None, accumulator=None, *, backend, **_):
         arrays = [x for x in (*factors, group_data, accumulator) if x is not None]
         result = jax.typeof(arrays[0]).update(
             shape=(problem.d_rows, problem.n), dtype=jnp.dtype(problem.d_dtype)

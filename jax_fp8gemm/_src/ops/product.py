@@ -7,6 +7,7 @@ batch of `rhs` becomes groups of one launch, and all of them can be sharded.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from jax_fp8gemm._src.native import calls
-from jax_fp8gemm._src.native.gemm_problem import problem_of
+from jax_fp8gemm._src.native.gemm_problem import Problem, problem_of
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.transforms.operation import Layout, Operation, like
 from jax_fp8gemm._src.xla import gemm as xla_gemm
@@ -128,7 +129,26 @@ class Product(Operation):
         operands = self._typed(operands)
         if self.batch_dims.rhs:
             return self._grouped_kernel(operands, backend)
-        return self._folded_kernel(operands, backend)
+        # One rhs: all batch dimensions fold into M.
+        lhs_values, lhs_scales, rhs_values, rhs_scales, accumulator = operands
+        dims, shape = self.batch_dims, self._batch_shape(operands)
+
+        def rows(x, have):
+            x = over_dims(x, have, dims.result)
+            x = jnp.broadcast_to(x, (*shape, *x.shape[-2:]))
+            return x.reshape(-1, x.shape[-1])
+
+        factors = [rows(lhs_values, dims.lhs), rows(lhs_scales, dims.lhs), rhs_values, rhs_scales]
+        if accumulator is not None:
+            accumulator = rows(accumulator, dims.accumulator)
+        problem = self._problem("dense", factors, accumulator)
+        options = {"num_sms": self.num_sms, "backend": backend}
+        out = calls.matmul(problem, factors, None, accumulator, **options)
+        return out.reshape(*shape, -1, out.shape[-1])
+
+    def _problem(self, kind: str, factors: Sequence[jax.Array], accumulator, **fields) -> Problem:
+        options = {"rhs_block": self.rhs_block, "result_dtype": self.result_dtype, **fields}
+        return problem_of(kind, factors, accumulate=accumulator is not None, **options)
 
     def _typed(self, operands: tuple) -> tuple:
         """Returns the operands, with values in float8 where they came as bits."""
@@ -148,23 +168,6 @@ class Product(Operation):
         if operands[4] is not None:
             sizes |= dict(zip(dims.accumulator, operands[4].shape, strict=False))
         return tuple(sizes[name] for name in dims.result)
-
-    def _folded_kernel(self, operands: tuple, backend: str) -> jax.Array:
-        """Returns the products with one rhs by one launch, batch dimensions folded into M."""
-        lhs_values, lhs_scales, rhs_values, rhs_scales, accumulator = operands
-        dims, shape = self.batch_dims, self._batch_shape(operands)
-
-        def rows(x, have):
-            x = over_dims(x, have, dims.result)
-            x = jnp.broadcast_to(x, (*shape, *x.shape[-2:]))
-            return x.reshape(-1, x.shape[-1])
-
-        lhs_values, lhs_scales = rows(lhs_values, dims.lhs), rows(lhs_scales, dims.lhs)
-        if accumulator is not None:
-            accumulator = rows(accumulator, dims.accumulator)
-        operands = (lhs_values, lhs_scales, rhs_values, rhs_scales, accumulator)
-        out = self._matmul("dense", backend, *operands)
-        return out.reshape(*shape, -1, out.shape[-1])
 
     def _grouped_kernel(self, operands: tuple, backend: str) -> jax.Array:
         """Returns the products with several rhs by one launch, a group for each rhs.
@@ -188,7 +191,8 @@ class Product(Operation):
         accumulator = None if operands[4] is None else groups(operands[4], dims.accumulator)
         operands = (*lhs, *rhs, accumulator)
         if num_groups > checks.MAX_GROUPS:
-            out = lax.map(lambda each: self._matmul("dense", backend, *each), operands)
+            single = dataclasses.replace(self, dtypes=(None, None), batch_dims=BatchDims())
+            out = lax.map(lambda each: single.kernel(*each, backend=backend), operands)
         elif self.rhs_block == checks.ROW_BLOCK:
             out = self._k_grouped_batch(operands, backend)
         else:
@@ -204,16 +208,14 @@ class Product(Operation):
         """
         *factors, accumulator = operands
         batch, m, _ = factors[0].shape
-        out = self._matmul(
-            "masked",
-            backend,
-            *(x.reshape(-1, x.shape[-1]) for x in factors),
-            None,
-            group_data=lax.full_like(factors[0], m, jnp.int32, (batch,)),
-            num_groups=batch,
-            expected_m=m,
-            result_dtype=self.result_dtype if accumulator is None else jnp.float32,
-        ).reshape(batch, m, -1)
+        factors = [x.reshape(-1, x.shape[-1]) for x in factors]
+        fields = {"num_groups": batch, "expected_m": m}
+        if accumulator is not None:
+            fields["result_dtype"] = jnp.float32
+        problem = self._problem("masked", factors, None, **fields)
+        masked_m = lax.full_like(factors[0], m, jnp.int32, (batch,))
+        options = {"num_sms": self.num_sms, "backend": backend}
+        out = calls.matmul(problem, factors, masked_m, **options).reshape(batch, m, -1)
         if accumulator is None:
             return out
         return (out + xla_gemm.as_float32(accumulator)).astype(self.result_dtype)
@@ -229,39 +231,13 @@ class Product(Operation):
                 x = jnp.pad(x, ((0, 0), (0, 0), (0, -k % _BLOCK)))
             return x.transpose(1, 0, 2).reshape(x.shape[1], -1)
 
-        out = self._matmul(
-            "k_grouped",
-            backend,
-            *map(columns, factors),
-            None if accumulator is None else accumulator.reshape(batch * m, -1),
-            group_data=lax.full_like(factors[0], k, jnp.int32, (batch,)),
-            num_groups=batch,
-        )
-        return out.reshape(batch, m, -1)
-
-    def _matmul(
-        self,
-        kind: str,
-        backend: str,
-        *operands,
-        group_data: jax.Array | None = None,
-        result_dtype: np.dtype | None = None,
-        num_groups: int = 1,
-        expected_m: int = 0,
-    ) -> jax.Array:
-        *factors, accumulator = operands
-        problem = problem_of(
-            kind,
-            factors,
-            rhs_block=self.rhs_block,
-            result_dtype=result_dtype or self.result_dtype,
-            accumulate=accumulator is not None,
-            num_groups=num_groups,
-            expected_m=expected_m,
-        )
-        return calls.matmul(
-            problem, factors, group_data, accumulator, num_sms=self.num_sms, backend=backend
-        )
+        factors = [columns(x) for x in factors]
+        if accumulator is not None:
+            accumulator = accumulator.reshape(batch * m, -1)
+        problem = self._problem("k_grouped", factors, accumulator, num_groups=batch)
+        sizes = lax.full_like(factors[0], k, jnp.int32, (batch,))
+        options = {"num_sms": self.num_sms, "backend": backend}
+        return calls.matmul(problem, factors, sizes, accumulator, **options).reshape(batch, m, -1)
 
 
 def over_dims(x: jax.Array, have: tuple[str, ...], want: tuple[str, ...]) -> jax.Array:

@@ -8,7 +8,7 @@ they are divided, and jax.shard_map computes the parts. Manual ones: the caller 
 import contextvars
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -178,8 +178,11 @@ def _rule(layout: Layout, sizes: Mapping[str, int], mesh: Mesh) -> tuple[str, di
     }
 
 
-def _apply_automatic(op: Operation, operands: tuple) -> Any:
-    """Leaves the division to XLA's partitioner, with the planner as its callback."""
+def _partitioned(op: Operation, operands: tuple) -> Callable[..., Any]:
+    """Returns a function of the present operands that leaves the division to XLA's partitioner.
+
+    The planner is its callback.
+    """
     layout = op.layout(*operands)
     shapes = [None if x is None else x.shape for x in operands]
 
@@ -207,13 +210,17 @@ def _apply_automatic(op: Operation, operands: tuple) -> Any:
     def rule(mesh, *_):
         return _rule(layout, sizes_of(layout, shapes), mesh)
 
-    # XLA's cache can only tell partitioned calls apart by what surrounds them: their name.
-    digest = hashlib.sha256(repr((layout, op)).encode()).hexdigest()[:16]
-    whole.__name__ = whole.__qualname__ = f"{op.op_name}_{digest}"
     partitioned = custom_partitioning(whole)
     # Decoded by JAX before `partition` sees them, divisions among parts of a mesh axis are errors.
     partitioned.def_partition(partition=partition, sharding_rule=rule, decode_shardings=False)
-    return jax.jit(partitioned)(*(x for x in operands if x is not None))
+
+    def named(*present):
+        return partitioned(*present)
+
+    # XLA's cache can only tell partitioned calls apart by what surrounds them: their name.
+    digest = hashlib.sha256(repr((layout, op)).encode()).hexdigest()[:16]
+    named.__name__ = named.__qualname__ = f"{op.op_name}_{digest}"
+    return jax.jit(named)
 
 
 def reshard(x: jax.Array, wanted: PartitionSpec | NamedSharding, mesh: AbstractMesh) -> jax.Array:
@@ -240,5 +247,5 @@ def divide(
         return _apply_explicit(op, mesh, operands, out_sharding, allow_reshard)
     has_elements = all(x is None or x.size for x in operands)
     if has_elements and not mesh.manual_axes and not op.is_left_to_xla:
-        return _apply_automatic(op, operands)
+        return _partitioned(op, operands)(*(x for x in operands if x is not None))
     return op.local(*unify_varying(operands))

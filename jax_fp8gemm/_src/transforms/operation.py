@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Operation: what an operation computes and how it can be divided, said once for all transforms."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
+from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.transforms import platforms
 
 Dims = tuple[str, ...]
@@ -154,8 +157,31 @@ class Operation:
     # ---- What one device computes --------------------------------------------------------------
 
     def local(self, *operands) -> Any:
-        """Returns the results on what one device holds."""
-        return platforms.choose(self, operands)
+        """Returns the results on what one device holds, by the implementation for its platform.
+
+        Lowering them for a platform on which `implementation` does not run raises
+        NotImplementedError.
+        """
+        self.check_extents(*operands)
+        if self.implementation == "xla":
+            return self.xla(*operands)
+        shapes = [x.shape for x in jax.tree.leaves(operands)]
+        symbolic = next((shape for shape in shapes if not checks.is_static(shape)), None)
+        types = self.result_types(*operands)
+        refused = platforms.refuse(self.op_name, self.implementation, symbolic, types)
+
+        def kernel(backend):
+            if symbolic is not None:
+                return refused
+            if self.is_empty(*operands):
+                return self.xla
+            return functools.partial(self.kernel, backend=backend)
+
+        if self.implementation is None:
+            return lax.platform_dependent(*operands, cuda=kernel("cuda"), default=self.xla)
+        platform = platforms.PLATFORM[self.implementation]
+        chosen = {platform: kernel(self.implementation)}
+        return lax.platform_dependent(*operands, **chosen, default=refused)
 
 
 def like(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

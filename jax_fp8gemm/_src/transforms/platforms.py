@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Chooses an operation's implementation while lowering, and unifies operands under shard_map."""
 
-import functools
 from typing import Any
 
 import jax
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
-
-from jax_fp8gemm._src.operands import checks
 
 PLATFORM = {"cuda": "cuda", "sim": "cpu"}  # where each kernel implementation runs
 
@@ -39,37 +36,25 @@ def unify_varying(tree: Any) -> Any:
     return jax.tree.map(vary, tree)
 
 
-def choose(op: Any, operands: tuple) -> Any:
-    """Returns the results of an Operation by the implementation for the platform lowered for.
+def refuse(op_name: str, implementation: str | None, symbolic: tuple | None, types: Any):
+    """Returns a function of operands that stands where an implementation does not run.
 
-    Lowering it for a platform on which `op.implementation` does not run raises NotImplementedError.
+    Args:
+        op_name: Public name of the operation, for messages.
+        implementation: The one that was asked for.
+        symbolic: A shape that is no numbers, if that is why; else the platform is.
+        types: `jax.ShapeDtypeStruct` of the result, or a tree of them.
     """
-    op.check_extents(*operands)
-    if op.implementation == "xla":
-        return op.xla(*operands)
-    shapes = [x.shape for x in jax.tree.leaves(operands)]
-    symbolic = next((shape for shape in shapes if not checks.is_static(shape)), None)
 
-    def refuse(*arrays):
-        refused = functools.partial(
-            _refuse_p.bind,
-            *jax.tree.leaves(arrays),
-            op_name=op.op_name,
-            implementation=op.implementation,
-            symbolic=symbolic,
+    def refused(*operands):
+        arrays = jax.tree.leaves(operands)
+        options = {"op_name": op_name, "implementation": implementation, "symbolic": symbolic}
+        one = lambda like: _refuse_p.bind(  # noqa: E731
+            *arrays, shape=like.shape, dtype=like.dtype, **options
         )
-        types = op.result_types(*operands)
-        return jax.tree.map(lambda like: refused(shape=like.shape, dtype=like.dtype), types)
+        return jax.tree.map(one, types)
 
-    def kernel(backend):
-        if symbolic is not None:
-            return refuse
-        return op.xla if op.is_empty(*operands) else functools.partial(op.kernel, backend=backend)
-
-    if op.implementation is None:
-        return lax.platform_dependent(*operands, cuda=kernel("cuda"), default=op.xla)
-    chosen = {PLATFORM[op.implementation]: kernel(op.implementation)}
-    return lax.platform_dependent(*operands, **chosen, default=refuse)
+    return refused
 
 
 # Stands in a program where an implementation does not run: traceable, but never lowered or run.
