@@ -149,8 +149,8 @@ _PARAMS_SOURCES = (
     "jit/type_names",
     "quantize/quantize_key",
     "quantize/quantize_problem",
-    "runtime/driver",
-    "runtime/tensor_map",
+    "driver/driver",
+    "driver/tensor_map",
 )
 
 

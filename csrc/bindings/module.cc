@@ -4,18 +4,18 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "driver/device_limits.h"
 #include "ffi/handlers.h"
 #include "gemm/config_key.h"
 #include "gemm/gemm_plan.h"
 #include "gemm/kernel_source.h"
 #include "gemm/select_config.h"
+#include "gemm/sim_kernels.h"
+#include "jit/kernel_cache.h"
+#include "jit/nvrtc.h"
 #include "quantize/quantize_key.h"
 #include "quantize/quantize_problem.h"
 #include "quantize/quantize_source.h"
-#include "runtime/device_limits.h"
-#include "runtime/kernel_cache.h"
-#include "runtime/nvrtc.h"
-#include "shared/sim_kernels.h"
 
 namespace nb = nanobind;
 

@@ -5,7 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "runtime/error.h"
+#include "driver/error.h"
 
 namespace fp8gemm {
 namespace {

@@ -4,11 +4,11 @@
 
 #include <algorithm>
 
+#include "driver/error.h"
 #include "gemm/config_key.h"
 #include "gemm/kernel_source.h"
 #include "gemm/select_config.h"
-#include "runtime/error.h"
-#include "shared/sim_kernels.h"
+#include "gemm/sim_kernels.h"
 
 namespace fp8gemm {
 namespace {

@@ -57,7 +57,7 @@ std::string KernelSource(const GemmConfig& config) {
       Field("pdl", config.pdl ? "true" : "false");
   return "#define FP8GEMM_ONLY_N " + std::to_string(config.block_n) +
          "\n"
-         "#include <sm90_fp8_gemm.cuh>\n"
+         "#include <fp8_gemm/sm90_fp8_gemm.cuh>\n"
          "extern \"C\" __global__ void __launch_bounds__(" +
          std::to_string(config.threads()) + ", 1)\n" + KernelName(config) +
          "(const __grid_constant__ fp8gemm::GemmParams params) {\n"

@@ -2,7 +2,7 @@
 // Validation and naming of GEMM problems.
 #include "gemm/problem.h"
 
-#include "runtime/error.h"
+#include "driver/error.h"
 
 namespace fp8gemm {
 namespace {

@@ -4,8 +4,8 @@
 
 #include <algorithm>
 
+#include "driver/error.h"
 #include "gemm/config_key.h"
-#include "runtime/error.h"
 
 namespace fp8gemm {
 

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "runtime/tensor_map.h"
+#include "driver/tensor_map.h"
 #include "shared/smem_layout.h"
 
 namespace fp8gemm {

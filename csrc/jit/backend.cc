@@ -2,7 +2,7 @@
 // The names and the drivers of the two backends.
 #include "jit/backend.h"
 
-#include "runtime/error.h"
+#include "driver/error.h"
 
 namespace fp8gemm {
 

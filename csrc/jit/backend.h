@@ -3,7 +3,7 @@
 #pragma once
 #include <string>
 
-#include "runtime/driver.h"
+#include "driver/driver.h"
 
 namespace fp8gemm {
 

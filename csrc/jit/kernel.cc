@@ -6,7 +6,7 @@
 #include <mutex>
 #include <utility>
 
-#include "runtime/kernel_cache.h"
+#include "jit/kernel_cache.h"
 
 namespace fp8gemm {
 namespace {

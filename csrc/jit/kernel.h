@@ -7,9 +7,9 @@
 #include <string_view>
 #include <vector>
 
+#include "driver/module.h"
 #include "jit/backend.h"
-#include "runtime/module.h"
-#include "runtime/nvrtc.h"
+#include "jit/nvrtc.h"
 
 namespace fp8gemm {
 

@@ -2,7 +2,7 @@
 // Writing and parsing names of element types.
 #include "jit/type_names.h"
 
-#include "runtime/error.h"
+#include "driver/error.h"
 
 namespace fp8gemm {
 

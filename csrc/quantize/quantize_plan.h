@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // QuantizePlan: one quantise problem with its kernel, from compilation to launch.
-// Called by ffi/quantize_handlers.cc; launches kernels/sm90_quantize.cuh.
+// Called by ffi/quantize_handlers.cc; launches kernels/fp8_quantize/sm90_quantize.cuh.
 #pragma once
 #include "jit/planned_kernel.h"
 #include "quantize/quantize_problem.h"

@@ -2,8 +2,8 @@
 // Validation, extents and naming of quantise problems.
 #include "quantize/quantize_problem.h"
 
+#include "driver/error.h"
 #include "quantize/quantize_key.h"
-#include "runtime/error.h"
 #include "shared/smem_layout.h"
 
 namespace fp8gemm {

@@ -39,7 +39,7 @@ const char* Literal(Fp8Type type) {
 KernelSpec QuantizeKernel(const QuantizeConfig& config) {
   const std::string name = "sm90_" + QuantizeFamily(config);
   const std::string source =
-      "#include <sm90_quantize.cuh>\n"
+      "#include <fp8_quantize/sm90_quantize.cuh>\n"
       "extern \"C\" __global__ void __launch_bounds__(" +
       std::to_string(kQuantizeThreads) + ", " + std::to_string(kMinCtasPerSm) + ")\n" + name +
       "(const __grid_constant__ fp8gemm::QuantizeParams params) {\n"

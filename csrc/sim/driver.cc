@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The simulator as a driver: one device of compute capability 9.0 behind runtime/driver.h.
-#include "runtime/driver.h"
+// The simulator as a driver: one device of compute capability 9.0 behind driver/driver.h.
+#include "driver/driver.h"
 
 #include <cstdio>
 #include <utility>

@@ -11,11 +11,11 @@
 #include <vector>
 
 #include "checks.h"
-#include "runtime/device_limits.h"
-#include "runtime/driver.h"
-#include "runtime/error.h"
-#include "runtime/module.h"
-#include "runtime/tensor_map.h"
+#include "driver/device_limits.h"
+#include "driver/driver.h"
+#include "driver/error.h"
+#include "driver/module.h"
+#include "driver/tensor_map.h"
 
 namespace fp8gemm {
 namespace {

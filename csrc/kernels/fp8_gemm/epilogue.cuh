@@ -5,11 +5,11 @@
 // and tracked by its thread 0. Element (row, column) of a 64-row wave lies in box
 // column / d_box_columns, at the 128B-, 64B- or 32B-swizzled place where TMA expects it.
 #pragma once
-#include <pipeline.cuh>
+#include <fp8_gemm/pipeline.cuh>
+#include <fp8_gemm/tile_scheduler.cuh>
 #include <ptx/global.cuh>
 #include <ptx/tma.cuh>
 #include <ptx/warp.cuh>
-#include <tile_scheduler.cuh>
 
 namespace fp8gemm {
 

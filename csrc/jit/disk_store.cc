@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // File format and atomic replacement of the kernel cache's entries.
-#include "runtime/disk_store.h"
+#include "jit/disk_store.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Consumer role of every GEMM kernel: wgmma, promotion with scales, epilogue.
 #pragma once
-#include <epilogue.cuh>
+#include <fp8_gemm/epilogue.cuh>
+#include <fp8_gemm/pipeline.cuh>
+#include <fp8_gemm/promotion.cuh>
+#include <fp8_gemm/split_k.cuh>
+#include <fp8_gemm/tile_scheduler.cuh>
 #include <mma/smem_descriptor.cuh>
 #include <mma/wgmma_fp8.cuh>
-#include <pipeline.cuh>
-#include <promotion.cuh>
 #include <ptx/wgmma.cuh>
-#include <split_k.cuh>
-#include <tile_scheduler.cuh>
 
 namespace fp8gemm {
 

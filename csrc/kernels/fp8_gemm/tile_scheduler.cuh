@@ -11,7 +11,7 @@
 // second CTA of the last cluster gets a tile outside the group: its loads are zero-filled or
 // unused and its stores clipped, so that multicast needs no special case.
 #pragma once
-#include <group_table.cuh>
+#include <fp8_gemm/group_table.cuh>
 #include <ptx/cluster.cuh>
 
 namespace fp8gemm {

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Finds the driver entry points with dlopen and turns their result codes into exceptions.
-#include "runtime/driver.h"
+#include "driver/driver.h"
 
 #include <dlfcn.h>
 
 #include <mutex>
 #include <utility>
 
-#include "runtime/error.h"
+#include "driver/error.h"
 
 namespace fp8gemm {
 namespace {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Loads a kernel image once per process, resolves it per device, and launches it.
-#include "runtime/module.h"
+#include "driver/module.h"
 
 #include <stdexcept>
 #include <utility>
 
-#include "runtime/device_limits.h"
-#include "runtime/error.h"
+#include "driver/device_limits.h"
+#include "driver/error.h"
 
 namespace fp8gemm {
 namespace {

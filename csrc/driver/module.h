@@ -7,7 +7,7 @@
 #include <mutex>
 #include <string>
 
-#include "runtime/driver.h"
+#include "driver/driver.h"
 
 namespace fp8gemm {
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Finds NVRTC with dlopen and wraps its program object.
-#include "runtime/nvrtc.h"
+#include "jit/nvrtc.h"
 
 #include <dlfcn.h>
 
@@ -10,8 +10,8 @@
 #include <mutex>
 #include <string_view>
 
-#include "runtime/build_identity.h"
-#include "runtime/error.h"
+#include "driver/error.h"
+#include "jit/build_identity.h"
 
 namespace fp8gemm {
 namespace {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Single flight over a map of shared futures, in front of the disk store.
-#include "runtime/kernel_cache.h"
+#include "jit/kernel_cache.h"
 
 #include <stdexcept>
 #include <utility>

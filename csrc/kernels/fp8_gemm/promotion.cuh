@@ -2,7 +2,7 @@
 // Promotion: adding the tensor core's partial sums of one K block, times their scales, to float32
 // accumulators. The tensor core keeps about 14 bits, so 128 of K is as long as it may sum alone.
 #pragma once
-#include <pipeline.cuh>
+#include <fp8_gemm/pipeline.cuh>
 #include <ptx/warp.cuh>
 
 namespace fp8gemm {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Reads device attributes once per device and refuses everything that is not Hopper.
-#include "runtime/device_limits.h"
+#include "driver/device_limits.h"
 
 #include <map>
 #include <mutex>
 #include <utility>
 
-#include "runtime/error.h"
+#include "driver/error.h"
 
 namespace fp8gemm {
 namespace {

@@ -6,9 +6,10 @@
 // by counting ends. Sizes are clamped: a negative one counts as 0, and what passes the end of the
 // buffers is cut off.
 #pragma once
-#include <pipeline.cuh>
+#include <fp8_gemm/pipeline.cuh>
 #include <ptx/global.cuh>
 #include <ptx/warp.cuh>
+#include <shared/gemm_params.h>
 #include <warp_scan.cuh>
 
 namespace fp8gemm {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which of the candidate configurations are compiled into the simulator.
 #pragma once
-#include <shared/candidates.h>
+#include "gemm/candidates.h"
 
 namespace fp8gemm {
 

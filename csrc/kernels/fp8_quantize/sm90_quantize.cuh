@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The quantise kernels by configuration: float8 values and scales of x in one pass over it.
 #pragma once
-#include <quantize_blocks.cuh>
-#include <quantize_rows.cuh>
-#include <quantize_transposed.cuh>
+#include <fp8_quantize/quantize_blocks.cuh>
+#include <fp8_quantize/quantize_rows.cuh>
+#include <fp8_quantize/quantize_transposed.cuh>
 
 namespace fp8gemm {
 

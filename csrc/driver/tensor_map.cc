@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The rules of cuTensorMapEncodeTiled for 2-D maps without interleave, and the call itself.
-#include "runtime/tensor_map.h"
+#include "driver/tensor_map.h"
 
 #include <stdexcept>
 #include <string>

@@ -11,7 +11,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "runtime/disk_store.h"
+#include "jit/disk_store.h"
 
 namespace fp8gemm {
 

@@ -2,7 +2,7 @@
 // Quantisation with one scale per 128x128 block: reads x once, writes values and scales.
 // Launched by quantize/quantize_plan.cc.
 #pragma once
-#include <quantize_scale.cuh>
+#include <fp8_quantize/quantize_scale.cuh>
 
 namespace fp8gemm {
 

@@ -6,7 +6,7 @@
 // added in the order of the CTAs, so that results do not depend on timing. A cluster computes one
 // tile, after which its places are not used again.
 #pragma once
-#include <pipeline.cuh>
+#include <fp8_gemm/pipeline.cuh>
 #include <ptx/cluster.cuh>
 #include <ptx/warp.cuh>
 

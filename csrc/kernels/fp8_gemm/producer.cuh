@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Producer roles: everything that moves from global to shared memory ahead of the consumers.
 #pragma once
-#include <pipeline.cuh>
+#include <fp8_gemm/pipeline.cuh>
+#include <fp8_gemm/tile_scheduler.cuh>
 #include <ptx/global.cuh>
 #include <ptx/tma.cuh>
 #include <ptx/warp.cuh>
-#include <tile_scheduler.cuh>
 
 namespace fp8gemm {
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Finds the build id among the notes of a loaded library, which costs no reading of files.
-#include "runtime/build_identity.h"
+#include "jit/build_identity.h"
 
 #include <elf.h>
 #include <link.h>

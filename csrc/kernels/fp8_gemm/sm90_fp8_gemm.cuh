@@ -6,8 +6,8 @@
 // one producer warpgroup last. Launched by gemm/sm90_fp8_gemm.cc; calls consumer.cuh and
 // producer.cuh.
 #pragma once
-#include <consumer.cuh>
-#include <producer.cuh>
+#include <fp8_gemm/consumer.cuh>
+#include <fp8_gemm/producer.cuh>
 #include <ptx/cluster.cuh>
 
 namespace fp8gemm {

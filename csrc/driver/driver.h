@@ -3,7 +3,7 @@
 #pragma once
 #include <string>
 
-#include "runtime/driver_types.h"
+#include "driver/driver_types.h"
 
 namespace fp8gemm {
 

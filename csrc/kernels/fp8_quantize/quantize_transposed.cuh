@@ -3,7 +3,7 @@
 // of groups: reads x once, writes values transposed and, with columns innermost, scales.
 // Launched by quantize/quantize_plan.cc.
 #pragma once
-#include <quantize_scale.cuh>
+#include <fp8_quantize/quantize_scale.cuh>
 #include <warp_scan.cuh>
 
 namespace fp8gemm {

@@ -3,7 +3,7 @@
 // innermost as the GEMMs read them, scales.
 // Launched by quantize/quantize_plan.cc.
 #pragma once
-#include <quantize_scale.cuh>
+#include <fp8_quantize/quantize_scale.cuh>
 
 namespace fp8gemm {
 
