@@ -4,6 +4,7 @@
 import ctypes
 import functools
 
+KERNELS = "libjax_fp8gemm_sim_kernels.so"  # beside the simulator itself
 OPTION_NAMES = ("seed", "timing", "scheduler", "numerics", "shadow", "num_sms")
 
 
@@ -38,11 +39,20 @@ class _Stats(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint64) for name in STAT_NAMES]
 
 
-def available() -> bool:
-    """Returns whether this installation has the simulator."""
+def missing() -> str:
+    """Returns what of the simulator this installation lacks, empty if nothing."""
     from jax_fp8gemm import _ffi  # here, so that importing the package loads no extension
 
-    return _ffi.SIM_LIBRARY.exists()
+    if not _ffi.SIM_LIBRARY.exists():
+        return "this build left it out"
+    if not _ffi.SIM_LIBRARY.with_name(KERNELS).exists():
+        return "installed without its kernels, which `make develop` builds"
+    return ""
+
+
+def available() -> bool:
+    """Returns whether this installation has the simulator and its kernels."""
+    return not missing()
 
 
 @functools.cache

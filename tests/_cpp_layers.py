@@ -31,15 +31,28 @@ CSRC_EXCEPTIONS = {
 LIBRARY_LAYERS = {"nanobind": "bindings", "xla": "ffi"}
 # Inside a family of kernels: file, or the start of its name: files of the family it may include.
 KERNEL_PARTS = {
+    "fp8_gemm/barriers": set(),
     "fp8_gemm/pipeline": set(),
     "fp8_gemm/group_table": {"pipeline"},
+    "fp8_gemm/promotion_1d1d": {"promotion"},
     "fp8_gemm/promotion": {"pipeline"},
     "fp8_gemm/tile_scheduler": {"group_table", "pipeline"},
+    "fp8_gemm/grouped_tiles": {"contiguous", "k_grouped", "masked", "ragged", "tile_scheduler"},
+    **{
+        f"fp8_gemm/{kind}": {"tile_scheduler"}
+        for kind in ("contiguous", "k_grouped", "masked", "ragged")
+    },
     "fp8_gemm/producer": {"pipeline", "tile_scheduler"},
-    "fp8_gemm/epilogue": {"pipeline", "tile_scheduler"},
+    "fp8_gemm/epilogue": {"barriers", "pipeline", "tile_scheduler"},
     "fp8_gemm/split_k": {"pipeline"},
     "fp8_gemm/consumer": {"epilogue", "pipeline", "promotion", "split_k", "tile_scheduler"},
-    "fp8_gemm/sm90": {"consumer", "producer", "epilogue", "pipeline", "tile_scheduler"},
+    "fp8_gemm/sm90": {
+        "barriers",
+        "consumer",
+        "grouped_tiles",
+        "producer",
+        "promotion_1d1d",
+    },
     "fp8_quantize/quantize_scale": set(),
     "fp8_quantize/quantize_": {"quantize_scale"},
     "fp8_quantize/sm90": {"quantize_"},
@@ -53,7 +66,7 @@ CPP_OWNERS = {
     r"\basm\b": ("csrc/kernels/ptx/", "csrc/kernels/mma/", "csrc/sim/engine/fiber."),
     # At a boundary that no exception may cross: XLA's, and the simulated driver's.
     r"\bcatch\s*\(": ("csrc/ffi/", "csrc/sim/"),
-    r"\bdlopen\b": ("csrc/driver/driver.cc", "csrc/jit/nvrtc.cc"),
+    r"\bdlopen\b": ("csrc/driver/driver.cc", "csrc/jit/nvrtc.cc", "csrc/sim/registry.cc"),
     r"\bnvrtc[A-Z]\w+": ("csrc/jit/nvrtc.cc",),
     r"\bcuTensorMapEncode\w*": (
         "csrc/driver/tensor_map.cc",
@@ -61,7 +74,7 @@ CPP_OWNERS = {
         "csrc/sim/driver.cc",
     ),
     r"\bcuLaunchKernel\w*": (
-        "csrc/driver/module.cc",
+        "csrc/jit/kernel.cc",
         "csrc/driver/driver.",
         "csrc/sim/driver.cc",
     ),

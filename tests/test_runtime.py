@@ -21,15 +21,21 @@ _FLAGS += ["-I", str(_ROOT / "csrc"), "-I", str(_CPP)]
 _PROGRAMS = {
     "runtime_cache_test": ["jit/kernel_cache", "jit/disk_store"],
     "runtime_nvrtc_test": ["jit/build_identity", "jit/nvrtc"],
+    "headers_test": ["jit/headers"],
     "runtime_driver_test": [
         "driver/driver",
         "driver/device_limits",
-        "driver/module",
         "driver/tensor_map",
+        "jit/build_identity",
+        "jit/disk_store",
+        "jit/headers",
+        "jit/kernel",
+        "jit/kernel_cache",
+        "jit/nvrtc",
     ],
 }
-# Sources of csrc/jit that need the embedded kernels; tests that import the extension run them.
-_TESTED_FROM_PYTHON = {"jit/backend", "jit/kernel", "jit/planned_kernel", "jit/type_names"}
+# Tests that import the extension run it.
+_TESTED_FROM_PYTHON = {"jit/type_names"}
 _NVRTC_WHEELS = {13: "cu13/lib/libnvrtc.so.13", 12: "cuda_nvrtc/lib/libnvrtc.so.12"}
 
 _DRIVER_FUNCTIONS = (
@@ -83,7 +89,7 @@ def programs(tmp_path_factory) -> dict[str, Path]:
     compiler = _compiler()
     folder = tmp_path_factory.mktemp("runtime")
     sources = [_CPP / f"{program}.cc" for program in _PROGRAMS]
-    sources += [_CSRC / f"{part}.cc" for parts in _PROGRAMS.values() for part in parts]
+    sources += [_CSRC / f"{part}.cc" for part in {p for ps in _PROGRAMS.values() for p in ps}]
 
     def compile_one(source: Path) -> None:
         _run(compiler, *_FLAGS, "-c", source, "-o", folder / f"{source.stem}.o")
@@ -155,6 +161,10 @@ def test_cache_concurrent_processes(programs, tmp_path):
         assert sum(map(int, output.split())) == num_keys
     assert len(list(tmp_path.iterdir())) == num_keys  # and no temporary file
     assert _run(*worker).split() == ["0", str(num_keys)]
+
+
+def test_headers_that_a_source_reaches(programs):
+    _run(programs["headers_test"])
 
 
 # ---- NVRTC -------------------------------------------------------------------------------------

@@ -108,6 +108,16 @@ const DriverApi& SimDriver() {
   return *api;
 }
 
+Backend ParseBackend(const std::string& name) {
+  if (name == "cuda") return Backend::kCuda;
+  if (name == "sim") return Backend::kSim;
+  throw UnsupportedError("backend must be cuda or sim, got '" + name + "'");
+}
+
+const DriverApi& Driver(Backend backend) {
+  return backend == Backend::kSim ? SimDriver() : CudaDriver();
+}
+
 void Check(const DriverApi& api, CUresult result, const char* call) {
   if (result == CUDA_SUCCESS) return;
   const char* name = nullptr;
@@ -117,6 +127,7 @@ void Check(const DriverApi& api, CUresult result, const char* call) {
   std::string description = text != nullptr ? text : "no description";
   const char* report = api.last_report != nullptr ? api.last_report() : nullptr;
   if (report != nullptr && *report != '\0') {
+    if (result == CUDA_ERROR_NOT_SUPPORTED) throw UnsupportedError(report);
     description += '\n';
     description += report;
   }

@@ -56,7 +56,19 @@ void SetSimLibraryPath(std::string path);
 /// @throws UnsupportedError  The path is not set, or the library cannot be loaded.
 const DriverApi& SimDriver();
 
-/// Throws `CudaError` unless `result` is success.
+/// Where kernels run: on a GPU through libcuda, or on the CPU through the simulator that stands for
+/// it.
+enum class Backend { kCuda, kSim };
+
+/// "cuda" or "sim".
+/// @throws UnsupportedError  Not one of those names.
+Backend ParseBackend(const std::string& name);
+
+/// `CudaDriver` or `SimDriver`.
+const DriverApi& Driver(Backend backend);
+
+/// Throws `CudaError` unless `result` is success; `UnsupportedError` where the simulator reports
+/// that a part of it is missing.
 ///
 /// @param call  Name of the driver function that returned `result`.
 void Check(const DriverApi& api, CUresult result, const char* call);

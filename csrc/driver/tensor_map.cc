@@ -5,11 +5,12 @@
 #include <stdexcept>
 #include <string>
 
+#include "driver/error.h"
+
 namespace fp8gemm {
 namespace {
 
-constexpr uint64_t kAlignmentBytes = 16;  // of base, pitch and box rows
-constexpr uint64_t kMaxExtent = uint64_t{1} << 32;
+constexpr uint64_t kMaxMapExtent = uint64_t{1} << 32;
 constexpr uint64_t kPitchLimitBytes = uint64_t{1} << 40;
 constexpr uint32_t kMaxBoxExtent = 256;
 
@@ -60,10 +61,10 @@ void CheckSpec(const TensorMapSpec& spec) {
   Require(spec.elem_bytes > 0 && spec.elem_bytes == ElementBytes(spec.type), spec,
           "elem_bytes must be the size of the data type", elem_bytes);
   Require(address != 0, spec, "base must not be null", address);
-  Require(address % kAlignmentBytes == 0, spec, "base must be a multiple of 16", address);
-  Require(spec.dim0 >= 1 && spec.dim0 <= kMaxExtent, spec, "dim0 must be in 1..2^32", spec.dim0);
-  Require(spec.dim1 >= 1 && spec.dim1 <= kMaxExtent, spec, "dim1 must be in 1..2^32", spec.dim1);
-  Require(spec.pitch_bytes % kAlignmentBytes == 0, spec, "pitch_bytes must be a multiple of 16",
+  Require(address % kTmaAlignmentBytes == 0, spec, "base must be a multiple of 16", address);
+  Require(spec.dim0 >= 1 && spec.dim0 <= kMaxMapExtent, spec, "dim0 must be in 1..2^32", spec.dim0);
+  Require(spec.dim1 >= 1 && spec.dim1 <= kMaxMapExtent, spec, "dim1 must be in 1..2^32", spec.dim1);
+  Require(spec.pitch_bytes % kTmaAlignmentBytes == 0, spec, "pitch_bytes must be a multiple of 16",
           spec.pitch_bytes);
   Require(spec.pitch_bytes < kPitchLimitBytes, spec, "pitch_bytes must be less than 2^40",
           spec.pitch_bytes);
@@ -71,13 +72,20 @@ void CheckSpec(const TensorMapSpec& spec) {
           "pitch_bytes must be at least a row of dim0 elements", spec.pitch_bytes);
   Require(spec.box0 >= 1 && spec.box0 <= kMaxBoxExtent, spec, "box0 must be in 1..256", spec.box0);
   Require(spec.box1 >= 1 && spec.box1 <= kMaxBoxExtent, spec, "box1 must be in 1..256", spec.box1);
-  Require(box_row_bytes % kAlignmentBytes == 0, spec,
+  Require(box_row_bytes % kTmaAlignmentBytes == 0, spec,
           "a row of the box must be a multiple of 16 bytes", box_row_bytes);
   Require(box_row_bytes <= SwizzleSpanBytes(spec.swizzle), spec,
           "a row of the box must fit in the swizzle span", box_row_bytes);
 }
 
 }  // namespace
+
+void CheckExtent(const char* name, int64_t value) {
+  if (value < 1 || value > kMaxExtent) {
+    throw UnsupportedError(std::string(name) + " must be from 1 to " + std::to_string(kMaxExtent) +
+                           ", got " + std::to_string(value));
+  }
+}
 
 CUtensorMap Encode2d(const DriverApi& api, const TensorMapSpec& spec) {
   CheckSpec(spec);

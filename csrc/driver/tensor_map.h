@@ -7,6 +7,15 @@
 
 namespace fp8gemm {
 
+/// Bytes that base address, pitch and box rows must be multiples of.
+inline constexpr int64_t kTmaAlignmentBytes = 16;
+
+/// The longest extent of an array: coordinates are int32, and tiles reach up to 2 * 256 past it.
+inline constexpr int64_t kMaxExtent = (int64_t{1} << 31) - 1 - 512;
+
+/// @throws UnsupportedError  `value` is not from 1 to kMaxExtent; the message has name and value.
+void CheckExtent(const char* name, int64_t value);
+
 /// A 2-D tensor in global memory and the box one TMA instruction moves. Dimension 0 is contiguous.
 struct TensorMapSpec {
   const char* operand = "operand";  // for error messages, e.g. "a" or "sfa"

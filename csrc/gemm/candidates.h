@@ -2,7 +2,8 @@
 // Every kernel configuration the planner may choose, as one compile-time table: the planner walks
 // it, the build instantiates the simulator's kernels from it, and the tests compile all of it.
 #pragma once
-#include <shared/smem_layout.h>
+#include "gemm/kinds.h"
+#include "shared/smem_layout.h"
 
 namespace fp8gemm {
 
@@ -90,17 +91,17 @@ struct TileShapes {
   uint32_t size;
 
   template <uint32_t kCount>
-  FP8GEMM_HOST_DEVICE constexpr TileShapes(const TileShape (&shapes)[kCount])
+  constexpr TileShapes(const TileShape (&shapes)[kCount])
       : begin_(shapes), size(kCount) {}
-  FP8GEMM_HOST_DEVICE constexpr const TileShape* begin() const { return begin_; }
-  FP8GEMM_HOST_DEVICE constexpr const TileShape* end() const { return begin_ + size; }
+  constexpr const TileShape* begin() const { return begin_; }
+  constexpr const TileShape* end() const { return begin_ + size; }
 };
 
 inline constexpr uint32_t kMinStages = 3;
 inline constexpr uint32_t kMaxStages = 16;
 
 // The deepest pipeline that fits in shared memory; less than kMinStages means the tile does not.
-FP8GEMM_HOST_DEVICE constexpr uint32_t max_stages(GemmConfig config) {
+constexpr uint32_t max_stages(GemmConfig config) {
   config.num_stages = kMaxStages;
   while (config.num_stages > 0 && launch_smem_bytes(config) > kMaxSmemBytes) {
     --config.num_stages;
@@ -109,7 +110,7 @@ FP8GEMM_HOST_DEVICE constexpr uint32_t max_stages(GemmConfig config) {
 }
 
 // `types` gives the element types and flags; the tile fields are replaced.
-FP8GEMM_HOST_DEVICE constexpr GemmConfig make_config(GemmConfig types, const TileShape& tile) {
+constexpr GemmConfig make_config(GemmConfig types, const TileShape& tile) {
   types.block_m = tile.block_m;
   types.block_n = tile.block_n;
   types.num_consumers = tile.num_consumers;
@@ -122,14 +123,14 @@ FP8GEMM_HOST_DEVICE constexpr GemmConfig make_config(GemmConfig types, const Til
 
 // Whether most programs of this kind use these element types, so that all tiles are worth having:
 // e4m3 activations and weights to bfloat16, and weight gradients to float32.
-FP8GEMM_HOST_DEVICE constexpr bool has_all_tile_shapes(const GemmConfig& types) {
+constexpr bool has_all_tile_shapes(const GemmConfig& types) {
   if (types.a_type != Fp8Type::kE4M3 || types.b_type != Fp8Type::kE4M3) return false;
   if (types.scaling == Scaling::k1D1D) return types.d_type == OutType::kF32;
   return types.d_type == OutType::kBF16 && !types.accumulate;
 }
 
 // The tiles to choose from for the kind, scaling and element types of `types`; not all may fit.
-FP8GEMM_HOST_DEVICE constexpr TileShapes tile_shapes(const GemmConfig& types) {
+constexpr TileShapes tile_shapes(const GemmConfig& types) {
   const bool all = has_all_tile_shapes(types);
   if (types.scaling == Scaling::k1D1D) {
     return all ? TileShapes(k1D1DTileShapes) : TileShapes(kCommon1D1DTileShapes);
@@ -145,20 +146,19 @@ FP8GEMM_HOST_DEVICE constexpr TileShapes tile_shapes(const GemmConfig& types) {
 
 // Registers a consumer thread needs: accumulators, partial sums, with 1d1d the scales of its
 // columns, and what the compiler was seen to use beside them.
-FP8GEMM_HOST_DEVICE constexpr uint32_t needed_registers(const GemmConfig& config) {
+constexpr uint32_t needed_registers(const GemmConfig& config) {
   const uint32_t fragment = config.block_n / 2;
   const uint32_t sums = config.waves() * fragment + fragment;
   return config.scaling == Scaling::k1D1D ? sums + config.block_n / 4 + 20 : sums + 32;
 }
 
 // Rules of the kinds of GEMM; see broken_rule.
-FP8GEMM_HOST_DEVICE constexpr const char* broken_kind_rule(const GemmConfig& config) {
-  const bool is_1d1d = config.scaling == Scaling::k1D1D;
-  if (config.kind == GemmKind::kKGrouped && !is_1d1d) return "K-grouped kernels are 1d1d";
-  if (config.kind != GemmKind::kKGrouped && config.kind != GemmKind::kDense && is_1d1d) {
-    return "1d1d kernels are dense or K-grouped";
+constexpr const char* broken_kind_rule(const GemmConfig& config) {
+  if (!HasScaling(TraitsOf(config.kind), config.scaling)) {
+    return config.scaling == Scaling::k1D1D ? "1d1d kernels are dense or K-grouped"
+                                            : "K-grouped kernels are 1d1d";
   }
-  if (config.accumulate && config.kind != GemmKind::kDense && config.kind != GemmKind::kKGrouped) {
+  if (config.accumulate && !TraitsOf(config.kind).accumulates) {
     return "only dense and K-grouped kernels accumulate";
   }
   if (config.accumulate && d_slabs(config) != config.waves()) {
@@ -171,7 +171,7 @@ FP8GEMM_HOST_DEVICE constexpr const char* broken_kind_rule(const GemmConfig& con
   return nullptr;
 }
 
-FP8GEMM_HOST_DEVICE constexpr const char* broken_split_k_rule(const GemmConfig& config) {
+constexpr const char* broken_split_k_rule(const GemmConfig& config) {
   const uint32_t split = config.split_k;
   if (split == 1) return nullptr;
   if (split != 2 && split != 4 && split != 8) return "split_k must be 1, 2, 4 or 8";
@@ -185,7 +185,7 @@ FP8GEMM_HOST_DEVICE constexpr const char* broken_split_k_rule(const GemmConfig& 
 
 // What a kernel relies on; checked for the table when it is compiled and for a user's choice when
 // it is parsed. Nullptr when legal, else the rule that is broken.
-FP8GEMM_HOST_DEVICE constexpr const char* broken_rule(const GemmConfig& config) {
+constexpr const char* broken_rule(const GemmConfig& config) {
   const uint32_t n = config.block_n;
   const uint32_t consumers = config.num_consumers;
   if (consumers < 1 || consumers > 3) return "num_consumers must be 1, 2 or 3";
@@ -222,27 +222,17 @@ FP8GEMM_HOST_DEVICE constexpr const char* broken_rule(const GemmConfig& config) 
 // Calls visit(types) for every combination of kind, scaling, element types and accumulation.
 template <typename Visit>
 constexpr void for_each_type_combination(Visit visit) {
-  struct Family {
-    GemmKind kind;
-    Scaling scaling;
-  };
-  constexpr Family kFamilies[] = {{GemmKind::kDense, Scaling::k1D2D},
-                                  {GemmKind::kRagged, Scaling::k1D2D},
-                                  {GemmKind::kContiguous, Scaling::k1D2D},
-                                  {GemmKind::kMasked, Scaling::k1D2D},
-                                  {GemmKind::kDense, Scaling::k1D1D},
-                                  {GemmKind::kKGrouped, Scaling::k1D1D}};
-  constexpr OutType kOutTypes[] = {OutType::kBF16, OutType::kF16, OutType::kF32};
-  for (const Family& family : kFamilies) {
-    for (const OutType d_type : kOutTypes) {
-      for (uint32_t variant = 0; variant < 8; ++variant) {
+  for (const Scaling scaling : {Scaling::k1D2D, Scaling::k1D1D}) {
+    for (const KindTraits& traits : kKinds) {
+      if (!HasScaling(traits, scaling)) continue;
+      for (uint32_t variant = 0; variant < 24; ++variant) {
         GemmConfig types;
-        types.kind = family.kind;
-        types.scaling = family.scaling;
+        types.kind = traits.kind;
+        types.scaling = scaling;
         types.a_type = variant & 1 ? Fp8Type::kE5M2 : Fp8Type::kE4M3;
         types.b_type = variant & 2 ? Fp8Type::kE5M2 : Fp8Type::kE4M3;
-        types.d_type = d_type;
         types.accumulate = (variant & 4) != 0;
+        types.d_type = static_cast<OutType>(variant / 8);
         visit(types);
       }
     }

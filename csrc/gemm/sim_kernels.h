@@ -9,7 +9,7 @@ namespace fp8gemm {
 inline constexpr TileShape kDependentLaunchTileShapes[] = {{16, 32, 1, 1, 1}, {128, 128, 2, 2, 1}};
 
 // All that the planner can return, and a few dependent launches.
-FP8GEMM_HOST_DEVICE constexpr bool is_simulated(const GemmConfig& config) {
+constexpr bool is_simulated(const GemmConfig& config) {
   const bool is_common_dense = config.kind == GemmKind::kDense &&
                                config.scaling == Scaling::k1D2D && has_all_tile_shapes(config);
   if (config.pdl && !is_common_dense) return false;

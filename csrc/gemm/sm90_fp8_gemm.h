@@ -2,8 +2,8 @@
 // Host twin of kernels/fp8_gemm/sm90_fp8_gemm.cuh: its parameters and its launch.
 // Called by ffi/gemm_handlers.cc (through gemm/gemm_plan.h); launches the kernel.
 #pragma once
-#include "driver/module.h"
 #include "gemm/problem.h"
+#include "jit/kernel.h"
 #include "shared/gemm_params.h"
 
 namespace fp8gemm {

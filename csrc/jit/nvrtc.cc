@@ -44,27 +44,27 @@ struct NvrtcApi {
   std::string identity;
 };
 
-std::string DlError() {
+std::string LoaderError() {
   const char* text = dlerror();
   return text != nullptr ? text : "unknown loader error";
 }
 
 template <typename Function>
-bool Resolve(void* library, const char* name, Function*& function) {
+bool FindSymbol(void* library, const char* name, Function*& function) {
   function = reinterpret_cast<Function*>(dlsym(library, name));
   return function != nullptr;
 }
 
-bool ResolveAll(void* library, NvrtcApi& api) {
-  return Resolve(library, "nvrtcVersion", api.nvrtcVersion) &&
-         Resolve(library, "nvrtcGetErrorString", api.nvrtcGetErrorString) &&
-         Resolve(library, "nvrtcCreateProgram", api.nvrtcCreateProgram) &&
-         Resolve(library, "nvrtcDestroyProgram", api.nvrtcDestroyProgram) &&
-         Resolve(library, "nvrtcCompileProgram", api.nvrtcCompileProgram) &&
-         Resolve(library, "nvrtcGetCUBINSize", api.nvrtcGetCUBINSize) &&
-         Resolve(library, "nvrtcGetCUBIN", api.nvrtcGetCUBIN) &&
-         Resolve(library, "nvrtcGetProgramLogSize", api.nvrtcGetProgramLogSize) &&
-         Resolve(library, "nvrtcGetProgramLog", api.nvrtcGetProgramLog);
+bool FindSymbols(void* library, NvrtcApi& api) {
+  return FindSymbol(library, "nvrtcVersion", api.nvrtcVersion) &&
+         FindSymbol(library, "nvrtcGetErrorString", api.nvrtcGetErrorString) &&
+         FindSymbol(library, "nvrtcCreateProgram", api.nvrtcCreateProgram) &&
+         FindSymbol(library, "nvrtcDestroyProgram", api.nvrtcDestroyProgram) &&
+         FindSymbol(library, "nvrtcCompileProgram", api.nvrtcCompileProgram) &&
+         FindSymbol(library, "nvrtcGetCUBINSize", api.nvrtcGetCUBINSize) &&
+         FindSymbol(library, "nvrtcGetCUBIN", api.nvrtcGetCUBIN) &&
+         FindSymbol(library, "nvrtcGetProgramLogSize", api.nvrtcGetProgramLogSize) &&
+         FindSymbol(library, "nvrtcGetProgramLog", api.nvrtcGetProgramLog);
 }
 
 // NVRTC opens its builtins by soname at the first compilation, and not every wheel's NVRTC has a
@@ -92,11 +92,11 @@ std::unique_ptr<const NvrtcApi> TryOpen(const std::string& name, int extra_flags
   void* library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL | extra_flags);
   if (library == nullptr) {
     // With RTLD_NOLOAD this only says that the process has not loaded it.
-    if ((extra_flags & RTLD_NOLOAD) == 0) AddReason(DlError(), reasons);
+    if ((extra_flags & RTLD_NOLOAD) == 0) AddReason(LoaderError(), reasons);
     return nullptr;
   }
   auto api = std::make_unique<NvrtcApi>();
-  if (!ResolveAll(library, *api) ||
+  if (!FindSymbols(library, *api) ||
       api->nvrtcVersion(&api->major, &api->minor) != kNvrtcSuccess) {
     AddReason(name + " is not NVRTC", reasons);
     dlclose(library);

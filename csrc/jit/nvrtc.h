@@ -17,6 +17,7 @@ inline constexpr char kNvrtcArchitectureOption[] = "--gpu-architecture=sm_90a";
 struct HeaderText {
   std::string_view name;
   std::string_view text;
+  std::string_view digest = {};  // of the text; not read when compiling
 };
 
 struct CompileRequest {

@@ -24,6 +24,10 @@ const char* Fp8TypeName(Fp8Type type) {
   return type == Fp8Type::kE4M3 ? "float8_e4m3fn" : "float8_e5m2";
 }
 
+const char* Fp8TypeLiteral(Fp8Type type) {
+  return type == Fp8Type::kE4M3 ? "fp8gemm::Fp8Type::kE4M3" : "fp8gemm::Fp8Type::kE5M2";
+}
+
 const char* OutTypeName(OutType type) {
   switch (type) {
     case OutType::kBF16: return "bfloat16";

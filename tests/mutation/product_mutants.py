@@ -179,7 +179,7 @@ MUTANTS = (
     ),
     Mutant(
         "column scales of the wrong columns",
-        "fp8_gemm/promotion.cuh",
+        "fp8_gemm/promotion_1d1d.cuh",
         "column_scale[(i >> 2) * 2 + (i & 1)]",
         "column_scale[(i >> 2) * 2]",
         "Of two neighbouring columns the second takes the first one's scale.",
@@ -187,7 +187,7 @@ MUTANTS = (
     ),
     Mutant(
         "column scales of the wrong lane",
-        "fp8_gemm/promotion.cuh",
+        "fp8_gemm/promotion_1d1d.cuh",
         "2 * (ptx::lane_idx() % 4) * sizeof(float);",
         "2 * (ptx::lane_idx() / 8) * sizeof(float);",
         "A lane's columns are those of its place among four, not of its row.",
@@ -195,7 +195,7 @@ MUTANTS = (
     ),
     Mutant(
         "row scales of the wrong half",
-        "fp8_gemm/promotion.cuh",
+        "fp8_gemm/promotion_1d1d.cuh",
         "row_scale[wave][(i >> 1) & 1]",
         "row_scale[wave][i & 1]",
         "The two rows of a fragment alternate every two elements, not every one.",

@@ -5,6 +5,7 @@
 // and tracked by its thread 0. Element (row, column) of a 64-row wave lies in box
 // column / d_box_columns, at the 128B-, 64B- or 32B-swizzled place where TMA expects it.
 #pragma once
+#include <fp8_gemm/barriers.cuh>
 #include <fp8_gemm/pipeline.cuh>
 #include <fp8_gemm/tile_scheduler.cuh>
 #include <ptx/global.cuh>
@@ -12,17 +13,6 @@
 #include <ptx/warp.cuh>
 
 namespace fp8gemm {
-
-// Named barriers of a CTA. 0 is for all threads, 1 + i for consumer warpgroup i.
-inline constexpr uint32_t kCtaBarrier = 0;
-inline constexpr uint32_t kFirstConsumerBarrier = 1;
-
-// Meets the other threads of consumer warpgroup `consumer`. The aligned barrier needs converged
-// warps, and lanes may come from a branch that only some of them took.
-FP8GEMM_DEVICE void sync_consumer(uint32_t consumer) {
-  ptx::bar_warp_sync();
-  ptx::barrier_sync(kFirstConsumerBarrier + consumer, kWarpgroupThreads);
-}
 
 // Address of 16-byte chunk `chunk` of `row` within a box whose rows are `kSwizzleBytes` long: bits
 // 4-6 of the address are XORed with bits 7-9, as far as the row is long.

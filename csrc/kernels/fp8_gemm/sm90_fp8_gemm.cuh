@@ -6,9 +6,11 @@
 // one producer warpgroup last. Launched by gemm/sm90_fp8_gemm.cc; calls consumer.cuh and
 // producer.cuh.
 #pragma once
+#include <fp8_gemm/barriers.cuh>
 #include <fp8_gemm/consumer.cuh>
+#include <fp8_gemm/grouped_tiles.cuh>
 #include <fp8_gemm/producer.cuh>
-#include <ptx/cluster.cuh>
+#include <fp8_gemm/promotion_1d1d.cuh>
 
 namespace fp8gemm {
 
@@ -16,19 +18,6 @@ namespace fp8gemm {
 inline constexpr uint32_t kOperandLoaderWarp = 0;
 inline constexpr uint32_t kBScaleLoaderWarp = 1;
 inline constexpr uint32_t kGroupTableWarp = 2;  // before the roles start
-
-// All threads of the CTA or cluster, whose lanes may come from a branch that one of them took: the
-// aligned barriers need converged warps.
-template <GemmConfig kConfig>
-FP8GEMM_DEVICE void sync_cluster() {
-  ptx::bar_warp_sync();
-  if constexpr (kConfig.cluster_size() > 1) {
-    ptx::barrier_cluster_arrive();
-    ptx::barrier_cluster_wait();
-  } else {
-    ptx::barrier_sync(kCtaBarrier, kConfig.threads());
-  }
-}
 
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void sm90_fp8_gemm(const GemmParams& params) {

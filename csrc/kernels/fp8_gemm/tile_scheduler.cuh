@@ -44,14 +44,8 @@ class TileScheduler {
     bool found;
     if constexpr (kConfig.kind == GemmKind::kDense) {
       found = next_dense(tile);
-    } else if constexpr (kConfig.kind == GemmKind::kContiguous) {
-      found = next_contiguous(tile);
-    } else if constexpr (kConfig.kind == GemmKind::kRagged) {
-      found = next_ragged(tile);
-    } else if constexpr (kConfig.kind == GemmKind::kMasked) {
-      found = next_masked(tile);
     } else {
-      found = next_k_grouped(tile);
+      found = next_grouped(tile);
     }
     next_ += stride_;
     return found;
@@ -60,6 +54,17 @@ class TileScheduler {
  private:
   using Table = GroupTable<kConfig>;
   static constexpr uint32_t kClusterRows = Table::kClusterRows;
+
+  FP8GEMM_DEVICE bool next_dense(Tile& tile) const {
+    if (next_ >= params_.cluster_tiles_m * params_.cluster_tiles_n) return false;
+    place(next_, params_.cluster_tiles_m, params_.cluster_tiles_n, tile);
+    if constexpr (kConfig.split_k > 1) {
+      const uint32_t share = ceil_div(params_.k_blocks, kConfig.split_k);
+      tile.k_block = min(rank_ * share, params_.k_blocks);
+      tile.k_blocks = min(share, params_.k_blocks - tile.k_block);
+    }
+    return true;
+  }
 
   // Tile `index` of a matrix of `tiles_m` x `tiles_n` cluster tiles, from its first row on.
   FP8GEMM_DEVICE void place(uint32_t index, uint32_t tiles_m, uint32_t tiles_n, Tile& tile) const {
@@ -83,120 +88,13 @@ class TileScheduler {
     tile.k_blocks = params_.k_blocks;
   }
 
-  // Makes `tile` one of group `group`.
-  FP8GEMM_DEVICE void select_weights(uint32_t group, Tile& tile) const {
-    tile.b_row += group * params_.n;
-    tile.scale_row = group * ceil_div(params_.n, kScaleBlockN);
-  }
-
-  FP8GEMM_DEVICE bool next_dense(Tile& tile) const {
-    if (next_ >= params_.cluster_tiles_m * params_.cluster_tiles_n) return false;
-    place(next_, params_.cluster_tiles_m, params_.cluster_tiles_n, tile);
-    if constexpr (kConfig.split_k > 1) {
-      const uint32_t share = ceil_div(params_.k_blocks, kConfig.split_k);
-      tile.k_block = min(rank_ * share, params_.k_blocks);
-      tile.k_blocks = min(share, params_.k_blocks - tile.k_block);
-    }
-    return true;
-  }
-
-  FP8GEMM_DEVICE bool next_contiguous(Tile& tile) const {
-    if (!next_dense(tile)) return false;
-    // A group starts at a multiple of the alignment, so the first row of a tile tells its group.
-    const int32_t loaded =
-        tile.row < params_.m ? ptx::ld_global_s32(params_.group_data + tile.row) : -1;
-    // The same in all lanes. The shuffle tells the compiler, which then keeps descriptors uniform.
-    const auto id = static_cast<int32_t>(ptx::shfl_sync_idx(static_cast<uint32_t>(loaded), 0));
-    const bool has_group = id >= 0 && static_cast<uint32_t>(id) < params_.num_groups;
-    if (has_group) {
-      select_weights(id, tile);
-    } else {
-      tile.k_blocks = 0;
-    }
-    tile.stored_rows = tile.row < params_.m ? params_.m - tile.row : 0;
-    tile.valid_rows = tile.stored_rows;  // single rows are checked by their id
-    return true;
-  }
-
-  FP8GEMM_DEVICE bool next_ragged(Tile& tile) const {
-    const uint32_t tiles_n = params_.cluster_tiles_n;
-    const uint32_t position = next_ / tiles_n;
-    const uint32_t group = Table::find(params_.num_groups, position, [&](uint32_t g) {
-      return groups_.load(g).tile_end;
-    });
-    const typename Table::Entry before = group > 0 ? groups_.load(group - 1) : no_groups();
-    const uint32_t index = next_ - before.tile_end * tiles_n;
-    uint32_t rows;
-    if (group < params_.num_groups) {
-      rows = groups_.load(group).extent_end - before.extent_end;
-      place(index, ceil_div(rows, kClusterRows), tiles_n, tile);
-      select_weights(group, tile);
-    } else {
-      rows = params_.m - before.extent_end;  // past the last group: zeros
-      const uint32_t tiles_m = ceil_div(rows, kClusterRows);
-      if (index >= tiles_m * tiles_n) return false;
-      place(index, tiles_m, tiles_n, tile);
-      tile.k_blocks = 0;
-    }
-    tile.valid_rows = tile.row < rows ? rows - tile.row : 0;
-    tile.stored_rows = tile.valid_rows;
-    tile.row += before.extent_end;
-    tile.d_row = tile.row;
-    return true;
-  }
-
-  FP8GEMM_DEVICE bool next_masked(Tile& tile) const {
-    const uint32_t tiles_n = params_.cluster_tiles_n;
-    uint32_t position = next_ / tiles_n;
-    const uint32_t tiles_per_group = params_.cluster_tiles_m;
-    uint32_t group = Table::find(params_.num_groups, position, [&](uint32_t g) {
-      return groups_.load(g).tile_end;
-    });
-    const bool is_padding = group == params_.num_groups;
-    uint32_t first_tile = group > 0 ? groups_.load(group - 1).tile_end : 0;
-    uint32_t skipped = 0;  // cluster tiles along M of the group that are not in this sequence
-    if (is_padding) {
-      // After the products come the tiles that hold only padding, group by group.
-      if (params_.zero_padding == 0) return false;
-      position -= first_tile;
-      const uint32_t products = first_tile;
-      group = Table::find(params_.num_groups, position, [&](uint32_t g) {
-        return (g + 1) * tiles_per_group - groups_.load(g).tile_end;
-      });
-      if (group == params_.num_groups) return false;
-      const uint32_t before = group > 0 ? groups_.load(group - 1).tile_end : 0;
-      skipped = groups_.load(group).tile_end - before;
-      first_tile = products + group * tiles_per_group - before;
-    }
-    const uint32_t valid = groups_.load(group).extent_end;
-    const uint32_t tiles_m =
-        is_padding ? tiles_per_group - skipped : ceil_div(valid, kClusterRows);
-    place(next_ - first_tile * tiles_n, tiles_m, tiles_n, tile);
-    select_weights(group, tile);
-    tile.row += skipped * kClusterRows;
-    if (is_padding) tile.k_blocks = 0;
-    const uint32_t rows = params_.zero_padding != 0 ? params_.group_rows : valid;
-    tile.valid_rows = tile.row < valid ? valid - tile.row : 0;
-    tile.stored_rows = tile.row < rows ? rows - tile.row : 0;
-    tile.row += group * params_.group_rows;
-    tile.d_row = tile.row;
-    return true;
-  }
-
-  FP8GEMM_DEVICE bool next_k_grouped(Tile& tile) const {
-    const uint32_t tiles = params_.cluster_tiles_m * params_.cluster_tiles_n;
-    const uint32_t group = next_ / tiles;
-    if (group >= params_.num_groups) return false;
-    place(next_ % tiles, params_.cluster_tiles_m, params_.cluster_tiles_n, tile);
-    tile.k_block = group > 0 ? groups_.load(group - 1).extent_end : 0;
-    tile.k_blocks = groups_.load(group).extent_end - tile.k_block;
-    tile.stored_rows = tile.row < params_.m ? params_.m - tile.row : 0;
-    tile.valid_rows = tile.stored_rows;
-    tile.d_row = group * params_.m + tile.row;
-    return true;
-  }
-
-  FP8GEMM_DEVICE static typename Table::Entry no_groups() { return {0, 0}; }
+  // Of the kinds with groups: grouped_tiles.cuh, and a file for each kind.
+  FP8GEMM_DEVICE bool next_grouped(Tile& tile) const;
+  FP8GEMM_DEVICE bool next_contiguous(Tile& tile) const;
+  FP8GEMM_DEVICE bool next_ragged(Tile& tile) const;
+  FP8GEMM_DEVICE bool next_masked(Tile& tile) const;
+  FP8GEMM_DEVICE bool next_k_grouped(Tile& tile) const;
+  FP8GEMM_DEVICE void select_weights(uint32_t group, Tile& tile) const;
 
   const GemmParams& params_;
   const Table groups_;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Checks of FFI buffers against what the attributes promise: what memory safety needs, no more.
+// Reading a custom call: its attributes by name and type, and its buffers, checked against what the
+// attributes promise, as memory safety needs it and no more.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -7,11 +8,33 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 #include "shared/gemm_config.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace fp8gemm {
+
+/// @throws std::invalid_argument  There is none of that name and type.
+template <typename T>
+T Attribute(const xla::ffi::Dictionary& attributes, const char* name) {
+  xla::ffi::ErrorOr<T> value = attributes.get<T>(name);
+  if (!value.has_value()) {
+    throw std::invalid_argument(std::string("attribute ") + name + ": " + value.error().message());
+  }
+  return *value;
+}
+
+/// The attributes of a call for ReadProblem and its like. Throws as `Attribute`.
+struct AttributeReader {
+  const xla::ffi::Dictionary& attributes;
+
+  std::string Text(const char* name) const {
+    return std::string(Attribute<std::string_view>(attributes, name));
+  }
+  int64_t Number(const char* name) const { return Attribute<int64_t>(attributes, name); }
+  bool Flag(const char* name) const { return Attribute<bool>(attributes, name); }
+};
 
 /// XLA's element type for ours.
 inline xla::ffi::DataType ToDataType(Fp8Type type) {
