@@ -14,6 +14,7 @@ SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f ! -name '*.md
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+.NOTPARALLEL:  # targets install into one environment
 .PHONY: help demo test xla-gpu gpu-check bench mutants wheel lint format develop clean require-hopper offline
 
 help:  ## List the targets
@@ -22,7 +23,7 @@ help:  ## List the targets
 demo: $(VENV)/.package  ## Install into .venv and run examples/01_dense.py
 	$(BIN)/python examples/01_dense.py
 
-test: $(VENV)/.package $(VENV)/.tests  ## Run the tests that need no GPU, and those that do where there is one
+test: $(VENV)/.simulator $(VENV)/.tests  ## Run the tests that need no GPU, and those that do where there is one
 	@mkdir -p build
 	$(BIN)/pytest $(PYTEST_ARGS) --junitxml=build/test-results.xml tests
 	@$(BIN)/python .ci/check_results.py build/test-results.xml
@@ -31,13 +32,13 @@ xla-gpu: $(VENV)/.package  ## Install XLA's GPU compiler, with which `make test`
 	$(BIN)/python .ci/requirements.py xla-gpu > $(VENV)/xla-gpu.txt
 	$(PIP) install --requirement $(VENV)/xla-gpu.txt
 
-gpu-check: require-hopper $(if $(OFFLINE),offline,$(VENV)/.package $(VENV)/.tests $(VENV)/.sanitizer)  ## Run everything that needs a Hopper GPU; fails without one
+gpu-check: require-hopper $(if $(OFFLINE),offline,$(VENV)/.simulator $(VENV)/.tests $(VENV)/.sanitizer)  ## Run everything that needs a Hopper GPU; fails without one
 	.ci/gpu-check $(RUNNER) $(GPU_CHECK_ARGS)
 
-bench: $(if $(OFFLINE),offline,$(VENV)/.package $(VENV)/.bench)  ## Time everything that suits this machine; see benchmarks/README.md
+bench: $(if $(OFFLINE),offline,$(VENV)/.simulator $(VENV)/.bench)  ## Time everything that suits this machine; see benchmarks/README.md
 	$(RUNNER) -m jax_fp8gemm bench $(BENCH_ARGS)
 
-mutants: $(VENV)/.package $(VENV)/.tests  ## Plant every known kernel bug and check that the simulator finds it
+mutants: $(VENV)/.simulator $(VENV)/.tests  ## Plant every known kernel bug and check that the simulator finds it
 	$(BIN)/python -m tests.mutation
 
 wheel:  ## Build a wheel for $(PYTHON) into dist/, as a release is
@@ -54,7 +55,7 @@ format: $(VENV)/.lint  ## Format the Python sources
 develop: | $(BIN)/python  ## For work on csrc: build only what changed, against the jaxlib in .venv
 	$(PIP) install cmake ninja scikit-build-core nanobind 'jax>=0.8.2'
 	$(PIP) install --no-build-isolation --editable . -Cbuild-dir=build/develop
-	@touch $(VENV)/.package
+	@touch $(VENV)/.package $(VENV)/.simulator
 
 clean:  ## Remove .venv and build
 	rm -rf $(VENV) build
@@ -72,24 +73,28 @@ $(BIN)/python:
 	  echo 'jax_fp8gemm needs Python 3.11 or later; name one with: make PYTHON=python3.12' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# Built as a release is: in isolation, against the oldest jaxlib that is supported.
-$(VENV)/.package: $(SOURCES) | $(BIN)/python
+# Built as a release is: in isolation, against the oldest jaxlib that is supported. The simulator's
+# kernels, which are most of a build, are left out until a test needs them.
+$(VENV)/.package: SIM_KERNELS = OFF
+$(VENV)/.simulator: SIM_KERNELS = ON
+$(VENV)/.package $(VENV)/.simulator: $(SOURCES) | $(BIN)/python
 	@command -v $${CXX:-c++} > /dev/null || { \
 	  echo 'jax_fp8gemm needs a C++20 compiler, for example: apt-get install g++' >&2; exit 1; }
-	extra=$$(.ci/cuda-extra) && $(PIP) install --editable ".$${extra:+[$$extra]}"
-	@touch $@
+	extra=$$(.ci/cuda-extra) && $(PIP) install \
+	  -Ccmake.define.FP8GEMM_SIM_KERNELS=$(SIM_KERNELS) --editable ".$${extra:+[$$extra]}"
+	@touch $(VENV)/.package $@
 
-$(VENV)/.tests: pyproject.toml | $(VENV)/.package
+$(VENV)/.tests: pyproject.toml | $(VENV)/.simulator
 	$(BIN)/python .ci/requirements.py test examples > $(VENV)/test.txt
 	$(PIP) install --requirement $(VENV)/test.txt
 	@touch $@
 
-$(VENV)/.bench: pyproject.toml | $(VENV)/.package
+$(VENV)/.bench: pyproject.toml | $(VENV)/.simulator
 	$(BIN)/python .ci/requirements.py bench > $(VENV)/bench.txt
 	$(PIP) install --requirement $(VENV)/bench.txt
 	@touch $@
 
-$(VENV)/.sanitizer: | $(VENV)/.package
+$(VENV)/.sanitizer: | $(VENV)/.simulator
 	case $$(.ci/cuda-extra) in cuda12) suffix=-cu12 ;; *) suffix= ;; esac; \
 	  $(PIP) install nvidia-cuda-sanitizer-api$$suffix
 	@touch $@

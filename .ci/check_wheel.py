@@ -10,6 +10,7 @@ WANTED = (
     "jax_fp8gemm/_core.*.so",
     "jax_fp8gemm/_core.pyi",
     "jax_fp8gemm/libjax_fp8gemm_sim.so",
+    "jax_fp8gemm/libjax_fp8gemm_sim_kernels.so",
     "jax_fp8gemm/py.typed",
     "jax_fp8gemm/tuned/README.md",
     "jax_fp8gemm-*.dist-info/licenses/LICENSE",

@@ -1,40 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables of test_layering.py about csrc/: who may include whom, and who owns an effect."""
 
-# Layer of csrc/: layers it may include. The order is that of the call path.
+# Folder of csrc/: folders it may include beside itself. The order is that of the call path.
 CSRC_LAYERS = {
-    "shared": {"shared"},
-    "kernels": {"kernels", "shared"},
-    "runtime": {"runtime", "shared"},
-    "jit": {"jit", "runtime", "shared"},
-    "gemm": {"gemm", "jit", "runtime", "shared"},
-    "quantize": {"quantize", "jit", "runtime", "shared"},
-    "ffi": {"ffi", "gemm", "quantize", "jit", "runtime", "shared"},
-    "bindings": {"bindings", "ffi", "gemm", "quantize", "jit", "runtime", "shared"},
-    # Stands in for the driver, and compiles the kernels against its own wrappers. It names
-    # configurations with two headers, and knows nothing else of gemm and quantize.
-    "sim": {"sim", "kernels", "runtime", "shared"},
+    "shared": set(),
+    "kernels/ptx": {"shared"},
+    "kernels/mma": {"kernels/ptx", "shared"},
+    "kernels": {"kernels/ptx", "shared"},  # what both families of kernels use
+    "kernels/fp8_gemm": {"kernels", "kernels/mma", "kernels/ptx", "shared"},
+    "kernels/fp8_quantize": {"kernels", "kernels/ptx", "shared"},
+    "driver": set(),
+    "jit": {"driver", "shared"},
+    "gemm": {"driver", "jit", "shared"},
+    "quantize": {"driver", "jit", "shared"},
+    "ffi": {"driver", "gemm", "jit", "quantize", "shared"},
+    "bindings": {"driver", "ffi", "gemm", "jit", "quantize", "shared"},
+    # Stands in for the driver, and runs the kernels over twins of ptx/ and mma/.
+    "sim/engine": {"shared", "sim", "sim/device"},
+    "sim/device": {"kernels/ptx", "shared", "sim"},
+    "sim/kernels": {"kernels/fp8_gemm", "kernels/fp8_quantize", "shared", "sim"},
+    "sim": {"driver", "shared", "sim/engine"},
 }
-CSRC_EXCEPTIONS = {("sim", "gemm/config_key.h"), ("sim", "quantize/quantize_key.h")}
+# The names of configurations, which the simulator's kernels are found by.
+CSRC_EXCEPTIONS = {
+    ("sim/kernels", "gemm/config_key.h"),
+    ("sim/kernels", "gemm/sim_kernels.h"),
+    ("sim/kernels", "quantize/quantize_key.h"),
+}
 # Libraries, by the first part of an include's name: the only layer that may use each.
 LIBRARY_LAYERS = {"nanobind": "bindings", "xla": "ffi"}
-# Inside kernels/: part, by the start of a file's name: parts it may include.
+# Inside a family of kernels: file, or the start of its name: files of the family it may include.
 KERNEL_PARTS = {
-    "ptx": {"ptx"},
-    "mma": {"mma", "ptx"},
-    "pipeline": {"ptx"},
-    "warp_scan": {"ptx"},
-    "group_table": {"pipeline", "warp_scan", "ptx"},
-    "promotion": {"pipeline", "ptx"},
-    "tile_scheduler": {"group_table", "pipeline", "ptx"},
-    "producer": {"pipeline", "tile_scheduler", "ptx"},
-    "epilogue": {"pipeline", "tile_scheduler", "ptx"},
-    "split_k": {"pipeline", "ptx"},
-    "consumer": {"epilogue", "pipeline", "promotion", "split_k", "tile_scheduler", "mma", "ptx"},
-    "quantize_scale": {"ptx"},
-    "quantize_": {"quantize_scale", "warp_scan", "ptx"},
-    "sm90_quantize": {"quantize_"},
-    "sm90": {"consumer", "producer", "epilogue", "pipeline", "tile_scheduler", "mma", "ptx"},
+    "fp8_gemm/barriers": set(),
+    "fp8_gemm/pipeline": set(),
+    "fp8_gemm/group_table": {"pipeline"},
+    "fp8_gemm/promotion_1d1d": {"promotion"},
+    "fp8_gemm/promotion": {"pipeline"},
+    "fp8_gemm/tile_scheduler": {"group_table", "pipeline"},
+    "fp8_gemm/grouped_tiles": {"contiguous", "k_grouped", "masked", "ragged", "tile_scheduler"},
+    **{
+        f"fp8_gemm/{kind}": {"tile_scheduler"}
+        for kind in ("contiguous", "k_grouped", "masked", "ragged")
+    },
+    "fp8_gemm/producer": {"pipeline", "tile_scheduler"},
+    "fp8_gemm/epilogue": {"barriers", "pipeline", "tile_scheduler"},
+    "fp8_gemm/split_k": {"pipeline"},
+    "fp8_gemm/consumer": {"epilogue", "pipeline", "promotion", "split_k", "tile_scheduler"},
+    "fp8_gemm/sm90": {
+        "barriers",
+        "consumer",
+        "grouped_tiles",
+        "producer",
+        "promotion_1d1d",
+    },
+    "fp8_quantize/quantize_scale": set(),
+    "fp8_quantize/quantize_": {"quantize_scale"},
+    "fp8_quantize/sm90": {"quantize_"},
 }
 # System headers device code may name: those that types.h gives the host compiler.
 DEVICE_SYSTEM_INCLUDES = {("csrc/shared/types.h", "cstdint")}
@@ -45,16 +66,16 @@ CPP_OWNERS = {
     r"\basm\b": ("csrc/kernels/ptx/", "csrc/kernels/mma/", "csrc/sim/engine/fiber."),
     # At a boundary that no exception may cross: XLA's, and the simulated driver's.
     r"\bcatch\s*\(": ("csrc/ffi/", "csrc/sim/"),
-    r"\bdlopen\b": ("csrc/runtime/driver.cc", "csrc/runtime/nvrtc.cc"),
-    r"\bnvrtc[A-Z]\w+": ("csrc/runtime/nvrtc.cc",),
+    r"\bdlopen\b": ("csrc/driver/driver.cc", "csrc/jit/nvrtc.cc", "csrc/sim/registry.cc"),
+    r"\bnvrtc[A-Z]\w+": ("csrc/jit/nvrtc.cc",),
     r"\bcuTensorMapEncode\w*": (
-        "csrc/runtime/tensor_map.cc",
-        "csrc/runtime/driver.",
+        "csrc/driver/tensor_map.cc",
+        "csrc/driver/driver.",
         "csrc/sim/driver.cc",
     ),
     r"\bcuLaunchKernel\w*": (
-        "csrc/runtime/module.cc",
-        "csrc/runtime/driver.",
+        "csrc/jit/kernel.cc",
+        "csrc/driver/driver.",
         "csrc/sim/driver.cc",
     ),
     r"\b(abort|exit|printf)\s*\(": (),

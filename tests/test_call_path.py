@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The path of a call, as a reader walks it: docs/architecture.md lists it, and this follows it."""
+"""How far it is from gemm to the launch: docs/architecture.md and csrc/README.md, and the code."""
 
 import re
 import sys
@@ -9,20 +9,94 @@ import cases
 import jax
 import jax.ffi
 import pytest
-from _source import ROOT
+from _source import ROOT, cpp_code, includes
 
 import jax_fp8gemm as fp8
 
-MAX_PYTHON_CALLS, MAX_PYTHON_FILES = 8, 6
 PACKAGE = Path(fp8.__file__).parent
+CSRC = ROOT / "csrc"
+MAX_PYTHON_CALLS, MAX_PYTHON_FILES = 8, 6
+MAX_FILES = 16
+MAX_KERNEL_LINES = 280
+MAX_DENSE_SCHEDULER_LINES = 80
+# What the files of the path include and a reader looks up but does not walk through.
+BESIDE = {
+    "driver/device_limits": "limits of a device, read once",
+    "driver/driver_types": "types of the CUDA driver",
+    "driver/error": "exceptions",
+    "ffi/guard": "exceptions to status codes",
+    "ffi/handlers": "declarations for the bindings",
+    "ffi/sim_plans": "plans of the CPU handlers",
+    "gemm/config_key": "configurations as text",
+    "gemm/sim_kernels": "which candidates the simulator has",
+    "jit/build_identity": "the build of an NVRTC",
+    "jit/disk_store": "the cache on disk",
+    "jit/type_names": "element types as text",
+    "shared/gemm_config": "what a kernel is specialised on",
+    "shared/gemm_params": "the kernel's parameter",
+    "shared/smem_layout": "the kernel's shared memory",
+    "shared/types": "integer types",
+}
+KERNEL = ("sm90_fp8_gemm", "producer", "consumer", "promotion")
 
 
 def listed(page: str) -> list[str]:
     """Returns the files that a page lists between its marks."""
     text = (ROOT / page).read_text()
-    part = re.search(r"<!-- path:begin -->(.*?)<!-- path:end -->", text, re.DOTALL)
-    assert part, f"{page} has no marks"
-    return re.findall(r"^\d+\. \[`([^`]+)`\]", part[1], re.MULTILINE)
+    part = text[text.index("<!-- path:begin -->") : text.index("<!-- path:end -->")]
+    return re.findall(r"^\d+\. `([^`]+)` \w", part, re.MULTILINE)
+
+
+def path() -> list[str]:
+    """Returns the files behind the custom call, relative to csrc/."""
+    return listed("csrc/README.md")
+
+
+def pair(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def included_pairs(of: str) -> set[str]:
+    """Returns what a header and its source file include of csrc/, without suffixes."""
+    files = [file for suffix in (".h", ".cc") if (file := CSRC / (of + suffix)).exists()]
+    names = {name for file in files for name in includes(file.read_text())}
+    return {pair(name) for name in names if (CSRC / name).exists()} - {of}
+
+
+def code_lines(name: str) -> int:
+    text = cpp_code((CSRC / "kernels/fp8_gemm" / f"{name}.cuh").read_text())
+    return sum(bool(line.strip()) for line in text.splitlines())
+
+
+def test_path_is_short_and_exists():
+    assert path()[0] == "ffi/gemm_handlers.cc"
+    assert len(path()) == len(set(path())) <= MAX_FILES
+    assert [name for name in path() if not (CSRC / name).exists()] == []
+    # Where there is a source file, that is what one reads.
+    assert [n for n in path() if n.endswith(".h") and (CSRC / f"{pair(n)}.cc").exists()] == []
+
+
+def test_each_file_of_the_path_is_included_by_one_before_it():
+    reached = {"ffi/gemm_handlers"}
+    for name in path():
+        assert pair(name) in reached, name
+        reached |= included_pairs(pair(name))
+
+
+def test_nothing_is_left_out_of_the_path():
+    seen, new = set(), {"ffi/gemm_handlers"}
+    while new:
+        seen |= new
+        new = set().union(*map(included_pairs, new)) - seen
+    assert seen == set(map(pair, path())) | set(BESIDE)
+
+
+def test_core_of_the_kernel_is_small():
+    assert sum(map(code_lines, KERNEL)) <= MAX_KERNEL_LINES
+    assert code_lines("tile_scheduler") <= MAX_DENSE_SCHEDULER_LINES
+
+
+# ---- Python ------------------------------------------------------------------------------------
 
 
 @pytest.fixture

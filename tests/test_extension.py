@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jax_fp8gemm._src.native.gemm_problem import Problem
+from jax_fp8gemm._src.native import sim_library
+from jax_fp8gemm._src.native.gemm_problem import KINDS, Problem
+from jax_fp8gemm._src.operands import checks
 
 SHARED = Path(__file__).resolve().parents[1] / "csrc" / "shared"
 PROBLEM = Problem(m=128, n=128, k=128)
@@ -70,6 +72,30 @@ def test_bindings_refuse_names_they_do_not_know(extension):
         core.ranked_configs(fields, "rocm")
     with pytest.raises(RuntimeError, match="scale_format must be float32 or pow2, got 'f32'"):
         core.quantize_key("rows", "bfloat16", "float8_e4m3fn", "f32")
+
+
+def test_kinds_and_limits_are_those_of_the_python_side(extension):
+    core = extension.core()
+    kinds = core.kinds()
+    assert tuple(kinds) == tuple(KINDS)
+    families = {key.partition(".")[0] for key in core.candidate_configs()}
+    described = [core.describe_config(key) for key in core.candidate_configs()]
+    for name, kind in kinds.items():
+        of_kind = [config for config in described if config["kind"] == name]
+        assert {config["scaling"] for config in of_kind} == set(kind["scalings"])
+        assert any(config["accumulate"] for config in of_kind) == kind["accumulates"]
+        assert kind["has_group_weights"] == (name not in ("dense", "k_grouped"))
+        ours = KINDS[name]
+        assert set(ours.scalings) == set(kind["scalings"])
+        assert ours.accumulates == kind["accumulates"]
+        assert ours.has_group_weights == kind["has_group_weights"]
+        assert (kind["group_data"] == "none") == (name == "dense")
+    assert len(families) == sum(len(kind["scalings"]) for kind in kinds.values())
+    limits = core.limits()
+    assert limits["max_groups"] == checks.MAX_GROUPS
+    assert limits["max_extent"] == checks.MAX_EXTENT
+    assert limits["block"] == limits["contiguous_alignment"] == 128
+    assert limits["tma_alignment_bytes"] == 16
 
 
 def fields_of(struct: str, header: str) -> list[str]:
@@ -130,6 +156,31 @@ def test_planning_for_the_simulator_asks_for_no_gpu(extension, monkeypatch):
     assert extension.planning_gpu("sim") == ""
 
 
+_SIMULATE = """
+import sys
+from pathlib import Path
+import jax.numpy as jnp
+import jax_fp8gemm as fp8
+from jax_fp8gemm._src.native import extension
+extension.sim_library = lambda: Path(sys.argv[1])
+x, w = fp8.quantize(jnp.ones((4, 128))), fp8.quantize(jnp.ones((16, 128)), (128, 128))
+fp8.gemm(x, w, implementation="sim").block_until_ready()
+"""
+
+
+@pytest.mark.usefixtures("simulator_library")
+def test_simulator_without_its_kernels_says_what_is_missing(extension, replace_ffi, tmp_path):
+    alone = shutil.copy(extension.sim_library(), tmp_path)
+    run = subprocess.run([sys.executable, "-c", _SIMULATE, alone], capture_output=True, text=True)
+    assert run.returncode != 0
+    assert "UNIMPLEMENTED" in run.stderr and sim_library.KERNELS in run.stderr
+    assert "FP8GEMM_SIM_KERNELS=ON" in run.stderr
+    replace_ffi(sim_library=lambda: Path(alone))
+    assert sim_library.missing().startswith("installed without its kernels")
+    replace_ffi(sim_library=lambda: tmp_path / "none.so")
+    assert not sim_library.available()
+
+
 def test_nvrtc_is_searched_for_the_plugin_that_is_installed(extension, monkeypatch):
     def having(*majors):
         plugins = [f"jax_cuda{major}_plugin" for major in majors]
@@ -149,8 +200,8 @@ _PARAMS_SOURCES = (
     "jit/type_names",
     "quantize/quantize_key",
     "quantize/quantize_problem",
-    "runtime/driver",
-    "runtime/tensor_map",
+    "driver/driver",
+    "driver/tensor_map",
 )
 
 

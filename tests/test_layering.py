@@ -215,27 +215,39 @@ PYTHON_FILES = source_files(".py")
 PACKAGE_FILES = [path for path in PYTHON_FILES if path.parts[0] == "jax_fp8gemm"]
 
 
-def _included_layer(name: str) -> str | None:
-    """Layer of csrc/ an include name belongs to; None for system and library headers."""
-    if (ROOT / "csrc" / name).exists():
-        return PurePath(name).parts[0]
-    return "kernels" if (ROOT / "csrc/kernels" / name).exists() else None
+def _folder(path: PurePath) -> str:
+    """Row of CSRC_LAYERS for a file, given relative to csrc/: the innermost folder that has one."""
+    return next(row for row in map(str, path.parents) if row in CSRC_LAYERS)
 
 
-def _kernel_part(name: str) -> str:
-    return next((part for part in KERNEL_PARTS if name.startswith(part)), name)
+def _included_folder(name: str) -> str | None:
+    """Row of CSRC_LAYERS an include name belongs to; None for system and library headers."""
+    for root in ("", "kernels"):
+        if (ROOT / "csrc" / root / name).exists():
+            return _folder(PurePath(root, name))
+    return None
+
+
+def _kernel_part(name: str) -> str | None:
+    return next((part for part in KERNEL_PARTS if name.startswith(part)), None)
 
 
 def test_cpp_layers_are_one_way():
     wrong = []
     for path in CSRC_FILES:
-        layer = path.parts[1]
+        folder = _folder(path.relative_to("csrc"))
         for name in includes(read(path)):
-            included = _included_layer(name)
-            allowed = included is None or included in CSRC_LAYERS[layer]
-            if not allowed and (layer, name) not in CSRC_EXCEPTIONS:
+            included = _included_folder(name)
+            allowed = included in {None, folder, *CSRC_LAYERS[folder]}
+            if not allowed and (folder, name) not in CSRC_EXCEPTIONS:
                 wrong.append(f"{path} includes {name}")
     assert wrong == []
+
+
+def test_every_folder_of_csrc_has_a_row():
+    """A folder without one would be taken for a part of the folder around it."""
+    folders = {path.relative_to("csrc").parent.as_posix() for path in CSRC_FILES}
+    assert folders - {"sim/device/mma", "sim/device/ptx"} == set(CSRC_LAYERS)
 
 
 def test_libraries_are_used_by_one_layer():
@@ -251,11 +263,12 @@ def test_libraries_are_used_by_one_layer():
 def test_parts_of_the_kernels_are_one_way():
     wrong = []
     for path in CSRC_FILES:
-        if path.parts[1] != "kernels":
+        part = _kernel_part(path.as_posix().removeprefix("csrc/kernels/"))
+        if part is None:
             continue
-        part = _kernel_part(path.relative_to("csrc/kernels").as_posix())
         for name in includes(read(path)):
-            if _included_layer(name) == "kernels" and _kernel_part(name) not in KERNEL_PARTS[part]:
+            included = _kernel_part(name)
+            if included and PurePath(included).name not in KERNEL_PARTS[part]:
                 wrong.append(f"{path} includes {name}")
     assert wrong == []
 
@@ -268,7 +281,7 @@ def test_device_code_needs_no_include_path():
             continue
         for name in includes(read(path)):
             known = (path.as_posix(), name) in DEVICE_SYSTEM_INCLUDES
-            if _included_layer(name) is None and not known:
+            if _included_folder(name) is None and not known:
                 wrong.append(f"{path} includes {name}")
     assert wrong == []
 

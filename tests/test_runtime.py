@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds csrc/runtime with g++ and runs its C++ tests; needs neither a GPU nor a CUDA toolkit."""
+"""Builds csrc/driver and most of csrc/jit with g++, and runs their C++ tests; needs no CUDA."""
 
 import ctypes
 import importlib.util
@@ -12,17 +12,30 @@ from pathlib import Path
 import pytest
 
 _ROOT = Path(__file__).resolve().parents[1]
-_RUNTIME = _ROOT / "csrc" / "runtime"
+_CSRC = _ROOT / "csrc"
 _CPP = _ROOT / "tests" / "cpp"
 _FLAGS = ["-std=c++20", "-O0", "-Wall", "-Wextra", "-Werror", "-fPIC", "-pthread"]
 _FLAGS += ["-I", str(_ROOT / "csrc"), "-I", str(_CPP)]
 
-# Program -> the runtime sources it is linked with.
+# Program -> the sources of csrc it is linked with.
 _PROGRAMS = {
-    "runtime_cache_test": ["kernel_cache", "disk_store"],
-    "runtime_nvrtc_test": ["build_identity", "nvrtc"],
-    "runtime_driver_test": ["driver", "device_limits", "module", "tensor_map"],
+    "runtime_cache_test": ["jit/kernel_cache", "jit/disk_store"],
+    "runtime_nvrtc_test": ["jit/build_identity", "jit/nvrtc"],
+    "headers_test": ["jit/headers"],
+    "runtime_driver_test": [
+        "driver/driver",
+        "driver/device_limits",
+        "driver/tensor_map",
+        "jit/build_identity",
+        "jit/disk_store",
+        "jit/headers",
+        "jit/kernel",
+        "jit/kernel_cache",
+        "jit/nvrtc",
+    ],
 }
+# Tests that import the extension run it.
+_TESTED_FROM_PYTHON = {"jit/type_names"}
 _NVRTC_WHEELS = {13: "cu13/lib/libnvrtc.so.13", 12: "cuda_nvrtc/lib/libnvrtc.so.12"}
 
 _DRIVER_FUNCTIONS = (
@@ -32,7 +45,7 @@ _DRIVER_FUNCTIONS = (
 ).split()
 
 _SIM_SOURCE = """
-#include "runtime/driver.h"
+#include "driver/driver.h"
 extern "C" const fp8gemm::DriverApi* Fp8GemmSimDriver() {
   static const fp8gemm::DriverApi api = [] {
     fp8gemm::DriverApi api{};
@@ -76,7 +89,7 @@ def programs(tmp_path_factory) -> dict[str, Path]:
     compiler = _compiler()
     folder = tmp_path_factory.mktemp("runtime")
     sources = [_CPP / f"{program}.cc" for program in _PROGRAMS]
-    sources += [_RUNTIME / f"{part}.cc" for parts in _PROGRAMS.values() for part in parts]
+    sources += [_CSRC / f"{part}.cc" for part in {p for ps in _PROGRAMS.values() for p in ps}]
 
     def compile_one(source: Path) -> None:
         _run(compiler, *_FLAGS, "-c", source, "-o", folder / f"{source.stem}.o")
@@ -84,7 +97,7 @@ def programs(tmp_path_factory) -> dict[str, Path]:
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(compile_one, sources))
     for program, parts in _PROGRAMS.items():
-        objects = [folder / f"{part}.o" for part in [program, *parts]]
+        objects = [folder / f"{Path(part).name}.o" for part in [program, *parts]]
         _run(compiler, "-pthread", *objects, "-ldl", "-o", folder / program)
     return {program: folder / program for program in _PROGRAMS}
 
@@ -108,7 +121,9 @@ def _driver_library(path: Path, *, without: str = "", init_result: int = 0) -> P
 
 def test_every_source_is_tested():
     tested = {part for parts in _PROGRAMS.values() for part in parts}
-    assert tested == {path.stem for path in _RUNTIME.glob("*.cc")}
+    sources = [path for folder in ("driver", "jit") for path in (_CSRC / folder).glob("*.cc")]
+    assert tested | _TESTED_FROM_PYTHON == {f"{p.parent.name}/{p.stem}" for p in sources}
+    assert tested.isdisjoint(_TESTED_FROM_PYTHON)
 
 
 # ---- Kernel cache ------------------------------------------------------------------------------
@@ -146,6 +161,10 @@ def test_cache_concurrent_processes(programs, tmp_path):
         assert sum(map(int, output.split())) == num_keys
     assert len(list(tmp_path.iterdir())) == num_keys  # and no temporary file
     assert _run(*worker).split() == ["0", str(num_keys)]
+
+
+def test_headers_that_a_source_reaches(programs):
+    _run(programs["headers_test"])
 
 
 # ---- NVRTC -------------------------------------------------------------------------------------

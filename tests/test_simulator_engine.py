@@ -45,7 +45,7 @@ def programs(tmp_path_factory) -> dict[str, Path]:
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compile_source, tests + engine))
     for test, program in zip(objects, _PROGRAMS, strict=False):
-        _run(compiler, test, *objects[len(tests) :], "-o", folder / program)
+        _run(compiler, test, *objects[len(tests) :], "-ldl", "-o", folder / program)
     return {program: folder / program for program in _PROGRAMS}
 
 

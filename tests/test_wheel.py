@@ -70,7 +70,8 @@ def check_wheel(path, leave_out="", add=()):
     root = CI.parent
     names = [str(p.relative_to(root)) for p in (root / "jax_fp8gemm").rglob("*.py")]
     names += [f"jax_fp8gemm/{name}" for name in ("_core.abi3.so", "_core.pyi", "py.typed")]
-    names += ["jax_fp8gemm/libjax_fp8gemm_sim.so", "jax_fp8gemm/tuned/README.md"]
+    names += [f"jax_fp8gemm/libjax_fp8gemm_{name}.so" for name in ("sim", "sim_kernels")]
+    names += ["jax_fp8gemm/tuned/README.md"]
     names += ["jax_fp8gemm-1.dist-info/licenses/LICENSE", *add]
     with zipfile.ZipFile(path, "w") as wheel:
         for name in names:

@@ -4,18 +4,19 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "driver/device_limits.h"
+#include "driver/tensor_map.h"
 #include "ffi/handlers.h"
 #include "gemm/config_key.h"
-#include "gemm/gemm_plan.h"
 #include "gemm/kernel_source.h"
 #include "gemm/select_config.h"
+#include "gemm/sim_kernels.h"
+#include "jit/headers.h"
+#include "jit/kernel_cache.h"
+#include "jit/nvrtc.h"
 #include "quantize/quantize_key.h"
 #include "quantize/quantize_problem.h"
 #include "quantize/quantize_source.h"
-#include "runtime/device_limits.h"
-#include "runtime/kernel_cache.h"
-#include "runtime/nvrtc.h"
-#include "shared/sim_kernels.h"
 
 namespace nb = nanobind;
 
@@ -54,7 +55,7 @@ nb::dict Registrations() {
   return result;
 }
 
-KernelSpec KernelOf(const std::string& key) {
+KernelSource KernelOf(const std::string& key) {
   return IsQuantizeKey(key) ? QuantizeKernel(ParseQuantizeKey(key))
                             : GemmKernel(ParseConfigKey(key));
 }
@@ -63,7 +64,7 @@ nb::dict DescribeConfig(const std::string& key) {
   const GemmConfig config = ParseConfigKey(key);
   nb::dict fields;
   fields["family"] = FamilyName(config);
-  fields["kind"] = KindName(config.kind);
+  fields["kind"] = TraitsOf(config.kind).name;
   fields["scaling"] = ScalingName(config.scaling);
   fields["block_m"] = config.block_m;
   fields["block_n"] = config.block_n;
@@ -110,33 +111,53 @@ nb::dict DescribeCost(const CostEstimate& cost) {
 
 /// A problem from the fields that jax_fp8gemm/_problem.py names.
 GemmProblem ProblemOf(const nb::dict& fields) {
-  const auto text = [&](const char* name) { return nb::cast<std::string>(fields[name]); };
-  const auto number = [&](const char* name) { return nb::cast<int64_t>(fields[name]); };
-  GemmProblem problem;
-  problem.kind = ParseKind(text("kind"));
-  problem.scaling = ParseScaling(text("scaling"));
-  problem.m = number("m");
-  problem.n = number("n");
-  problem.k = number("k");
-  problem.num_groups = number("num_groups");
-  problem.a_type = ParseFp8Type(text("a_dtype"));
-  problem.b_type = ParseFp8Type(text("b_dtype"));
-  problem.d_type = ParseOutType(text("d_dtype"));
-  problem.accumulate = nb::cast<bool>(fields["accumulate"]);
-  problem.expected_m = number("expected_m");
-  problem.zero_padding = nb::cast<bool>(fields["zero_padding"]);
-  problem.num_sms = static_cast<int>(number("num_sms"));
-  return problem;
+  struct Reader {
+    const nb::dict& fields;
+    std::string Text(const char* name) const { return nb::cast<std::string>(fields[name]); }
+    int64_t Number(const char* name) const { return nb::cast<int64_t>(fields[name]); }
+    bool Flag(const char* name) const { return nb::cast<bool>(fields[name]); }
+  };
+  return ReadProblem(Reader{fields});
+}
+
+/// Every kind of GEMM by name: what kernels it has, and what divides its work.
+nb::dict Kinds() {
+  nb::dict result;
+  for (const KindTraits& traits : kKinds) {
+    nb::list scalings;
+    for (const Scaling scaling : {Scaling::k1D2D, Scaling::k1D1D}) {
+      if (HasScaling(traits, scaling)) scalings.append(ScalingName(scaling));
+    }
+    nb::dict fields;
+    fields["scalings"] = scalings;
+    fields["accumulates"] = traits.accumulates;
+    fields["group_data"] = traits.group_data == GroupData::kNone     ? "none"
+                           : traits.group_data == GroupData::kPerRow ? "rows"
+                                                                     : "groups";
+    fields["has_group_rows"] = traits.has_group_rows;
+    fields["has_group_weights"] = traits.has_group_weights;
+    fields["has_group_results"] = traits.has_group_results;
+    result[traits.name] = fields;
+  }
+  return result;
+}
+
+/// What problems are held to, whatever their kind.
+nb::dict ProblemLimits() {
+  nb::dict result;
+  result["max_groups"] = kMaxGroups;
+  result["max_extent"] = kMaxExtent;
+  result["block"] = kBlockK;
+  result["contiguous_alignment"] = kContiguousAlignment;
+  result["tma_alignment_bytes"] = kTmaAlignmentBytes;
+  return result;
 }
 
 /// Candidates for a problem, best first, as (key, cost) pairs.
 nb::list RankedConfigs(const nb::dict& problem, const std::string& backend) {
   const Backend where = ParseBackend(backend);
   nb::list result;
-  for (const RankedConfig& ranked :
-       RankConfigs(ProblemOf(problem), [&](const GemmConfig& config) {
-         return BackendHasConfig(where, config);
-       })) {
+  for (const RankedConfig& ranked : RankConfigs(ProblemOf(problem), where)) {
     result.append(nb::make_tuple(ConfigKey(ranked.config), DescribeCost(ranked.cost)));
   }
   return result;
@@ -168,26 +189,31 @@ std::string QuantizeKeyOf(const std::string& layout, const std::string& x_dtype,
                       .pow2 = ParseScaleFormat(scale_format)});
 }
 
-nb::dict Headers() {
-  nb::dict headers;
-  for (const HeaderText& header : EmbeddedHeaders()) {
-    headers[nb::str(header.name.data(), header.name.size())] =
+nb::dict HeadersDict(std::span<const HeaderText> headers) {
+  nb::dict result;
+  for (const HeaderText& header : headers) {
+    result[nb::str(header.name.data(), header.name.size())] =
         nb::str(header.text.data(), header.text.size());
   }
-  return headers;
+  return result;
+}
+
+/// The headers that a kernel is made of, by name: all that its cache key depends on.
+nb::dict KernelHeaders(const std::string& key) {
+  return HeadersDict(ReachedHeaders(KernelOf(key).text, EmbeddedHeaders()));
 }
 
 /// Compiles a configuration through the cache; returns the size of the machine code in bytes.
 size_t Precompile(const std::string& key) {
   const nb::gil_scoped_release release;
-  return CompiledImage(KernelOf(key))->size();
+  return Compile(KernelOf(key))->size();
 }
 
-nb::bytes KernelImage(const std::string& key) {
-  std::shared_ptr<const std::string> image;
+nb::bytes ImageOf(const std::string& key) {
+  KernelImage image;
   {
     const nb::gil_scoped_release release;
-    image = CompiledImage(KernelOf(key));
+    image = Compile(KernelOf(key));
   }
   return nb::bytes(image->data(), image->size());
 }
@@ -244,6 +270,8 @@ NB_MODULE(_core, module) {
   using namespace fp8gemm;
   module.def("registrations", &Registrations);
   module.attr("ffi_api_minor") = XLA_FFI_API_MINOR;
+  module.def("kinds", &Kinds);
+  module.def("limits", &ProblemLimits);
   module.def("candidate_configs", &CandidateKeys);
   module.def("quantize_configs", &QuantizeKeys);
   module.def("quantize_key", &QuantizeKeyOf, nb::arg("layout"), nb::arg("x_dtype"),
@@ -252,9 +280,13 @@ NB_MODULE(_core, module) {
   module.def("config_cost", &ConfigCost, nb::arg("problem"), nb::arg("key"));
   module.def("describe_config", &DescribeConfig, nb::arg("key"));
   module.def("kernel_source", [](const std::string& key) {
-    return KernelOf(key).source;
+    return KernelOf(key).text;
   }, nb::arg("key"));
-  module.def("embedded_headers", &Headers);
+  module.def("embedded_headers", [] { return HeadersDict(EmbeddedHeaders()); });
+  module.def("kernel_headers", &KernelHeaders, nb::arg("key"));
+  module.def("cache_key", [](const std::string& key) {
+    return CacheKey(KernelOf(key));
+  }, nb::arg("key"));
   module.def("nvrtc_options", &NvrtcOptions);
   module.def("set_nvrtc_search", [](std::string chosen, int major,
                                     std::vector<std::string> candidates) {
@@ -272,7 +304,7 @@ NB_MODULE(_core, module) {
   module.def("set_cache_warning_sink", &SetCacheWarningSink, nb::arg("sink"));
   module.def("list_disk_cache", &ListDiskCache);
   module.def("precompile", &Precompile, nb::arg("key"));
-  module.def("kernel_image", &KernelImage, nb::arg("key"));
+  module.def("kernel_image", &ImageOf, nb::arg("key"));
   module.def("cache_counters", &CacheCounters);
   module.def("clear_memory_cache", [] { ProcessKernelCache().ClearMemory(); });
   module.def("clear_disk_cache", [] { return ProcessKernelCache().ClearDisk(); });

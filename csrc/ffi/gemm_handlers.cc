@@ -13,19 +13,20 @@
 #include <memory>
 #include <string>
 
-#include "ffi/attributes.h"
-#include "ffi/buffers.h"
+#include "driver/tensor_map.h"
+#include "ffi/call.h"
 #include "ffi/guard.h"
 #include "ffi/handlers.h"
 #include "ffi/sim_plans.h"
 #include "gemm/gemm_plan.h"
+#include "gemm/problem.h"
 
 namespace fp8gemm {
 namespace {
 
 namespace ffi = xla::ffi;
 
-constexpr const char* kTarget = "jax_fp8gemm.gemm.v1";
+constexpr const char* kGemmTarget = "jax_fp8gemm.gemm.v1";
 
 // Decoded attributes; comparable, so that the stateless CPU handler can look its plan up.
 struct GemmAttributes {
@@ -35,26 +36,13 @@ struct GemmAttributes {
 };
 
 GemmAttributes DecodeAttributes(const ffi::Dictionary& attributes) {
-  GemmAttributes decoded;
-  GemmProblem& problem = decoded.problem;
-  problem.kind = ParseKind(StringAttribute(attributes, "kind"));
-  problem.scaling = ParseScaling(StringAttribute(attributes, "scaling"));
-  problem.num_groups = Attribute<int64_t>(attributes, "num_groups");
-  problem.expected_m = Attribute<int64_t>(attributes, "expected_m");
-  problem.zero_padding = Attribute<bool>(attributes, "zero_padding");
-  problem.m = Attribute<int64_t>(attributes, "m");
-  problem.n = Attribute<int64_t>(attributes, "n");
-  problem.k = Attribute<int64_t>(attributes, "k");
-  problem.a_type = ParseFp8Type(StringAttribute(attributes, "a_dtype"));
-  problem.b_type = ParseFp8Type(StringAttribute(attributes, "b_dtype"));
-  problem.d_type = ParseOutType(StringAttribute(attributes, "d_dtype"));
-  problem.accumulate = Attribute<bool>(attributes, "accumulate");
-  problem.pdl = Attribute<bool>(attributes, "pdl");
-  problem.num_sms = static_cast<int>(Attribute<int64_t>(attributes, "num_sms"));
-  problem.sm_limit = static_cast<int>(Attribute<int64_t>(attributes, "sm_limit"));
-  decoded.d_pitch = Attribute<int64_t>(attributes, "d_pitch");
-  decoded.config_key = StringAttribute(attributes, "config");
-  if (decoded.d_pitch < problem.n) {
+  const AttributeReader reader{attributes};
+  GemmAttributes decoded{.problem = ReadProblem(reader),
+                         .d_pitch = reader.Number("d_pitch"),
+                         .config_key = reader.Text("config")};
+  decoded.problem.pdl = reader.Flag("pdl");
+  decoded.problem.sm_limit = static_cast<int>(reader.Number("sm_limit"));
+  if (decoded.d_pitch < decoded.problem.n) {
     throw std::invalid_argument("attribute d_pitch must be at least n");
   }
   return decoded;
@@ -64,15 +52,16 @@ GemmAttributes DecodeAttributes(const ffi::Dictionary& attributes) {
 void RunGemm(GemmPlan& plan, int64_t d_pitch, ffi::RemainingArgs args, ffi::AnyBuffer d,
              CUstream stream) {
   const GemmProblem& problem = plan.problem();
+  constexpr int64_t kScaleAlignment = kTmaAlignmentBytes / sizeof(float);
   const int64_t k_blocks = ceil_div<int64_t>(problem.k, kBlockK);
-  const int64_t k_pitch = align_up<int64_t>(problem.k, 16);
+  const int64_t k_pitch = align_up(problem.k, kTmaAlignmentBytes);
   const int64_t a_rows = problem.a_rows();
   const int64_t b_rows = problem.b_rows();
   const ffi::DataType d_type = ToDataType(problem.d_type);
   GemmBuffers buffers;
   buffers.k_pitch = k_pitch;
-  buffers.sfa_pitch = align_up<int64_t>(a_rows, 4);
-  buffers.sfb_pitch = align_up<int64_t>(b_rows, 4);
+  buffers.sfa_pitch = align_up(a_rows, kScaleAlignment);
+  buffers.sfb_pitch = align_up(b_rows, kScaleAlignment);
   buffers.d_pitch = d_pitch;
   const int64_t sfb_rows = problem.scaling == Scaling::k1D1D
                                ? buffers.sfb_pitch
@@ -102,7 +91,7 @@ struct GemmState {
 };
 ffi::TypeId GemmState::id = {};
 
-ffi::ErrorOr<std::unique_ptr<GemmState>> Instantiate(ffi::Dictionary attributes) noexcept {
+ffi::ErrorOr<std::unique_ptr<GemmState>> InstantiateGemm(ffi::Dictionary attributes) noexcept {
   try {
     const GemmAttributes decoded = DecodeAttributes(attributes);
     auto state = std::make_unique<GemmState>();
@@ -111,28 +100,29 @@ ffi::ErrorOr<std::unique_ptr<GemmState>> Instantiate(ffi::Dictionary attributes)
     state->d_pitch = decoded.d_pitch;
     return state;
   } catch (...) {
-    return ffi::Unexpected(CurrentExceptionAsError(kTarget));
+    return ffi::Unexpected(CurrentExceptionAsError(kGemmTarget));
   }
 }
 
-ffi::Error Initialize(GemmState* state, ffi::RemainingArgs, ffi::RemainingRets, ffi::Dictionary) {
-  return Guard(kTarget, [&] {
+ffi::Error InitializeGemm(GemmState* state, ffi::RemainingArgs, ffi::RemainingRets,
+                          ffi::Dictionary) {
+  return Guard(kGemmTarget, [&] {
     state->plan->Prepare();
     return ffi::Error::Success();
   });
 }
 
-ffi::Error Execute(GemmState* state, CUstream stream, ffi::RemainingArgs args,
+ffi::Error ExecuteGemm(GemmState* state, CUstream stream, ffi::RemainingArgs args,
                    ffi::Result<ffi::AnyBuffer> d, ffi::Dictionary) {
-  return Guard(kTarget, [&] {
+  return Guard(kGemmTarget, [&] {
     RunGemm(*state->plan, state->d_pitch, args, *d, stream);
     return ffi::Error::Success();
   });
 }
 
-ffi::Error SimExecute(ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffer> d,
+ffi::Error SimExecuteGemm(ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffer> d,
                       ffi::Dictionary attributes) {
-  return Guard(kTarget, [&] {
+  return Guard(kGemmTarget, [&] {
     const GemmAttributes decoded = DecodeAttributes(attributes);
     const auto& [problem, d_pitch, config_key] = decoded;
     GemmPlan& plan =
@@ -154,17 +144,17 @@ const XLA_FFI_TypeInfo* GemmStateTypeInfo() {
 }  // namespace fp8gemm
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    Fp8GemmInstantiate, fp8gemm::Instantiate,
+    Fp8GemmInstantiate, fp8gemm::InstantiateGemm,
     xla::ffi::Ffi::Bind<xla::ffi::ExecutionStage::kInstantiate>().Attrs());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(Fp8GemmInitialize, fp8gemm::Initialize,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(Fp8GemmInitialize, fp8gemm::InitializeGemm,
                               xla::ffi::Ffi::Bind<xla::ffi::ExecutionStage::kInitialize>()
                                   .Ctx<xla::ffi::State<fp8gemm::GemmState>>()
                                   .RemainingArgs()
                                   .RemainingRets()
                                   .Attrs());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(Fp8GemmExecute, fp8gemm::Execute,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(Fp8GemmExecute, fp8gemm::ExecuteGemm,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<xla::ffi::State<fp8gemm::GemmState>>()
                                   .Ctx<xla::ffi::PlatformStream<fp8gemm::CUstream>>()
@@ -173,7 +163,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(Fp8GemmExecute, fp8gemm::Execute,
                                   .Attrs(),
                               {xla::ffi::Traits::kCmdBufferCompatible});
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(Fp8GemmSimExecute, fp8gemm::SimExecute,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(Fp8GemmSimExecute, fp8gemm::SimExecuteGemm,
                               xla::ffi::Ffi::Bind()
                                   .RemainingArgs()
                                   .Ret<xla::ffi::AnyBuffer>()

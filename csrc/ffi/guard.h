@@ -5,7 +5,7 @@
 #include <string>
 #include <utility>
 
-#include "runtime/error.h"
+#include "driver/error.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace fp8gemm {

@@ -11,8 +11,7 @@
 #include <memory>
 #include <string>
 
-#include "ffi/attributes.h"
-#include "ffi/buffers.h"
+#include "ffi/call.h"
 #include "ffi/guard.h"
 #include "ffi/handlers.h"
 #include "ffi/sim_plans.h"
@@ -24,19 +23,18 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-constexpr const char* kTarget = "jax_fp8gemm.quantize.v1";
+constexpr const char* kQuantizeTarget = "jax_fp8gemm.quantize.v1";
 
 QuantizeProblem DecodeProblem(const ffi::Dictionary& attributes) {
-  QuantizeProblem problem;
-  problem.config.layout = ParseQuantizeLayout(StringAttribute(attributes, "layout"));
-  problem.config.x_type = ParseXType(StringAttribute(attributes, "x_dtype"));
-  problem.config.type = ParseFp8Type(StringAttribute(attributes, "dtype"));
-  problem.config.pow2 = ParseScaleFormat(StringAttribute(attributes, "scale_format"));
-  problem.batches = Attribute<int64_t>(attributes, "batches");
-  problem.rows = Attribute<int64_t>(attributes, "rows");
-  problem.columns = Attribute<int64_t>(attributes, "columns");
-  problem.num_groups = Attribute<int64_t>(attributes, "num_groups");
-  return problem;
+  const AttributeReader reader{attributes};
+  return {.config = {.layout = ParseQuantizeLayout(reader.Text("layout")),
+                     .x_type = ParseXType(reader.Text("x_dtype")),
+                     .type = ParseFp8Type(reader.Text("dtype")),
+                     .pow2 = ParseScaleFormat(reader.Text("scale_format"))},
+          .batches = reader.Number("batches"),
+          .rows = reader.Number("rows"),
+          .columns = reader.Number("columns"),
+          .num_groups = reader.Number("num_groups")};
 }
 
 ffi::DataType ToDataType(XType type) {
@@ -79,36 +77,37 @@ struct QuantizeState {
 };
 ffi::TypeId QuantizeState::id = {};
 
-ffi::ErrorOr<std::unique_ptr<QuantizeState>> Instantiate(ffi::Dictionary attributes) noexcept {
+ffi::ErrorOr<std::unique_ptr<QuantizeState>> InstantiateQuantize(
+    ffi::Dictionary attributes) noexcept {
   try {
     auto state = std::make_unique<QuantizeState>();
     state->plan = std::make_unique<QuantizePlan>(Backend::kCuda, DecodeProblem(attributes));
     return state;
   } catch (...) {
-    return ffi::Unexpected(CurrentExceptionAsError(kTarget));
+    return ffi::Unexpected(CurrentExceptionAsError(kQuantizeTarget));
   }
 }
 
-ffi::Error Initialize(QuantizeState* state, ffi::RemainingArgs, ffi::RemainingRets,
+ffi::Error InitializeQuantize(QuantizeState* state, ffi::RemainingArgs, ffi::RemainingRets,
                       ffi::Dictionary) {
-  return Guard(kTarget, [&] {
+  return Guard(kQuantizeTarget, [&] {
     state->plan->Prepare();
     return ffi::Error::Success();
   });
 }
 
-ffi::Error Execute(QuantizeState* state, CUstream stream, ffi::RemainingArgs args,
+ffi::Error ExecuteQuantize(QuantizeState* state, CUstream stream, ffi::RemainingArgs args,
                    ffi::Result<ffi::AnyBuffer> values, ffi::Result<ffi::AnyBuffer> scales,
                    ffi::Dictionary) {
-  return Guard(kTarget, [&] {
+  return Guard(kQuantizeTarget, [&] {
     RunQuantize(*state->plan, args, *values, *scales, stream);
     return ffi::Error::Success();
   });
 }
 
-ffi::Error SimExecute(ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffer> values,
+ffi::Error SimExecuteQuantize(ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffer> values,
                       ffi::Result<ffi::AnyBuffer> scales, ffi::Dictionary attributes) {
-  return Guard(kTarget, [&] {
+  return Guard(kQuantizeTarget, [&] {
     const QuantizeProblem problem = DecodeProblem(attributes);
     RunQuantize(SimPlan<QuantizePlan>(problem.ToString(), problem), args, *values, *scales,
                 nullptr);
@@ -128,17 +127,17 @@ const XLA_FFI_TypeInfo* QuantizeStateTypeInfo() {
 }  // namespace fp8gemm
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    Fp8QuantizeInstantiate, fp8gemm::Instantiate,
+    Fp8QuantizeInstantiate, fp8gemm::InstantiateQuantize,
     xla::ffi::Ffi::Bind<xla::ffi::ExecutionStage::kInstantiate>().Attrs());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(Fp8QuantizeInitialize, fp8gemm::Initialize,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(Fp8QuantizeInitialize, fp8gemm::InitializeQuantize,
                               xla::ffi::Ffi::Bind<xla::ffi::ExecutionStage::kInitialize>()
                                   .Ctx<xla::ffi::State<fp8gemm::QuantizeState>>()
                                   .RemainingArgs()
                                   .RemainingRets()
                                   .Attrs());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(Fp8QuantizeExecute, fp8gemm::Execute,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(Fp8QuantizeExecute, fp8gemm::ExecuteQuantize,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<xla::ffi::State<fp8gemm::QuantizeState>>()
                                   .Ctx<xla::ffi::PlatformStream<fp8gemm::CUstream>>()
@@ -148,7 +147,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(Fp8QuantizeExecute, fp8gemm::Execute,
                                   .Attrs(),
                               {xla::ffi::Traits::kCmdBufferCompatible});
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(Fp8QuantizeSimExecute, fp8gemm::SimExecute,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(Fp8QuantizeSimExecute, fp8gemm::SimExecuteQuantize,
                               xla::ffi::Ffi::Bind()
                                   .RemainingArgs()
                                   .Ret<xla::ffi::AnyBuffer>()

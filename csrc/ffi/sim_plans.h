@@ -6,7 +6,7 @@
 #include <mutex>
 #include <string>
 
-#include "jit/backend.h"
+#include "driver/driver.h"
 
 namespace fp8gemm {
 

@@ -5,7 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "runtime/error.h"
+#include "driver/error.h"
 
 namespace fp8gemm {
 namespace {
@@ -36,10 +36,9 @@ std::string Suffix(const GemmConfig& config) {
 
 bool ParseFamilyName(const std::string& text, GemmConfig& config) {
   for (const Scaling scaling : {Scaling::k1D2D, Scaling::k1D1D}) {
-    for (const GemmKind kind : {GemmKind::kDense, GemmKind::kRagged, GemmKind::kContiguous,
-                                GemmKind::kMasked, GemmKind::kKGrouped}) {
+    for (const KindTraits& traits : kKinds) {
       config.scaling = scaling;
-      config.kind = kind;
+      config.kind = traits.kind;
       if (FamilyName(config) == text) return true;
     }
   }
@@ -50,14 +49,7 @@ bool ParseFamilyName(const std::string& text, GemmConfig& config) {
 
 std::string FamilyName(const GemmConfig& config) {
   const std::string scaling = config.scaling == Scaling::k1D1D ? "1d1d" : "1d2d";
-  switch (config.kind) {
-    case GemmKind::kDense: return scaling;
-    case GemmKind::kRagged: return scaling + "_ragged";
-    case GemmKind::kContiguous: return scaling + "_contiguous";
-    case GemmKind::kMasked: return scaling + "_masked";
-    case GemmKind::kKGrouped: return scaling + "_kgrouped";
-  }
-  return "";
+  return scaling + TraitsOf(config.kind).suffix;
 }
 
 std::string ConfigKey(const GemmConfig& config) {

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "shared/candidates.h"
+#include "gemm/candidates.h"
 
 namespace fp8gemm {
 

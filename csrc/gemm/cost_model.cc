@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "shared/candidates.h"
+#include "gemm/candidates.h"
 
 namespace fp8gemm {
 namespace {

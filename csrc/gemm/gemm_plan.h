@@ -4,14 +4,11 @@
 #include <string>
 
 #include "gemm/sm90_fp8_gemm.h"
-#include "jit/planned_kernel.h"
+#include "jit/kernel.h"
 
 namespace fp8gemm {
 
-/// Which configurations `backend` can run: all, or those the simulator was built with.
-bool BackendHasConfig(Backend backend, const GemmConfig& config);
-
-/// Safe to use from many threads and on many devices at the same time, as PlannedKernel is.
+/// Safe to use from many threads and on many devices at the same time, as Kernel is.
 class GemmPlan {
  public:
   /// Chooses a configuration, or parses `config_key` if it is not empty, and makes the machine
@@ -21,19 +18,17 @@ class GemmPlan {
   GemmPlan(Backend backend, const GemmProblem& problem, const std::string& config_key);
 
   const GemmProblem& problem() const { return problem_; }
-  const GemmConfig& config() const { return config_; }
 
   /// Loads the kernel for the current device. The first time before any stream capture.
-  void Prepare() { kernel_.OnCurrentDevice(); }
+  void Prepare() { kernel_.Load(); }
 
   /// Encodes the tensor maps and launches on `stream`, on at most problem().sm_limit SMs.
   void Run(const GemmBuffers& buffers, CUstream stream);
 
  private:
-  Backend backend_;
   GemmProblem problem_;
   GemmConfig config_;
-  PlannedKernel kernel_;
+  Kernel& kernel_;
 };
 
 }  // namespace fp8gemm

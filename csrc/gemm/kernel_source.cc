@@ -4,30 +4,17 @@
 #include "gemm/kernel_source.h"
 
 #include "gemm/config_key.h"
+#include "gemm/kinds.h"
+#include "jit/type_names.h"
 #include "shared/smem_layout.h"
 
 namespace fp8gemm {
 namespace {
 
-const char* Literal(Fp8Type type) {
-  return type == Fp8Type::kE4M3 ? "fp8gemm::Fp8Type::kE4M3" : "fp8gemm::Fp8Type::kE5M2";
-}
-
 const char* Literal(OutType type) {
   return type == OutType::kBF16  ? "fp8gemm::OutType::kBF16"
          : type == OutType::kF16 ? "fp8gemm::OutType::kF16"
                                  : "fp8gemm::OutType::kF32";
-}
-
-const char* Literal(GemmKind kind) {
-  switch (kind) {
-    case GemmKind::kDense: return "fp8gemm::GemmKind::kDense";
-    case GemmKind::kRagged: return "fp8gemm::GemmKind::kRagged";
-    case GemmKind::kContiguous: return "fp8gemm::GemmKind::kContiguous";
-    case GemmKind::kMasked: return "fp8gemm::GemmKind::kMasked";
-    case GemmKind::kKGrouped: return "fp8gemm::GemmKind::kKGrouped";
-  }
-  return "";
 }
 
 const char* Literal(Scaling scaling) {
@@ -44,20 +31,21 @@ std::string Field(const char* name, const char* value) {
 
 std::string KernelName(const GemmConfig& config) { return "sm90_fp8_gemm_" + FamilyName(config); }
 
-std::string KernelSource(const GemmConfig& config) {
+std::string SourceText(const GemmConfig& config) {
   const std::string fields =
-      Field("kind", Literal(config.kind)) + Field("scaling", Literal(config.scaling)) +
+      Field("kind", TraitsOf(config.kind).literal) + Field("scaling", Literal(config.scaling)) +
       Field("block_m", config.block_m) + Field("block_n", config.block_n) +
       Field("num_consumers", config.num_consumers) + Field("num_stages", config.num_stages) +
       Field("cluster_m", config.cluster_m) + Field("cluster_n", config.cluster_n) +
       Field("split_k", config.split_k) +
-      Field("a_type", Literal(config.a_type)) + Field("b_type", Literal(config.b_type)) +
+      Field("a_type", Fp8TypeLiteral(config.a_type)) +
+      Field("b_type", Fp8TypeLiteral(config.b_type)) +
       Field("d_type", Literal(config.d_type)) +
       Field("accumulate", config.accumulate ? "true" : "false") +
       Field("pdl", config.pdl ? "true" : "false");
   return "#define FP8GEMM_ONLY_N " + std::to_string(config.block_n) +
          "\n"
-         "#include <sm90_fp8_gemm.cuh>\n"
+         "#include <fp8_gemm/sm90_fp8_gemm.cuh>\n"
          "extern \"C\" __global__ void __launch_bounds__(" +
          std::to_string(config.threads()) + ", 1)\n" + KernelName(config) +
          "(const __grid_constant__ fp8gemm::GemmParams params) {\n"
@@ -67,10 +55,10 @@ std::string KernelSource(const GemmConfig& config) {
 
 }  // namespace
 
-KernelSpec GemmKernel(const GemmConfig& config) {
+KernelSource GemmKernel(const GemmConfig& config) {
   return {.key = ConfigKey(config),
           .name = KernelName(config),
-          .source = KernelSource(config),
+          .text = SourceText(config),
           .threads = config.threads(),
           .smem_bytes = launch_smem_bytes(config)};
 }

@@ -7,6 +7,6 @@
 namespace fp8gemm {
 
 /// The kernel of a configuration; its entry point is e.g. "sm90_fp8_gemm_1d2d_ragged".
-KernelSpec GemmKernel(const GemmConfig& config);
+KernelSource GemmKernel(const GemmConfig& config);
 
 }  // namespace fp8gemm

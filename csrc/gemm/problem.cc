@@ -2,22 +2,10 @@
 // Validation and naming of GEMM problems.
 #include "gemm/problem.h"
 
-#include "runtime/error.h"
+#include "driver/error.h"
+#include "driver/tensor_map.h"
 
 namespace fp8gemm {
-namespace {
-
-// Tiles reach at most 2 * 256 past an extent, and TMA coordinates are int32.
-constexpr int64_t kMaxExtent = (int64_t{1} << 31) - 1 - 512;
-
-void CheckExtent(const char* name, int64_t value) {
-  if (value < 1 || value > kMaxExtent) {
-    throw UnsupportedError(std::string(name) + " must be from 1 to " + std::to_string(kMaxExtent) +
-                           ", got " + std::to_string(value));
-  }
-}
-
-}  // namespace
 
 GemmConfig GemmProblem::types() const {
   GemmConfig config;
@@ -34,7 +22,7 @@ GemmConfig GemmProblem::types() const {
 std::string GemmProblem::ToString() const {
   const std::string groups =
       kind == GemmKind::kDense ? "" : " groups=" + std::to_string(num_groups);
-  return std::string(KindName(kind)) + " " + ScalingName(scaling) + groups +
+  return std::string(traits().name) + " " + ScalingName(scaling) + groups +
          " m=" + std::to_string(m) + " n=" + std::to_string(n) + " k=" + std::to_string(k) + " " +
          Fp8TypeName(a_type) + " x " + Fp8TypeName(b_type) + " -> " + OutTypeName(d_type) +
          (accumulate ? " (accumulating)" : "") + " on " + std::to_string(num_sms) + " SMs" +
@@ -68,22 +56,10 @@ void ValidateProblem(const GemmProblem& problem) {
 }
 
 GemmKind ParseKind(const std::string& name) {
-  for (const GemmKind kind : {GemmKind::kDense, GemmKind::kRagged, GemmKind::kContiguous,
-                              GemmKind::kMasked, GemmKind::kKGrouped}) {
-    if (name == KindName(kind)) return kind;
+  for (const KindTraits& traits : kKinds) {
+    if (name == traits.name) return traits.kind;
   }
   throw UnsupportedError("'" + name + "' is not a kind of GEMM");
-}
-
-const char* KindName(GemmKind kind) {
-  switch (kind) {
-    case GemmKind::kDense: return "dense";
-    case GemmKind::kRagged: return "ragged";
-    case GemmKind::kContiguous: return "contiguous";
-    case GemmKind::kMasked: return "masked";
-    case GemmKind::kKGrouped: return "k_grouped";
-  }
-  return "unknown";
 }
 
 Scaling ParseScaling(const std::string& name) {

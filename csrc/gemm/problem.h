@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 
+#include "gemm/kinds.h"
 #include "jit/type_names.h"
 #include "shared/smem_layout.h"
 
@@ -13,12 +14,12 @@ namespace fp8gemm {
 struct GemmProblem {
   GemmKind kind = GemmKind::kDense;
   Scaling scaling = Scaling::k1D2D;
-  int64_t m = 0;  // rows of d; ragged, contiguous: of all groups; masked: room of each group
+  int64_t m = 0;  // rows of d; ragged, contiguous: of all groups; masked: capacity of each group
   int64_t n = 0;
   int64_t k = 0;  // K-grouped: of all groups, each padded to a multiple of 128
   int64_t num_groups = 1;
   int64_t expected_m = 0;     // masked: rows that a group is likely to have; 0: unknown
-  bool zero_padding = false;  // masked: write zeros to the rows that do not count
+  bool zero_padding = false;  // masked: write zeros to the rows that are not valid
   Fp8Type a_type = Fp8Type::kE4M3;
   Fp8Type b_type = Fp8Type::kE4M3;
   OutType d_type = OutType::kBF16;
@@ -27,19 +28,17 @@ struct GemmProblem {
   int num_sms = 132;  // SMs to plan for
   int sm_limit = 0;   // most SMs the launch may occupy; 0: all of the device
 
+  const KindTraits& traits() const { return TraitsOf(kind); }
   /// Rows of `a`.
-  int64_t a_rows() const { return kind == GemmKind::kMasked ? num_groups * m : m; }
+  int64_t a_rows() const { return traits().has_group_rows ? num_groups * m : m; }
   /// Rows of `b`, of all groups.
-  int64_t b_rows() const { return has_group_weights() ? num_groups * n : n; }
+  int64_t b_rows() const { return traits().has_group_weights ? num_groups * n : n; }
   /// Rows of `d`, of all groups.
-  int64_t d_rows() const { return kind == GemmKind::kKGrouped ? num_groups * m : a_rows(); }
-  /// Whether each group has a matrix b of its own.
-  bool has_group_weights() const {
-    return kind != GemmKind::kDense && kind != GemmKind::kKGrouped;
-  }
+  int64_t d_rows() const { return traits().has_group_results ? num_groups * m : m; }
   /// Length of the array that divides the work (GemmParams::group_data); 0 if there is none.
   int64_t group_data_size() const {
-    return kind == GemmKind::kDense ? 0 : kind == GemmKind::kContiguous ? m : num_groups;
+    const GroupData data = traits().group_data;
+    return data == GroupData::kNone ? 0 : data == GroupData::kPerRow ? m : num_groups;
   }
 
   /// Element types and flags, as a configuration whose tile is still to be chosen.
@@ -47,19 +46,39 @@ struct GemmProblem {
   std::string ToString() const;
 };
 
-/// @throws UnsupportedError  An extent (also of all groups together) is not from 1 to a little less
-///     than 2^31, which TMA coordinates of tiles past the edge still have to fit; d has 2^31 tiles
-///     or more; there are more groups than kMaxGroups; or num_sms < 1. The message names it.
-void ValidateProblem(const GemmProblem& problem);
-
 /// "dense", "ragged", "contiguous", "masked" or "k_grouped".
 /// @throws UnsupportedError  Not one of those names.
 GemmKind ParseKind(const std::string& name);
-const char* KindName(GemmKind kind);
 
 /// "1d2d" or "1d1d".
 /// @throws UnsupportedError  Not one of those names.
 Scaling ParseScaling(const std::string& name);
 const char* ScalingName(Scaling scaling);
+
+/// The problem whose fields `reader` has under the names of attributes and of jax_fp8gemm.Problem:
+/// `Text(name)`, `Number(name)` and `Flag(name)` return one each, and throw if there is none.
+/// `pdl` and `sm_limit`, which belong to a launch, are not among them.
+/// @throws UnsupportedError  A name is not known.
+template <typename Reader>
+GemmProblem ReadProblem(const Reader& reader) {
+  return {.kind = ParseKind(reader.Text("kind")),
+          .scaling = ParseScaling(reader.Text("scaling")),
+          .m = reader.Number("m"),
+          .n = reader.Number("n"),
+          .k = reader.Number("k"),
+          .num_groups = reader.Number("num_groups"),
+          .expected_m = reader.Number("expected_m"),
+          .zero_padding = reader.Flag("zero_padding"),
+          .a_type = ParseFp8Type(reader.Text("a_dtype")),
+          .b_type = ParseFp8Type(reader.Text("b_dtype")),
+          .d_type = ParseOutType(reader.Text("d_dtype")),
+          .accumulate = reader.Flag("accumulate"),
+          .num_sms = static_cast<int>(reader.Number("num_sms"))};
+}
+
+/// @throws UnsupportedError  An extent (also of all groups together) is not from 1 to a little less
+///     than 2^31, which TMA coordinates of tiles past the edge still have to fit; d has 2^31 tiles
+///     or more; there are more groups than kMaxGroups; or num_sms < 1. The message names it.
+void ValidateProblem(const GemmProblem& problem);
 
 }  // namespace fp8gemm

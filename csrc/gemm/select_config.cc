@@ -1,20 +1,53 @@
 // SPDX-License-Identifier: Apache-2.0
-// Argmin of the cost model over the legal candidates.
+// Argmin of the cost model over the legal candidates, unless a configuration is named.
 #include "gemm/select_config.h"
 
 #include <algorithm>
 
+#include "driver/error.h"
 #include "gemm/config_key.h"
-#include "runtime/error.h"
+#include "gemm/sim_kernels.h"
+#include "gemm/sm90_fp8_gemm.h"
 
 namespace fp8gemm {
+namespace {
 
-std::vector<RankedConfig> RankConfigs(const GemmProblem& problem, const ConfigFilter& filter) {
+// Whether `config` is one of the kernels for the kind, scaling and element types of `types`.
+bool HasTypesOf(const GemmConfig& config, GemmConfig types) {
+  types.block_m = config.block_m;
+  types.block_n = config.block_n;
+  types.num_consumers = config.num_consumers;
+  types.num_stages = config.num_stages;
+  types.cluster_m = config.cluster_m;
+  types.cluster_n = config.cluster_n;
+  types.split_k = config.split_k;
+  return types == config;
+}
+
+GemmConfig NamedConfig(const GemmProblem& problem, const std::string& config_key) {
+  GemmConfig config = ParseConfigKey(config_key);
+  config.pdl = problem.pdl;
+  if (!HasTypesOf(config, problem.types())) {
+    throw UnsupportedError("configuration '" + config_key + "' does not compute " +
+                           problem.ToString());
+  }
+  const int64_t ctas = MakeLaunchGeometry(problem, config, problem.num_sms).grid;
+  if (problem.sm_limit > 0 && ctas > problem.sm_limit) {
+    throw UnsupportedError("configuration '" + config_key + "' needs " + std::to_string(ctas) +
+                           " SMs for " + problem.ToString());
+  }
+  return config;
+}
+
+}  // namespace
+
+std::vector<RankedConfig> RankConfigs(const GemmProblem& problem, Backend backend) {
   ValidateProblem(problem);
   std::vector<RankedConfig> ranked;
   for (const GemmConfig& config : CandidateConfigs(problem.types())) {
     // A cluster needs its CTAs resident together.
-    if (int64_t{config.cluster_size()} > problem.num_sms || !filter(config)) continue;
+    if (int64_t{config.cluster_size()} > problem.num_sms) continue;
+    if (backend == Backend::kSim && !is_simulated(config)) continue;
     const CostEstimate cost = EstimateCost(problem, config);
     // With split K all clusters are launched, one for each tile: they must be within num_sms.
     if (config.split_k > 1 && cost.tiles > problem.num_sms) continue;
@@ -26,8 +59,11 @@ std::vector<RankedConfig> RankConfigs(const GemmProblem& problem, const ConfigFi
   return ranked;
 }
 
-GemmConfig SelectConfig(const GemmProblem& problem, const ConfigFilter& filter) {
-  const std::vector<RankedConfig> ranked = RankConfigs(problem, filter);
+GemmConfig SelectConfig(const GemmProblem& problem, Backend backend,
+                        const std::string& config_key) {
+  ValidateProblem(problem);
+  if (!config_key.empty()) return NamedConfig(problem, config_key);
+  const std::vector<RankedConfig> ranked = RankConfigs(problem, backend);
   if (ranked.empty()) {
     throw UnsupportedError("no kernel configuration is available for " + problem.ToString());
   }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The planner: which kernel runs a problem.
 #pragma once
-#include <functional>
+#include <string>
 #include <vector>
 
+#include "driver/driver.h"
 #include "gemm/cost_model.h"
 
 namespace fp8gemm {
@@ -13,14 +14,15 @@ struct RankedConfig {
   CostEstimate cost;
 };
 
-/// Which configurations may be chosen; the simulator has only those that were built in.
-using ConfigFilter = std::function<bool(const GemmConfig&)>;
+/// All candidates for the types of `problem` that `backend` can run, least modelled time first;
+/// ties keep table order. The simulator has only those that it was built with.
+std::vector<RankedConfig> RankConfigs(const GemmProblem& problem, Backend backend);
 
-/// All candidates for the types of `problem`, least modelled time first; ties keep table order.
-std::vector<RankedConfig> RankConfigs(const GemmProblem& problem, const ConfigFilter& filter);
-
-/// The first of RankConfigs. Pure: every process picks the same kernel for the same problem.
-/// @throws UnsupportedError  The filter leaves no candidate; the message names the problem.
-GemmConfig SelectConfig(const GemmProblem& problem, const ConfigFilter& filter);
+/// The configuration of `config_key`, or the first of RankConfigs if it is empty. Pure: every
+/// process picks the same kernel for the same problem.
+/// @throws UnsupportedError  There is no candidate, or the key is not one that computes `problem`
+///     on so many SMs; the message names the problem.
+GemmConfig SelectConfig(const GemmProblem& problem, Backend backend,
+                        const std::string& config_key);
 
 }  // namespace fp8gemm

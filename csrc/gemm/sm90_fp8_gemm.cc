@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "runtime/tensor_map.h"
+#include "driver/tensor_map.h"
 #include "shared/smem_layout.h"
 
 namespace fp8gemm {
@@ -173,9 +173,7 @@ LaunchGeometry MakeLaunchGeometry(const GemmProblem& problem, const GemmConfig& 
                                   int num_sms) {
   return {.grid = static_cast<unsigned>(ActiveClusters(problem, config, num_sms) *
                                         config.cluster_size()),
-          .block = config.threads(),
           .cluster = config.cluster_size(),
-          .smem_bytes = launch_smem_bytes(config),
           .pdl = config.pdl};
 }
 

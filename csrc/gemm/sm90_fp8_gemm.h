@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Host twin of kernels/sm90_fp8_gemm.cuh: its parameters and its launch.
+// Host twin of kernels/fp8_gemm/sm90_fp8_gemm.cuh: its parameters and its launch.
 // Called by ffi/gemm_handlers.cc (through gemm/gemm_plan.h); launches the kernel.
 #pragma once
 #include "gemm/problem.h"
-#include "runtime/module.h"
+#include "jit/kernel.h"
 #include "shared/gemm_params.h"
 
 namespace fp8gemm {

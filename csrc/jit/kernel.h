@@ -1,46 +1,118 @@
 // SPDX-License-Identifier: Apache-2.0
-// From the source of a kernel to its machine code and to one loaded kernel per process.
+// Kernel: compiled from a few lines of text, loaded once, launched on any device of the process.
 #pragma once
+#include <array>
+#include <atomic>
 #include <memory>
-#include <span>
+#include <mutex>
 #include <string>
-#include <string_view>
 #include <vector>
 
-#include "jit/backend.h"
-#include "runtime/module.h"
-#include "runtime/nvrtc.h"
+#include "driver/driver.h"
 
 namespace fp8gemm {
 
-/// A kernel that can be compiled.
-struct KernelSpec {
-  std::string key;     // of its configuration: tells kernels apart, names files of the cache
-  std::string name;    // of the entry point
-  std::string source;  // the few lines that instantiate it; the rest is in EmbeddedHeaders()
+/// What a kernel is made of.
+struct KernelSource {
+  std::string key;   // of its configuration: tells kernels apart, names files of the cache
+  std::string name;  // of the entry point
+  std::string text;  // the few lines that instantiate it; headers.h has the rest
   unsigned threads = 0;
-  unsigned smem_bytes = 0;
+  unsigned smem_bytes = 0;  // dynamic shared memory per CTA
 };
 
-/// csrc/shared and csrc/kernels as text, under the names their includes use.
-std::span<const HeaderText> EmbeddedHeaders();
+/// Machine code, or whatever the driver of a backend loads.
+using KernelImage = std::shared_ptr<const std::string>;
 
-/// SHA-256 over all embedded headers, computed when the extension was built.
-std::string_view EmbeddedHeadersDigest();
+/// What made an image, for a message when the driver refuses it.
+struct ImageOrigin {
+  std::string compiler{};  // e.g. "NVRTC 13.5 (/path/libnvrtc.so.13)"
+  int cuda_version = 0;    // whose it is, as cuDriverGetVersion counts: 13050; 0: none
+};
+
+struct LaunchGeometry {
+  unsigned grid = 1;     // CTAs, a multiple of `cluster`
+  unsigned cluster = 1;  // CTAs per cluster
+  bool pdl = false;      // may start before the previous kernel of the stream ends
+};
 
 std::vector<std::string> NvrtcOptions();
+
+/// Everything that the machine code of a kernel depends on, as text: the headers that it reaches,
+/// NVRTC, options and its own lines.
+/// @throws UnsupportedError  There is no usable NVRTC.
+std::string CacheKey(const KernelSource& source);
 
 /// The machine code for sm_90a, from the cache of the process or compiled now.
 /// @throws UnsupportedError  There is no usable NVRTC.
 /// @throws CompileError  NVRTC rejected the source.
-std::shared_ptr<const std::string> CompiledImage(const KernelSpec& spec);
+KernelImage Compile(const KernelSource& source);
 
-/// What a backend's driver loads: `CompiledImage`, or the name of a kernel built into the
-/// simulator.
-std::shared_ptr<const std::string> MakeImage(Backend backend, const KernelSpec& spec);
+/// Safe to use from many threads and on many devices at the same time.
+///
+/// Construction never touches the driver. The destructor unloads the kernel, so keep the object
+/// alive for as long as a launch may run or a CUDA graph may replay it: in practice for the life of
+/// the process.
+class Kernel {
+ public:
+  /// A kernel on one device.
+  struct OnDevice {
+    CUfunction function = nullptr;
+    int sm_count = 0;
+  };
 
-/// The loaded kernel that all call sites with this configuration share for the life of the process.
-std::shared_ptr<LoadedKernel> SharedKernel(Backend backend, const KernelSpec& spec,
-                                           std::shared_ptr<const std::string> image);
+  /// Compiles, without a GPU, and returns the kernel that all call sites with this source share for
+  /// the life of the process. Throws as `Compile`; the simulator has its kernels built in.
+  static Kernel& Shared(Backend backend, const KernelSource& source);
+
+  /// @param driver  Called when the kernel is first loaded.
+  /// @param image   Cubin, or whatever the driver takes. Not null, not empty.
+  /// @throws std::invalid_argument  The image or the entry point's name is missing.
+  Kernel(const DriverApi& (*driver)(), KernelSource source, KernelImage image,
+         ImageOrigin origin = {});
+  ~Kernel();
+  Kernel(const Kernel&) = delete;
+  Kernel& operator=(const Kernel&) = delete;
+
+  /// The kernel on the device that is current on this thread, which XLA is trusted to have made
+  /// that of the program. The reference stays valid.
+  ///
+  /// The first call on a device loads the image if need be, opts in to the shared memory and
+  /// resolves the function, under a lock; later calls are one driver query and one atomic load.
+  /// Do the first call outside of stream capture. Functions are kept per device, which is enough
+  /// as XLA uses one context per device, the primary one.
+  ///
+  /// @throws UnsupportedError  There is no driver; the device is not Hopper, or has too little
+  ///     shared memory; or the driver is older than what made the image, and refuses it.
+  /// @throws CudaError  No current context, or the image does not load.
+  const OnDevice& Load();
+
+  /// Enqueues one launch of what `Load` returned. No allocation, no lock, no synchronisation.
+  ///
+  /// @param params  Address of the kernel's single parameter; copied before the call returns.
+  /// @throws std::invalid_argument  The geometry is not launchable.
+  /// @throws CudaError  The driver refused.
+  void Launch(const OnDevice& loaded, const LaunchGeometry& geometry, CUstream stream,
+              void* params) const;
+
+  const KernelSource& source() const { return source_; }
+  const DriverApi& driver() const { return driver_(); }
+
+ private:
+  static constexpr int kMaxDevices = 64;
+
+  const OnDevice& LoadOn(const DriverApi& api, CUdevice device);
+  void CheckImage(const DriverApi& api, CUresult result, const char* call) const;
+
+  const DriverApi& (*const driver_)();
+  const KernelSource source_;
+  const KernelImage image_;
+  const ImageOrigin origin_;
+  std::mutex mutex_;  // guards what follows against concurrent first uses
+  CUlibrary library_ = nullptr;
+  CUkernel kernel_ = nullptr;
+  std::array<OnDevice, kMaxDevices> devices_{};              // by device ordinal
+  std::array<std::atomic<bool>, kMaxDevices> is_loaded_{};  // whether devices_[i] is final
+};
 
 }  // namespace fp8gemm

@@ -2,7 +2,7 @@
 // Writing and parsing names of element types.
 #include "jit/type_names.h"
 
-#include "runtime/error.h"
+#include "driver/error.h"
 
 namespace fp8gemm {
 
@@ -22,6 +22,10 @@ OutType ParseOutType(const std::string& name) {
 
 const char* Fp8TypeName(Fp8Type type) {
   return type == Fp8Type::kE4M3 ? "float8_e4m3fn" : "float8_e5m2";
+}
+
+const char* Fp8TypeLiteral(Fp8Type type) {
+  return type == Fp8Type::kE4M3 ? "fp8gemm::Fp8Type::kE4M3" : "fp8gemm::Fp8Type::kE5M2";
 }
 
 const char* OutTypeName(OutType type) {

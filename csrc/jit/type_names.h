@@ -14,4 +14,7 @@ OutType ParseOutType(const std::string& name);
 const char* Fp8TypeName(Fp8Type type);
 const char* OutTypeName(OutType type);
 
+/// "fp8gemm::Fp8Type::kE4M3": a type as the text of a kernel names it.
+const char* Fp8TypeLiteral(Fp8Type type);
+
 }  // namespace fp8gemm

@@ -2,7 +2,7 @@
 // Writing, parsing and enumerating configurations of the quantise kernels.
 #include "quantize/quantize_key.h"
 
-#include "runtime/error.h"
+#include "driver/error.h"
 
 namespace fp8gemm {
 namespace {

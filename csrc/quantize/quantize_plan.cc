@@ -20,7 +20,7 @@ int64_t TilesPerCta(const QuantizeProblem& problem, int64_t sm_count) {
   return std::clamp<int64_t>(problem.grid(1) / (kMinWaves * sm_count), 1, kMaxTilesPerCta);
 }
 
-KernelSpec KernelOf(const QuantizeProblem& problem) {
+KernelSource KernelOf(const QuantizeProblem& problem) {
   ValidateQuantizeProblem(problem);
   return QuantizeKernel(problem.config);
 }
@@ -28,11 +28,11 @@ KernelSpec KernelOf(const QuantizeProblem& problem) {
 }  // namespace
 
 QuantizePlan::QuantizePlan(Backend backend, const QuantizeProblem& problem)
-    : backend_(backend), problem_(problem), kernel_(backend, KernelOf(problem)) {}
+    : problem_(problem), kernel_(Kernel::Shared(backend, KernelOf(problem))) {}
 
 void QuantizePlan::Run(const QuantizeBuffers& buffers, CUstream stream) {
-  const DeviceKernel& kernel = kernel_.OnCurrentDevice();
-  const int64_t tiles_per_cta = TilesPerCta(problem_, kernel.sm_count);
+  const Kernel::OnDevice& loaded = kernel_.Load();
+  const int64_t tiles_per_cta = TilesPerCta(problem_, loaded.sm_count);
   QuantizeParams params{.x = buffers.x,
                         .x_scales = static_cast<const float*>(buffers.x_scales),
                         .group_sizes = static_cast<const int32_t*>(buffers.group_sizes),
@@ -44,10 +44,8 @@ void QuantizePlan::Run(const QuantizeBuffers& buffers, CUstream stream) {
                         .out_columns = static_cast<uint32_t>(problem_.out_columns()),
                         .scale_pitch = static_cast<uint32_t>(problem_.scale_pitch()),
                         .tiles_per_cta = static_cast<uint32_t>(tiles_per_cta)};
-  const LaunchGeometry geometry{.grid = static_cast<unsigned>(problem_.grid(tiles_per_cta)),
-                                .block = kQuantizeThreads,
-                                .smem_bytes = kernel_.spec().smem_bytes};
-  Launch(Driver(backend_), kernel.function, geometry, stream, &params);
+  const LaunchGeometry geometry{.grid = static_cast<unsigned>(problem_.grid(tiles_per_cta))};
+  kernel_.Launch(loaded, geometry, stream, &params);
 }
 
 }  // namespace fp8gemm

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // QuantizePlan: one quantise problem with its kernel, from compilation to launch.
-// Called by ffi/quantize_handlers.cc; launches kernels/sm90_quantize.cuh.
+// Called by ffi/quantize_handlers.cc; launches kernels/fp8_quantize/sm90_quantize.cuh.
 #pragma once
-#include "jit/planned_kernel.h"
+#include "jit/kernel.h"
 #include "quantize/quantize_problem.h"
 
 namespace fp8gemm {
@@ -16,7 +16,7 @@ struct QuantizeBuffers {
   void* scales = nullptr;
 };
 
-/// Safe to use from many threads and on many devices at the same time, as PlannedKernel is.
+/// Safe to use from many threads and on many devices at the same time, as Kernel is.
 class QuantizePlan {
  public:
   /// Makes the machine code. Works without a GPU; the driver is not touched.
@@ -27,15 +27,14 @@ class QuantizePlan {
   const QuantizeProblem& problem() const { return problem_; }
 
   /// Loads the kernel for the current device. The first time before any stream capture.
-  void Prepare() { kernel_.OnCurrentDevice(); }
+  void Prepare() { kernel_.Load(); }
 
   /// Launches on `stream`.
   void Run(const QuantizeBuffers& buffers, CUstream stream);
 
  private:
-  Backend backend_;
   QuantizeProblem problem_;
-  PlannedKernel kernel_;
+  Kernel& kernel_;
 };
 
 }  // namespace fp8gemm

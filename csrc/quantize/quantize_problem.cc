@@ -2,26 +2,18 @@
 // Validation, extents and naming of quantise problems.
 #include "quantize/quantize_problem.h"
 
+#include "driver/error.h"
+#include "driver/tensor_map.h"
 #include "quantize/quantize_key.h"
-#include "runtime/error.h"
 #include "shared/smem_layout.h"
 
 namespace fp8gemm {
 namespace {
 
-// Positions past an extent still fit in 31 bits.
-constexpr int64_t kMaxExtent = (int64_t{1} << 31) - 1 - 512;
-// TMA wants the rows of the scales to start at multiples of 16 bytes.
-constexpr int64_t kScaleAlignment = 16 / sizeof(float);
+// TMA wants the rows of the scales to start at multiples of this.
+constexpr int64_t kScaleAlignment = kTmaAlignmentBytes / sizeof(float);
 
 int64_t Blocks(int64_t extent) { return ceil_div<int64_t>(extent, kScaleBlock); }
-
-void CheckExtent(const char* name, int64_t value) {
-  if (value < 1 || value > kMaxExtent) {
-    throw UnsupportedError(std::string(name) + " must be from 1 to " + std::to_string(kMaxExtent) +
-                           ", got " + std::to_string(value));
-  }
-}
 
 }  // namespace
 

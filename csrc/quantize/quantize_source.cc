@@ -2,6 +2,7 @@
 // Emits the configuration with designated initialisers, as gemm/kernel_source.cc does.
 #include "quantize/quantize_source.h"
 
+#include "jit/type_names.h"
 #include "quantize/quantize_key.h"
 
 namespace fp8gemm {
@@ -30,28 +31,24 @@ const char* Literal(XType type) {
   return "";
 }
 
-const char* Literal(Fp8Type type) {
-  return type == Fp8Type::kE4M3 ? "fp8gemm::Fp8Type::kE4M3" : "fp8gemm::Fp8Type::kE5M2";
-}
-
 }  // namespace
 
-KernelSpec QuantizeKernel(const QuantizeConfig& config) {
+KernelSource QuantizeKernel(const QuantizeConfig& config) {
   const std::string name = "sm90_" + QuantizeFamily(config);
-  const std::string source =
-      "#include <sm90_quantize.cuh>\n"
+  const std::string text =
+      "#include <fp8_quantize/sm90_quantize.cuh>\n"
       "extern \"C\" __global__ void __launch_bounds__(" +
       std::to_string(kQuantizeThreads) + ", " + std::to_string(kMinCtasPerSm) + ")\n" + name +
       "(const __grid_constant__ fp8gemm::QuantizeParams params) {\n"
       "  fp8gemm::sm90_quantize<fp8gemm::QuantizeConfig{\n"
       "    .layout = " + Literal(config.layout) + ",\n"
       "    .x_type = " + Literal(config.x_type) + ",\n"
-      "    .type = " + Literal(config.type) + ",\n"
+      "    .type = " + Fp8TypeLiteral(config.type) + ",\n"
       "    .pow2 = " + (config.pow2 ? "true" : "false") + ",\n"
       "  }>(params);\n}\n";
   return {.key = QuantizeKey(config),
           .name = name,
-          .source = source,
+          .text = text,
           .threads = kQuantizeThreads,
           .smem_bytes = quantize_smem_bytes(config)};
 }

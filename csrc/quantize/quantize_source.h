@@ -7,6 +7,6 @@
 namespace fp8gemm {
 
 /// The kernel of a configuration; its entry point is e.g. "sm90_quantize_rows".
-KernelSpec QuantizeKernel(const QuantizeConfig& config);
+KernelSource QuantizeKernel(const QuantizeConfig& config);
 
 }  // namespace fp8gemm

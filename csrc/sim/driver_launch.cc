@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Kernel images, kernels and launches of the simulated driver.
 //
-// An image is the text "fp8gemm-sim\n<kernel key>\n"; the kernel itself is compiled in. The name
-// asked of a library is not compared: a registry entry is one kernel, whatever it is called.
+// An image is the text "fp8gemm-sim\n<kernel key>\n"; the kernel itself is compiled for the CPU.
+// The name asked of a library is not compared: a registry entry is one kernel, whatever its name.
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -140,6 +140,9 @@ CUresult LibraryLoadData(CUlibrary* library, const void* image, CUjit_option*, v
   }
   const std::string key(text + kMagicBytes, key_bytes);
   const SimKernel* const kernel = FindKernel(key.c_str());
+  if (const std::string missing = MissingKernels(); !missing.empty()) {
+    return Fail(CUDA_ERROR_NOT_SUPPORTED, missing);
+  }
   if (kernel == nullptr) {
     return Fail(CUDA_ERROR_NOT_FOUND, "the simulator was built without kernel " + key);
   }

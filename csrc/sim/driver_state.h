@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "runtime/driver_types.h"
+#include "driver/driver_types.h"
 #include "sim/options.h"
 
 namespace fp8gemm::sim {

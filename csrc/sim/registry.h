@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernels compiled into the simulator, by the key that a kernel image names.
+// The kernels that the simulator can run, by the key that a kernel image names.
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <string>
+
+#include "sim/options.h"
 
 namespace fp8gemm::sim {
 
@@ -18,10 +21,9 @@ struct SimKernel {
   const char* (*describe_smem)(uint32_t offset);
 };
 
-/// Adds a table of kernels to the registry during static initialisation.
-///
-/// The table must outlive the registry, and its object file must be linked whole.
-class KernelTable {
+/// Adds a table of kernels to the registry during static initialisation of its library, which must
+/// never be closed.
+class FP8GEMM_SIM_EXPORT KernelTable {
  public:
   KernelTable(const SimKernel* kernels, size_t num_kernels);
 
@@ -32,14 +34,18 @@ class KernelTable {
   KernelTable& operator=(const KernelTable&) = delete;
 
  private:
-  friend const SimKernel* FindKernel(const char* key);
+  friend const SimKernel* FindRegistered(const char* key);
 
   const SimKernel* kernels_;
   size_t num_kernels_;
   const KernelTable* next_;
 };
 
-/// Returns the kernel of `key`, or nullptr.
+/// Returns the kernel of `key`, or nullptr. If no table that is linked in has it, loads the library
+/// of kernels that lies beside this one, once.
 const SimKernel* FindKernel(const char* key);
+
+/// Why there is no kernel at all: that library is missing. Empty where there are kernels.
+std::string MissingKernels();
 
 }  // namespace fp8gemm::sim

@@ -5,7 +5,7 @@
 // A kernel reads `in` and its tensor maps and writes raw bits to `out`. What it must give is
 // computed by conformance_models.py; what a GPU gives is frozen in golden/. Listed in catalogue.py.
 #pragma once
-#include <epilogue.cuh>
+#include <fp8_gemm/epilogue.cuh>
 #include <mma/smem_descriptor.cuh>
 #include <mma/wgmma_fp8.cuh>
 #include <ptx/cluster.cuh>

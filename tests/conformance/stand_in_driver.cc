@@ -7,7 +7,7 @@
 #include <cstring>
 #include <string>
 
-#include "runtime/driver.h"
+#include "driver/driver.h"
 
 extern "C" const fp8gemm::DriverApi* Fp8GemmSimDriver();
 

@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <type_traits>
 
-#include "runtime/driver.h"
+#include "driver/driver.h"
 
 namespace ours = fp8gemm;
 

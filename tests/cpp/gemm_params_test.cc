@@ -9,10 +9,10 @@
 #include <string>
 
 #include "checks.h"
+#include "driver/error.h"
+#include "gemm/candidates.h"
 #include "gemm/sm90_fp8_gemm.h"
 #include "quantize/quantize_problem.h"
-#include "runtime/error.h"
-#include "shared/candidates.h"
 #include "sim/tensor_map.h"
 
 namespace {

@@ -17,7 +17,7 @@
 #include <vector>
 
 #include "checks.h"
-#include "runtime/kernel_cache.h"
+#include "jit/kernel_cache.h"
 
 namespace fp8gemm {
 namespace {

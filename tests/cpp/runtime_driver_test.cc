@@ -11,13 +11,18 @@
 #include <vector>
 
 #include "checks.h"
-#include "runtime/device_limits.h"
-#include "runtime/driver.h"
-#include "runtime/error.h"
-#include "runtime/module.h"
-#include "runtime/tensor_map.h"
+#include "driver/device_limits.h"
+#include "driver/driver.h"
+#include "driver/error.h"
+#include "driver/tensor_map.h"
+#include "jit/headers.h"
+#include "jit/kernel.h"
 
 namespace fp8gemm {
+
+// In the place of what the build embeds.
+std::span<const HeaderText> EmbeddedHeaders() { return {}; }
+
 namespace {
 
 /// State and call record of the fake driver.
@@ -201,11 +206,21 @@ void TestTensorMap() {
   fake.result = CUDA_SUCCESS;
 }
 
+KernelImage Image() { return std::make_shared<const std::string>("cubin"); }
+
+Kernel MakeKernel(KernelImage image, const char* name, unsigned smem_bytes, unsigned threads,
+                  ImageOrigin origin = {}) {
+  const KernelSource source{
+      .key = name, .name = name, .text = "", .threads = threads, .smem_bytes = smem_bytes};
+  return Kernel([]() -> const DriverApi& { return api; }, source, std::move(image), origin);
+}
+
 void TestLaunch() {
   int param = 0;
-  auto* function = HandleOf<CUfunction>(1);
   auto* stream = HandleOf<CUstream>(2);
-  Launch(api, function, {132, 384, 2, 200000, true}, stream, &param);
+  const Kernel::OnDevice loaded{.function = HandleOf<CUfunction>(1)};
+  const Kernel large = MakeKernel(Image(), "large", 200000, 384);
+  large.Launch(loaded, {132, 2, true}, stream, &param);
   const CUlaunchConfig& config = fake.config;
   CHECK(config.gridDimX == 132 && config.gridDimY == 1 && config.gridDimZ == 1);
   CHECK(config.blockDimX == 384 && config.blockDimY == 1 && config.blockDimZ == 1);
@@ -216,43 +231,46 @@ void TestLaunch() {
   CHECK(cluster.value.clusterDim.y == 1 && cluster.value.clusterDim.z == 1);
   CHECK(fake.attributes[1].id == 6);
   CHECK(fake.attributes[1].value.programmaticStreamSerializationAllowed == 1);
-  Launch(api, function, {7, 128, 1, 0, true}, stream, &param);
+  const Kernel kernel = MakeKernel(Image(), "tiny", 0, 128);
+  kernel.Launch(loaded, {7, 1, true}, stream, &param);
   CHECK(fake.attributes.size() == 1 && fake.attributes[0].id == 6);
-  Launch(api, function, {7, 128, 1, 0, false}, stream, &param);
+  kernel.Launch(loaded, {7, 1, false}, stream, &param);
   CHECK(fake.attributes.empty());
-  const auto launch = [&](LaunchGeometry geometry) {
-    return CHECK_THROWS(std::invalid_argument, Launch(api, function, geometry, stream, &param));
+  const auto refusal = [&](const Kernel& refusing, LaunchGeometry geometry) {
+    return CHECK_THROWS(std::invalid_argument,
+                        refusing.Launch(loaded, geometry, stream, &param));
   };
-  CHECK_CONTAINS(launch({7, 128, 2, 0, false}), "got grid 7, block 128, cluster 2");
-  launch({0, 128, 1, 0, false});
-  launch({1, 0, 1, 0, false});
-  launch({1, 128, 0, 0, false});
-  CHECK_THROWS(std::invalid_argument, Launch(api, nullptr, {}, stream, &param));
-  CHECK_THROWS(std::invalid_argument, Launch(api, function, {}, stream, nullptr));
+  CHECK_CONTAINS(refusal(kernel, {7, 2, false}), "got grid 7, block 128, cluster 2");
+  refusal(kernel, {0, 1, false});
+  refusal(MakeKernel(Image(), "none", 0, 0), {1, 1, false});
+  refusal(kernel, {1, 0, false});
+  CHECK_THROWS(std::invalid_argument, kernel.Launch({}, {}, stream, &param));
+  CHECK_THROWS(std::invalid_argument, kernel.Launch(loaded, {}, stream, nullptr));
   fake.result = CUDA_ERROR_INVALID_VALUE;
-  CHECK_CONTAINS(CHECK_THROWS(CudaError, Launch(api, function, {}, stream, &param)),
+  CHECK_CONTAINS(CHECK_THROWS(CudaError, kernel.Launch(loaded, {}, stream, &param)),
                  "cuLaunchKernelEx failed");
   fake.result = CUDA_SUCCESS;
 }
 
 void TestModule() {
-  const auto image = std::make_shared<const std::string>("cubin");
-  CHECK_THROWS(std::invalid_argument, LoadedKernel(api, nullptr, "tiny", 0, 128));
+  const KernelImage image = Image();
+  CHECK_THROWS(std::invalid_argument, MakeKernel(nullptr, "tiny", 0, 128));
   CHECK_THROWS(std::invalid_argument,
-               LoadedKernel(api, std::make_shared<const std::string>(), "tiny", 0, 128));
-  CHECK_THROWS(std::invalid_argument, LoadedKernel(api, image, "", 0, 128));
+               MakeKernel(std::make_shared<const std::string>(), "tiny", 0, 128));
+  CHECK_THROWS(std::invalid_argument, MakeKernel(image, "", 0, 128));
   {
-    LoadedKernel kernel(api, image, "tiny", 200000, 384);
-    CHECK(kernel.threads() == 384 && kernel.smem_bytes() == 200000 && fake.loads == 0);
+    Kernel kernel = MakeKernel(image, "tiny", 200000, 384);
+    CHECK(kernel.source().threads == 384 && kernel.source().smem_bytes == 200000);
+    CHECK(fake.loads == 0);
     fake.result = CUDA_ERROR_INVALID_VALUE;  // no context
-    CHECK_CONTAINS(CHECK_THROWS(CudaError, kernel.ForCurrentContext()), "cuCtxGetDevice failed");
+    CHECK_CONTAINS(CHECK_THROWS(CudaError, kernel.Load()), "cuCtxGetDevice failed");
     fake.result = CUDA_SUCCESS;
     std::vector<std::thread> threads;
     for (CUdevice device = 0; device < 8; ++device) {
       threads.emplace_back([&kernel, device] {
         thread_device = device % 4;
         for (int i = 0; i < 100; ++i) {
-          const DeviceKernel& loaded = kernel.ForCurrentContext();
+          const Kernel::OnDevice& loaded = kernel.Load();
           CHECK(loaded.function == HandleOf<CUfunction>(0x1000u + device % 4));
           CHECK(loaded.sm_count == 132 - device % 4);
         }
@@ -262,45 +280,45 @@ void TestModule() {
     CHECK(fake.loads == 1 && fake.resolves == 4);
     CHECK(fake.image == "cubin" && fake.smem_bytes == 200000);
     fake.device = 64;
-    CHECK_CONTAINS(CHECK_THROWS(UnsupportedError, kernel.ForCurrentContext()), "ordinal 64");
+    CHECK_CONTAINS(CHECK_THROWS(UnsupportedError, kernel.Load()), "ordinal 64");
     fake.device = 0;
   }
   CHECK(fake.unloads == 1);
   {
-    LoadedKernel kernel(api, image, "missing", 0, 128);
-    CHECK_CONTAINS(CHECK_THROWS(CudaError, kernel.ForCurrentContext()),
+    Kernel kernel = MakeKernel(image, "missing", 0, 128);
+    CHECK_CONTAINS(CHECK_THROWS(CudaError, kernel.Load()),
                    "cuLibraryGetKernel failed");
   }
-  LoadedKernel greedy(api, image, "tiny", 232449, 384);
-  CHECK_CONTAINS(CHECK_THROWS(UnsupportedError, greedy.ForCurrentContext()),
+  Kernel greedy = MakeKernel(image, "tiny", 232449, 384);
+  CHECK_CONTAINS(CHECK_THROWS(UnsupportedError, greedy.Load()),
                  "needs 232449 bytes of shared memory per block");
   CHECK(fake.loads == 2 && fake.unloads == 2);
 }
 
 void TestRefusedImage() {
-  const auto image = std::make_shared<const std::string>("cubin");
+  const KernelImage image = Image();
   const ImageOrigin origin{"NVRTC 13.5 (/wheel/libnvrtc.so.13)", 13050};
   for (const CUresult result :
        {CUDA_ERROR_INVALID_IMAGE, CUDA_ERROR_NO_BINARY_FOR_GPU, CUDA_ERROR_INVALID_PTX,
         CUDA_ERROR_UNSUPPORTED_PTX_VERSION, CUDA_ERROR_INVALID_SOURCE}) {
     fake.load_result = result;
-    LoadedKernel kernel(api, image, "tiny", 0, 128, origin);
-    const std::string message = CHECK_THROWS(UnsupportedError, kernel.ForCurrentContext());
+    Kernel kernel = MakeKernel(image, "tiny", 0, 128, origin);
+    const std::string message = CHECK_THROWS(UnsupportedError, kernel.Load());
     CHECK_CONTAINS(message, "which is for CUDA 12.8, refuses the kernel that NVRTC 13.5 (/wheel/");
     CHECK_CONTAINS(message, ("(cuLibraryLoadData: " + std::to_string(result) + ")").c_str());
     CHECK_CONTAINS(message, "update the driver, or name an NVRTC no newer than CUDA 12.8");
     fake.load_result = CUDA_SUCCESS;
-    CHECK(kernel.ForCurrentContext().function != nullptr);  // the refusal was not kept
+    CHECK(kernel.Load().function != nullptr);  // the refusal was not kept
   }
-  LoadedKernel lazy(api, image, "tiny", 0, 128, origin);
+  Kernel lazy = MakeKernel(image, "tiny", 0, 128, origin);
   fake.get_function_result = CUDA_ERROR_NO_BINARY_FOR_GPU;
-  CHECK_CONTAINS(CHECK_THROWS(UnsupportedError, lazy.ForCurrentContext()), "cuKernelGetFunction");
+  CHECK_CONTAINS(CHECK_THROWS(UnsupportedError, lazy.Load()), "cuKernelGetFunction");
   // A newer driver refuses for some other reason, as does any that is out of memory.
   fake.driver_version = 13050;
-  CHECK_CONTAINS(CHECK_THROWS(CudaError, lazy.ForCurrentContext()), "failed with");
+  CHECK_CONTAINS(CHECK_THROWS(CudaError, lazy.Load()), "failed with");
   fake.driver_version = 12080;
   fake.get_function_result = static_cast<CUresult>(2);
-  CHECK_CONTAINS(CHECK_THROWS(CudaError, lazy.ForCurrentContext()), "failed with");
+  CHECK_CONTAINS(CHECK_THROWS(CudaError, lazy.Load()), "failed with");
   fake.get_function_result = CUDA_SUCCESS;
 }
 

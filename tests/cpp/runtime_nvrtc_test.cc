@@ -12,8 +12,8 @@
 #include <vector>
 
 #include "checks.h"
-#include "runtime/error.h"
-#include "runtime/nvrtc.h"
+#include "driver/error.h"
+#include "jit/nvrtc.h"
 
 namespace fp8gemm {
 namespace {

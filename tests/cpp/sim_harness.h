@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "checks.h"
-#include "runtime/driver.h"
+#include "driver/driver.h"
 #include "sim/options.h"
 #include "sim/registry.h"
 #include "sim_kernels.h"

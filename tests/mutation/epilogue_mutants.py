@@ -23,7 +23,7 @@ _SWIZZLE = "((row / kRowsPer128Bytes) % kChunks)"
 MUTANTS = (
     Mutant(
         "blocks of float32 exchanged in registers only",
-        "epilogue.cuh",
+        "fp8_gemm/epilogue.cuh",
         "exchanges ? kHalfRow * kBlockChunks : 0);",
         "0);",
         "Every other row gets the columns of the other half of a swizzled row.",
@@ -31,7 +31,7 @@ MUTANTS = (
     ),
     Mutant(
         "blocks of float32 exchanged within the wrong half",
-        "epilogue.cuh",
+        "fp8_gemm/epilogue.cuh",
         "const uint32_t other = i ^ (4 * kHalfRow);",
         "const uint32_t other = i ^ 4;",
         "Neighbouring blocks change places instead of those half a swizzled row apart.",
@@ -39,7 +39,7 @@ MUTANTS = (
     ),
     Mutant(
         "stores not fenced",
-        "epilogue.cuh",
+        "fp8_gemm/epilogue.cuh",
         f"    ptx::fence_proxy_async_shared_cta();\n    {_BARRIER}    FP8GEMM_UNROLL\n",
         f"    {_BARRIER}    FP8GEMM_UNROLL\n",
         "TMA may store what shared memory held before.",
@@ -47,7 +47,7 @@ MUTANTS = (
     ),
     Mutant(
         "no wait before the staging area is reused",
-        "epilogue.cuh",
+        "fp8_gemm/epilogue.cuh",
         _WAIT_FOR_STORES,
         "",
         "The next tile overwrites what TMA is still storing.",
@@ -55,7 +55,7 @@ MUTANTS = (
     ),
     Mutant(
         "no wait before a slab is reused",
-        "epilogue.cuh",
+        "fp8_gemm/epilogue.cuh",
         _WAIT_FOR_STORES,
         _WAIT_FOR_STORES.replace("if (", "if (first == 0 && "),
         "The second wave overwrites the first while TMA stores it.",
@@ -63,7 +63,7 @@ MUTANTS = (
     ),
     Mutant(
         "no barrier after the wait for stores",
-        "epilogue.cuh",
+        "fp8_gemm/epilogue.cuh",
         _WAIT_FOR_STORES + "      " + _BARRIER,
         _WAIT_FOR_STORES,
         "Only thread 0 knows that the staging area is free.",
@@ -71,7 +71,7 @@ MUTANTS = (
     ),
     Mutant(
         "no barrier before the stores",
-        "epilogue.cuh",
+        "fp8_gemm/epilogue.cuh",
         f"    ptx::fence_proxy_async_shared_cta();\n    {_BARRIER}    FP8GEMM_UNROLL\n",
         "    ptx::fence_proxy_async_shared_cta();\n    FP8GEMM_UNROLL\n",
         "Thread 0 stores before the other threads have written.",
@@ -79,7 +79,7 @@ MUTANTS = (
     ),
     Mutant(
         "consumers share a barrier",
-        "epilogue.cuh",
+        "fp8_gemm/epilogue.cuh",
         f"    ptx::fence_proxy_async_shared_cta();\n    {_BARRIER}    FP8GEMM_UNROLL\n",
         "    ptx::fence_proxy_async_shared_cta();\n"
         "    ptx::barrier_sync(kFirstConsumerBarrier, kWarpgroupThreads);\n    FP8GEMM_UNROLL\n",
@@ -88,7 +88,7 @@ MUTANTS = (
     ),
     Mutant(
         "exit with stores that still read",
-        "epilogue.cuh",
+        "fp8_gemm/epilogue.cuh",
         "finish_stores() { ptx::cp_async_bulk_wait_group_read<0>(); }",
         "finish_stores() {}",
         "Shared memory is gone when the CTA exits.",
@@ -96,7 +96,7 @@ MUTANTS = (
     ),
     Mutant(
         "128B swizzle of four chunks",
-        "epilogue.cuh",
+        "fp8_gemm/epilogue.cuh",
         _SWIZZLE,
         "((row / kRowsPer128Bytes) % 4)",
         "Rows 4 to 7 of an atom are laid out like rows 0 to 3.",
@@ -104,7 +104,7 @@ MUTANTS = (
     ),
     Mutant(
         "64B swizzle turns with every row",
-        "epilogue.cuh",
+        "fp8_gemm/epilogue.cuh",
         _SWIZZLE,
         "(row % kChunks)",
         "With rows of 64 bytes the pattern turns every second row.",
@@ -112,7 +112,7 @@ MUTANTS = (
     ),
     Mutant(
         "32B swizzle turns with every second row",
-        "epilogue.cuh",
+        "fp8_gemm/epilogue.cuh",
         _SWIZZLE,
         "((row / 2) % kChunks)",
         "With rows of 32 bytes the pattern turns every fourth row.",
@@ -120,7 +120,7 @@ MUTANTS = (
     ),
     Mutant(
         "boxes as wide as the widest",
-        "epilogue.cuh",
+        "fp8_gemm/epilogue.cuh",
         "(byte / kSwizzle) * (kMmaM * kSwizzle);",
         "(byte / kSwizzle) * (kMmaM * 128);",
         "A box of narrower rows is smaller.",
@@ -128,7 +128,7 @@ MUTANTS = (
     ),
     Mutant(
         "boxes stored at the first columns",
-        "epilogue.cuh",
+        "fp8_gemm/epilogue.cuh",
         "        tile.column + box * d_box_columns(kConfig), tile.d_row + first_row);",
         "        tile.column, tile.d_row + first_row);",
         "All boxes of a tile go to its first columns.",
@@ -136,7 +136,7 @@ MUTANTS = (
     ),
     Mutant(
         "right half of stmatrix at the left",
-        "epilogue.cuh",
+        "fp8_gemm/epilogue.cuh",
         "(2 * i + 8 * (lane / 16))",
         "(2 * i)",
         "Lanes 16 to 31 address the right half of 16 columns.",
@@ -144,7 +144,7 @@ MUTANTS = (
     ),
     Mutant(
         "second row of float pairs at the first",
-        "epilogue.cuh",
+        "fp8_gemm/epilogue.cuh",
         "d_address<kConfig>(wave_base, row + 8 * (i / 2 % 2), byte,",
         "d_address<kConfig>(wave_base, row, byte,",
         "A thread holds pairs of two rows, eight apart.",
@@ -152,7 +152,7 @@ MUTANTS = (
     ),
     Mutant(
         "pairs packed high and low swapped",
-        "epilogue.cuh",
+        "fp8_gemm/epilogue.cuh",
         "return ptx::cvt_rn_bf16x2_f32(high, low);",
         "return ptx::cvt_rn_bf16x2_f32(low, high);",
         "The low half is the element of the lower column.",
@@ -160,7 +160,7 @@ MUTANTS = (
     ),
     Mutant(
         "parity of the accumulator never turns",
-        "consumer.cuh",
+        "fp8_gemm/consumer.cuh",
         "    c_parity ^= 1;\n",
         "",
         "From the second tile on, the accumulator is read before it has landed.",
@@ -168,7 +168,7 @@ MUTANTS = (
     ),
     Mutant(
         "accumulator not waited for",
-        "epilogue.cuh",
+        "fp8_gemm/epilogue.cuh",
         "      ptx::mbarrier_wait_parity(smem.c_full(consumer), c_parity);\n",
         "",
         "The accumulator is read before it has landed.",
@@ -176,7 +176,7 @@ MUTANTS = (
     ),
     Mutant(
         "accumulator loaded over unfinished stores",
-        "epilogue.cuh",
+        "fp8_gemm/epilogue.cuh",
         "    ptx::cp_async_bulk_wait_group_read<0>();\n    ptx::mbarrier_arrive_expect_tx",
         "    ptx::mbarrier_arrive_expect_tx",
         "It lands where the previous tile is still being stored from.",
@@ -184,7 +184,7 @@ MUTANTS = (
     ),
     Mutant(
         "accumulator's bytes of one wave too many",
-        "epilogue.cuh",
+        "fp8_gemm/epilogue.cuh",
         "kConfig.waves() * d_box_rows(kConfig)",
         "(kConfig.waves() + 1) * d_box_rows(kConfig)",
         "The barrier waits for bytes that nobody loads.",
@@ -192,7 +192,7 @@ MUTANTS = (
     ),
     Mutant(
         "accumulator overwritten by neighbouring lanes",
-        "epilogue.cuh",
+        "fp8_gemm/epilogue.cuh",
         "      ptx::bar_warp_sync();  // a warp overwrites only what it has read itself\n",
         "",
         "stmatrix of a lane that is ahead overwrites what another lane has not read.",
@@ -200,7 +200,7 @@ MUTANTS = (
     ),
     Mutant(
         "accumulator's halves swapped",
-        "epilogue.cuh",
+        "fp8_gemm/epilogue.cuh",
         "accum[i] += ptx::cvt_f32_f16(pair & 0xffffu);",
         "accum[i] += ptx::cvt_f32_f16(pair >> 16);",
         "The even column takes the odd one's accumulator.",
@@ -208,7 +208,7 @@ MUTANTS = (
     ),
     Mutant(
         "accumulator replaces the product",
-        "epilogue.cuh",
+        "fp8_gemm/epilogue.cuh",
         "      accum[i] += x;\n",
         "      accum[i] = x;\n",
         "The result is their sum.",
@@ -216,7 +216,7 @@ MUTANTS = (
     ),
     Mutant(
         "last band as wide as the others",
-        "tile_scheduler.cuh",
+        "fp8_gemm/tile_scheduler.cuh",
         "min(params_.raster_width, minor_tiles - first_minor);",
         "params_.raster_width;",
         "A narrower last band is walked as if it were whole: tiles outside, others never.",
@@ -224,7 +224,7 @@ MUTANTS = (
     ),
     Mutant(
         "bands one too wide",
-        "tile_scheduler.cuh",
+        "fp8_gemm/tile_scheduler.cuh",
         "const uint32_t first_minor = index / band_tiles * params_.raster_width;",
         "const uint32_t first_minor = index / band_tiles * (params_.raster_width + 1);",
         "The second band starts past tiles that nobody computes.",
@@ -232,7 +232,7 @@ MUTANTS = (
     ),
     Mutant(
         "phantom tile left out",
-        "tile_scheduler.cuh",
+        "fp8_gemm/tile_scheduler.cuh",
         "    place(next_, params_.cluster_tiles_m, params_.cluster_tiles_n, tile);\n"
         "    if constexpr (kConfig.split_k > 1)",
         "    place(next_, params_.cluster_tiles_m, params_.cluster_tiles_n, tile);\n"
@@ -243,7 +243,7 @@ MUTANTS = (
     ),
     Mutant(
         "both CTAs of a pair on the same tile",
-        "tile_scheduler.cuh",
+        "fp8_gemm/tile_scheduler.cuh",
         "* kConfig.cluster_m + rank_ % kConfig.cluster_m;",
         "* kConfig.cluster_m;",
         "The second CTA has the tile next to the first one's.",
@@ -251,7 +251,7 @@ MUTANTS = (
     ),
     Mutant(
         "last tile left out",
-        "tile_scheduler.cuh",
+        "fp8_gemm/tile_scheduler.cuh",
         "if (next_ >= params_.cluster_tiles_m * params_.cluster_tiles_n) return false;",
         "if (next_ + 1 >= params_.cluster_tiles_m * params_.cluster_tiles_n) return false;",
         "Its memory keeps what was there.",
@@ -259,7 +259,7 @@ MUTANTS = (
     ),
     Mutant(
         "clusters step by CTAs",
-        "tile_scheduler.cuh",
+        "fp8_gemm/tile_scheduler.cuh",
         "stride_(ptx::grid_dim() / kConfig.cluster_size())",
         "stride_(ptx::grid_dim())",
         "Half of the tiles are computed by nobody.",

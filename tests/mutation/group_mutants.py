@@ -29,7 +29,7 @@ MUTANTS = (
     ),
     Mutant(
         "rows of a segment of groups start over",
-        "group_table.cuh",
+        "fp8_gemm/group_table.cuh",
         "uint32_t end = sum_below(extents, size_limit);",
         "uint32_t end = 0;",
         "The groups of a lane come after those of the lanes below.",
@@ -38,7 +38,7 @@ MUTANTS = (
     ),
     Mutant(
         "tiles of a segment of groups start over",
-        "group_table.cuh",
+        "fp8_gemm/group_table.cuh",
         "uint32_t tile_end = sum_below(tiles, kNoLimit);",
         "uint32_t tile_end = 0;",
         "The tiles of a lane's groups come after those of the lanes below.",
@@ -47,7 +47,7 @@ MUTANTS = (
     ),
     Mutant(
         "sum over the lanes below takes in the lane's own",
-        "group_table.cuh",
+        "fp8_gemm/group_table.cuh",
         "ptx::shfl_sync_up(warp_prefix_sum(value, limit), 1);",
         "warp_prefix_sum(value, limit);",
         "A segment would begin where it ends.",
@@ -55,7 +55,7 @@ MUTANTS = (
     ),
     Mutant(
         "only the first sizes of a segment loaded",
-        "group_table.cuh",
+        "fp8_gemm/group_table.cuh",
         "for (uint32_t batch = first; batch < last; batch += kBatch) {",
         "for (uint32_t batch = first; batch < min(last, first + kBatch); batch += kBatch) {",
         "Entries past the first few hold what shared memory held.",
@@ -64,7 +64,7 @@ MUTANTS = (
     ),
     Mutant(
         "negative size counted as large",
-        "group_table.cuh",
+        "fp8_gemm/group_table.cuh",
         "const uint32_t size = given[i] < 0 ? 0 : static_cast<uint32_t>(given[i]);",
         "const uint32_t size = static_cast<uint32_t>(given[i]);",
         "A negative size counts as none.",
@@ -73,7 +73,7 @@ MUTANTS = (
     ),
     Mutant(
         "sum of sizes not cut off",
-        "group_table.cuh",
+        "fp8_gemm/group_table.cuh",
         "      end = min(begin + extent, size_limit);",
         "      end = begin + extent;",
         "What passes the end of the rows is in no group.",
@@ -82,7 +82,7 @@ MUTANTS = (
     ),
     Mutant(
         "part of a tile not counted",
-        "group_table.cuh",
+        "fp8_gemm/group_table.cuh",
         "ceil_div(end - begin, kClusterRows);",
         "(end - begin) / kClusterRows;",
         "The last rows of a group are computed by nobody.",
@@ -90,7 +90,7 @@ MUTANTS = (
     ),
     Mutant(
         "group found one early at its end",
-        "group_table.cuh",
+        "fp8_gemm/group_table.cuh",
         "group < num_groups && end(group) <= position;",
         "group < num_groups && end(group) < position;",
         "The first tile of a group counts as one past the last of the group before.",
@@ -99,7 +99,7 @@ MUTANTS = (
     ),
     Mutant(
         "segment of groups found one early at its end",
-        "group_table.cuh",
+        "fp8_gemm/group_table.cuh",
         "last < num_groups && end(last) <= position;",
         "last < num_groups && end(last) < position;",
         "The first tile of a segment counts as one past the last of the segment before.",
@@ -108,15 +108,15 @@ MUTANTS = (
     ),
     Mutant(
         "weights of group 0 for all",
-        "tile_scheduler.cuh",
-        "    tile.b_row += group * params_.n;\n",
+        "fp8_gemm/grouped_tiles.cuh",
+        "  tile.b_row += group * params_.n;\n",
         "",
         "Each group has its own rows of b.",
         (RAGGED,),
     ),
     Mutant(
         "weight scales without the last, partial block",
-        "tile_scheduler.cuh",
+        "fp8_gemm/grouped_tiles.cuh",
         "tile.scale_row = group * ceil_div(params_.n, kScaleBlockN);",
         "tile.scale_row = group * (params_.n / kScaleBlockN);",
         "A group has as many rows of scales as it has blocks, the partial one included.",
@@ -124,23 +124,23 @@ MUTANTS = (
     ),
     Mutant(
         "tile stored into the next group",
-        "tile_scheduler.cuh",
-        "    tile.stored_rows = tile.valid_rows;\n    tile.row += before.extent_end;",
-        "    tile.stored_rows = params_.m;\n    tile.row += before.extent_end;",
+        "fp8_gemm/ragged_tiles.cuh",
+        "  tile.stored_rows = tile.valid_rows;\n  tile.row += before.extent_end;",
+        "  tile.stored_rows = params_.m;\n  tile.row += before.extent_end;",
         "The last tile of a group must end where the group ends.",
         (RAGGED,),
     ),
     Mutant(
         "one row too many stored",
-        "tile_scheduler.cuh",
-        "    tile.stored_rows = tile.valid_rows;\n    tile.row += before.extent_end;",
-        "    tile.stored_rows = tile.valid_rows + 1;\n    tile.row += before.extent_end;",
+        "fp8_gemm/ragged_tiles.cuh",
+        "  tile.stored_rows = tile.valid_rows;\n  tile.row += before.extent_end;",
+        "  tile.stored_rows = tile.valid_rows + 1;\n  tile.row += before.extent_end;",
         "The first row of the next group is overwritten.",
         (RAGGED,),
     ),
     Mutant(
         "rows past the last group not written",
-        "tile_scheduler.cuh",
+        "fp8_gemm/ragged_tiles.cuh",
         "rows = params_.m - before.extent_end;  // past the last group: zeros",
         "rows = 0;",
         "They must be zero, whatever the memory held.",
@@ -148,15 +148,15 @@ MUTANTS = (
     ),
     Mutant(
         "rows of the tile not moved to the group's start",
-        "tile_scheduler.cuh",
-        "    tile.row += before.extent_end;\n    tile.d_row = tile.row;",
-        "    tile.d_row = tile.row + before.extent_end;",
+        "fp8_gemm/ragged_tiles.cuh",
+        "  tile.row += before.extent_end;\n  tile.d_row = tile.row;",
+        "  tile.d_row = tile.row + before.extent_end;",
         "Every group reads the first rows of a.",
         (RAGGED,),
     ),
     Mutant(
         "rows copied before they are written",
-        "epilogue.cuh",
+        "fp8_gemm/epilogue.cuh",
         "    ptx::fence_proxy_async_shared_cta();\n"
         "    sync_consumer(consumer);\n"
         "    FP8GEMM_UNROLL\n",
@@ -166,7 +166,7 @@ MUTANTS = (
     ),
     Mutant(
         "rows copied past the end of a row",
-        "epilogue.cuh",
+        "fp8_gemm/epilogue.cuh",
         "    if (row_byte >= params.d_pitch_bytes) continue;\n",
         "",
         "The columns of a tile past the last go to the start of the next row.",
@@ -174,7 +174,7 @@ MUTANTS = (
     ),
     Mutant(
         "accumulator loaded over rows that are being copied",
-        "epilogue.cuh",
+        "fp8_gemm/epilogue.cuh",
         "        ptx::fence_proxy_async_shared_cta();\n        sync_consumer(consumer);\n      }",
         "      }",
         "Thread 0 starts the next load while the others still read the slab.",
@@ -182,7 +182,7 @@ MUTANTS = (
     ),
     Mutant(
         "rows of a partial wave at the tile's first row",
-        "epilogue.cuh",
+        "fp8_gemm/epilogue.cuh",
         "copy_rows<kConfig>(params, wave_base, tile.d_row + first_row, tile.column, rows);",
         "copy_rows<kConfig>(params, wave_base, tile.d_row, tile.column, rows);",
         "The second consumer's rows overwrite the first one's.",
@@ -190,7 +190,7 @@ MUTANTS = (
     ),
     Mutant(
         "padding rows of the contiguous layout not cleared",
-        "epilogue.cuh",
+        "fp8_gemm/epilogue.cuh",
         "is_valid && ptx::ld_global_s32(params.group_data + tile.row + half_row) >= 0;",
         "is_valid;",
         "What padding holds, NaN for example, must not come out.",
@@ -198,7 +198,7 @@ MUTANTS = (
     ),
     Mutant(
         "padding rows of the masked layout not cleared",
-        "epilogue.cuh",
+        "fp8_gemm/epilogue.cuh",
         "bool is_valid = half_row < tile.valid_rows;",
         "bool is_valid = true;",
         "Rows past the mask must be zero.",
@@ -206,7 +206,7 @@ MUTANTS = (
     ),
     Mutant(
         "wrong rows of the fragment cleared",
-        "epilogue.cuh",
+        "fp8_gemm/epilogue.cuh",
         "for (uint32_t i = 2 * half; i < kConfig.stored_columns() / 2; i += 4) {",
         "for (uint32_t i = half; i < kConfig.stored_columns() / 2; i += 4) {",
         "The two rows of a fragment alternate every two elements.",
@@ -214,7 +214,7 @@ MUTANTS = (
     ),
     Mutant(
         "group id past the last trusted",
-        "tile_scheduler.cuh",
+        "fp8_gemm/contiguous_tiles.cuh",
         "id >= 0 && static_cast<uint32_t>(id) < params_.num_groups;",
         "id >= 0;",
         "Its weights would lie outside the buffers.",
@@ -223,16 +223,16 @@ MUTANTS = (
     ),
     Mutant(
         "padding tiles multiplied",
-        "tile_scheduler.cuh",
-        "    if (has_group) {\n      select_weights(id, tile);\n    } else {\n"
-        "      tile.k_blocks = 0;\n    }\n",
-        "    select_weights(id, tile);\n",
+        "fp8_gemm/contiguous_tiles.cuh",
+        "  if (has_group) {\n    select_weights(id, tile);\n  } else {\n"
+        "    tile.k_blocks = 0;\n  }\n",
+        "  select_weights(id, tile);\n",
         "A tile of padding has no group: group -1 lies before the buffers.",
         (CONTIGUOUS,),
     ),
     Mutant(
         "tiles that hold only padding left out",
-        "tile_scheduler.cuh",
+        "fp8_gemm/masked_tiles.cuh",
         "if (params_.zero_padding == 0) return false;",
         "return false;",
         "They must be zero, whatever the memory held.",
@@ -240,31 +240,31 @@ MUTANTS = (
     ),
     Mutant(
         "tiles of padding at the group's start",
-        "tile_scheduler.cuh",
-        "    tile.row += skipped * kClusterRows;\n",
+        "fp8_gemm/masked_tiles.cuh",
+        "  tile.row += skipped * kClusterRows;\n",
         "",
         "Zeros overwrite products.",
         (MASKED,),
     ),
     Mutant(
         "masked group at the first group's rows",
-        "tile_scheduler.cuh",
-        "    tile.row += group * params_.group_rows;\n    tile.d_row = tile.row;",
-        "    tile.d_row = tile.row + group * params_.group_rows;",
+        "fp8_gemm/masked_tiles.cuh",
+        "  tile.row += group * params_.group_rows;\n  tile.d_row = tile.row;",
+        "  tile.d_row = tile.row + group * params_.group_rows;",
         "Every group reads the rows of group 0.",
         (MASKED,),
     ),
     Mutant(
         "masked group ends at the last group's row",
-        "tile_scheduler.cuh",
-        "tile.stored_rows = tile.row < rows ? rows - tile.row : 0;\n    tile.row += group",
-        "tile.stored_rows = rows;\n    tile.row += group",
+        "fp8_gemm/masked_tiles.cuh",
+        "tile.stored_rows = tile.row < rows ? rows - tile.row : 0;\n  tile.row += group",
+        "tile.stored_rows = rows;\n  tile.row += group",
         "The last tile of a group overwrites the first rows of the next.",
         (MASKED,),
     ),
     Mutant(
         "K group starts at the first block",
-        "tile_scheduler.cuh",
+        "fp8_gemm/k_grouped_tiles.cuh",
         "tile.k_block = group > 0 ? groups_.load(group - 1).extent_end : 0;",
         "tile.k_block = 0;",
         "A group starts where the one before it ends.",
@@ -272,7 +272,7 @@ MUTANTS = (
     ),
     Mutant(
         "all K groups in the first matrix",
-        "tile_scheduler.cuh",
+        "fp8_gemm/k_grouped_tiles.cuh",
         "tile.d_row = group * params_.m + tile.row;",
         "tile.d_row = tile.row;",
         "Each group has a matrix of its own.",
@@ -280,17 +280,17 @@ MUTANTS = (
     ),
     Mutant(
         "K group stored into the next matrix",
-        "tile_scheduler.cuh",
-        "    tile.stored_rows = tile.row < params_.m ? params_.m - tile.row : 0;\n"
-        "    tile.valid_rows = tile.stored_rows;\n    tile.d_row",
-        "    tile.stored_rows = kConfig.block_m;\n"
-        "    tile.valid_rows = tile.stored_rows;\n    tile.d_row",
+        "fp8_gemm/k_grouped_tiles.cuh",
+        "  tile.stored_rows = tile.row < params_.m ? params_.m - tile.row : 0;\n"
+        "  tile.valid_rows = tile.stored_rows;\n  tile.d_row",
+        "  tile.stored_rows = kConfig.block_m;\n"
+        "  tile.valid_rows = tile.stored_rows;\n  tile.d_row",
         "The last tile of a matrix overwrites the first rows of the next.",
         (K_GROUPED,),
     ),
     Mutant(
         "K groups past the end not cut off",
-        "group_table.cuh",
+        "fp8_gemm/group_table.cuh",
         "kAlongK ? params.k_blocks : params.m;",
         "kAlongK ? 0x7fffffff / 2 : params.m;",
         "A group may not have more blocks than there are.",

@@ -10,7 +10,7 @@ TWO_WAVES = "1d2d.m256n64.w2.c1x1.e4m3.e4m3.bf16"
 MUTANTS = (
     Mutant(
         "no wgmma fence",
-        "consumer.cuh",
+        "fp8_gemm/consumer.cuh",
         "  ptx::wgmma_fence();\n",
         "",
         "Registers of the partial sums are used by wgmma without ordering.",
@@ -18,7 +18,7 @@ MUTANTS = (
     ),
     Mutant(
         "no wgmma wait",
-        "consumer.cuh",
+        "fp8_gemm/consumer.cuh",
         "  ptx::wgmma_wait_group<0>();\n",
         "",
         "Partial sums are read while the tensor core still adds to them.",
@@ -26,7 +26,7 @@ MUTANTS = (
     ),
     Mutant(
         "wgmma wait leaves one group running",
-        "consumer.cuh",
+        "fp8_gemm/consumer.cuh",
         "ptx::wgmma_wait_group<0>();",
         "ptx::wgmma_wait_group<1>();",
         "The only group in flight is the one that is waited for.",
@@ -34,7 +34,7 @@ MUTANTS = (
     ),
     Mutant(
         "wgmma adds to the last block's sums",
-        "consumer.cuh",
+        "fp8_gemm/consumer.cuh",
         "b_desc + step, k != 0);",
         "b_desc + step, true);",
         "Each block of K must start from zero: its sums are scaled on their own.",
@@ -42,7 +42,7 @@ MUTANTS = (
     ),
     Mutant(
         "wgmma forgets the first steps",
-        "consumer.cuh",
+        "fp8_gemm/consumer.cuh",
         "b_desc + step, k != 0);",
         "b_desc + step, k > 1);",
         "The second step of a block overwrites the first.",
@@ -50,7 +50,7 @@ MUTANTS = (
     ),
     Mutant(
         "operands advance by twice the step",
-        "consumer.cuh",
+        "fp8_gemm/consumer.cuh",
         "descriptor_offset(k * kMmaK)",
         "descriptor_offset(2 * k * kMmaK)",
         "The third and fourth step of a block read other rows.",
@@ -74,7 +74,7 @@ MUTANTS = (
     ),
     Mutant(
         "second wave reads the first one's rows",
-        "consumer.cuh",
+        "fp8_gemm/consumer.cuh",
         "start_multiply<kConfig>(a + wave * descriptor_offset(kMmaM * kRowBytes), b, partial);",
         "start_multiply<kConfig>(a, b, partial);",
         "Rows 64 to 127 of a consumer are computed from rows 0 to 63.",
@@ -82,7 +82,7 @@ MUTANTS = (
     ),
     Mutant(
         "multicast half at the wrong place",
-        "producer.cuh",
+        "fp8_gemm/producer.cuh",
         "dst + part * kRowBytes, k, row + part,",
         "dst, k, row + part,",
         "Both halves of the shared tile land in its first half.",
@@ -90,7 +90,7 @@ MUTANTS = (
     ),
     Mutant(
         "multicast half of the wrong rows",
-        "producer.cuh",
+        "fp8_gemm/producer.cuh",
         "dst + part * kRowBytes, k, row + part,",
         "dst + part * kRowBytes, k, row,",
         "Both CTAs load the first half of the shared tile.",
@@ -98,7 +98,7 @@ MUTANTS = (
     ),
     Mutant(
         "multicast to one CTA only",
-        "producer.cuh",
+        "fp8_gemm/producer.cuh",
         "(1u << kShare) - 1",
         "1u",
         "The second CTA waits for bytes that nobody sends.",
@@ -106,7 +106,7 @@ MUTANTS = (
     ),
     Mutant(
         "row scales of the tile above",
-        "consumer.cuh",
+        "fp8_gemm/consumer.cuh",
         "const uint32_t scale_row = first_row + (has_rows ? fragment_row : 0);",
         "const uint32_t scale_row = has_rows ? fragment_row : 0;",
         "The second consumer scales its rows with those of the first.",
@@ -114,7 +114,7 @@ MUTANTS = (
     ),
     Mutant(
         "row scales a row late",
-        "consumer.cuh",
+        "fp8_gemm/consumer.cuh",
         "(ptx::warp_idx() % kWarpgroupWarps) * 16 + lane / 4;\n  // Tiles of fewer",
         "(ptx::warp_idx() % kWarpgroupWarps) * 16 + (lane + 1) / 4;\n  // Tiles of fewer",
         "A quarter of the lanes take the scale of the next row.",
@@ -122,7 +122,7 @@ MUTANTS = (
     ),
     Mutant(
         "weight scales of the wrong block of columns",
-        "producer.cuh",
+        "fp8_gemm/producer.cuh",
         "min(tile.column / kScaleBlockN + i, last_row);",
         "min(tile.column / kScaleBlockN, last_row);",
         "A tile that lies in two scale blocks gets those of the first for both.",
@@ -130,7 +130,7 @@ MUTANTS = (
     ),
     Mutant(
         "weight scales not clamped to the matrix",
-        "producer.cuh",
+        "fp8_gemm/producer.cuh",
         "min(tile.column / kScaleBlockN + i, last_row);",
         "(tile.column / kScaleBlockN + i);",
         "A tile that ends in its first scale block reads past the end of the scales.",
@@ -138,7 +138,7 @@ MUTANTS = (
     ),
     Mutant(
         "weight scales clamped one block early",
-        "producer.cuh",
+        "fp8_gemm/producer.cuh",
         "ceil_div(params.n, kScaleBlockN) - 1;",
         "(params.n / kScaleBlockN) - 1;",
         "The last, narrower scale block is never used.",
@@ -146,7 +146,7 @@ MUTANTS = (
     ),
     Mutant(
         "second chunk of 32 weight scales",
-        "producer.cuh",
+        "fp8_gemm/producer.cuh",
         "const uint32_t next_kb = chunk + kWarpThreads + lane;",
         "const uint32_t next_kb = chunk + lane;",
         "From block 32 on, the scales of the first 32 blocks come again.",
@@ -155,7 +155,7 @@ MUTANTS = (
     ),
     Mutant(
         "last chunk of weight scales is whole",
-        "producer.cuh",
+        "fp8_gemm/producer.cuh",
         "min(kWarpThreads, tile.k_blocks - chunk);",
         "kWarpThreads;",
         "The loader goes on for blocks that do not exist and falls out of step.",
@@ -163,7 +163,7 @@ MUTANTS = (
     ),
     Mutant(
         "scale block changes one chunk late",
-        "promotion.cuh",
+        "fp8_gemm/promotion.cuh",
         "chunk < first_block_columns ? scales[0]",
         "chunk <= first_block_columns ? scales[0]",
         "The first columns of the second scale block get the first one's scale.",
@@ -171,7 +171,7 @@ MUTANTS = (
     ),
     Mutant(
         "scale block changes at the tile's column 128",
-        "consumer.cuh",
+        "fp8_gemm/consumer.cuh",
         "kScaleBlockN - tile.column % kScaleBlockN;",
         "kScaleBlockN;",
         "Where the block changes depends on where the tile starts.",
@@ -179,7 +179,7 @@ MUTANTS = (
     ),
     Mutant(
         "column scales of the wrong columns",
-        "promotion.cuh",
+        "fp8_gemm/promotion_1d1d.cuh",
         "column_scale[(i >> 2) * 2 + (i & 1)]",
         "column_scale[(i >> 2) * 2]",
         "Of two neighbouring columns the second takes the first one's scale.",
@@ -187,7 +187,7 @@ MUTANTS = (
     ),
     Mutant(
         "column scales of the wrong lane",
-        "promotion.cuh",
+        "fp8_gemm/promotion_1d1d.cuh",
         "2 * (ptx::lane_idx() % 4) * sizeof(float);",
         "2 * (ptx::lane_idx() / 8) * sizeof(float);",
         "A lane's columns are those of its place among four, not of its row.",
@@ -195,7 +195,7 @@ MUTANTS = (
     ),
     Mutant(
         "row scales of the wrong half",
-        "promotion.cuh",
+        "fp8_gemm/promotion_1d1d.cuh",
         "row_scale[wave][(i >> 1) & 1]",
         "row_scale[wave][i & 1]",
         "The two rows of a fragment alternate every two elements, not every one.",
@@ -203,7 +203,7 @@ MUTANTS = (
     ),
     Mutant(
         "sums overwritten by each block",
-        "promotion.cuh",
+        "fp8_gemm/promotion.cuh",
         "accum[i] += scale[(i >> 1) & 1] * partial[i];",
         "accum[i] = scale[(i >> 1) & 1] * partial[i];",
         "Only the last block of K counts.",
@@ -211,7 +211,7 @@ MUTANTS = (
     ),
     Mutant(
         "split K multiplies the same blocks in every CTA",
-        "tile_scheduler.cuh",
+        "fp8_gemm/tile_scheduler.cuh",
         "tile.k_block = min(rank_ * share, params_.k_blocks);",
         "tile.k_block = 0;",
         "Each CTA of the cluster must take its own share of K.",
@@ -219,7 +219,7 @@ MUTANTS = (
     ),
     Mutant(
         "split K counts the last share whole",
-        "tile_scheduler.cuh",
+        "fp8_gemm/tile_scheduler.cuh",
         "tile.k_blocks = min(share, params_.k_blocks - tile.k_block);",
         "tile.k_blocks = share;",
         "The last CTA goes past the end of K, where weight scales are another row's.",
@@ -227,7 +227,7 @@ MUTANTS = (
     ),
     Mutant(
         "split K sums in one place",
-        "split_k.cuh",
+        "fp8_gemm/split_k.cuh",
         "smem.partials(consumer, rank, i / 4 % kColumns8, thread);",
         "smem.partials(consumer, 0, i / 4 % kColumns8, thread);",
         "The CTAs overwrite each other's partial sums.",
@@ -235,7 +235,7 @@ MUTANTS = (
     ),
     Mutant(
         "split K stores every part at the first columns",
-        "consumer.cuh",
+        "fp8_gemm/consumer.cuh",
         "tile.column += ptx::cluster_ctarank() * kConfig.stored_columns();",
         "",
         "Each CTA stores its own part of the tile's columns.",
@@ -243,7 +243,7 @@ MUTANTS = (
     ),
     Mutant(
         "split K takes the scales of the first share",
-        "producer.cuh",
+        "fp8_gemm/producer.cuh",
         "params.k_blocks + tile.k_block;",
         "params.k_blocks;",
         "Weight scales must start at the CTA's own first block of K.",

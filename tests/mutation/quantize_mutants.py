@@ -12,7 +12,7 @@ GROUPED = "quantize_kgrouped.bf16.e4m3.f32"
 MUTANTS = (
     Mutant(
         "scale of the first row for all",
-        "quantize_rows.cuh",
+        "fp8_quantize/quantize_rows.cuh",
         "ptx::shfl_sync_idx(ptx::float_as_uint(own.inverse), r);",
         "ptx::shfl_sync_idx(ptx::float_as_uint(own.inverse), 0);",
         "Each row has a scale of its own.",
@@ -20,7 +20,7 @@ MUTANTS = (
     ),
     Mutant(
         "largest magnitude of the last row for all",
-        "quantize_rows.cuh",
+        "fp8_quantize/quantize_rows.cuh",
         "if (lane == r) own_amax = amax;",
         "own_amax = amax;",
         "Lane r keeps what belongs to row r.",
@@ -28,7 +28,7 @@ MUTANTS = (
     ),
     Mutant(
         "scales of rows past the last written",
-        "quantize_rows.cuh",
+        "fp8_quantize/quantize_rows.cuh",
         "  if (lane < num_rows) {",
         "  if (lane < kWarpRows) {",
         "They lie where the scales of the next block are.",
@@ -36,7 +36,7 @@ MUTANTS = (
     ),
     Mutant(
         "elements past the end of a row read",
-        "quantize_scale.cuh",
+        "fp8_quantize/quantize_scale.cuh",
         "      if (i >= valid) continue;\n",
         "",
         "What lies behind a row belongs to the next one.",
@@ -44,7 +44,7 @@ MUTANTS = (
     ),
     Mutant(
         "scale of a block of zeros is not 1",
-        "quantize_scale.cuh",
+        "fp8_quantize/quantize_scale.cuh",
         "  if (amax_bits != 0) {",
         "  {",
         "The smallest scale there is would stand for a block of zeros.",
@@ -52,7 +52,7 @@ MUTANTS = (
     ),
     Mutant(
         "subnormal scales",
-        "quantize_scale.cuh",
+        "fp8_quantize/quantize_scale.cuh",
         "ptx::max_nan_f32(amax / kLargest<kConfig.type>, kSmallestNormal);",
         "amax / kLargest<kConfig.type>;",
         "The inverse of a subnormal scale can be infinite.",
@@ -60,7 +60,7 @@ MUTANTS = (
     ),
     Mutant(
         "powers of two rounded down",
-        "quantize_scale.cuh",
+        "fp8_quantize/quantize_scale.cuh",
         "(bits + 0x007fffff) & kInfinityBits",
         "bits & kInfinityBits",
         "Values pass the largest number of the type.",
@@ -68,7 +68,7 @@ MUTANTS = (
     ),
     Mutant(
         "values under the largest power of two not cut off",
-        "quantize_scale.cuh",
+        "fp8_quantize/quantize_scale.cuh",
         "      if (inverse <= kTopInverse) limit_ = kBelow;\n",
         "",
         "The product of value and scale is infinite.",
@@ -76,7 +76,7 @@ MUTANTS = (
     ),
     Mutant(
         "magnitudes of four warps forgotten",
-        "quantize_blocks.cuh",
+        "fp8_quantize/quantize_blocks.cuh",
         "lane % kQuantizeWarps * sizeof(uint32_t)",
         "lane % (kQuantizeWarps / 2) * sizeof(uint32_t)",
         "A block is that of all eight warps.",
@@ -84,7 +84,7 @@ MUTANTS = (
     ),
     Mutant(
         "magnitudes read before all warps have written them",
-        "quantize_blocks.cuh",
+        "fp8_quantize/quantize_blocks.cuh",
         "  sync_threads();\n",
         "",
         "Another warp's place may hold anything.",
@@ -92,7 +92,7 @@ MUTANTS = (
     ),
     Mutant(
         "magnitudes of columns read before all warps have written them",
-        "quantize_transposed.cuh",
+        "fp8_quantize/quantize_transposed.cuh",
         "  sync_threads();\n  FP8GEMM_UNROLL\n  for (uint32_t w",
         "  FP8GEMM_UNROLL\n  for (uint32_t w",
         "Another warp's place may hold anything.",
@@ -100,7 +100,7 @@ MUTANTS = (
     ),
     Mutant(
         "tile stored before all warps have written it",
-        "quantize_transposed.cuh",
+        "fp8_quantize/quantize_transposed.cuh",
         "  sync_threads();\n  store_tile_rows",
         "  store_tile_rows",
         "A row of the tile is of all eight warps.",
@@ -108,7 +108,7 @@ MUTANTS = (
     ),
     Mutant(
         "columns of a pair exchanged",
-        "quantize_transposed.cuh",
+        "fp8_quantize/quantize_transposed.cuh",
         "words[i] = swapped ? packed[1 - turn][i] : packed[turn][i];",
         "words[i] = packed[turn][i];",
         "Half of the lanes begin with the second column.",
@@ -116,7 +116,7 @@ MUTANTS = (
     ),
     Mutant(
         "scales of every matrix in the first one",
-        "quantize_transposed.cuh",
+        "fp8_quantize/quantize_transposed.cuh",
         "(matrix * out_blocks + block) * params.scale_pitch",
         "block * params.scale_pitch",
         "Each matrix of a batch has scales of its own.",
@@ -124,7 +124,7 @@ MUTANTS = (
     ),
     Mutant(
         "rows of the next group quantised with a group",
-        "quantize_transposed.cuh",
+        "fp8_quantize/quantize_transposed.cuh",
         "const uint32_t count = min(end - row, kScaleBlock);",
         "const uint32_t count = min(params.rows - row, kScaleBlock);",
         "A block of columns holds one group and then zeros.",
@@ -132,7 +132,7 @@ MUTANTS = (
     ),
     Mutant(
         "groups past 32 start at the first row",
-        "quantize_transposed.cuh",
+        "fp8_quantize/quantize_transposed.cuh",
         "    rows_before = ptx::shfl_sync_idx(end, kLastLane);\n",
         "",
         "The sums of the first 32 groups must carry on.",
@@ -140,7 +140,7 @@ MUTANTS = (
     ),
     Mutant(
         "negative size of rows to quantise counted as large",
-        "quantize_transposed.cuh",
+        "fp8_quantize/quantize_transposed.cuh",
         "given < 0 ? 0 : min(static_cast<uint32_t>(given), params.rows);",
         "min(static_cast<uint32_t>(given), params.rows);",
         "A negative size counts as none.",
@@ -148,7 +148,7 @@ MUTANTS = (
     ),
     Mutant(
         "rows past the last quantised",
-        "quantize_transposed.cuh",
+        "fp8_quantize/quantize_transposed.cuh",
         "min(rows_before + warp_prefix_sum(size, params.rows), params.rows);",
         "rows_before + warp_prefix_sum(size, params.rows);",
         "What passes the last row is cut off.",

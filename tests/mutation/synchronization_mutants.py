@@ -35,7 +35,7 @@ _STORE_SCALES = """\
 MUTANTS = (
     Mutant(
         "slot released before the wgmma wait",
-        "consumer.cuh",
+        "fp8_gemm/consumer.cuh",
         _WAIT_AND_RELEASE,
         f"        {_RELEASE}\n        finish_multiply<kConfig>(partial);\n",
         "The producer overwrites operands that the tensor core still reads.",
@@ -43,7 +43,7 @@ MUTANTS = (
     ),
     Mutant(
         "loader waits for the wrong parity",
-        "producer.cuh",
+        "fp8_gemm/producer.cuh",
         _LOADER_WAIT,
         _LOADER_WAIT.replace("pipe.parity)", "pipe.parity ^ 1)"),
         "The first wait for a free slot is for a phase that nobody completes.",
@@ -51,7 +51,7 @@ MUTANTS = (
     ),
     Mutant(
         "loader does not wait for a free slot",
-        "producer.cuh",
+        "fp8_gemm/producer.cuh",
         _LOADER_WAIT,
         _LOADER_WAIT.splitlines()[1] + "\n",
         "Loads land in slots that are being read.",
@@ -59,7 +59,7 @@ MUTANTS = (
     ),
     Mutant(
         "consumer waits for the wrong parity",
-        "consumer.cuh",
+        "fp8_gemm/consumer.cuh",
         _CONSUMER_WAIT,
         _CONSUMER_WAIT.replace("pipe.parity", "pipe.parity ^ 1"),
         "The first wait passes at once, before anything has landed.",
@@ -67,7 +67,7 @@ MUTANTS = (
     ),
     Mutant(
         "consumer does not wait for operands",
-        "consumer.cuh",
+        "fp8_gemm/consumer.cuh",
         _CONSUMER_WAIT,
         "",
         "wgmma reads slots that TMA is still writing.",
@@ -75,7 +75,7 @@ MUTANTS = (
     ),
     Mutant(
         "parity never turns",
-        "pipeline.cuh",
+        "fp8_gemm/pipeline.cuh",
         "      parity ^= 1;\n",
         "",
         "From the second round of the ring on, waits are for a phase long past.",
@@ -83,7 +83,7 @@ MUTANTS = (
     ),
     Mutant(
         "ring one stage too short in counting",
-        "pipeline.cuh",
+        "fp8_gemm/pipeline.cuh",
         "if (++stage == kStages) {",
         "if (++stage == kStages - (parity == 0 ? 0 : 1)) {",
         "Every second round skips the last stage, whose barriers then lag a phase behind.",
@@ -91,7 +91,7 @@ MUTANTS = (
     ),
     Mutant(
         "consumer starts each tile at stage 0",
-        "consumer.cuh",
+        "fp8_gemm/consumer.cuh",
         "    const uint32_t first_block_columns =",
         "    pipe = {};\n    const uint32_t first_block_columns =",
         "The pipeline position must carry on across tiles, as it does in the loaders.",
@@ -99,7 +99,7 @@ MUTANTS = (
     ),
     Mutant(
         "empty barrier counts one warp too many",
-        "pipeline.cuh",
+        "fp8_gemm/pipeline.cuh",
         "kConsumerWarps * kConfig.sharing());",
         "kConsumerWarps * kConfig.sharing() + 1);",
         "No slot ever becomes free.",
@@ -107,7 +107,7 @@ MUTANTS = (
     ),
     Mutant(
         "empty barrier counts half the warps",
-        "pipeline.cuh",
+        "fp8_gemm/pipeline.cuh",
         "kConsumerWarps * kConfig.sharing());",
         "kConsumerWarps * kConfig.sharing() / 2);",
         "A slot is free when half the warps are done with it.",
@@ -115,7 +115,7 @@ MUTANTS = (
     ),
     Mutant(
         "full barrier waits for a scale loader that is not there",
-        "pipeline.cuh",
+        "fp8_gemm/pipeline.cuh",
         "kConfig.scaling == Scaling::k1D2D ? 2 : 1",
         "2",
         "With 1x128 scales of B one thread arrives, not two.",
@@ -123,7 +123,7 @@ MUTANTS = (
     ),
     Mutant(
         "full barrier does not wait for the weight scales",
-        "pipeline.cuh",
+        "fp8_gemm/pipeline.cuh",
         "kConfig.scaling == Scaling::k1D2D ? 2 : 1",
         "1",
         "Consumers read weight scales that may not have been written.",
@@ -131,7 +131,7 @@ MUTANTS = (
     ),
     Mutant(
         "too few bytes announced",
-        "producer.cuh",
+        "fp8_gemm/producer.cuh",
         "stage_tx_bytes(kConfig));",
         "stage_tx_bytes(kConfig) - kRowBytes);",
         "The phase completes before the last row has landed, or never.",
@@ -139,7 +139,7 @@ MUTANTS = (
     ),
     Mutant(
         "only one warpgroup releases",
-        "consumer.cuh",
+        "fp8_gemm/consumer.cuh",
         "if (lane == 0) ptx::mbarrier_arrive(smem.empty(stage));",
         "if (lane == 0 && ptx::warp_idx() < kWarpgroupWarps) {\n"
         "      ptx::mbarrier_arrive(smem.empty(stage));\n    }",
@@ -148,7 +148,7 @@ MUTANTS = (
     ),
     Mutant(
         "row scales read after the release",
-        "consumer.cuh",
+        "fp8_gemm/consumer.cuh",
         _RELEASE,
         _RELEASE + _READ_AGAIN,
         "The loader may already write the scales of a later block.",
@@ -156,7 +156,7 @@ MUTANTS = (
     ),
     Mutant(
         "column scales read after the release",
-        "consumer.cuh",
+        "fp8_gemm/consumer.cuh",
         _RELEASE,
         _RELEASE + _READ_AGAIN,
         "The loader may already write the scales of a later block.",
@@ -164,7 +164,7 @@ MUTANTS = (
     ),
     Mutant(
         "weight scales written after the arrival",
-        "producer.cuh",
+        "fp8_gemm/producer.cuh",
         _STORE_SCALES,
         "        if (lane == holder) {\n          ptx::mbarrier_arrive(smem.full(pipe.stage));\n"
         + "\n".join(_STORE_SCALES.splitlines()[1:-1])
@@ -174,7 +174,7 @@ MUTANTS = (
     ),
     Mutant(
         "lanes of the scale loader not kept together",
-        "producer.cuh",
+        "fp8_gemm/producer.cuh",
         "a lane that still waits would miss it.\n        ptx::bar_warp_sync();\n",
         "a lane that still waits would miss it.\n",
         "A lane may sleep through a whole phase of the barrier and wait for the wrong one.",
@@ -182,7 +182,7 @@ MUTANTS = (
     ),
     Mutant(
         "weight scales written without waiting for the slot",
-        "producer.cuh",
+        "fp8_gemm/producer.cuh",
         "        wait_for_free_slot<kConfig>(smem, pipe.stage, pipe.parity);\n        // Once",
         "        // Once",
         "Consumers may still read the scales of an earlier block.",
@@ -190,7 +190,7 @@ MUTANTS = (
     ),
     Mutant(
         "barriers not made visible to TMA",
-        "pipeline.cuh",
+        "fp8_gemm/pipeline.cuh",
         "  ptx::fence_mbarrier_init_release_cluster();\n",
         "",
         "mbarrier.init must be fenced before the asynchronous proxy may use the barrier.",
@@ -198,7 +198,7 @@ MUTANTS = (
     ),
     Mutant(
         "no barrier after the initialisation",
-        "sm90_fp8_gemm.cuh",
+        "fp8_gemm/sm90_fp8_gemm.cuh",
         "  // group table is for all warps.\n  sync_cluster<kConfig>();\n",
         "",
         "Warps use barriers, and read a group table, that may not exist yet.",
@@ -206,7 +206,7 @@ MUTANTS = (
     ),
     Mutant(
         "peer not told of a free slot",
-        "consumer.cuh",
+        "fp8_gemm/consumer.cuh",
         "if (lane < kConfig.sharing()) ptx::mbarrier_arrive_cluster(smem.empty(stage), lane);",
         "if (lane == 0) ptx::mbarrier_arrive_cluster(smem.empty(stage), ptx::cluster_ctarank());",
         "Each CTA of a pair writes into both, and must hear from both.",
@@ -214,7 +214,7 @@ MUTANTS = (
     ),
     Mutant(
         "slot of a pair free when one CTA is done",
-        "pipeline.cuh",
+        "fp8_gemm/pipeline.cuh",
         "kConsumerWarps * kConfig.sharing());",
         "kConsumerWarps);",
         "Multicast overwrites what the slower CTA of the pair still reads.",
@@ -222,7 +222,7 @@ MUTANTS = (
     ),
     Mutant(
         "cluster does not meet before it exits",
-        "sm90_fp8_gemm.cuh",
+        "fp8_gemm/sm90_fp8_gemm.cuh",
         "if constexpr (kConfig.cluster_size() > 1) sync_cluster<kConfig>();",
         "",
         "A peer arrives on the barriers of a CTA that has exited.",
@@ -230,7 +230,7 @@ MUTANTS = (
     ),
     Mutant(
         "producer keeps its registers",
-        "sm90_fp8_gemm.cuh",
+        "fp8_gemm/sm90_fp8_gemm.cuh",
         "ptx::setmaxnreg_dec<kConfig.producer_registers()>();",
         "{}",
         "The consumers wait for registers that nobody gives up.",
@@ -238,7 +238,7 @@ MUTANTS = (
     ),
     Mutant(
         "dependent launch does not wait",
-        "sm90_fp8_gemm.cuh",
+        "fp8_gemm/sm90_fp8_gemm.cuh",
         "if constexpr (kConfig.pdl) ptx::griddepcontrol_wait();",
         "",
         "Operands are read that the launch before may still write.",
@@ -246,7 +246,7 @@ MUTANTS = (
     ),
     Mutant(
         "split K does not wait for the other CTAs",
-        "split_k.cuh",
+        "fp8_gemm/split_k.cuh",
         "  ptx::mbarrier_wait_parity_cluster(smem.summed(consumer), 0);\n",
         "",
         "Partial sums are added that may not have come.",
@@ -254,7 +254,7 @@ MUTANTS = (
     ),
     Mutant(
         "split K arrives before it has written",
-        "split_k.cuh",
+        "fp8_gemm/split_k.cuh",
         "  ptx::bar_warp_sync();\n  const uint32_t lane = ptx::lane_idx();\n",
         "  const uint32_t lane = ptx::lane_idx();\n",
         "One lane arrives for its warp, whose other lanes may not have written yet.",
@@ -262,7 +262,7 @@ MUTANTS = (
     ),
     Mutant(
         "split K tells only one CTA",
-        "split_k.cuh",
+        "fp8_gemm/split_k.cuh",
         "if (lane < kConfig.split_k) ptx::mbarrier_arrive_release_cluster",
         "if (lane == 0) ptx::mbarrier_arrive_release_cluster",
         "The other CTAs wait for ever.",
@@ -270,7 +270,7 @@ MUTANTS = (
     ),
     Mutant(
         "split K arrives without a release to the cluster",
-        "split_k.cuh",
+        "fp8_gemm/split_k.cuh",
         "ptx::mbarrier_arrive_release_cluster",
         "ptx::mbarrier_arrive_cluster",
         "Sums written into another CTA may arrive there after the arrival.",
@@ -278,7 +278,7 @@ MUTANTS = (
     ),
     Mutant(
         "split K waits at the scope of one CTA",
-        "split_k.cuh",
+        "fp8_gemm/split_k.cuh",
         "ptx::mbarrier_wait_parity_cluster",
         "ptx::mbarrier_wait_parity",
         "What other CTAs have written need not be visible after it.",

@@ -4,6 +4,7 @@
 #pragma once
 #include <shared/gemm_params.h>
 
+#pragma GCC visibility push(default)  // kernels are in another library
 namespace fp8gemm::sim {
 
 uint32_t ThreadIdx();
@@ -77,3 +78,4 @@ void Wgmma(float* d, uint32_t n, uint32_t a_type, uint32_t b_type, uint64_t a_de
            uint64_t b_desc, bool scale_d);
 
 }  // namespace fp8gemm::sim
+#pragma GCC visibility pop

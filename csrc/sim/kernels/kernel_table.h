@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Instantiates the kernels for the CPU and registers them under their configuration keys.
 #pragma once
-#include <sm90_fp8_gemm.cuh>
+#include <fp8_gemm/sm90_fp8_gemm.cuh>
 
 #include <string>
 #include <utility>

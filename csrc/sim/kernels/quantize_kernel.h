@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A quantise kernel for the CPU, under its key.
 #pragma once
-#include <sm90_quantize.cuh>
+#include <fp8_quantize/sm90_quantize.cuh>
 
 #include <string>
 

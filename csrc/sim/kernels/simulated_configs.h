@@ -3,7 +3,7 @@
 #pragma once
 #include <cstddef>
 
-#include "shared/sim_kernels.h"
+#include "gemm/sim_kernels.h"
 
 namespace fp8gemm::sim {
 

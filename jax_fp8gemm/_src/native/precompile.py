@@ -134,7 +134,7 @@ def _operations(operation: Any) -> Iterator[Any]:
 
 
 def _kernel(attributes: Mapping[str, Any]) -> Kernel:
-    """Returns the call with these attributes, as _ffi.matmul wrote them."""
+    """Returns the call with these attributes, as calls.matmul wrote them."""
     fields = {name: attributes[name] for name in Problem._fields}
     problem = gemm_problem.from_fields(fields)
     return Kernel(problem, attributes["config"], attributes["pdl"])
@@ -152,7 +152,7 @@ def _key(kernel: Kernel, num_sms: int | None, gpu: str | None) -> str:
 
 
 def best_key(problem: Problem, gpu: str | None = None) -> str:
-    """Returns the configuration that the planner chooses for a GPU; see `_ffi.rank`."""
+    """Returns the configuration that the planner chooses for a GPU; see `ranking.rank`."""
     return ranking.rank(problem, backend="cuda", gpu=gpu)[0]["config"]
 
 

@@ -6,6 +6,7 @@ import functools
 
 from jax_fp8gemm._src.native import extension
 
+KERNELS = "libjax_fp8gemm_sim_kernels.so"  # beside the simulator itself
 OPTION_NAMES = ("seed", "timing", "scheduler", "numerics", "shadow", "num_sms")
 
 
@@ -40,9 +41,19 @@ class _Stats(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint64) for name in STAT_NAMES]
 
 
+def missing() -> str:
+    """Returns what of the simulator this installation lacks, empty if nothing."""
+    library = extension.sim_library()
+    if not library.exists():
+        return "this build left it out"
+    if not library.with_name(KERNELS).exists():
+        return "installed without its kernels, which `make develop` builds"
+    return ""
+
+
 def available() -> bool:
-    """Returns whether this installation has the simulator."""
-    return extension.sim_library().exists()
+    """Returns whether this installation has the simulator and its kernels."""
+    return not missing()
 
 
 @functools.cache

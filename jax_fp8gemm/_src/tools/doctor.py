@@ -77,9 +77,8 @@ def _compiler(core: Any) -> Finding:
 
 
 def _simulation() -> Finding:
-    if sim_library.available():
-        return Finding("simulator", "installed")
-    return Finding("simulator", "this build left it out", is_good=False)
+    missing = sim_library.missing()
+    return Finding("simulator", missing or "installed, with its kernels", is_good=not missing)
 
 
 def _kernel_cache(core: Any) -> Finding:

@@ -61,7 +61,7 @@ def lines(problem: Problem, ranked: Sequence[Candidate], top: int) -> list[str]:
 
     Args:
         problem: What is computed.
-        ranked: What `_ffi.rank` returns for it.
+        ranked: What `ranking.rank` returns for it.
         top: How many candidates to show.
     """
     best = ranked[0]

@@ -24,7 +24,7 @@ _DENSE_AXES = (("m", "k"), ("n", "k"), ("m", "n"))
 
 
 class Operands(NamedTuple):
-    """Operands of `_ffi.matmul`, in its order."""
+    """Operands of `calls.matmul`, in its order."""
 
     lhs_values: jax.Array
     lhs_scales: jax.Array

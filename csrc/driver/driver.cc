@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+// Finds the driver entry points with dlopen and turns their result codes into exceptions.
+#include "driver/driver.h"
+
+#include <dlfcn.h>
+
+#include <mutex>
+#include <utility>
+
+#include "driver/error.h"
+
+namespace fp8gemm {
+namespace {
+
+std::string DlError() {
+  const char* text = dlerror();
+  return text != nullptr ? text : "unknown loader error";
+}
+
+template <typename Function>
+void Resolve(void* library, const char* name, Function*& function) {
+  function = reinterpret_cast<Function*>(dlsym(library, name));
+  if (function == nullptr) {
+    throw UnsupportedError(std::string("The NVIDIA driver has no ") + name +
+                           "; install driver 525 or newer.");
+  }
+}
+
+std::mutex sim_path_mutex;
+
+std::string& SimLibraryPath() {
+  static auto* path = new std::string;  // leaked: threads of XLA may outlive static destruction
+  return *path;
+}
+
+const DriverApi* LoadSimDriver() {
+  std::string path;
+  {
+    const std::lock_guard lock(sim_path_mutex);
+    path = SimLibraryPath();
+  }
+  if (path.empty()) {
+    throw UnsupportedError("The path of the CPU simulator library is not set; call "
+                           "SetSimLibraryPath before the first simulated kernel.");
+  }
+  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) {
+    throw UnsupportedError("The CPU simulator library cannot be loaded (" + DlError() +
+                           "); reinstall jax_fp8gemm.");
+  }
+  using Entry = const DriverApi*();
+  auto* entry = reinterpret_cast<Entry*>(dlsym(library, "Fp8GemmSimDriver"));
+  const DriverApi* api = entry != nullptr ? entry() : nullptr;
+  if (api == nullptr) {
+    throw UnsupportedError(path + " is not the CPU simulator of jax_fp8gemm: Fp8GemmSimDriver is " +
+                           "missing or returned nothing; reinstall jax_fp8gemm.");
+  }
+  Check(*api, api->cuInit(0), "cuInit");
+  return api;
+}
+
+}  // namespace
+
+DriverApi LoadCudaDriver(const std::string& library_name) {
+  void* library = dlopen(library_name.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) {
+    throw UnsupportedError("The NVIDIA driver library cannot be loaded (" + DlError() +
+                           "); install an NVIDIA driver, or use implementation=\"xla\".");
+  }
+  DriverApi api{};
+  Resolve(library, "cuInit", api.cuInit);
+  Resolve(library, "cuDriverGetVersion", api.cuDriverGetVersion);
+  Resolve(library, "cuGetErrorName", api.cuGetErrorName);
+  Resolve(library, "cuGetErrorString", api.cuGetErrorString);
+  Resolve(library, "cuCtxGetDevice", api.cuCtxGetDevice);
+  Resolve(library, "cuDeviceGetAttribute", api.cuDeviceGetAttribute);
+  Resolve(library, "cuDeviceGetName", api.cuDeviceGetName);
+  Resolve(library, "cuLibraryLoadData", api.cuLibraryLoadData);
+  Resolve(library, "cuLibraryUnload", api.cuLibraryUnload);
+  Resolve(library, "cuLibraryGetKernel", api.cuLibraryGetKernel);
+  Resolve(library, "cuKernelGetFunction", api.cuKernelGetFunction);
+  Resolve(library, "cuKernelSetAttribute", api.cuKernelSetAttribute);
+  Resolve(library, "cuLaunchKernelEx", api.cuLaunchKernelEx);
+  Resolve(library, "cuTensorMapEncodeTiled", api.cuTensorMapEncodeTiled);
+  const CUresult result = api.cuInit(0);
+  if (result != CUDA_SUCCESS) {
+    const char* name = nullptr;
+    api.cuGetErrorName(result, &name);
+    throw UnsupportedError(std::string("The NVIDIA driver finds no usable GPU (cuInit: ") +
+                           (name != nullptr ? name : std::to_string(result)) +
+                           "); check nvidia-smi and CUDA_VISIBLE_DEVICES.");
+  }
+  return api;
+}
+
+const DriverApi& CudaDriver() {
+  static const DriverApi api = LoadCudaDriver("libcuda.so.1");
+  return api;
+}
+
+void SetSimLibraryPath(std::string path) {
+  const std::lock_guard lock(sim_path_mutex);
+  SimLibraryPath() = std::move(path);
+}
+
+const DriverApi& SimDriver() {
+  static const DriverApi* const api = LoadSimDriver();
+  return *api;
+}
+
+Backend ParseBackend(const std::string& name) {
+  if (name == "cuda") return Backend::kCuda;
+  if (name == "sim") return Backend::kSim;
+  throw UnsupportedError("backend must be cuda or sim, got '" + name + "'");
+}
+
+const DriverApi& Driver(Backend backend) {
+  return backend == Backend::kSim ? SimDriver() : CudaDriver();
+}
+
+void Check(const DriverApi& api, CUresult result, const char* call) {
+  if (result == CUDA_SUCCESS) return;
+  const char* name = nullptr;
+  const char* text = nullptr;
+  api.cuGetErrorName(result, &name);
+  api.cuGetErrorString(result, &text);
+  std::string description = text != nullptr ? text : "no description";
+  const char* report = api.last_report != nullptr ? api.last_report() : nullptr;
+  if (report != nullptr && *report != '\0') {
+    if (result == CUDA_ERROR_NOT_SUPPORTED) throw UnsupportedError(report);
+    description += '\n';
+    description += report;
+  }
+  throw CudaError(call, static_cast<int>(result), name != nullptr ? name : "unknown error",
+                  description);
+}
+
+}  // namespace fp8gemm

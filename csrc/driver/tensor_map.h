@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+// Builds tensor maps, the descriptors of TMA copies; checks every rule first and names the operand.
+#pragma once
+#include <cstdint>
+
+#include "driver/driver.h"
+
+namespace fp8gemm {
+
+/// Bytes that base address, pitch and box rows must be multiples of.
+inline constexpr int64_t kTmaAlignmentBytes = 16;
+
+/// The longest extent of an array: coordinates are int32, and tiles reach up to 2 * 256 past it.
+inline constexpr int64_t kMaxExtent = (int64_t{1} << 31) - 1 - 512;
+
+/// @throws UnsupportedError  `value` is not from 1 to kMaxExtent; the message has name and value.
+void CheckExtent(const char* name, int64_t value);
+
+/// A 2-D tensor in global memory and the box one TMA instruction moves. Dimension 0 is contiguous.
+struct TensorMapSpec {
+  const char* operand = "operand";  // for error messages, e.g. "a" or "sfa"
+  CUtensorMapDataType type = CU_TENSOR_MAP_DATA_TYPE_UINT8;
+  int elem_bytes = 1;               // must agree with `type`
+  void* base = nullptr;             // device address, 16-byte aligned
+  uint64_t dim0 = 0;                // elements of a row
+  uint64_t dim1 = 0;                // rows
+  uint64_t pitch_bytes = 0;         // from one row to the next; a multiple of 16
+  uint32_t box0 = 0;                // elements of a row of the box
+  uint32_t box1 = 0;                // rows of the box
+  CUtensorMapSwizzle swizzle = CU_TENSOR_MAP_SWIZZLE_NONE;
+  CUtensorMapL2promotion l2_promotion = CU_TENSOR_MAP_L2_PROMOTION_NONE;
+};
+
+/// Encodes a map whose out-of-bounds elements read as zero and are never written.
+///
+/// @throws std::invalid_argument  A rule is broken; the message has operand, rule and value.
+/// @throws CudaError              The driver refused for another reason.
+CUtensorMap Encode2d(const DriverApi& api, const TensorMapSpec& spec);
+
+}  // namespace fp8gemm

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// The device sources that the extension holds as text, and which of them one kernel is made of.
+#pragma once
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "jit/nvrtc.h"
+
+namespace fp8gemm {
+
+/// csrc/shared and csrc/kernels as text, under the names their includes use; written when the
+/// extension is built (cmake/EmbedSources.cmake).
+std::span<const HeaderText> EmbeddedHeaders();
+
+/// Those of `headers` that `source` includes, directly or through one another, in their order.
+///
+/// Follows every #include line, also of branches that the preprocessor skips: what is compiled is
+/// always among them, and nothing else of `headers` is.
+std::vector<HeaderText> ReachedHeaders(std::string_view source,
+                                       std::span<const HeaderText> headers);
+
+/// One line for each header, its name and the digest of its text: the part of a cache key that
+/// tells device sources apart.
+std::string HeaderLines(std::span<const HeaderText> headers);
+
+}  // namespace fp8gemm

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+// Single flight over a map of shared futures, in front of the disk store.
+#include "jit/kernel_cache.h"
+
+#include <stdexcept>
+#include <utility>
+
+namespace fp8gemm {
+namespace {
+
+/// Runs an action when a scope is left by an exception.
+template <typename Action>
+class OnFailure {
+ public:
+  explicit OnFailure(Action action) : action_(std::move(action)) {}
+  ~OnFailure() {
+    if (armed_) action_();
+  }
+  OnFailure(const OnFailure&) = delete;
+  OnFailure& operator=(const OnFailure&) = delete;
+  void Dismiss() { armed_ = false; }
+
+ private:
+  Action action_;
+  bool armed_ = true;
+};
+
+}  // namespace
+
+KernelCache::Image KernelCache::GetOrBuild(const std::string& key_text, const std::string& label,
+                                           const std::function<std::string()>& build) {
+  std::shared_ptr<const DiskStore> disk;
+  bool built = false;
+  // The task carries an exception of `build` to every waiter. A failed entry leaves the map before
+  // the waiters wake, so no later call can find it.
+  std::packaged_task<Image()> task([&] {
+    OnFailure forget([&] {
+      const std::lock_guard lock(mutex_);
+      images_.erase(key_text);
+    });
+    auto image = std::make_shared<const std::string>(
+        LoadOrBuild(disk.get(), key_text, label, build, built));
+    forget.Dismiss();
+    return image;
+  });
+  std::shared_future<Image> result = task.get_future().share();
+  bool leads = false;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto [entry, inserted] = images_.try_emplace(key_text, result);
+    leads = inserted;
+    disk = disk_;
+    if (!leads) {
+      result = entry->second;
+      ++counters_.memory_hits;
+    }
+  }
+  if (!leads) return result.get();
+  task();
+  Image image = result.get();
+  if (built && disk != nullptr) StoreOrWarn(*disk, key_text, label, *image);
+  return image;
+}
+
+std::string KernelCache::LoadOrBuild(const DiskStore* disk, const std::string& key_text,
+                                     const std::string& label,
+                                     const std::function<std::string()>& build, bool& built) {
+  if (disk != nullptr) {
+    DiskStore::Loaded loaded = disk->Load(key_text, label);
+    if (loaded.status == DiskStore::Status::kHit) {
+      Count(&Counters::disk_hits);
+      return std::move(loaded.image);
+    }
+    if (loaded.status == DiskStore::Status::kCorrupt) Count(&Counters::corrupt);
+  }
+  Count(&Counters::builds);
+  std::string image = build();
+  if (image.empty()) throw std::runtime_error("the build of kernel '" + label + "' gave no image");
+  built = true;
+  return image;
+}
+
+void KernelCache::StoreOrWarn(const DiskStore& disk, const std::string& key_text,
+                              const std::string& label, const std::string& image) {
+  const std::string failure = disk.Store(key_text, label, image);
+  if (failure.empty()) return;
+  std::function<void(std::string)> sink;
+  {
+    const std::lock_guard lock(mutex_);
+    ++counters_.write_failures;
+    if (!std::exchange(warned_, true)) sink = warning_sink_;
+  }
+  if (sink) {
+    sink("The kernel cache is not usable for writing (" + failure +
+         "), so every process compiles its kernels again; set JAX_FP8GEMM_CACHE_DIR to a writable "
+         "directory.");
+  }
+}
+
+void KernelCache::SetDirectory(const std::string& path) {
+  auto disk = path.empty() ? nullptr : std::make_shared<const DiskStore>(path);
+  const std::lock_guard lock(mutex_);
+  disk_ = std::move(disk);
+  warned_ = false;
+}
+
+std::string KernelCache::Directory() const {
+  const std::lock_guard lock(mutex_);
+  return disk_ != nullptr ? disk_->directory() : std::string();
+}
+
+void KernelCache::SetWarningSink(std::function<void(std::string)> sink) {
+  const std::lock_guard lock(mutex_);
+  warning_sink_ = std::move(sink);
+}
+
+KernelCache::Counters KernelCache::GetCounters() const {
+  const std::lock_guard lock(mutex_);
+  return counters_;
+}
+
+std::vector<DiskEntry> KernelCache::ListDisk() const {
+  std::shared_ptr<const DiskStore> disk;
+  {
+    const std::lock_guard lock(mutex_);
+    disk = disk_;
+  }
+  return disk != nullptr ? disk->List() : std::vector<DiskEntry>();
+}
+
+size_t KernelCache::ClearDisk() {
+  std::shared_ptr<const DiskStore> disk;
+  {
+    const std::lock_guard lock(mutex_);
+    disk = disk_;
+  }
+  return disk != nullptr ? disk->Clear() : 0;
+}
+
+void KernelCache::ClearMemory() {
+  const std::lock_guard lock(mutex_);
+  images_.clear();
+}
+
+void KernelCache::Count(uint64_t Counters::*counter) {
+  const std::lock_guard lock(mutex_);
+  ++(counters_.*counter);
+}
+
+KernelCache& ProcessKernelCache() {
+  static auto* cache = new KernelCache;
+  return *cache;
+}
+
+}  // namespace fp8gemm

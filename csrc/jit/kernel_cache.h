@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+// Compiled kernels by key: in memory with single flight, and optionally on disk.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <future>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "jit/disk_store.h"
+
+namespace fp8gemm {
+
+/// Thread-safe. Builds every key at most once at a time in this process; two processes may build
+/// the same key at the same time, and then the last one's file stays.
+class KernelCache {
+ public:
+  using Image = std::shared_ptr<const std::string>;
+
+  struct Counters {
+    uint64_t memory_hits = 0;     // includes threads that waited for another thread's build
+    uint64_t disk_hits = 0;
+    uint64_t builds = 0;          // started, whether they succeeded or not
+    uint64_t corrupt = 0;         // entries on disk that were damaged and rebuilt
+    uint64_t write_failures = 0;
+  };
+
+  /// The image of a key: from memory, from disk, or from `build`.
+  ///
+  /// Threads that ask for a key which is being built wait, and share the image or the exception. An
+  /// exception is not kept: the next call builds again. `build` runs on the calling thread, without
+  /// a lock, and must not ask for the same key.
+  ///
+  /// @param key_text  Everything the image depends on, or a digest of it; compared in full.
+  /// @param label     Start of the file name, for people who look into the directory.
+  /// @return          Never null, never empty.
+  /// @throws          What `build` throws; std::runtime_error if it returns an empty image.
+  Image GetOrBuild(const std::string& key_text, const std::string& label,
+                   const std::function<std::string()>& build);
+
+  /// Directory of the entries on disk; "" keeps images in memory only (the initial state).
+  /// Images already in memory stay.
+  void SetDirectory(const std::string& path);
+  std::string Directory() const;
+
+  /// Receives the reason when an entry cannot be written, once per directory. Called without a lock
+  /// on a thread that builds, after the image is ready; must not throw.
+  void SetWarningSink(std::function<void(std::string)> sink);
+
+  Counters GetCounters() const;
+
+  /// Entries on disk, of this and of other processes.
+  std::vector<DiskEntry> ListDisk() const;
+
+  /// Removes all entries on disk. Returns how many there were.
+  size_t ClearDisk();
+
+  /// Forgets all images in memory; holders of an image, and builds under way, are not disturbed.
+  void ClearMemory();
+
+ private:
+  std::string LoadOrBuild(const DiskStore* disk, const std::string& key_text,
+                          const std::string& label, const std::function<std::string()>& build,
+                          bool& built);
+  void StoreOrWarn(const DiskStore& disk, const std::string& key_text, const std::string& label,
+                   const std::string& image);
+  void Count(uint64_t Counters::*counter);
+
+  mutable std::mutex mutex_;  // guards everything below; never held while building or doing I/O
+  std::unordered_map<std::string, std::shared_future<Image>> images_;
+  std::shared_ptr<const DiskStore> disk_;  // null: memory only
+  std::function<void(std::string)> warning_sink_;
+  bool warned_ = false;  // about disk_
+  Counters counters_;
+};
+
+/// The cache of this process. Never destroyed: threads of XLA may outlive static destruction.
+KernelCache& ProcessKernelCache();
+
+}  // namespace fp8gemm

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+// Compiles device source held in memory to a cubin, with an NVRTC found at run time.
+#pragma once
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace fp8gemm {
+
+/// Architecture of every cubin: Hopper with its architecture-specific instructions (wgmma,
+/// setmaxnreg). Such code runs on compute capability 9.0 only, so PTX would buy no portability.
+inline constexpr char kNvrtcArchitectureOption[] = "--gpu-architecture=sm_90a";
+
+/// A header that the program includes by `name`, e.g. {"shared/types.h", "..."}.
+struct HeaderText {
+  std::string_view name;
+  std::string_view text;
+  std::string_view digest = {};  // of the text; not read when compiling
+};
+
+struct CompileRequest {
+  std::string source;
+  std::string name;                  // of the program in messages, e.g. "sm90_fp8_gemm_1d2d.cu"
+  std::vector<std::string> options;  // kNvrtcArchitectureOption is added if it is not there
+  std::span<const HeaderText> headers;
+};
+
+struct CompileResult {
+  std::string cubin;
+  std::string log;  // warnings and ptxas information
+};
+
+/// Where to look for NVRTC.
+struct NvrtcSearch {
+  std::string chosen{};  // by the user: this file or none; empty: the best that is found
+  int major = 0;       // CUDA major version of jax's plugin, which goes before others; 0: unknown
+  std::vector<std::string> candidates{};  // full paths or bare sonames, best first
+};
+
+/// Takes effect when NVRTC is first needed.
+///
+/// Unless one was chosen, of those of the plugin's major version, and then of all, a libnvrtc that
+/// is already loaded in the process goes first: what else the process uses is of its version. Then
+/// come the candidates. Those older than 12.9 are passed over.
+void SetNvrtcSearch(NvrtcSearch search);
+
+/// Version of the NVRTC in use, {major, minor}. Loads it if need be.
+///
+/// @throws UnsupportedError  No usable NVRTC: what was tried and how to install one.
+std::pair<int, int> NvrtcVersion();
+
+/// File of the NVRTC in use. Loads it if need be; throws as `NvrtcVersion`.
+std::string NvrtcPath();
+
+/// What tells this build of NVRTC from others of the same version (see BuildIdentity): a patch
+/// release makes other machine code under the same number. Throws as `NvrtcVersion`.
+std::string NvrtcIdentity();
+
+/// Compiles one program. Thread-safe, and parallel calls run in parallel.
+///
+/// @throws UnsupportedError  As `NvrtcVersion`.
+/// @throws CompileError      NVRTC rejected the program or an option, or failed itself.
+CompileResult CompileCubin(const CompileRequest& request);
+
+}  // namespace fp8gemm

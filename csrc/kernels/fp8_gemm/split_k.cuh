@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// Split K: the CTAs of a cluster have multiplied different K blocks of one tile; each finishes a
+// part of its columns.
+//
+// Sums are pushed to the CTA that finishes them, so that only one trip between CTAs shows. They are
+// added in the order of the CTAs, so that results do not depend on timing. A cluster computes one
+// tile, after which its places are not used again.
+#pragma once
+#include <fp8_gemm/pipeline.cuh>
+#include <ptx/cluster.cuh>
+#include <ptx/warp.cuh>
+
+namespace fp8gemm {
+
+// sums = accum of all CTAs of the cluster, for the columns that this CTA stores. One warpgroup.
+template <GemmConfig kConfig>
+FP8GEMM_DEVICE void sum_over_cluster(const Smem<kConfig>& smem, uint32_t consumer,
+                                     const float (&accum)[kConfig.block_n / 2],
+                                     float (&sums)[kConfig.stored_columns() / 2]) {
+  constexpr uint32_t kColumns8 = kConfig.stored_columns() / 8;
+  const uint32_t rank = ptx::cluster_ctarank();
+  const uint32_t thread = ptx::thread_idx() % kWarpgroupThreads;
+  const bool has_rows = thread / kWarpThreads * 16 < kConfig.block_m;
+  if (has_rows) {
+    FP8GEMM_UNROLL
+    for (uint32_t i = 0; i < kConfig.block_n / 2; i += 4) {
+      const uint32_t target = i / 4 / kColumns8;
+      const uint32_t place = smem.partials(consumer, rank, i / 4 % kColumns8, thread);
+      ptx::st_shared_cluster_v4_f32(place, target, accum[i], accum[i + 1], accum[i + 2],
+                                    accum[i + 3]);
+    }
+  }
+  ptx::bar_warp_sync();
+  const uint32_t lane = ptx::lane_idx();
+  if (lane < kConfig.split_k) ptx::mbarrier_arrive_release_cluster(smem.summed(consumer), lane);
+  ptx::mbarrier_wait_parity_cluster(smem.summed(consumer), 0);
+  FP8GEMM_UNROLL
+  for (uint32_t source = 0; source < kConfig.split_k; ++source) {
+    FP8GEMM_UNROLL
+    for (uint32_t j = 0; j < kColumns8; ++j) {
+      float part[4];
+      ptx::ld_shared_v4_f32(smem.partials(consumer, source, j, thread), part);
+      FP8GEMM_UNROLL
+      for (uint32_t i = 0; i < 4; ++i) {
+        sums[4 * j + i] = source == 0 ? part[i] : sums[4 * j + i] + part[i];
+      }
+    }
+  }
+}
+
+}  // namespace fp8gemm
