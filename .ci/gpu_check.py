@@ -29,7 +29,7 @@ _DYING_S = 20
 _EPILOG = """\
 parts, in the order in which they run:
   conformance   single instructions, byte for byte against the simulator
-  numerics      each family of kernels, and the quantisers, against float64
+  numerics      each family of kernels, and the quantizers, against float64
   execution     graphs, streams, threads, repeated calls, tune
   rest          every other test that runs on a GPU
   sanitizer     compute-sanitizer's memcheck, synccheck and racecheck, by family
@@ -90,7 +90,7 @@ def steps() -> list[Step]:
     for family in FAMILIES:
         found.append(Step("numerics", family, _pytest(_KINDS, "-k", family), 240))
     dense = ("tests/gpu/test_gpu_numerics.py", "tests/gpu/test_gpu_configurations.py")
-    found.append(Step("numerics", "quantisers", _pytest("tests/gpu/test_gpu_quantize.py"), 180))
+    found.append(Step("numerics", "quantizers", _pytest("tests/gpu/test_gpu_quantize.py"), 180))
     found.append(Step("numerics", "dense_shapes", _pytest(dense[0]), 300))
     found.append(Step("numerics", "dense_configurations", _pytest(dense[1]), 400))
     families = " or ".join(FAMILIES)
@@ -101,7 +101,7 @@ def steps() -> list[Step]:
     found.append(Step("rest", "rest", _pytest(*elsewhere), 400))
     tool = _sanitizer() or "compute-sanitizer"
     for check in ("memcheck", "synccheck", "racecheck"):
-        for family in (*FAMILIES, "quantisers"):
+        for family in (*FAMILIES, "quantizers"):
             # API calls that fail are of other libraries; ours are checked by the package.
             command = (tool, "--tool", check, "--report-api-errors", "no", "--kernel-name",
                        "kernel_substring=sm90_", "--error-exitcode", str(_SANITIZER_ERROR),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is not a single product: host cost of a call, compilation, the quantiser, whole layers."""
+"""What is not a single product: host cost of a call, compilation, the quantizer, whole layers."""
 
 import functools
 import time
@@ -17,8 +17,8 @@ _CALLS = 200  # per sample of host cost: fewer than a device queue holds
 _IN_PROGRAM = 64
 _ROUNDS = 10
 _MLP = {"gpu": (4096, 4096, 14336), "cpu": (64, 256, 512)}  # tokens, width, hidden
-_QUANTISED = {"gpu": (8192, 7168), "cpu": (512, 1024)}
-_GROUPS = 8  # of the K-grouped quantiser
+_QUANTIZED = {"gpu": (8192, 7168), "cpu": (512, 1024)}
+_GROUPS = 8  # of the K-grouped quantizer
 _MOE = {"gpu": (16, 2048, 1024), "cpu": (4, 256, 128)}  # experts, width, hidden
 _DECODE_TOKENS = {"gpu": 16, "cpu": 16}
 
@@ -126,8 +126,8 @@ def compile_times(cases: Sequence[BenchCase]) -> list[dict]:
     return results
 
 
-def _quantisers(rows: int) -> dict[str, Callable]:
-    """Returns `quantise(x, implementation=...)` by layout of the kernel."""
+def _quantizers(rows: int) -> dict[str, Callable]:
+    """Returns `quantize(x, implementation=...)` by layout of the kernel."""
     sizes = jnp.full((_GROUPS,), rows // _GROUPS, jnp.int32)
     return {
         "rows": fp8.quantize,
@@ -137,20 +137,20 @@ def _quantisers(rows: int) -> dict[str, Callable]:
     }
 
 
-def quantiser(timer, platform: str) -> list[dict]:
-    """Returns time and bandwidth of the quantisers, of the kernels and of plain JAX in turns.
+def quantizer(timer, platform: str) -> list[dict]:
+    """Returns time and bandwidth of the quantizers, of the kernels and of plain JAX in turns.
 
     The bytes are those that a single pass moves, of x, values and scales, whatever is moved.
     """
-    rows, columns = _QUANTISED[platform]
+    rows, columns = _QUANTIZED[platform]
     x = jax.random.normal(jax.random.key(1), (rows, columns), jnp.bfloat16)
     implementations = {"gpu": ("cuda", "xla"), "cpu": ("xla",)}[platform]
     results = []
-    for layout, quantise in _quantisers(rows).items():
-        out = jax.eval_shape(functools.partial(quantise, implementation="xla"), x)
+    for layout, quantize in _quantizers(rows).items():
+        out = jax.eval_shape(functools.partial(quantize, implementation="xla"), x)
         calls = {
             name: prepared_jax(
-                lambda x, f=quantise, name=name: jax.tree.leaves(f(x, implementation=name)), x
+                lambda x, f=quantize, name=name: jax.tree.leaves(f(x, implementation=name)), x
             )
             for name in implementations
         }
@@ -175,7 +175,7 @@ def quantiser(timer, platform: str) -> list[dict]:
 
 
 def mlp_steps(timer, platform: str) -> list[dict]:
-    """Returns times of a gated MLP, forward: activations quantised on the way, and bfloat16."""
+    """Returns times of a gated MLP, forward: activations quantized on the way, and bfloat16."""
     tokens, width, hidden = _MLP[platform]
     implementation = "cuda" if platform == "gpu" else "xla"
     keys = jax.random.split(jax.random.key(2), 2)

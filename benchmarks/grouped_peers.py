@@ -65,7 +65,7 @@ def ours(implementation: str) -> Callable[[GroupedOperands], Prepared]:
 def _bfloat16(operands: GroupedOperands) -> Prepared:
     """lax.ragged_dot, or a batched dot where all groups have the same room."""
     case = operands.case
-    lhs, rhs = operands.dequantised(jnp.bfloat16)
+    lhs, rhs = operands.dequantized(jnp.bfloat16)
     if case.kind == "masked":
 
         def batched(lhs, rhs):

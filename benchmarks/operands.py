@@ -17,7 +17,7 @@ _SEED = 0
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _quantised(shape: tuple[int, int], block: tuple[int, int], key: jax.Array) -> fp8.BlockScaled:
+def _quantized(shape: tuple[int, int], block: tuple[int, int], key: jax.Array) -> fp8.BlockScaled:
     return fp8.quantize(jax.random.normal(key, shape, jnp.float32), block)
 
 
@@ -29,14 +29,14 @@ class Operands:
         self.case = case
         keys = jax.random.split(jax.random.key(_SEED), 3)
         block = (1, 128) if case.kind == "wgrad" else (128, 128)
-        self.lhs = _quantised((case.m, case.k), (1, 128), keys[0])
-        self.rhs = _quantised((case.n, case.k), block, keys[1])
+        self.lhs = _quantized((case.m, case.k), (1, 128), keys[0])
+        self.rhs = _quantized((case.n, case.k), block, keys[1])
         # One array, or none for a case without an accumulator.
         self.accumulators: tuple[jax.Array, ...] = ()
         if case.kind == "wgrad":
             self.accumulators = (jax.random.normal(keys[2], (case.m, case.n), jnp.float32),)
 
-    def dequantised(self, dtype) -> tuple[jax.Array, jax.Array]:
+    def dequantized(self, dtype) -> tuple[jax.Array, jax.Array]:
         """Returns what the operands stand for, in a wider type."""
         return self.lhs.dequantize(dtype), self.rhs.dequantize(dtype)
 
@@ -84,7 +84,7 @@ class GroupedOperands:
             data = jnp.bincount(data, length=groups)
         return data.astype(jnp.int32)
 
-    def dequantised(self, dtype) -> tuple[jax.Array, jax.Array]:
+    def dequantized(self, dtype) -> tuple[jax.Array, jax.Array]:
         """Returns what the operands stand for; weights of groups have an axis for them."""
         case, given = self.case, self.given
         lhs = _spread(given.lhs_values, given.lhs_scales, (1, 128), dtype)

@@ -131,8 +131,8 @@ def _gemm(implementation: str) -> Callable[[Operands], Prepared]:
     return prepare
 
 
-def _quantise_and_gemm(operands: Operands) -> Prepared:
-    """What a layer does: bfloat16 activations are quantised in the same program."""
+def _quantize_and_gemm(operands: Operands) -> Prepared:
+    """What a layer does: bfloat16 activations are quantized in the same program."""
     implementation = "cuda" if jax.default_backend() == "gpu" else "xla"
 
     def product(x, rhs):
@@ -151,7 +151,7 @@ def _dot(dtype) -> Callable[[Operands], Prepared]:
             )
             return out + accumulator[0] if accumulator else out
 
-        arrays = (*operands.dequantised(dtype), *operands.accumulators)
+        arrays = (*operands.dequantized(dtype), *operands.accumulators)
         return prepared_jax(product, *arrays, feedback=operands.case.kind == "wgrad")
 
     return prepare
@@ -164,8 +164,8 @@ def _tensor_wise(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _xla_fp8_dot(operands: Operands) -> Prepared:
-    """The pattern that XLA rewrites to cuBLASLt: a dot of operands dequantised by scalars."""
-    lhs, rhs = (jax.jit(_tensor_wise)(x) for x in operands.dequantised(jnp.float32))
+    """The pattern that XLA rewrites to cuBLASLt: a dot of operands dequantized by scalars."""
+    lhs, rhs = (jax.jit(_tensor_wise)(x) for x in operands.dequantized(jnp.float32))
 
     def product(lhs, lhs_scale, rhs, rhs_scale):
         wide = [
@@ -196,7 +196,7 @@ def _scaled_matmul(operands: Operands) -> Prepared:
     if operands.case.k % 32:
         raise NotApplicableError("K must be a multiple of 32")
     (lhs, lhs_scales), (rhs, rhs_scales) = (
-        jax.jit(_mx_operand)(x) for x in operands.dequantised(jnp.float32)
+        jax.jit(_mx_operand)(x) for x in operands.dequantized(jnp.float32)
     )
 
     def product(lhs, rhs, lhs_scales, rhs_scales):
@@ -236,11 +236,11 @@ JAX_PEERS = (
         _BOTH,
     ),
     Peer(
-        "ours_quantising",
+        "ours_quantizing",
         "jax_fp8gemm with quantize",
         BLOCK_SCALED,
         ("gpu", "cpu"),
-        _quantise_and_gemm,
+        _quantize_and_gemm,
         same_product=False,
     ),
     Peer("jax_bf16", "JAX bfloat16 dot", WIDE, ("gpu", "cpu"), _dot(jnp.bfloat16), kinds=_BOTH),

@@ -212,7 +212,7 @@ class Run:
         platform, timer = self._platform, self._timer
         parts = {
             "host_cost": lambda: extras.host_cost(platform),
-            "quantiser": lambda: extras.quantiser(timer, platform),
+            "quantizer": lambda: extras.quantizer(timer, platform),
             "mlp": lambda: extras.mlp_steps(timer, platform),
             "moe": lambda: extras.moe_steps(timer, platform),
             "compile": lambda: extras.compile_times(self._settings.cases),

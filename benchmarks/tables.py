@@ -163,14 +163,14 @@ def _limits_text(limits: dict) -> str:
     return ", ".join(parts)
 
 
-def _quantiser_text(entry: dict, limits: dict) -> str:
+def _quantizer_text(entry: dict, limits: dict) -> str:
     """Returns a line about one layout: bandwidths, beside that of a copy."""
     rates = ", ".join(f"{name} {r / 1e9:.4g} GB/s" for name, r in entry["bytes_per_s"].items())
     copy = limits.get("copy_bytes", {}).get("per_s")
     share = ""
     if copy:
         share = f"; {max(entry['bytes_per_s'].values()) / copy:.0%} of what a copy reaches"
-    return f"* Quantiser, {entry['layout']} of {tuple(entry['shape'])}: {rates}{share}."
+    return f"* Quantizer, {entry['layout']} of {tuple(entry['shape'])}: {rates}{share}."
 
 
 def _step_text(layer: str, entry: dict) -> str:
@@ -198,9 +198,9 @@ def _extras_text(extras: dict, limits: dict) -> str:
             f"* Compilation of {len(seconds)} kernels: median {seconds[len(seconds) // 2]:.2f} s,"
             f" slowest {seconds[-1]:.2f} s."
         )
-    quantised = extras.get("quantiser", [])
-    for entry in quantised if isinstance(quantised, list) else []:
-        lines.append(_quantiser_text(entry, limits))
+    quantized = extras.get("quantizer", [])
+    for entry in quantized if isinstance(quantized, list) else []:
+        lines.append(_quantizer_text(entry, limits))
     for name, layer in (("mlp", "Gated MLP"), ("moe", "Mixture of experts")):
         steps = extras.get(name, [])
         lines += [_step_text(layer, e) for e in (steps if isinstance(steps, list) else [])]

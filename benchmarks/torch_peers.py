@@ -123,7 +123,7 @@ def _cublaslt_tensor_wise(operands: Operands) -> Prepared:
     torch = import_torch()
     if operands.case.k % 16 or operands.case.n % 16:
         raise NotApplicableError("K and N must be multiples of 16")
-    wide = [to_torch(x) for x in operands.dequantised(jnp.float32)]
+    wide = [to_torch(x) for x in operands.dequantized(jnp.float32)]
     scales = [x.abs().max() / 448 for x in wide]
     lhs, rhs = ((x / scale).to(torch.float8_e4m3fn) for x, scale in zip(wide, scales, strict=True))
 
@@ -142,7 +142,7 @@ def _cublaslt_tensor_wise(operands: Operands) -> Prepared:
 
 def _torch_bf16(operands: Operands) -> Prepared:
     torch = import_torch()
-    lhs, rhs = (to_torch(x) for x in operands.dequantised(jnp.bfloat16))
+    lhs, rhs = (to_torch(x) for x in operands.dequantized(jnp.bfloat16))
     return prepared_torch(lambda: torch.nn.functional.linear(lhs, rhs))
 
 

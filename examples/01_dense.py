@@ -79,7 +79,7 @@ def report(title: str, x, weight: fp8.BlockScaled, exact: np.ndarray, implementa
     print(f"  compiled in           {compile_seconds:.2f} s")
     print(f"  time per call         {seconds * 1e3:.3f} ms, {tflops:.3g} TFLOPS")
     print(f"  error of the gemm     {own_error:.2e}  (rms, against float64)")
-    print(f"  with quantisation     {error:.2e}  (rms, against float64)")
+    print(f"  with quantization     {error:.2e}  (rms, against float64)")
     return out
 
 

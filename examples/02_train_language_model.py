@@ -2,7 +2,7 @@
 """A byte-level language model in plain JAX, trained in bfloat16 and in FP8 on real text.
 
 The model is a transformer. Its linear layers take the function that multiplies; everything else is
-the same in both runs: the seed, the batches, the optimiser, and float32 master weights.
+the same in both runs: the seed, the batches, the optimizer, and float32 master weights.
 """
 
 import functools
@@ -27,7 +27,7 @@ def fp8_dot(x: jax.Array, w: jax.Array) -> jax.Array:
     return fp8.dot(x, w, preferred_element_type=x.dtype)
 
 
-def initialise(key: jax.Array, layers: int, width: int) -> dict:
+def initialize(key: jax.Array, layers: int, width: int) -> dict:
     """Returns the parameters, float32; the matrices of all layers are stacked."""
     shapes = {
         "qkv": (layers, width, 3 * width),
@@ -56,11 +56,11 @@ def rotate(x: jax.Array) -> jax.Array:
 def block(dot, x: jax.Array, w: dict) -> jax.Array:
     """Attention and an MLP, each added to what comes in: (B, L, width)."""
     batch, length, width = x.shape
-    heads = dot(training.normalise(x), w["qkv"]).reshape(batch, length, 3, width // HEAD, HEAD)
+    heads = dot(training.normalize(x), w["qkv"]).reshape(batch, length, 3, width // HEAD, HEAD)
     q, k, v = heads[:, :, 0], heads[:, :, 1], heads[:, :, 2]
     mixed = jax.nn.dot_product_attention(rotate(q), rotate(k), v, is_causal=True)
     x = x + dot(mixed.reshape(x.shape), w["out"])
-    return x + dot(jax.nn.gelu(dot(training.normalise(x), w["up"])), w["down"])
+    return x + dot(jax.nn.gelu(dot(training.normalize(x), w["up"])), w["down"])
 
 
 def loss(dot, parameters: dict, tokens: jax.Array) -> jax.Array:
@@ -68,7 +68,7 @@ def loss(dot, parameters: dict, tokens: jax.Array) -> jax.Array:
     x = parameters["embedding"][tokens[:, :-1]].astype(jnp.bfloat16)
     x, _ = jax.lax.scan(lambda x, w: (block(dot, x, w), None), x, parameters["blocks"])
     embedding = parameters["embedding"].astype(x.dtype)
-    logits = jnp.dot(training.normalise(x), embedding.T, preferred_element_type=jnp.float32)
+    logits = jnp.dot(training.normalize(x), embedding.T, preferred_element_type=jnp.float32)
     return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
 
 
@@ -79,7 +79,7 @@ def main() -> None:
     )
     data = training.batches(options.steps, options.batch, options.length)
     unseen = training.batches(20, options.batch, options.length, unseen=True)
-    parameters = initialise(jax.random.key(0), options.layers, options.width)
+    parameters = initialize(jax.random.key(0), options.layers, options.width)
     runs = {}
     for name, dot in (("bfloat16", bfloat16_dot), ("FP8", fp8_dot)):
         _, losses, final = training.train(

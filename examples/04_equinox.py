@@ -67,9 +67,9 @@ class Block(eqx.Module):
         """Maps (B, L, width) to (B, L, width)."""
         lags = jnp.arange(x.shape[1])[:, None] - jnp.arange(x.shape[1])
         mixer = jnp.where(lags >= 0, self.mixer[:, lags], 0).astype(x.dtype)
-        groups = training.normalise(x).reshape(*x.shape[:2], len(mixer), -1)
+        groups = training.normalize(x).reshape(*x.shape[:2], len(mixer), -1)
         x = x + jnp.einsum("glm,bmgc->blgc", mixer, groups).reshape(x.shape)
-        y = training.normalise(x)
+        y = training.normalize(x)
         return x + self.down(jax.nn.silu(self.gate(y)) * self.up(y))
 
 
@@ -90,7 +90,7 @@ class LanguageModel(eqx.Module):
         x = self.embedding[tokens].astype(jnp.bfloat16)
         for block in self.blocks:
             x = block(x)
-        return (training.normalise(x) @ self.embedding.T.astype(x.dtype)).astype(jnp.float32)
+        return (training.normalize(x) @ self.embedding.T.astype(x.dtype)).astype(jnp.float32)
 
 
 def main() -> None:

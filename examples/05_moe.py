@@ -32,7 +32,7 @@ def fp8_ragged_dot(x: jax.Array, w: jax.Array, sizes: jax.Array) -> jax.Array:
     return fp8.ragged_dot(x, w, sizes, preferred_element_type=x.dtype)
 
 
-def initialise(key: jax.Array, layers: int, width: int, experts: int) -> dict:
+def initialize(key: jax.Array, layers: int, width: int, experts: int) -> dict:
     """Returns the parameters, float32; those of all layers are stacked."""
     shapes = {
         "qkv": (layers, width, 3 * width),
@@ -80,15 +80,15 @@ def loss(ragged_dot, parameters: dict, tokens: jax.Array) -> tuple[jax.Array, ja
     """Returns the mean cross entropy of each next byte, and the load of each layer's experts."""
 
     def block(x, w):
-        x = x + attention(training.normalise(x), w)
-        y, load = moe(ragged_dot, training.normalise(x).reshape(-1, x.shape[-1]), w)
+        x = x + attention(training.normalize(x), w)
+        y, load = moe(ragged_dot, training.normalize(x).reshape(-1, x.shape[-1]), w)
         # Its gradient for the bias is the sign of the load that is too much; its value is 0.
         balance = jnp.sum((w["bias"] - lax.stop_gradient(w["bias"])) * jnp.sign(load - load.mean()))
         return x + y.reshape(x.shape), (load, balance)
 
     x = parameters["embedding"][tokens[:, :-1]].astype(jnp.bfloat16)
     x, (load, balance) = lax.scan(block, x, parameters["blocks"])
-    logits = (training.normalise(x) @ parameters["embedding"].T.astype(x.dtype)).astype(jnp.float32)
+    logits = (training.normalize(x) @ parameters["embedding"].T.astype(x.dtype)).astype(jnp.float32)
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
     return lax.pmean(cross_entropy + balance.sum(), AXIS), lax.pmean(load, AXIS)
 
@@ -101,7 +101,7 @@ def main() -> None:
     )
     data = training.batches(options.steps, options.batch, options.length)
     unseen = training.batches(20, options.batch, options.length, unseen=True)
-    parameters = initialise(jax.random.key(0), options.layers, options.width, options.experts)
+    parameters = initialize(jax.random.key(0), options.layers, options.width, options.experts)
 
     mesh = jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
     blocks = {n: P(None, AXIS) if n in EXPERT_WEIGHTS else P() for n in parameters["blocks"]}

@@ -22,7 +22,7 @@ import jax_fp8gemm as fp8
 LAYERS, EXPERTS, TOP, HEAD = 2, 8, 2, 64
 
 
-def initialise(key: jax.Array, width: int) -> dict[str, jax.Array]:
+def initialize(key: jax.Array, width: int) -> dict[str, jax.Array]:
     """Returns the parameters under their names in a checkpoint, float32; experts are stacked."""
     shapes = {"model.embed_tokens.weight": (training.VOCABULARY, width)}
     shapes["lm_head.weight"] = (training.VOCABULARY, width)
@@ -101,21 +101,21 @@ def forward(linear, experts, weights: dict, tokens: jax.Array, cache: jax.Array,
     x = weights["model.embed_tokens.weight"][tokens].astype(jnp.bfloat16)
     for i in range(LAYERS):
         layer = f"model.layers.{i}."
-        y = training.normalise(x)
+        y = training.normalize(x)
         attention = {name: weights[f"{layer}self_attn.{name}_proj.weight"] for name in "qkvo"}
         q, k, v = (linear(y, attention[n]).reshape(batch, length, -1, HEAD) for n in "qkv")
         cache = lax.dynamic_update_slice(cache, jnp.stack([k, v])[None], (i, 0, 0, start, 0, 0))
         mixed = jax.nn.dot_product_attention(q, *cache[i], mask=mask[None, None])
         x = x + linear(mixed.reshape(x.shape), attention["o"])
 
-        y = training.normalise(x).reshape(-1, x.shape[-1])
+        y = training.normalize(x).reshape(-1, x.shape[-1])
         scores = jax.nn.sigmoid(y @ weights[f"{layer}mlp.gate.weight"].T.astype(y.dtype))
         gates, chosen = lax.top_k(scores.astype(jnp.float32), TOP)
         gates = gates / gates.sum(1, keepdims=True)
         names = ("gate", "up", "down")
         w = {name: weights[f"{layer}mlp.experts.{name}_proj.weight"] for name in names}
         x = x + experts(y, chosen, gates, w).reshape(x.shape)
-    return bfloat16_linear(training.normalise(x), weights["lm_head.weight"]).astype(
+    return bfloat16_linear(training.normalize(x), weights["lm_head.weight"]).astype(
         jnp.float32
     ), cache
 
@@ -135,7 +135,7 @@ def loss(linear, experts, weights: dict, tokens: jax.Array) -> jax.Array:
 
 
 def write_checkpoint(folder: pathlib.Path, parameters: dict[str, jax.Array]) -> None:
-    """Quantises the linear layers and writes everything in the Hugging Face format."""
+    """Quantizes the linear layers and writes everything in the Hugging Face format."""
     tensors = {
         name: fp8.quantize(w, (128, 128)) if "_proj." in name else w.astype(jnp.bfloat16)
         for name, w in parameters.items()
@@ -158,7 +158,7 @@ def main() -> None:
     prefill_experts = functools.partial(sorted_experts, fp8_groups)
     parameters, _, reference = training.train(
         functools.partial(loss, bfloat16_linear, bfloat16_experts),
-        initialise(jax.random.key(0), options.width),
+        initialize(jax.random.key(0), options.width),
         training.adam(options.steps),
         data,
         unseen,

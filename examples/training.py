@@ -85,14 +85,14 @@ def train(loss, parameters, optimizer: optax.GradientTransformation, data, unsee
     return parameters, losses, float(np.mean([evaluate(parameters, tokens) for tokens in unseen]))
 
 
-def normalise(x: jax.Array) -> jax.Array:
+def normalize(x: jax.Array) -> jax.Array:
     """Scales each position to a mean square of 1."""
     y = x.astype(jnp.float32)
     return (y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-6)).astype(x.dtype)
 
 
 def adam(steps: int, peak: float = 4e-3) -> optax.GradientTransformation:
-    """Returns the optimiser that all examples use."""
+    """Returns the optimizer that all examples use."""
     schedule = optax.warmup_cosine_decay_schedule(0, peak, min(20, steps // 4), steps, peak / 10)
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.01))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Block-quantised checkpoints in the Hugging Face format: safetensors to BlockScaled and back."""
+"""Block-quantized checkpoints in the Hugging Face format: safetensors to BlockScaled and back."""
 
 import copy
 import json
@@ -136,7 +136,7 @@ def load(
     sharding: Placement | Callable[[str, tuple[int, ...]], Placement] = None,
     stack_experts: bool = True,
 ) -> Checkpoint:
-    """Loads a block-quantised checkpoint, as DeepSeek-V3, Qwen3-FP8 and Kimi-K2 are stored.
+    """Loads a block-quantized checkpoint, as DeepSeek-V3, Qwen3-FP8 and Kimi-K2 are stored.
 
     A `float8_e4m3fn` tensor `X` with its scales `X_scale_inv` becomes a `BlockScaled` of block
     `(128, 128)`, every other tensor a plain array. Weights stay float8 throughout: files are
@@ -199,7 +199,7 @@ def save(
     max_file_bytes: int = MAX_FILE_BYTES,
     unstack_experts: bool = True,
 ) -> None:
-    """Writes a block-quantised checkpoint that `load` and the loaders of other projects read.
+    """Writes a block-quantized checkpoint that `load` and the loaders of other projects read.
 
     A `BlockScaled` named `X` is written as `X` and `X_scale_inv`, a plain array as it is. Beside
     the safetensors files come `config.json`, with its `quantization_config`, and the index
@@ -236,7 +236,7 @@ def save(
         TypeError: A tensor is not an array, has an unsupported dtype, or is float8 and no
             `BlockScaled`; JSON cannot hold `config`; or `max_file_bytes` is not an int.
         ValueError: A `BlockScaled` has another block; a name is written twice or ends in
-            `_scale_inv`; a tensor has parts on other hosts; `config` names another quantisation,
+            `_scale_inv`; a tensor has parts on other hosts; `config` names another quantization,
             or a module of a `BlockScaled` under `modules_to_not_convert`; or `max_file_bytes` is
             below 1.
 

@@ -167,8 +167,8 @@ def get_col_major_tma_aligned_tensor(x: jax.Array) -> jax.Array:
         TypeError: `x` is not a float32 array.
         ValueError: `x` has another number of dimensions.
     """
-    where = "get_col_major_tma_aligned_tensor"
-    checks.array(where, "x", x, (jnp.dtype(jnp.float32),))
+    op_name = "get_col_major_tma_aligned_tensor"
+    checks.array(op_name, "x", x, (jnp.dtype(jnp.float32),))
     if len(x.shape) not in (2, 3):
-        raise ValueError(f"{where}: x must have 2 or 3 dimensions, got shape {tuple(x.shape)}.")
+        raise ValueError(f"{op_name}: x must have 2 or 3 dimensions, got shape {tuple(x.shape)}.")
     return x

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles small programs for an H100 with XLA:GPU: python tests/_aot_programs.py DUMP_FOLDER.
 
-Run by test_aot.py in a process of its own, because XLA reads its flags once. Writes the optimised
+Run by test_aot.py in a process of its own, because XLA reads its flags once. Writes the optimized
 HLO of each program to DUMP_FOLDER/<program>.hlo; XLA writes the thunks beside it.
 """
 
@@ -28,8 +28,8 @@ G = 8
 CHAIN_LENGTH = 6  # more than XLA's least number of kernels in a command buffer
 
 
-def quantised_lhs(x, w, w_scales):
-    """Activations are quantised in the same program, as in a model."""
+def quantized_lhs(x, w, w_scales):
+    """Activations are quantized in the same program, as in a model."""
     return fp8.gemm(fp8.quantize(x), (w, w_scales))
 
 
@@ -49,12 +49,12 @@ def accumulated(x, w, w_scales, accumulator):
 
 
 def produced(x, y):
-    """Plain JAX quantises what the same program computes in bfloat16."""
+    """Plain JAX quantizes what the same program computes in bfloat16."""
     return fp8.quantize(x * y, implementation="xla")
 
 
 def produced_for_a_kernel(x, y):
-    """A kernel quantises it."""
+    """A kernel quantizes it."""
     return fp8.quantize(x * y)
 
 
@@ -67,7 +67,7 @@ def chain(x, w, w_scales):
 
 def batched(x, w, w_scales):
     """A batch of activations under vmap with one weight."""
-    return jax.vmap(quantised_lhs, in_axes=(0, None, None))(x, w, w_scales)
+    return jax.vmap(quantized_lhs, in_axes=(0, None, None))(x, w, w_scales)
 
 
 def sharded(x, w, w_scales):
@@ -87,7 +87,7 @@ def trained_on_8(x, w):
 
 
 def grouped(x, w, w_scales, group_sizes):
-    """Activations of groups are quantised in the same program."""
+    """Activations of groups are quantized in the same program."""
     return fp8.grouped_gemm(fp8.quantize(x), (w, w_scales), group_sizes)
 
 
@@ -169,10 +169,10 @@ def main() -> None:
 
     x = array(jnp.bfloat16, M, K)
     weight = (array(jnp.float8_e4m3fn, N, K), array(jnp.float32, N // 128, K // 128))
-    quantised = (array(jnp.float8_e4m3fn, M, K), array(jnp.float32, M, K // 128))
+    quantized = (array(jnp.float8_e4m3fn, M, K), array(jnp.float32, M, K // 128))
     programs = {
-        quantised_lhs: (x, *weight),
-        given_scales: (*quantised, *weight),
+        quantized_lhs: (x, *weight),
+        given_scales: (*quantized, *weight),
         accumulated: (x, *weight, array(jnp.float32, M, N)),
         produced: (x, x),
         produced_for_a_kernel: (x, x),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small block-quantised checkpoints, written by hand with numpy and the safetensors package."""
+"""Small block-quantized checkpoints, written by hand with numpy and the safetensors package."""
 
 import json
 
@@ -17,7 +17,7 @@ QUANTIZATION = {
 }
 
 
-def quantised(rng, shape, scale_dtype=np.float32, powers_of_two=False):
+def quantized(rng, shape, scale_dtype=np.float32, powers_of_two=False):
     """Returns values, scales as stored, and the float32 array they stand for, block by block."""
     values = rng.normal(size=shape).astype(E4M3)
     counts = (*shape[:-2], -(-shape[-2] // 128), -(-shape[-1] // 128))
@@ -80,7 +80,7 @@ _ATTENTION = {  # of multi-head latent attention, whose ranks are no multiples o
 }
 _DEEPSEEK = ("mlp.gate_proj", "mlp.up_proj", "mlp.shared_experts.down_proj")
 # Names and shapes of the attention, names of the MLP, dtype of the scales, what
-# quantization_config says besides, and what is not quantised.
+# quantization_config says besides, and what is not quantized.
 STYLES = {
     "DeepSeek-V3, DeepSeek-R1": (_ATTENTION, _DEEPSEEK, np.float32, {}, ()),
     "DeepSeek-V3.1": (_ATTENTION, _DEEPSEEK, np.float32, {"scale_fmt": "ue8m0"}, ()),
@@ -113,7 +113,7 @@ def in_style(rng, style):
             shapes[f"{layer}mlp.experts.{i}.{name}.weight"] = (136, 256)
     tensors, dense = {}, {}
     for name, shape in shapes.items():
-        tensors[name], tensors[name + "_scale_inv"], dense[name] = quantised(
+        tensors[name], tensors[name + "_scale_inv"], dense[name] = quantized(
             rng, shape, scale_dtype, powers_of_two="scale_fmt" in changes
         )
     plain = ("lm_head.weight", f"{layer}mlp.gate.weight", *(f"{layer}{n}.weight" for n in kept))

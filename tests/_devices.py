@@ -165,7 +165,7 @@ def k_grouped(x):
     return jax.tree.leaves(fp8.quantize_k_grouped(x, SIZES))
 
 
-QUANTISATIONS = {
+QUANTIZATIONS = {
     "rows": (rows, P("x")),
     "rows and columns": (rows, P("x", "y")),
     "columns": (rows, P(None, "y")),
@@ -178,7 +178,7 @@ QUANTISATIONS = {
     "transposed, a block split": (transposed, P("y")),
 }
 # By hand, where the devices' blocks are those of one device.
-QUANTISED_BY_HAND = {
+QUANTIZED_BY_HAND = {
     "rows and columns": P("x", "y"),
     "square, rows and columns": P("x", "y"),
     "transposed, rows and columns": P("y", "x"),
@@ -187,18 +187,18 @@ QUANTISED_BY_HAND = {
 
 
 def quantize_programs():
-    """Yields a name and a measurement for each division of each quantiser."""
+    """Yields a name and a measurement for each division of each quantizer."""
     x, narrow = normal(3, N, K), normal(3, M, K)
     for kind in (AUTO, EXPLICIT, MANUAL):
-        for name, (f, spec) in QUANTISATIONS.items():
-            if kind == MANUAL and name not in QUANTISED_BY_HAND:
+        for name, (f, spec) in QUANTIZATIONS.items():
+            if kind == MANUAL and name not in QUANTIZED_BY_HAND:
                 continue
 
             def run(kind=kind, name=name, f=f, spec=spec):
                 given = narrow if "split" in name else x
                 want = [np.asarray(leaf, np.float32) for leaf in f(given)]
                 if kind == MANUAL:
-                    kind, out = AUTO, [QUANTISED_BY_HAND[name]] * 2
+                    kind, out = AUTO, [QUANTIZED_BY_HAND[name]] * 2
                     f = jax.shard_map(f, mesh=MESHES[AUTO], in_specs=spec, out_specs=out)
                 return measure(f, (put(kind, given, spec),), want)
 
@@ -271,7 +271,7 @@ SPLIT_BLOCKS = {
 
 
 def split_block_programs():
-    """Yields gradients of dot where devices have parts of a block, which quantisers must gather."""
+    """Yields gradients of dot where devices have parts of a block, which quantizers must gather."""
     for name, (x_spec, w_spec, k, n) in SPLIT_BLOCKS.items():
 
         def run(x_spec=x_spec, w_spec=w_spec, k=k, n=n):

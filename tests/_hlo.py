@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads optimised HLO text: the kernels of the entry computation and what they consist of."""
+"""Reads optimized HLO text: the kernels of the entry computation and what they consist of."""
 
 import re
 from collections.abc import Mapping, Sequence

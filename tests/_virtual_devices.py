@@ -34,7 +34,7 @@ def put(kind: str, tree, spec):
 
 
 def collectives(text: str) -> dict[str, int]:
-    """Counts the collectives of optimised HLO."""
+    """Counts the collectives of optimized HLO."""
     counts = {name: len(re.findall(rf"\b{name}(?:-start)?\(", text)) for name in COLLECTIVES}
     return {name: count for name, count in counts.items() if count}
 

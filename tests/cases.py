@@ -85,7 +85,7 @@ def gemm_operands(
     rhs_block: tuple[int, int] = (128, 128),
     positive: bool = False,
 ) -> tuple[fp8.BlockScaled, fp8.BlockScaled]:
-    """Returns quantised operands of a case; `positive` ones show an accumulation's bias."""
+    """Returns quantized operands of a case; `positive` ones show an accumulation's bias."""
     lhs, rhs = normal((case.m, case.k), seed), normal((case.n, case.k), seed + 1)
     if positive:
         lhs, rhs = jnp.abs(lhs), jnp.abs(rhs)
@@ -143,7 +143,7 @@ def poisoned(x: fp8.BlockScaled, keep) -> fp8.BlockScaled:
 
 
 def expert_weights(case: GroupedCase, *, seed: int = 1, dtype=E4M3) -> fp8.BlockScaled:
-    """Returns quantised weights of a case."""
+    """Returns quantized weights of a case."""
     weights = normal((len(case.sizes), case.n, case.k), seed)
     return quantize(weights, (128, 128), dtype=dtype)
 

@@ -15,7 +15,7 @@ from _hlo import Module, parse_module
 from _made_once import made_once
 
 HERE = Path(__file__).parent
-PRODUCT, QUANTISER = "jax_fp8gemm.gemm.", "jax_fp8gemm.quantize."
+PRODUCT, QUANTIZER = "jax_fp8gemm.gemm.", "jax_fp8gemm.quantize."
 CHAIN_LENGTH = 6  # of _aot_programs.chain
 
 
@@ -69,7 +69,7 @@ def _thunks(folder: Path, program: str) -> list[str]:
     return path.read_text().splitlines()
 
 
-def test_bfloat16_is_rounded_before_it_is_quantised(folder):
+def test_bfloat16_is_rounded_before_it_is_quantized(folder):
     """XLA keeps the products in float32 where nothing says otherwise (tests/test_rounding.py)."""
     plain = (folder / "produced.hlo").read_text()
     rounded = re.findall(
@@ -82,9 +82,9 @@ def test_bfloat16_is_rounded_before_it_is_quantised(folder):
 
 
 @pytest.mark.parametrize(
-    ("program", "products", "quantisers"),
+    ("program", "products", "quantizers"),
     [
-        ("quantised_lhs", 1, 1),
+        ("quantized_lhs", 1, 1),
         ("given_scales", 1, 0),
         ("accumulated", 1, 1),
         ("chain", CHAIN_LENGTH, CHAIN_LENGTH),
@@ -100,10 +100,10 @@ def test_bfloat16_is_rounded_before_it_is_quantised(folder):
         ("expert_layer_on_8", 3, 5),
     ],
 )
-def test_one_custom_call_per_product_and_quantiser(folder, program, products, quantisers):
+def test_one_custom_call_per_product_and_quantizer(folder, program, products, quantizers):
     module = _module(folder, program)
     assert len(module.custom_calls(PRODUCT)) == products
-    assert len(module.custom_calls(QUANTISER)) == quantisers
+    assert len(module.custom_calls(QUANTIZER)) == quantizers
 
 
 def test_kernels_are_compiled_with_the_program(folder):
@@ -111,8 +111,8 @@ def test_kernels_are_compiled_with_the_program(folder):
     assert list((folder / "cache").rglob("1d2d.*.bin"))
 
 
-@pytest.mark.parametrize("program", ["quantised_lhs", "chain", "batched", "grouped", "sharded"])
-def test_scales_quantised_in_the_program_need_no_transpose(folder, program):
+@pytest.mark.parametrize("program", ["quantized_lhs", "chain", "batched", "grouped", "sharded"])
+def test_scales_quantized_in_the_program_need_no_transpose(folder, program):
     module = _module(folder, program)
     for call in module.custom_calls(PRODUCT):
         assert "{0,1}" in call.text  # the scales' M is innermost
@@ -127,7 +127,7 @@ def test_scales_from_outside_cost_one_transpose(folder):
 @pytest.mark.parametrize(
     ("program", "count"),
     [
-        ("quantised_lhs", 2),
+        ("quantized_lhs", 2),
         ("accumulated", 2),
         ("batched", 2),
         ("chain", 2 * CHAIN_LENGTH),
@@ -135,11 +135,11 @@ def test_scales_from_outside_cost_one_transpose(folder):
         ("grouped_weight_gradient", 3),
     ],
 )
-def test_nothing_runs_beside_quantisers_and_products(folder, program, count):
+def test_nothing_runs_beside_quantizers_and_products(folder, program, count):
     """No copy, padding or transpose lies between them."""
     module = _module(folder, program)
     assert len(module.kernels()) == count
-    assert len(module.custom_calls(PRODUCT) + module.custom_calls(QUANTISER)) == count
+    assert len(module.custom_calls(PRODUCT) + module.custom_calls(QUANTIZER)) == count
 
 
 def test_donated_accumulator_is_updated_in_place(folder):
@@ -169,13 +169,13 @@ def test_calls_land_in_a_command_buffer(folder):
     thunks = _thunks(folder, "chain")
     assert any("kCommandBuffer" in line for line in thunks), thunks
     calls = [line for line in thunks if "kCustomCall" in line]
-    assert len(calls) == 2 * CHAIN_LENGTH  # a quantiser and a product each
+    assert len(calls) == 2 * CHAIN_LENGTH  # a quantizer and a product each
     assert all(line.startswith(" ") for line in calls), thunks
 
 
 def test_programs_too_short_for_a_command_buffer_have_none(folder):
     """Shows that the test above can fail: the dump looks different without a command buffer."""
-    thunks = _thunks(folder, "quantised_lhs")
+    thunks = _thunks(folder, "quantized_lhs")
     assert not any("kCommandBuffer" in line or line.startswith(" ") for line in thunks)
 
 

@@ -32,7 +32,7 @@ BESIDE = {
     "jit/build_identity": "the build of an NVRTC",
     "jit/disk_store": "the cache on disk",
     "jit/type_names": "element types as text",
-    "shared/gemm_config": "what a kernel is specialised on",
+    "shared/gemm_config": "what a kernel is specialized on",
     "shared/gemm_params": "the kernel's parameter",
     "shared/smem_layout": "the kernel's shared memory",
     "shared/types": "integer types",

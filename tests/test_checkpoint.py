@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""checkpoint: block-quantised safetensors against hand dequantisation, memory, sharding, files."""
+"""checkpoint: block-quantized safetensors against hand dequantization, memory, sharding, files."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from _source import ROOT
 pytest.importorskip("safetensors")
 
 import safetensors
-from _checkpoints import E4M3, quantised, write
+from _checkpoints import E4M3, quantized, write
 
 import jax_fp8gemm as fp8
 from jax_fp8gemm import checkpoint
@@ -46,7 +46,7 @@ def raw(array):
 @pytest.mark.parametrize("shape", [(128, 256), (200, 300), (1, 1), (130, 128)])
 def test_loads_what_the_blocks_stand_for(tmp_path, rng, shape, scale_dtype):
     name = f"{MLP}.up_proj.weight"
-    values, scales, dense = quantised(rng, shape, SCALE_DTYPES[scale_dtype])
+    values, scales, dense = quantized(rng, shape, SCALE_DTYPES[scale_dtype])
     norm = rng.normal(size=200).astype(ml_dtypes.bfloat16)
     write(tmp_path, {name: values, name + "_scale_inv": scales, "model.norm.weight": norm})
 
@@ -67,7 +67,7 @@ def moe(rng, num_experts=3, shape=(200, 256)):
     first, second, dense = {}, {}, []
     for i in range(num_experts):
         name = f"{MLP}.experts.{i}.gate_proj.weight"
-        values, scales, exact = quantised(rng, shape)
+        values, scales, exact = quantized(rng, shape)
         (first if i % 2 else second)[name] = values
         first[name + "_scale_inv"] = scales
         dense.append(exact)
@@ -109,14 +109,14 @@ def test_leaves_experts_apart_and_chooses(tmp_path, rng):
 
 def test_loads_experts_stored_as_one_tensor(tmp_path, rng):
     name = f"{MLP}.experts.gate_up_proj"
-    values, scales, dense = quantised(rng, (2, 130, 129))
+    values, scales, dense = quantized(rng, (2, 130, 129))
     loaded = checkpoint.load(write(tmp_path, {name: values, name + "_scale_inv": scales}))
     np.testing.assert_array_equal(np.asarray(loaded[name].dequantize()), dense)
 
 
 def test_multiplies_by_what_was_loaded(tmp_path, rng):
     name = f"{MLP}.down_proj.weight"
-    values, scales, dense = quantised(rng, (200, 256))
+    values, scales, dense = quantized(rng, (200, 256))
     weight = checkpoint.load(write(tmp_path, {name: values, name + "_scale_inv": scales}))[name]
     x = fp8.quantize(jnp.asarray(rng.normal(size=(8, 256)), jnp.float32))
     out = fp8.gemm(x, weight, preferred_element_type=jnp.float32, implementation="xla")
@@ -193,7 +193,7 @@ def test_memory_of_a_process_grows_by_less_than_two_float8_copies(tmp_path, rng)
     names = [f"m.experts.{i}.weight" for i in range(8)]
     tensors = {n: np.zeros((4096, 2048), E4M3) for n in names}
     scales = {f"{n}_scale_inv": np.ones((32, 16), np.float32) for n in names}
-    small, scale, _ = quantised(rng, (128, 128))
+    small, scale, _ = quantized(rng, (128, 128))
     extra = {"small.weight": small, "small.weight_scale_inv": scale}
     grown, held = run_program(MEMORY_PROGRAM, write(tmp_path, {**tensors, **scales, **extra}))
     assert held > 8 * 4096 * 2048
@@ -256,7 +256,7 @@ def test_shards_without_splitting_blocks(tmp_path, rng, case, dense, experts, nu
     tensors = {"norm": np.ones(7, np.float32)}
     shapes = {"w": (1024, width), "m.experts.0.w": (512, 256), "m.experts.1.w": (512, 256)}
     for name, shape in shapes.items():
-        tensors[name], tensors[name + "_scale_inv"], _ = quantised(rng, shape)
+        tensors[name], tensors[name + "_scale_inv"], _ = quantized(rng, shape)
     result = run_program(SHARDED_PROGRAM, write(tmp_path, tensors), case, num_devices=8)
     assert result["w"] == dense
     assert result["m.experts.w"] == experts
@@ -287,7 +287,7 @@ print(json.dumps(messages))
 
 def test_a_sharding_that_splits_a_block_is_an_error(tmp_path, rng):
     name = f"{MLP}.up_proj.weight"
-    values, scales, _ = quantised(rng, (512, 512))
+    values, scales, _ = quantized(rng, (512, 512))
     folder = write(tmp_path, {name: values, name + "_scale_inv": scales})
     messages = run_program(SPLIT_PROGRAM, folder, num_devices=8)
     for message, got in zip(messages[:2], ("(64, 512)", "(512, 64)"), strict=True):

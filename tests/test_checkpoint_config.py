@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("safetensors")
 
-from _checkpoints import QUANTIZATION, config_of, quantised, write
+from _checkpoints import QUANTIZATION, config_of, quantized, write
 
 import jax_fp8gemm as fp8
 from jax_fp8gemm import checkpoint
@@ -40,7 +40,7 @@ def saved(folder, tensors, **options):
 
 def loaded(folder, quantization=QUANTIZATION, **more):
     """A float8 matrix, and plain ones that quantization_config may list."""
-    values, scales, _ = quantised(np.random.default_rng(0), (128, 128))
+    values, scales, _ = quantized(np.random.default_rng(0), (128, 128))
     plain = {GATE: PLAIN, EMBED: PLAIN, HEAD: PLAIN}
     tensors = {Q: values, Q + "_scale_inv": scales, **plain, **more}
     return checkpoint.load(write(folder / "old", tensors, quantization=quantization))
@@ -95,7 +95,7 @@ def test_another_config_is_completed(tmp_path):
     assert got == {**QUANTIZATION, "modules_to_not_convert": ["lm_head", "new"]}
 
 
-def test_a_model_quantised_since_lists_what_is_plain(tmp_path):
+def test_a_model_quantized_since_lists_what_is_plain(tmp_path):
     weights = checkpoint.load(
         write(tmp_path / "old", {Q: PLAIN, EMBED: PLAIN, HEAD: PLAIN}, quantization=None)
     )
@@ -104,9 +104,9 @@ def test_a_model_quantised_since_lists_what_is_plain(tmp_path):
     assert saved(tmp_path, weights) == {**QUANTIZATION, "modules_to_not_convert": modules}
 
 
-def test_modules_dequantised_since_are_listed(tmp_path):
+def test_modules_dequantized_since_are_listed(tmp_path):
     """One of two, then both: loaders make float8 layers of whatever is not listed."""
-    values, scales, _ = quantised(np.random.default_rng(0), (128, 128))
+    values, scales, _ = quantized(np.random.default_rng(0), (128, 128))
     up = f"{L}.experts.0.up.weight"
     weights = loaded(tmp_path, **{up: values, up + "_scale_inv": scales})
     modules = [f"{L}.q_proj"]

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("safetensors")
 
-from _checkpoints import QUANTIZATION, quantised, write
+from _checkpoints import QUANTIZATION, quantized, write
 from safetensors.numpy import save_file
 
 import jax_fp8gemm as fp8
@@ -18,7 +18,7 @@ from jax_fp8gemm import checkpoint
 
 W = "model.layers.0.mlp.up_proj.weight"
 S = W + "_scale_inv"
-VALUES, SCALES, _ = quantised(np.random.default_rng(0), (200, 300))
+VALUES, SCALES, _ = quantized(np.random.default_rng(0), (200, 300))
 F32 = np.ones((200, 300), np.float32)
 FILE = r"model\.safetensors"
 EXPERT = "m.experts.{}.w"
@@ -270,7 +270,7 @@ SAVED = {
         "config.*quant_method.*'fp8'.*'awq'",
     ),
     "scales_alone": ({S: SCALES}, {}, ValueError, f"{S}.*must not end in '_scale_inv'"),
-    "scales_quantised": ({S: WEIGHT}, {}, ValueError, f"{S}.*must not end in '_scale_inv'"),
+    "scales_quantized": ({S: WEIGHT}, {}, ValueError, f"{S}.*must not end in '_scale_inv'"),
     "config_no_json": (
         {W: WEIGHT},
         {"config": {"eos": SCALES}},

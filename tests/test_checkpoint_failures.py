@@ -15,13 +15,13 @@ from _source import ROOT
 
 pytest.importorskip("safetensors")
 
-from _checkpoints import content, quantised, write
+from _checkpoints import content, quantized, write
 
 import jax_fp8gemm as fp8
 from jax_fp8gemm import checkpoint
 from jax_fp8gemm._src.checkpoints import safetensors_files
 
-VALUES, SCALES, _ = quantised(np.random.default_rng(0), (128, 128))
+VALUES, SCALES, _ = quantized(np.random.default_rng(0), (128, 128))
 TENSORS = {"a": np.ones(3, np.float32), "w": fp8.BlockScaled(VALUES, SCALES, (128, 128))}
 INDEX = "model.safetensors.index.json"
 MANY = {"max_file_bytes": 1}

@@ -14,7 +14,7 @@ pytest.importorskip("safetensors")
 pytest.importorskip("hypothesis")
 
 import hypothesis
-from _checkpoints import QUANTIZATION, STYLES, config_of, content, in_style, quantised, write
+from _checkpoints import QUANTIZATION, STYLES, config_of, content, in_style, quantized, write
 from hypothesis import strategies as st
 
 import jax_fp8gemm as fp8
@@ -56,7 +56,7 @@ def of_experts(rng, count, scale_dtype=np.float32):
     tensors = {}
     for i in range(count):
         name = f"{E}.{i}.down_proj"
-        found = quantised(rng, (130, 128), scale_dtype)
+        found = quantized(rng, (130, 128), scale_dtype)
         tensors[f"{name}.weight"], tensors[f"{name}.weight_scale_inv"], _ = found
         tensors[f"{name}.bias"] = np.full(130, i, np.float32)
         tensors[f"{name}.input_scale"] = np.full((), i, np.float32)
@@ -174,7 +174,7 @@ def test_mixtures_come_back(mixture, stack, unstack, limit):
 def test_experts_come_back_one_by_one_or_fused(tmp_path, rng, unstack):
     """Whatever `unstack_experts` says, which decides on names that load did not give."""
     tensors = of_experts(rng, 2)
-    fused, scales, _ = quantised(rng, (2, 256, 128))
+    fused, scales, _ = quantized(rng, (2, 256, 128))
     tensors |= {f"{E}.gate_up_proj": fused, f"{E}.gate_up_proj_scale_inv": scales}
     loaded = checkpoint.load(write(tmp_path, tensors))
     checkpoint.save(tmp_path / "new", loaded, unstack_experts=unstack)
@@ -257,7 +257,7 @@ def test_scales_keep_their_dtype_where_it_holds_them(tmp_path, rng, scale_dtype)
 @pytest.mark.parametrize("scale", [0.0, -1.0, np.inf, 2.0**-149, 1e30])
 def test_scales_out_of_range_are_float32(tmp_path, rng, scale):
     for dtype in ("F16", "F8_E8M0", "U8"):
-        values, scales, _ = quantised(rng, (128, 128), SCALE_DTYPES[dtype])
+        values, scales, _ = quantized(rng, (128, 128), SCALE_DTYPES[dtype])
         folder = write(tmp_path / dtype, {"w": values, "w_scale_inv": scales})
         loaded = checkpoint.load(folder)
         changed = np.full((1, 1), scale, np.float32)

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("safetensors")
 
-from _checkpoints import quantised, write
+from _checkpoints import quantized, write
 
 import jax_fp8gemm as fp8
 from jax_fp8gemm import checkpoint
@@ -38,7 +38,7 @@ def folder(tmp_path):
         ("m.experts.0.w", np.float32),
         ("m.experts.1.w", np.uint8),
     ):
-        tensors[name], tensors[name + "_scale_inv"], _ = quantised(rng, (128, 128), dtype)
+        tensors[name], tensors[name + "_scale_inv"], _ = quantized(rng, (128, 128), dtype)
     tensors["a"] = np.arange(3)
     return write(tmp_path, tensors, {"y": np.ones(2, np.float32)})  # two: the index has an order
 

@@ -81,8 +81,8 @@ OPERATIONS = {
     ),
     "dot": Operation(fp8.dot, (x, matrix), (0, 1)),
     "dot of a transpose": Operation(lambda x, w: fp8.dot(x, w.T), (x, matrix.T), (0, 1)),
-    "dot, quantised": Operation(fp8.dot, (x, weight), (0,)),
-    "dot, quantised and transposed": Operation(
+    "dot, quantized": Operation(fp8.dot, (x, weight), (0,)),
+    "dot, quantized and transposed": Operation(
         lambda x, w: fp8.dot(x, transposed(w)), (x, transposed(weight)), (0,)
     ),
     "dot_general": Operation(
@@ -94,8 +94,8 @@ OPERATIONS = {
         (x, experts.swapaxes(1, 2), sizes),
         (0, 1),
     ),
-    "ragged_dot, quantised": Operation(fp8.ragged_dot, (x, weights, sizes), (0,)),
-    "ragged_dot, quantised and transposed": Operation(
+    "ragged_dot, quantized": Operation(fp8.ragged_dot, (x, weights, sizes), (0,)),
+    "ragged_dot, quantized and transposed": Operation(
         lambda x, w, s: fp8.ragged_dot(x, transposed(w), s), (x, transposed(weights), sizes), (0,)
     ),
 }

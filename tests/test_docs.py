@@ -132,7 +132,7 @@ def _grouped_inputs(rng) -> dict:
     }
 
 
-def _quantised(names: dict) -> dict:
+def _quantized(names: dict) -> dict:
     """The experts as the products take them."""
     return {"experts": fp8.quantize(names["experts"], block=(128, 128))}
 
@@ -166,8 +166,8 @@ SPECIAL_INPUTS = {
     "quantize": lambda d: {"x": d["activations"], "w": d["weight"]},
     "export_checks": lambda d: {"f": lambda x: x + 1, "x": d["activations"]},
     "assert_gemm_close": lambda d: {"gemm": lambda *a: fp8.gemm(*a, implementation="xla")},
-    "assert_grouped_gemm_close": _quantised,
-    "check_groups": _quantised,
+    "assert_grouped_gemm_close": _quantized,
+    "check_groups": _quantized,
     "m_grouped_gemm_fp8_fp8_bf16_nt_contiguous": _deep_gemm_grouped,
     "m_grouped_gemm_fp8_fp8_bf16_nt_masked": _deep_gemm_grouped,
     "gemm_fp8_fp8_bf16_nt": lambda d: {

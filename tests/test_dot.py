@@ -121,10 +121,10 @@ def test_rounding_once_and_then_again_along_tokens_costs_nothing():
     assert relative(twice, x.T) > 1.2 * relative(fp8.quantize(x.T).dequantize(), x.T)
 
 
-def test_quantised_weight():
+def test_quantized_weight():
     x, w, dy = inputs()
-    quantised = fp8.quantize(w.T, (128, 128))
-    y, dx, dw = value_and_gradients(dot, x, quantised, dy)
+    quantized = fp8.quantize(w.T, (128, 128))
+    y, dx, dw = value_and_gradients(dot, x, quantized, dy)
     want = value_and_gradients(dot, x, w, dy)
     np.testing.assert_array_equal(y, want[0])
     np.testing.assert_array_equal(dx, want[1])

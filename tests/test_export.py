@@ -16,7 +16,7 @@ T, K, N, G = 48, 256, 136, 3
 x, w = cases.normal((T, K), seed=0), cases.normal((K, N), seed=1)
 experts = cases.normal((G, K, N), seed=2)
 sizes = jnp.asarray([20, 0, 28], jnp.int32)
-quantised = fp8.quantize(x), fp8.quantize(w.T, (128, 128))
+quantized = fp8.quantize(x), fp8.quantize(w.T, (128, 128))
 
 
 def step(product):
@@ -50,7 +50,7 @@ def test_round_trip_for_both_platforms(name):
 
 @pytest.mark.usefixtures("extension")
 def test_block_scaled_arguments_are_exported_as_their_leaves():
-    lhs, rhs = quantised
+    lhs, rhs = quantized
     f = lambda a, s, b, t: fp8.gemm((a, s), (b, t))  # noqa: E731
     arguments = (*jax.tree.leaves(lhs), *jax.tree.leaves(rhs))
     read = round_trip(f, arguments, ["cuda", "cpu"])
@@ -58,15 +58,15 @@ def test_block_scaled_arguments_are_exported_as_their_leaves():
 
 
 def test_block_scaled_arguments_are_exported_as_such():
-    exported = jax.export.export(jax.jit(fp8.gemm), platforms=["cpu"])(*quantised)
+    exported = jax.export.export(jax.jit(fp8.gemm), platforms=["cpu"])(*quantized)
     read = jax.export.deserialize(bytearray(exported.serialize()))
-    assert read.in_tree == jax.tree.structure((quantised, {}))
-    np.testing.assert_array_equal(read.call(*quantised), fp8.gemm(*quantised))
+    assert read.in_tree == jax.tree.structure((quantized, {}))
+    np.testing.assert_array_equal(read.call(*quantized), fp8.gemm(*quantized))
 
 
 SYMBOLIC = {
     "gradients of dot": (step(fp8.dot), w),
-    "gemm": (lambda x, w: fp8.gemm(fp8.quantize(x), w), quantised[1]),
+    "gemm": (lambda x, w: fp8.gemm(fp8.quantize(x), w), quantized[1]),
     "quantize_transposed": (lambda x, _: fp8.quantize_transposed(x), w),
     "quantize_k_grouped": (lambda x, _: fp8.quantize_k_grouped(x, sizes), w),
 }

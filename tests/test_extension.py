@@ -50,7 +50,7 @@ def test_products_refuse_names_they_do_not_know(extension, name):
 
 @pytest.mark.usefixtures("simulator_library")
 @pytest.mark.parametrize("name", ["layout", "x_dtype", "dtype", "scale_format"])
-def test_quantisers_refuse_names_they_do_not_know(extension, name):
+def test_quantizers_refuse_names_they_do_not_know(extension, name):
     extension.core()
     results = [
         jax.ShapeDtypeStruct((1, 4, 128), jnp.float8_e4m3fn),
@@ -133,7 +133,7 @@ def test_every_field_of_a_configuration_reaches_key_and_source(extension):
         assert f".{field} = " in first
 
 
-def test_every_field_of_a_quantiser_reaches_key_and_source(extension):
+def test_every_field_of_a_quantizer_reaches_key_and_source(extension):
     core = extension.core()
     fields = fields_of("QuantizeConfig", "quantize_config.h")
     assert fields == ["layout", "x_type", "type", "pow2"]  # the order of a key's parts
@@ -148,7 +148,7 @@ def test_every_field_of_a_quantiser_reaches_key_and_source(extension):
 
 def test_planning_for_the_simulator_asks_for_no_gpu(extension, monkeypatch):
     def first_gpu():
-        raise AssertionError("CUDA would be initialised")
+        raise AssertionError("CUDA would be initialized")
 
     monkeypatch.setattr(extension, "_first_gpu", first_gpu)
     assert extension.planning_num_sms("sim", None) == 4

@@ -64,7 +64,7 @@ def test_what_makes_sense_passes(kind):
     np.testing.assert_array_equal(np.asarray(got), np.asarray(KINDS[kind][0](*operands)))
 
 
-def test_the_quantiser_is_checked():
+def test_the_quantizer_is_checked():
     with pytest.raises(ValueError, match="quantize_k_grouped: group_sizes"):
         testing.check_groups(fp8.quantize_k_grouped)(jnp.ones((8, 4)), jnp.asarray([9], jnp.int32))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every error of the grouped products and their quantisers that depends on arguments alone."""
+"""Every error of the grouped products and their quantizers that depends on arguments alone."""
 
 import cases
 import jax
@@ -163,7 +163,7 @@ ERRORS = {
         ValueError,
         r"accumulator.*\(G, M, N\) = \(2, 72, 40\).*\(2, 40, 72\)",
     ),
-    # Quantisers
+    # Quantizers
     "transposed_x": (
         lambda: fp8.quantize_transposed(X[0]),
         ValueError,

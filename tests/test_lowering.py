@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every public product and quantiser: custom calls on a GPU under transformations, and retraces."""
+"""Every public product and quantizer: custom calls on a GPU under transformations, and retraces."""
 
 import re
 
@@ -12,7 +12,7 @@ import pytest
 import jax_fp8gemm as fp8
 
 B, T, K, N, G = 3, 48, 256, 136, 4
-PRODUCT, QUANTISER = "jax_fp8gemm.gemm.v1", "jax_fp8gemm.quantize.v1"
+PRODUCT, QUANTIZER = "jax_fp8gemm.gemm.v1", "jax_fp8gemm.quantize.v1"
 
 x, w, dy = (cases.normal(s, seed=i) for i, s in enumerate(((B, T, K), (B, K, N), (B, T, N))))
 experts = cases.normal((B, G, K, N), seed=3)
@@ -42,7 +42,7 @@ def per_batch(f, *in_axes):
 
 
 both = (0, 1)
-# Name: function, arguments, products and quantisers in the program for a GPU.
+# Name: function, arguments, products and quantizers in the program for a GPU.
 PROGRAMS = {
     "dot": (fp8.dot, (x, w[0]), 1, 2),
     "vmap of dot, weight shared": (per_batch(fp8.dot, 0, None), (x, w[0]), 1, 2),
@@ -109,10 +109,10 @@ def custom_calls(text: str, target: str) -> int:
 @pytest.mark.usefixtures("extension")
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_custom_calls(name):
-    f, arguments, products, quantisers = PROGRAMS[name]
+    f, arguments, products, quantizers = PROGRAMS[name]
     text = jax.jit(f).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
     assert custom_calls(text, PRODUCT) == products
-    assert custom_calls(text, QUANTISER) == quantisers
+    assert custom_calls(text, QUANTIZER) == quantizers
     assert "stablehlo.dot_general" not in text
 
 

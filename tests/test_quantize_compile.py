@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every quantise kernel compiles, with each NVRTC, to code that keeps to registers and vectors."""
+"""Every quantize kernel compiles, with each NVRTC, to code that keeps to registers and vectors."""
 
 import importlib.util
 
@@ -36,7 +36,7 @@ def test_keys_name_every_combination():
     # and float8 scaled anew.
     assert len(KEYS) == len(set(KEYS)) == 4 * 3 * 2 * 2 + 2
     assert core().quantize_key("k_grouped", "float8_e4m3fn", "float8_e4m3fn", "pow2") in KEYS
-    with pytest.raises(RuntimeError, match="is not a quantise kernel"):
+    with pytest.raises(RuntimeError, match="is not a quantize kernel"):
         core().kernel_source("quantize_rows.e4m3.e4m3.f32")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The quantise kernels, simulated, against plain JAX: every bit but those of a NaN."""
+"""The quantize kernels, simulated, against plain JAX: every bit but those of a NaN."""
 
 import functools
 
@@ -18,7 +18,7 @@ from jax_fp8gemm._src.transforms.apply import apply
 
 pytestmark = pytest.mark.usefixtures("simulator_library")
 
-QUANTISERS = {
+QUANTIZERS = {
     "rows": fp8.quantize,
     "blocks": functools.partial(fp8.quantize, block=(128, 128)),
     "transposed": fp8.quantize_transposed,
@@ -29,7 +29,7 @@ SHAPES = [(128, 128), (1, 1), (13, 200), (67, 131), (130, 260), (2, 3, 5, 130)]
 every_format = pytest.mark.parametrize("scale_format", ["float32", "pow2"])
 every_dtype = pytest.mark.parametrize("dtype", [E4M3, E5M2], ids=lambda d: jnp.dtype(d).name)
 every_x_dtype = pytest.mark.parametrize("x_dtype", X_DTYPES, ids=lambda d: jnp.dtype(d).name)
-every_quantiser = pytest.mark.parametrize("name", QUANTISERS)
+every_quantizer = pytest.mark.parametrize("name", QUANTIZERS)
 
 
 def bits(x) -> np.ndarray:
@@ -46,16 +46,16 @@ def assert_same_bits(got, want):
         np.testing.assert_array_equal(bits(a), bits(b))
 
 
-def assert_kernel_is_plain_jax(quantise, *arguments, **options):
+def assert_kernel_is_plain_jax(quantize, *arguments, **options):
     got, want = (
-        quantise(*arguments, **options, implementation=implementation)
+        quantize(*arguments, **options, implementation=implementation)
         for implementation in ("sim", "xla")
     )
     assert_same_bits(got, want)
 
 
 def spoiled(x: np.ndarray, kind: str, rng) -> np.ndarray:
-    """Returns x with numbers of a kind that breaks a careless quantiser."""
+    """Returns x with numbers of a kind that breaks a careless quantizer."""
     x = x.astype(np.float32)
     if kind == "every_exponent":
         with np.errstate(over="ignore"):
@@ -68,17 +68,17 @@ def spoiled(x: np.ndarray, kind: str, rng) -> np.ndarray:
     return x
 
 
-@every_quantiser
+@every_quantizer
 @every_x_dtype
 @every_dtype
 @every_format
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_shapes(name, x_dtype, dtype, scale_format, shape):
     x = cases.normal(shape, seed=1, dtype=x_dtype)
-    assert_kernel_is_plain_jax(QUANTISERS[name], x, dtype=dtype, scale_format=scale_format)
+    assert_kernel_is_plain_jax(QUANTIZERS[name], x, dtype=dtype, scale_format=scale_format)
 
 
-@every_quantiser
+@every_quantizer
 @every_x_dtype
 @every_dtype
 @every_format
@@ -87,7 +87,7 @@ def test_extremes(name, x_dtype, dtype, scale_format, kind):
     rng = np.random.default_rng(2)
     x = spoiled(rng.standard_normal((70, 260)), kind, rng)
     x = jnp.asarray(x).astype(x_dtype)
-    assert_kernel_is_plain_jax(QUANTISERS[name], x, dtype=dtype, scale_format=scale_format)
+    assert_kernel_is_plain_jax(QUANTIZERS[name], x, dtype=dtype, scale_format=scale_format)
 
 
 @every_dtype
@@ -132,17 +132,17 @@ def test_float8_is_scaled_anew(shape, sizes):
     assert_same_bits(*(fp8.BlockScaled(*leaves, (1, 128)) for leaves in (got, want)))
 
 
-@every_quantiser
+@every_quantizer
 def test_transformations(name):
     """vmap makes a batch of one launch; jit and eager agree; what differentiates is plain JAX."""
-    quantise = functools.partial(QUANTISERS[name], implementation="sim")
+    quantize = functools.partial(QUANTIZERS[name], implementation="sim")
     x = cases.normal((3, 130, 72), seed=6)
-    want = QUANTISERS[name](x, implementation="xla")
-    assert_same_bits(jax.vmap(quantise)(x), want)
-    assert_same_bits(jax.jit(quantise)(x), want)
+    want = QUANTIZERS[name](x, implementation="xla")
+    assert_same_bits(jax.vmap(quantize)(x), want)
+    assert_same_bits(jax.jit(quantize)(x), want)
 
     def loss(x, implementation):
-        scales = QUANTISERS[name](x, implementation=implementation).scales
+        scales = QUANTIZERS[name](x, implementation=implementation).scales
         return scales.sum()
 
     got, want = (jax.grad(loss)(x, i) for i in ("sim", "xla"))
@@ -159,23 +159,23 @@ def test_vmap_of_groups():
     assert_same_bits(got, want)
 
 
-@every_quantiser
+@every_quantizer
 @pytest.mark.parametrize("scheduler", ["starve_warp", "lifo", "random"])
 def test_barriers_order_everything(name, scheduler):
     """Under the shadows, whatever the schedule; and without bank conflicts."""
     x = cases.normal((128, 256), seed=8, dtype=jnp.bfloat16)
     before = sim_library.stats()
     with testing.simulator(seed=1, scheduler=scheduler, shadow="happens_before"):
-        assert_kernel_is_plain_jax(QUANTISERS[name], x)
+        assert_kernel_is_plain_jax(QUANTIZERS[name], x)
     after = sim_library.stats()
     assert after["launches"] == before["launches"] + 1
     assert after["bank_conflicts"] == before["bank_conflicts"]
 
 
-def test_no_kernel_where_there_is_nothing_to_quantise():
+def test_no_kernel_where_there_is_nothing_to_quantize():
     for shape in ((0, 128), (4, 0), (0, 3, 4)):
-        for quantise in QUANTISERS.values():
-            assert_kernel_is_plain_jax(quantise, jnp.zeros(shape))
+        for quantize in QUANTIZERS.values():
+            assert_kernel_is_plain_jax(quantize, jnp.zeros(shape))
 
 
 def test_other_platforms_are_refused():

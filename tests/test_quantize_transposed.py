@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transposed quantisers: values, layout of groups, padding, and sizes that make no sense."""
+"""Transposed quantizers: values, layout of groups, padding, and sizes that make no sense."""
 
 import re
 
@@ -31,7 +31,7 @@ def test_transposed_is_quantize_of_the_transpose(shape, dtype, scale_format):
 
 
 def groups_one_by_one(x, sizes, width, **options):
-    """What `quantize_k_grouped` must give: each group quantised by itself."""
+    """What `quantize_k_grouped` must give: each group quantized by itself."""
     columns = np.zeros((x.shape[1], width), np.float32)
     row = column = 0
     for size in sizes:
@@ -41,7 +41,7 @@ def groups_one_by_one(x, sizes, width, **options):
 
 
 @pytest.mark.parametrize("case", GROUPED_CASES + MANY_GROUPS_CASES, ids=str)
-def test_groups_are_quantised_one_by_one(case):
+def test_groups_are_quantized_one_by_one(case):
     x = cases.normal((case.num_rows, 24), seed=0)
     x = x.at[sum(case.sizes) :].set(jnp.nan)
     got = fp8.quantize_k_grouped(x, case.group_sizes)
@@ -88,7 +88,7 @@ def test_sizes_that_make_no_sense_are_clamped(sizes, clamped):
     assert_same(got, want)
 
 
-def test_nothing_to_quantise():
+def test_nothing_to_quantize():
     for shape, groups in (((0, 8), 2), ((0, 8), 0), ((70, 8), 0), ((70, 0), 2)):
         got = fp8.quantize_k_grouped(jnp.zeros(shape), jnp.zeros(groups, jnp.int32))
         assert got.shape == (shape[1], (shape[0] + 127 * groups) // 128 * 128)

@@ -95,10 +95,10 @@ def test_dtypes(x_dtype, preferred):
     assert all(relative(a, b) <= LIMIT for a, b in zip(got, want, strict=True))
 
 
-def test_quantised_weights():
+def test_quantized_weights():
     x, w, sizes, dy = inputs()
-    quantised = fp8.quantize(w.swapaxes(1, 2), (128, 128))
-    got = value_and_gradients(ragged_dot, x, quantised, sizes, dy)
+    quantized = fp8.quantize(w.swapaxes(1, 2), (128, 128))
+    got = value_and_gradients(ragged_dot, x, quantized, sizes, dy)
     want = value_and_gradients(ragged_dot, x, w, sizes, dy)
     np.testing.assert_array_equal(got[0], want[0])
     np.testing.assert_array_equal(got[1], want[1])

@@ -40,15 +40,15 @@ LAYERS = {
     "scanned_dot": (lambda x, w: jax.lax.map(lambda row: fp8.dot(row[None], w), x)[:, 0], matrix),
     "dot_general": (lambda x, w: fp8.dot_general(x, w, NUMBERS), matrix),
     "ragged_dot": (lambda x, w: fp8.ragged_dot(x, w, sizes), experts),
-    "quantised_dot": (lambda x, w: fp8.dot(x, fp8.quantize(w.T, (128, 128))), matrix),
-    "quantised_ragged_dot": (
+    "quantized_dot": (lambda x, w: fp8.dot(x, fp8.quantize(w.T, (128, 128))), matrix),
+    "quantized_ragged_dot": (
         lambda x, w: fp8.ragged_dot(x, fp8.quantize(w.swapaxes(1, 2), (128, 128)), sizes),
         experts,
     ),
 }
 
 
-REST = ("scanned_dot", "ragged_dot", "quantised_dot", "quantised_ragged_dot")
+REST = ("scanned_dot", "ragged_dot", "quantized_dot", "quantized_ragged_dot")
 
 
 @functools.cache

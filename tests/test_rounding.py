@@ -17,7 +17,7 @@ import jax_fp8gemm as fp8
 
 M, N, K, G = 130, 136, 256, 3
 sizes = jnp.asarray([50, 0, 70], jnp.int32)
-QUANTISERS = {
+QUANTIZERS = {
     "rows": fp8.quantize,
     "blocks": functools.partial(fp8.quantize, block=(128, 128)),
     "powers of two": functools.partial(fp8.quantize, scale_format="pow2"),
@@ -48,28 +48,28 @@ def operands(dtype):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32], ids=str)
 @pytest.mark.parametrize("producer", PRODUCERS)
-@pytest.mark.parametrize("quantiser", QUANTISERS)
-def test_quantisers_read_what_was_rounded(quantiser, producer, dtype):
-    """What is quantised is the very array that the program returns beside it."""
-    quantise = functools.partial(QUANTISERS[quantiser], implementation="xla")
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_quantizers_read_what_was_rounded(quantizer, producer, dtype):
+    """What is quantized is the very array that the program returns beside it."""
+    quantize = functools.partial(QUANTIZERS[quantizer], implementation="xla")
 
     @jax.jit
     def program(x, y):
-        return quantise(PRODUCERS[producer](x, y))
+        return quantize(PRODUCERS[producer](x, y))
 
     @jax.jit
     def produce(x, y):
         return PRODUCERS[producer](x, y)
 
-    assert_same_bits(program(*operands(dtype)), quantise(produce(*operands(dtype))))
+    assert_same_bits(program(*operands(dtype)), quantize(produce(*operands(dtype))))
 
 
 @pytest.mark.usefixtures("simulator_library")
-@pytest.mark.parametrize("quantiser", QUANTISERS)
-def test_plain_jax_and_kernels_agree_behind_a_producer(quantiser):
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_plain_jax_and_kernels_agree_behind_a_producer(quantizer):
     def program(implementation):
-        quantise = functools.partial(QUANTISERS[quantiser], implementation=implementation)
-        return jax.jit(lambda x, y: quantise(x * y))(*operands(jnp.bfloat16))
+        quantize = functools.partial(QUANTIZERS[quantizer], implementation=implementation)
+        return jax.jit(lambda x, y: quantize(x * y))(*operands(jnp.bfloat16))
 
     assert_same_bits(program("xla"), program("sim"))
 

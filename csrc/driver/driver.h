@@ -39,7 +39,7 @@ struct DriverApi {
   const char* (*last_report)();
 };
 
-/// NVIDIA's driver, loaded and initialised on first use. A failure is not remembered: the next
+/// NVIDIA's driver, loaded and initialized on first use. A failure is not remembered: the next
 /// call tries again.
 ///
 /// @throws UnsupportedError  No driver, a driver without an entry point, or no usable GPU.

@@ -12,7 +12,7 @@ XLA_FFI_DECLARE_HANDLER_SYMBOL(Fp8GemmExecute);
 // created once a handler with state is registered for it.
 XLA_FFI_DECLARE_HANDLER_SYMBOL(Fp8GemmSimExecute);
 
-// Quantisers of every layout: on CUDA, and on the CPU through the simulator, as above.
+// Quantizers of every layout: on CUDA, and on the CPU through the simulator, as above.
 XLA_FFI_DECLARE_HANDLER_SYMBOL(Fp8QuantizeInstantiate);
 XLA_FFI_DECLARE_HANDLER_SYMBOL(Fp8QuantizeInitialize);
 XLA_FFI_DECLARE_HANDLER_SYMBOL(Fp8QuantizeExecute);

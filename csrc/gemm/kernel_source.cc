@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Emits the configuration with designated initialisers, so that a field added to GemmConfig cannot
+// Emits the configuration with designated initializers, so that a field added to GemmConfig cannot
 // silently shift the others.
 #include "gemm/kernel_source.h"
 

@@ -87,7 +87,7 @@ class Kernel {
   /// @throws CudaError  No current context, or the image does not load.
   const OnDevice& Load();
 
-  /// Enqueues one launch of what `Load` returned. No allocation, no lock, no synchronisation.
+  /// Enqueues one launch of what `Load` returned. No allocation, no lock, no synchronization.
   ///
   /// @param params  Address of the kernel's single parameter; copied before the call returns.
   /// @throws std::invalid_argument  The geometry is not launchable.

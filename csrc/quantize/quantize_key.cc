@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Writing, parsing and enumerating configurations of the quantise kernels.
+// Writing, parsing and enumerating configurations of the quantize kernels.
 #include "quantize/quantize_key.h"
 
 #include "driver/error.h"
@@ -28,7 +28,7 @@ QuantizeConfig ParseQuantizeKey(const std::string& key) {
   for (const QuantizeConfig& config : AllQuantizeConfigs()) {
     if (QuantizeKey(config) == key) return config;
   }
-  throw UnsupportedError("'" + key + "' is not a quantise kernel; write it as in " +
+  throw UnsupportedError("'" + key + "' is not a quantize kernel; write it as in " +
                          QuantizeKey({}));
 }
 

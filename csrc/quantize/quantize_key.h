@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Configurations of the quantise kernels as text: "quantize_rows.bf16.e4m3.f32", with layouts rows,
+// Configurations of the quantize kernels as text: "quantize_rows.bf16.e4m3.f32", with layouts rows,
 // blocks, transposed and kgrouped, and scales f32 or pow2.
 #pragma once
 #include <string>
@@ -14,13 +14,13 @@ std::string QuantizeFamily(const QuantizeConfig& config);
 
 std::string QuantizeKey(const QuantizeConfig& config);
 
-/// Whether `key` is meant for a quantise kernel rather than for a GEMM.
+/// Whether `key` is meant for a quantize kernel rather than for a GEMM.
 bool IsQuantizeKey(const std::string& key);
 
-/// @throws UnsupportedError  Not the key of a quantise kernel.
+/// @throws UnsupportedError  Not the key of a quantize kernel.
 QuantizeConfig ParseQuantizeKey(const std::string& key);
 
-/// Every quantise kernel, in a fixed order.
+/// Every quantize kernel, in a fixed order.
 std::vector<QuantizeConfig> AllQuantizeConfigs();
 
 }  // namespace fp8gemm

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Parameters and geometry of a quantise launch.
+// Parameters and geometry of a quantize launch.
 #include "quantize/quantize_plan.h"
 
 #include <algorithm>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// QuantizePlan: one quantise problem with its kernel, from compilation to launch.
+// QuantizePlan: one quantize problem with its kernel, from compilation to launch.
 // Called by ffi/quantize_handlers.cc; launches kernels/fp8_quantize/sm90_quantize.cuh.
 #pragma once
 #include "jit/kernel.h"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Validation, extents and naming of quantise problems.
+// Validation, extents and naming of quantize problems.
 #include "quantize/quantize_problem.h"
 
 #include "driver/error.h"
@@ -69,7 +69,7 @@ QuantizeLayout ParseQuantizeLayout(const std::string& name) {
   if (name == "blocks") return QuantizeLayout::kBlocks;
   if (name == "transposed") return QuantizeLayout::kTransposed;
   if (name == "k_grouped") return QuantizeLayout::kKGrouped;
-  throw UnsupportedError("'" + name + "' is not a layout to quantise to");
+  throw UnsupportedError("'" + name + "' is not a layout to quantize to");
 }
 
 XType ParseXType(const std::string& name) {
@@ -77,7 +77,7 @@ XType ParseXType(const std::string& name) {
   if (name == "float16") return XType::kF16;
   if (name == "float32") return XType::kF32;
   if (name == "float8_e4m3fn") return XType::kE4M3;
-  throw UnsupportedError("there is no kernel that quantises " + name);
+  throw UnsupportedError("there is no kernel that quantizes " + name);
 }
 
 bool ParseScaleFormat(const std::string& name) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// QuantizeProblem: what one call of a quantise kernel computes, and the extents of its results.
+// QuantizeProblem: what one call of a quantize kernel computes, and the extents of its results.
 #pragma once
 #include <array>
 #include <cstdint>

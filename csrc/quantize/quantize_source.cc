@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Emits the configuration with designated initialisers, as gemm/kernel_source.cc does.
+// Emits the configuration with designated initializers, as gemm/kernel_source.cc does.
 #include "quantize/quantize_source.h"
 
 #include "jit/type_names.h"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What NVRTC compiles for a quantise kernel.
+// What NVRTC compiles for a quantize kernel.
 #pragma once
 #include "jit/kernel.h"
 #include "shared/quantize_config.h"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// GemmConfig: everything a kernel is specialised on. A structural type, so it is the template
+// GemmConfig: everything a kernel is specialized on. A structural type, so it is the template
 // argument of the kernel, the key of the caches and the value the planner returns.
 #pragma once
 #include <shared/types.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// QuantizeConfig: everything a quantise kernel is specialised on.
+// QuantizeConfig: everything a quantize kernel is specialized on.
 #pragma once
 #include <shared/gemm_config.h>
 

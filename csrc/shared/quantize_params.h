@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// QuantizeParams: the single argument of the quantise kernels.
+// QuantizeParams: the single argument of the quantize kernels.
 #pragma once
 #include <shared/types.h>
 

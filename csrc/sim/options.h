@@ -27,7 +27,7 @@ enum Numerics : int32_t {
 enum ShadowMode : int32_t {
   kShadowOff = 0,
   kShadowInterval = 1,       // accesses that overlap an operation in flight; missing proxy fences
-  kShadowHappensBefore = 2,  // and accesses no synchronisation orders, whatever the schedule
+  kShadowHappensBefore = 2,  // and accesses no synchronization orders, whatever the schedule
 };
 
 struct SimOptions {

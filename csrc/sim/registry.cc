@@ -10,7 +10,7 @@
 namespace fp8gemm::sim {
 namespace {
 
-// Zero-initialised before any dynamic initialisation, so tables may be constructed in any order.
+// Zero-initialized before any dynamic initialization, so tables may be constructed in any order.
 std::atomic<const KernelTable*> first_table = nullptr;
 
 constexpr char kLibraryName[] = "libjax_fp8gemm_sim_kernels.so";
@@ -34,7 +34,7 @@ const std::string& LoadFailure() {
 
 KernelTable::KernelTable(const SimKernel* kernels, size_t num_kernels)
     : kernels_(kernels), num_kernels_(num_kernels), next_(first_table.load()) {
-  first_table = this;  // the loader runs one static initialisation at a time
+  first_table = this;  // the loader runs one static initialization at a time
 }
 
 const SimKernel* FindRegistered(const char* key) {

@@ -21,7 +21,7 @@ struct SimKernel {
   const char* (*describe_smem)(uint32_t offset);
 };
 
-/// Adds a table of kernels to the registry during static initialisation of its library, which must
+/// Adds a table of kernels to the registry during static initialization of its library, which must
 /// never be closed.
 class FP8GEMM_SIM_EXPORT KernelTable {
  public:

@@ -7,7 +7,7 @@ file(GLOB sim_sources CONFIGURE_DEPENDS csrc/sim/*.cc csrc/sim/engine/*.cc)
 add_library(jax_fp8gemm_sim SHARED ${sim_sources})
 set_target_properties(jax_fp8gemm_sim PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 0)
 target_link_libraries(jax_fp8gemm_sim PRIVATE ${CMAKE_DL_LIBS})
-# Most of a simulated launch is spent here, in loops that only -O3 vectorises.
+# Most of a simulated launch is spent here, in loops that only -O3 vectorizes.
 set_source_files_properties(csrc/sim/engine/mma_math.cc PROPERTIES COMPILE_OPTIONS -O3)
 set(sim_targets jax_fp8gemm_sim)
 

@@ -97,7 +97,7 @@ def assert_gemm_close(
     implementation: str | None = "xla",
     tolerance: float | None = None,
 ) -> None:
-    """Checks a result of `gemm` against the float64 product of the dequantised operands.
+    """Checks a result of `gemm` against the float64 product of the dequantized operands.
 
     Per element, with the magnitude `|lhs| @ |rhs|.T + |accumulator|`::
 
@@ -125,11 +125,11 @@ def assert_gemm_close(
     Example:
         >>> assert_gemm_close(gemm(x, w), x, w, implementation="cuda")
     """
-    where = "assert_gemm_close"
-    lhs = oracle.float64(as_block_scaled(where, "lhs", lhs, checks.BLOCKS))
-    rhs = oracle.float64(as_block_scaled(where, "rhs", rhs, checks.BLOCKS[::-1]))
+    op_name = "assert_gemm_close"
+    lhs = oracle.float64(as_block_scaled(op_name, "lhs", lhs, checks.BLOCKS))
+    rhs = oracle.float64(as_block_scaled(op_name, "rhs", rhs, checks.BLOCKS[::-1]))
     reference = oracle.with_accumulator(oracle.dense(lhs, rhs), accumulator)
-    _assert_close(where, out, reference, "M, N", implementation, tolerance)
+    _assert_close(op_name, out, reference, "M, N", implementation, tolerance)
 
 
 _EXTENTS = {"ragged": "T, N", "contiguous": "T, N", "masked": "G, M_max, N", "k_grouped": "G, M, N"}
@@ -147,7 +147,7 @@ def assert_grouped_gemm_close(
     implementation: str | None = "xla",
     tolerance: float | None = None,
 ) -> None:
-    """Checks a grouped product against the float64 products of the dequantised groups.
+    """Checks a grouped product against the float64 products of the dequantized groups.
 
     Elements are judged as by `assert_gemm_close`. Rows that belong to no group, and the results of
     empty groups, must be exactly zero (or the accumulator); what the operands hold there is not
@@ -177,31 +177,31 @@ def assert_grouped_gemm_close(
         >>> y = grouped_gemm(x, experts, group_sizes)
         >>> assert_grouped_gemm_close(y, x, experts, group_sizes, implementation=None)
     """
-    where = "assert_grouped_gemm_close"
-    checks.one_of(where, "kind", kind, oracle.GROUPED_KINDS)
-    checks.one_of(where, "padding", padding, checks.PADDINGS)
+    op_name = "assert_grouped_gemm_close"
+    checks.one_of(op_name, "kind", kind, oracle.GROUPED_KINDS)
+    checks.one_of(op_name, "padding", padding, checks.PADDINGS)
     rhs_block = checks.ROW_BLOCK if kind == "k_grouped" else checks.SQUARE_BLOCK
-    lhs = oracle.float64(as_block_scaled(where, "lhs", lhs, (checks.ROW_BLOCK,)))
-    rhs = oracle.float64(as_block_scaled(where, "rhs", rhs, (rhs_block,)))
+    lhs = oracle.float64(as_block_scaled(op_name, "lhs", lhs, (checks.ROW_BLOCK,)))
+    rhs = oracle.float64(as_block_scaled(op_name, "rhs", rhs, (rhs_block,)))
     reference = oracle.grouped(kind, lhs, rhs, np.asarray(groups))
     if padding == "unspecified":
-        checks.array(where, "out", out, checks.RESULT_DTYPES)
+        checks.array(op_name, "out", out, checks.RESULT_DTYPES)
         out = jnp.where(reference[2], jnp.zeros_like(out), out)
     reference = oracle.with_accumulator(reference, accumulator)
-    _assert_close(where, out, reference, _EXTENTS[kind], implementation, tolerance)
+    _assert_close(op_name, out, reference, _EXTENTS[kind], implementation, tolerance)
 
 
 def _assert_close(
-    where: str, out: Any, reference: oracle.Reference, extents: str, implementation, tolerance
+    op_name: str, out: Any, reference: oracle.Reference, extents: str, implementation, tolerance
 ) -> None:
     """Judges a whole result, element by element and globally."""
-    implementation = checks.implementation(where, implementation) or "cuda"
-    checks.array(where, "out", out, checks.RESULT_DTYPES)
+    implementation = checks.implementation(op_name, implementation) or "cuda"
+    checks.array(op_name, "out", out, checks.RESULT_DTYPES)
     dtype = jnp.dtype(out.dtype)
     ref, magnitude, is_padding = reference
     if out.shape != ref.shape:
         raise ValueError(
-            f"{where}: out must have shape ({extents}) = {ref.shape}, got {out.shape}."
+            f"{op_name}: out must have shape ({extents}) = {ref.shape}, got {out.shape}."
         )
     tolerance = TOLERANCE[dtype.name, implementation] if tolerance is None else tolerance
     got = np.asarray(out, np.float64)
@@ -251,7 +251,7 @@ def check_groups(function: Callable) -> Callable:
     """Returns `function` so that sizes and ids of groups that make no sense raise.
 
     Where sizes and ids make no sense, the products cut them down to what is safe and leave the rows
-    concerned unspecified. With this, every product and quantiser of groups in `function` checks
+    concerned unspecified. With this, every product and quantizer of groups in `function` checks
     that its `group_sizes` are not negative and fit, that `masked_m` is within the room, and that
     `group_ids` are groups or -1, with one group in each aligned block and padding behind it. It
     waits for the result.

@@ -16,7 +16,7 @@ _MAX_UNROLL = 2
 # scale that is selected in the middle of a tile interrupts it, at worst (width 112) down to 0.76.
 _LEAST_YIELD_CHANGES = 0.75
 
-# ptxas remarks "Potential Performance Loss": wgmma serialised, setmaxnreg ignored, waits injected.
+# ptxas remarks "Potential Performance Loss": wgmma serialized, setmaxnreg ignored, waits injected.
 _PERFORMANCE_LOSS = re.compile(r"\(C75\d\d\)[^\n]*")
 _SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 
@@ -150,7 +150,7 @@ def _loop_failures(loop: LoopFacts, expected: Expected) -> list[str]:
         (
             loop.groups == loop.waits == loop.fences == waves,
             f"wgmma groups: {loop.groups} committed, {loop.waits} waits, {loop.fences} fences, "
-            f"expected {waves} each: serialised, or waits inserted by the compiler",
+            f"expected {waves} each: serialized, or waits inserted by the compiler",
         ),
         (loop.local_memory == 0, f"{loop.local_memory} LDL/STL in the main loop"),
         (

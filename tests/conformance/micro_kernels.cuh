@@ -38,7 +38,7 @@ FP8GEMM_DEVICE void store_word(uint32_t addr, uint32_t bits) {
   ptx::st_shared_f32(addr, ptx::uint_as_float(bits));
 }
 
-// All `kThreads` threads; the caller synchronises.
+// All `kThreads` threads; the caller synchronizes.
 FP8GEMM_DEVICE void fill(uint32_t smem, uint32_t num_words) {
   for (uint32_t i = ptx::thread_idx(); i < num_words; i += kThreads) {
     store_word(smem + 4 * i, kBackground);

@@ -146,8 +146,8 @@ void TestRefused() {
   CHECK_CONTAINS(message(Problem(GemmKind::kKGrouped, 512, 1, 1 << 30, 128)), "16x16 tiles");
 }
 
-// The grid of a quantiser is a product of three extents, which must not wrap before it is checked.
-void TestQuantisers() {
+// The grid of a quantizer is a product of three extents, which must not wrap before it is checked.
+void TestQuantizers() {
   QuantizeProblem problem{.config = {.layout = QuantizeLayout::kBlocks},
                           .batches = 3,
                           .rows = 300'000,
@@ -183,5 +183,5 @@ int main(int argc, char** argv) {
   fp8gemm::SetSimLibraryPath(argv[1]);
   fp8gemm::TestLarge(fp8gemm::SimDriver());
   fp8gemm::TestRefused();
-  fp8gemm::TestQuantisers();
+  fp8gemm::TestQuantizers();
 }

@@ -28,8 +28,8 @@ enum class Fault {
   kArriveTwice,
   kNoInitFence,
   kNoInitBarrier,
-  kUninitialisedBarrier,
-  kReinitialisedBarrier,
+  kUninitializedBarrier,
+  kReinitializedBarrier,
   kScaleReadAfterRelease,
   // wgmma
   kNoWgmmaFence,
@@ -144,10 +144,10 @@ class Pipeline {
 
   void InitBarriers() const {
     for (uint32_t stage = 0; stage < kStages; ++stage) {
-      if (!Has(Fault::kUninitialisedBarrier) || stage == 0) ptx::mbarrier_init(Full(stage), 1);
+      if (!Has(Fault::kUninitializedBarrier) || stage == 0) ptx::mbarrier_init(Full(stage), 1);
       ptx::mbarrier_init(Empty(stage), 4 * kCluster + (Has(Fault::kEmptyCountTooHigh) ? 1 : 0));
     }
-    if (Has(Fault::kReinitialisedBarrier)) ptx::mbarrier_init(Full(0), 1);
+    if (Has(Fault::kReinitializedBarrier)) ptx::mbarrier_init(Full(0), 1);
     if (!Has(Fault::kNoInitFence)) ptx::fence_mbarrier_init_release_cluster();
   }
 

@@ -26,7 +26,7 @@ def device_for(implementation: str) -> jax.Device:
 
 
 def operands_for(case: GemmCase, implementation: str, **options) -> tuple:
-    """Returns quantised operands on the device of an implementation."""
+    """Returns quantized operands on the device of an implementation."""
     with jax.default_device(device_for(implementation)):
         return jax.device_put(gemm_operands(case, **options), device_for(implementation))
 

@@ -88,24 +88,24 @@ def _check_dense_calls(implementation: str) -> None:
                 assert_close(call(lhs, rhs), lhs, rhs, given, implementation=implementation)
 
 
-def _check_quantisers(implementation: str) -> None:
-    """Odd shapes of every quantiser, and groups, against plain JAX."""
+def _check_quantizers(implementation: str) -> None:
+    """Odd shapes of every quantizer, and groups, against plain JAX."""
     shape = (67, 131) if implementation == "sim" else (517, 1027)
     blocks = functools.partial(fp8.quantize, block=(128, 128))
     calls = [(f, (normal(shape, 1),)) for f in (fp8.quantize, blocks, fp8.quantize_transposed)]
     for case in GROUPED_CASES:
         calls.append((fp8.quantize_k_grouped, (normal((case.num_rows, 70), 2), case.group_sizes)))
-    for quantise, arguments in calls:
+    for quantize, arguments in calls:
         arguments = jax.device_put(arguments, device_for(implementation))
-        got, want = (quantise(*arguments, implementation=i) for i in (implementation, "xla"))
+        got, want = (quantize(*arguments, implementation=i) for i in (implementation, "xla"))
         np.testing.assert_array_equal(*(np.asarray(x.dequantize(jnp.float32)) for x in (got, want)))
 
 
 def main(implementation: str, *families: str) -> None:
     """Runs and checks every call of some families, or of all; raises on a wrong result."""
-    for family in families or (*FAMILIES, "quantisers"):
-        if family == "quantisers":
-            _check_quantisers(implementation)
+    for family in families or (*FAMILIES, "quantizers"):
+        if family == "quantizers":
+            _check_quantizers(implementation)
             continue
         if family == "dense":
             _check_dense_calls(implementation)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The quantise kernels on a GPU, against plain JAX on the same device: every bit but NaN's."""
+"""The quantize kernels on a GPU, against plain JAX on the same device: every bit but NaN's."""
 
 import functools
 
@@ -13,18 +13,18 @@ from cases import E4M3, E5M2
 
 import jax_fp8gemm as fp8
 
-QUANTISERS = {
+QUANTIZERS = {
     "rows": fp8.quantize,
     "blocks": functools.partial(fp8.quantize, block=(128, 128)),
     "transposed": fp8.quantize_transposed,
 }
-every_quantiser = pytest.mark.parametrize("name", QUANTISERS)
+every_quantizer = pytest.mark.parametrize("name", QUANTIZERS)
 
 
-def _check(quantise, implementation: str, *arguments, **options) -> None:
+def _check(quantize, implementation: str, *arguments, **options) -> None:
     arguments = jax.device_put(arguments, device_for(implementation))
     got, want = (
-        jax.jit(functools.partial(quantise, **options, implementation=i))(*arguments)
+        jax.jit(functools.partial(quantize, **options, implementation=i))(*arguments)
         for i in (implementation, "xla")
     )
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
@@ -33,17 +33,17 @@ def _check(quantise, implementation: str, *arguments, **options) -> None:
         assert_same_bits(*(jnp.where(nan, jnp.zeros_like(x), x) for x in (a, b)))
 
 
-@every_quantiser
+@every_quantizer
 @pytest.mark.parametrize("dtype", [E4M3, E5M2], ids=lambda d: jnp.dtype(d).name)
 @pytest.mark.parametrize("scale_format", ["float32", "pow2"])
 @pytest.mark.parametrize("shape", [(128, 128), (13, 200), (67, 131), (2, 130, 260)], ids=str)
 def test_edges(implementation, name, dtype, scale_format, shape):
     for x_dtype in (jnp.bfloat16, jnp.float16, jnp.float32):
         x = cases.normal(shape, seed=1, dtype=x_dtype)
-        _check(QUANTISERS[name], implementation, x, dtype=dtype, scale_format=scale_format)
+        _check(QUANTIZERS[name], implementation, x, dtype=dtype, scale_format=scale_format)
 
 
-@every_quantiser
+@every_quantizer
 @pytest.mark.parametrize("scale_format", ["float32", "pow2"])
 def test_extremes(implementation, name, scale_format):
     """Every exponent of float32, subnormals too; and numbers that are not finite."""
@@ -52,7 +52,7 @@ def test_extremes(implementation, name, scale_format):
     x[:4, 130] = [np.nan, np.inf, -np.inf, np.finfo(np.float32).max]
     for dtype in (E4M3, E5M2):
         x = jnp.asarray(x, jnp.float32)
-        _check(QUANTISERS[name], implementation, x, dtype=dtype, scale_format=scale_format)
+        _check(QUANTIZERS[name], implementation, x, dtype=dtype, scale_format=scale_format)
 
 
 @pytest.mark.parametrize("case", cases.GROUPED_CASES, ids=str)
@@ -63,10 +63,10 @@ def test_groups(implementation, case):
 
 
 @pytest.mark.hopper
-@every_quantiser
+@every_quantizer
 @pytest.mark.parametrize("shape", [(8192, 7168), (4099, 7170)], ids=str)
 def test_large(name, shape):
-    _check(QUANTISERS[name], "cuda", cases.normal(shape, seed=4, dtype=jnp.bfloat16))
+    _check(QUANTIZERS[name], "cuda", cases.normal(shape, seed=4, dtype=jnp.bfloat16))
 
 
 @pytest.mark.hopper
@@ -78,16 +78,16 @@ def test_large_groups(num_groups):
 
 
 @pytest.mark.hopper
-@pytest.mark.parametrize("name", [*QUANTISERS, "k_grouped"])
+@pytest.mark.parametrize("name", [*QUANTIZERS, "k_grouped"])
 def test_repeated_runs_give_the_same_bits(name):
     """A missing barrier would show as a difference now and then."""
     x = jax.device_put(cases.normal((1024, 2048), seed=7, dtype=jnp.bfloat16), device_for("cuda"))
     sizes = jnp.asarray((127, 0, 1, 700, 129), jnp.int32)
     k_grouped = functools.partial(fp8.quantize_k_grouped, group_sizes=sizes)
-    quantise = QUANTISERS.get(name, k_grouped)
-    quantise = jax.jit(functools.partial(quantise, implementation="cuda"))
-    first = jax.device_get(quantise(x))
+    quantize = QUANTIZERS.get(name, k_grouped)
+    quantize = jax.jit(functools.partial(quantize, implementation="cuda"))
+    first = jax.device_get(quantize(x))
     for _ in range(200):
-        again = jax.device_get(quantise(x))
+        again = jax.device_get(quantize(x))
         for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(first), strict=True):
             np.testing.assert_array_equal(a.view(np.uint8), b.view(np.uint8))

@@ -27,5 +27,5 @@ FAST_NAMES = (
     "second chunk of 32 weight scales",
     "group sizes not summed across a warp",
     "padding rows of the contiguous layout not cleared",
-    "rows of the next group quantised with a group",
+    "rows of the next group quantized with a group",
 )

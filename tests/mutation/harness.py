@@ -47,7 +47,7 @@ class Verdict:
 def kernel_key(tile: str) -> str:
     """Returns the key of a configuration from a key without its number of stages.
 
-    Keys of quantisers are what they are.
+    Keys of quantizers are what they are.
     """
     if tile in core().quantize_configs():
         return tile

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bugs of the quantise kernels: scales, edges, groups, and the barriers around shared memory."""
+"""Bugs of the quantize kernels: scales, edges, groups, and the barriers around shared memory."""
 
 from mutation.mutant import Mutant
 
@@ -123,7 +123,7 @@ MUTANTS = (
         (TRANSPOSED,),
     ),
     Mutant(
-        "rows of the next group quantised with a group",
+        "rows of the next group quantized with a group",
         "fp8_quantize/quantize_transposed.cuh",
         "const uint32_t count = min(end - row, kScaleBlock);",
         "const uint32_t count = min(params.rows - row, kScaleBlock);",
@@ -139,7 +139,7 @@ MUTANTS = (
         (GROUPED,),
     ),
     Mutant(
-        "negative size of rows to quantise counted as large",
+        "negative size of rows to quantize counted as large",
         "fp8_quantize/quantize_transposed.cuh",
         "given < 0 ? 0 : min(static_cast<uint32_t>(given), params.rows);",
         "min(static_cast<uint32_t>(given), params.rows);",
@@ -147,7 +147,7 @@ MUTANTS = (
         (GROUPED,),
     ),
     Mutant(
-        "rows past the last quantised",
+        "rows past the last quantized",
         "fp8_quantize/quantize_transposed.cuh",
         "min(rows_before + warp_prefix_sum(size, params.rows), params.rows);",
         "rows_before + warp_prefix_sum(size, params.rows);",

@@ -197,7 +197,7 @@ MUTANTS = (
         (ONE,),
     ),
     Mutant(
-        "no barrier after the initialisation",
+        "no barrier after the initialization",
         "fp8_gemm/sm90_fp8_gemm.cuh",
         "  // group table is for all warps.\n  sync_cluster<kConfig>();\n",
         "",

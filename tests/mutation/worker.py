@@ -16,7 +16,7 @@ from _problems import mismatch, poisoned_memory, problem_for, run
 
 from jax_fp8gemm._src.native import extension
 from jax_fp8gemm.testing import simulator
-from mutation import quantisation
+from mutation import quantization
 from mutation.problems import PROBLEMS
 
 # How the simulator's reports begin.
@@ -29,7 +29,7 @@ def judge(key: str, problem_name: str, mode: dict) -> tuple[str, str]:
     try:
         with simulator(**mode):
             if key in extension.core().quantize_configs():
-                wrong = quantisation.mismatch(key)
+                wrong = quantization.mismatch(key)
                 return ("wrong", wrong) if wrong else ("", "")
             problem = PROBLEMS[problem_name] if problem_name else problem_for(key)
             out = run(problem, config=key)

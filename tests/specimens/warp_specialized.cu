@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A small warp-specialised FP8 loop in the shape of the real kernels, compiled with one planted
+// A small warp-specialized FP8 loop in the shape of the real kernels, compiled with one planted
 // fault at a time, to show that each gate of tests/_sass can fail. Never launched.
 #include <mma/smem_descriptor.cuh>
 #include <mma/wgmma_fp8.cuh>

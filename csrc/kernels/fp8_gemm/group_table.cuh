@@ -31,7 +31,7 @@ struct GroupTable {
     return entry;
   }
 
-  // Fills the table. One whole warp; the CTA must synchronise before any other warp reads it. Each
+  // Fills the table. One whole warp; the CTA must synchronize before any other warp reads it. Each
   // lane sums a segment of the groups, with several loads on their way at a time; then two scans do
   // for however many groups there are. Until it is known where a segment begins, an entry holds the
   // extent and the tiles of its own group.

@@ -82,7 +82,7 @@ FP8GEMM_DEVICE void wait_for_free_slot(const Smem<kConfig>& smem, uint32_t stage
   ptx::mbarrier_wait_parity(smem.empty(stage), parity ^ 1);
 }
 
-// Initialises every barrier. One thread; the CTA or cluster must synchronise before any use.
+// Initializes every barrier. One thread; the CTA or cluster must synchronize before any use.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void init_barriers(const Smem<kConfig>& smem) {
   constexpr uint32_t kConsumerWarps = kConfig.num_consumers * kWarpgroupWarps;

@@ -2,7 +2,7 @@
 // d[g] (m, n) = [c +] sum over K blocks kb of sfa[kb, row] * sfb[g, column, kb]
 //                                        * (a[row, kb] . b[g, column, kb])
 //
-// Persistent, warp-specialised FP8 GEMM for sm_90a, dense or of groups: consumer warpgroups first,
+// Persistent, warp-specialized FP8 GEMM for sm_90a, dense or of groups: consumer warpgroups first,
 // one producer warpgroup last. Launched by gemm/sm90_fp8_gemm.cc; calls consumer.cuh and
 // producer.cuh.
 #pragma once
@@ -43,7 +43,7 @@ FP8GEMM_DEVICE void sm90_fp8_gemm(const GemmParams& params) {
     const GroupTable<kConfig> groups{smem.groups()};
     if (warp == kConsumerWarps + kGroupTableWarp) groups.build(params);
   }
-  // Peers arrive on our barriers and write into our slots: they must see them initialised. The
+  // Peers arrive on our barriers and write into our slots: they must see them initialized. The
   // group table is for all warps.
   sync_cluster<kConfig>();
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Quantisation with one scale per 128x128 block: reads x once, writes values and scales.
+// Quantization with one scale per 128x128 block: reads x once, writes values and scales.
 // Launched by quantize/quantize_plan.cc.
 #pragma once
 #include <fp8_quantize/quantize_scale.cuh>

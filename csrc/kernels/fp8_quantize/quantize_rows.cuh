@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Quantisation with one scale per 128 columns of a row: reads x once, writes values and, with rows
+// Quantization with one scale per 128 columns of a row: reads x once, writes values and, with rows
 // innermost as the GEMMs read them, scales.
 // Launched by quantize/quantize_plan.cc.
 #pragma once

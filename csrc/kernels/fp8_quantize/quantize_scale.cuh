@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the quantise kernels share: loading elements, scales, and conversion.
+// What the quantize kernels share: loading elements, scales, and conversion.
 //
 // Every number equals, bit for bit, what jax_fp8gemm/_xla_quantize.py computes, but for the bits of
 // a NaN: amax on bit patterns, where Inf and then NaN are largest; amax / max and 1 / scale

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Quantisation of the transpose with one scale per 128 rows of a column, of all rows as they are or
+// Quantization of the transpose with one scale per 128 rows of a column, of all rows as they are or
 // of groups: reads x once, writes values transposed and, with columns innermost, scales.
 // Launched by quantize/quantize_plan.cc.
 #pragma once

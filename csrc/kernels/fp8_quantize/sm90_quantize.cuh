@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The quantise kernels by configuration: float8 values and scales of x in one pass over it.
+// The quantize kernels by configuration: float8 values and scales of x in one pass over it.
 #pragma once
 #include <fp8_quantize/quantize_blocks.cuh>
 #include <fp8_quantize/quantize_rows.cuh>

@@ -11,7 +11,7 @@
 
 namespace fp8gemm::ptx {
 
-// One specialisation per kN, with `run<a type, b type>`; see generate_wgmma_table.py.
+// One specialization per kN, with `run<a type, b type>`; see generate_wgmma_table.py.
 template <uint32_t kN>
 struct WgmmaM64K32;
 

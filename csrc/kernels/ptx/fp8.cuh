@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What quantisation needs: conversions from and to float8, minimum and maximum that keep NaN, and
+// What quantization needs: conversions from and to float8, minimum and maximum that keep NaN, and
 // the maximum of a warp. One instruction per function, named after it.
 // PTX ISA: "cvt", "min", "max", "redux.sync", sm_89 and sm_80.
 #pragma once

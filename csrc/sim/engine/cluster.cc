@@ -57,7 +57,7 @@ void LeaveClusterBarrier(Warp& warp) {
   Hazard("warp exits between barrier.cluster.arrive and barrier.cluster.wait");
 }
 
-// Ordered like any other wait: what follows it, by synchronisation too, may touch global memory.
+// Ordered like any other wait: what follows it, by synchronization too, may touch global memory.
 void GridDependencyWait() {
   world.grid_dependency_waited = true;
   current->warp->clock.Raise(world.grid_slot, 1);

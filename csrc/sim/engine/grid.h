@@ -23,7 +23,7 @@ struct GridResult {
   std::string report;  // empty if ok
 };
 
-/// Not reentrant: callers serialise. `stats` is added to.
+/// Not reentrant: callers serialize. `stats` is added to.
 GridResult RunGrid(const GridLaunch& launch, const SimOptions& options,
                    std::span<const SimRange> ranges, SimStats& stats);
 

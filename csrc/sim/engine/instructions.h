@@ -28,7 +28,7 @@ void CheckGlobal(const void* start, uint64_t bytes, const char* what);
 
 /// The current CTA's mbarrier at `bar`; fatal if there is none.
 Mbarrier& FindMbarrier(uint32_t bar, const char* what);
-/// As above, in another CTA of the cluster; the initialiser must have fenced.
+/// As above, in another CTA of the cluster; the initializer must have fenced.
 Mbarrier& FindMbarrierForAsync(Cta& cta, uint32_t bar, const char* what);
 /// Ends the phase if nothing is missing any more.
 void CompletePhaseIfDone(Mbarrier& barrier);

@@ -18,7 +18,7 @@ Mbarrier* BarrierAt(Cta& cta, uint32_t bar, const char* what) {
   return index < 0 ? nullptr : &cta.mbarriers[index];
 }
 
-Mbarrier& CheckInitialised(Mbarrier* barrier, uint32_t bar, const char* what) {
+Mbarrier& CheckInitialized(Mbarrier* barrier, uint32_t bar, const char* what) {
   if (barrier == nullptr) {
     Fatal("%s on %s, where no mbarrier.init has been executed yet", what, SmemName(bar).c_str());
   }
@@ -98,11 +98,11 @@ Mbarrier& WaitForParity(uint32_t bar, uint32_t parity) {
 }  // namespace
 
 Mbarrier& FindMbarrier(uint32_t bar, const char* what) {
-  return CheckInitialised(BarrierAt(*current->cta, bar, what), bar, what);
+  return CheckInitialized(BarrierAt(*current->cta, bar, what), bar, what);
 }
 
 Mbarrier& FindMbarrierForAsync(Cta& cta, uint32_t bar, const char* what) {
-  Mbarrier& barrier = CheckInitialised(BarrierAt(cta, bar, what), bar, what);
+  Mbarrier& barrier = CheckInitialized(BarrierAt(cta, bar, what), bar, what);
   if (barrier.init_number > barrier.initializer->fenced_inits) {
     Hazard("%s on mbarrier %s of cta %u, whose mbarrier.init by warp %u was not followed by "
            "fence.mbarrier_init there",

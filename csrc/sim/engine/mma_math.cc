@@ -5,7 +5,7 @@
 // fraction bits below the largest of their exponents, summed exactly, and the sum is truncated to
 // 13 fraction bits of its own exponent.
 //
-// Written for the compiler's vectoriser: to be built with -O3.
+// Written for the compiler's vectorizer: to be built with -O3.
 #include "sim/engine/mma_math.h"
 
 #include <algorithm>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Happens-before: what synchronisation publishes and who learns it.
+// Happens-before: what synchronization publishes and who learns it.
 //
 // Clocks are per warp. Between the lanes of one warp two things are checked: for data that TMA
 // brings, that the lane itself has waited on the mbarrier or met a lane that has; and for words

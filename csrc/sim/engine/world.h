@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Everything about the cluster that is running. One exists; the driver serialises launches.
+// Everything about the cluster that is running. One exists; the driver serializes launches.
 #pragma once
 #include <array>
 #include <cstdint>

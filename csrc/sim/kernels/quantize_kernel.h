@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A quantise kernel for the CPU, under its key.
+// A quantize kernel for the CPU, under its key.
 #pragma once
 #include <fp8_quantize/sm90_quantize.cuh>
 

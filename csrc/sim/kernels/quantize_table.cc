@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Instantiates the quantise kernels for the CPU and registers them under their keys.
+// Instantiates the quantize kernels for the CPU and registers them under their keys.
 #include <array>
 #include <utility>
 

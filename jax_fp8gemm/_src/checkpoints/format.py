@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What block-quantised checkpoints look like: names, dtypes and `quantization_config`."""
+"""What block-quantized checkpoints look like: names, dtypes and `quantization_config`."""
 
 import json
 import re
@@ -66,33 +66,33 @@ def modules_of(name: str) -> Iterator[str]:
     return (".".join(parts[:end]) for end in range(1, len(parts)))
 
 
-def config_text(where: str, config: Mapping[str, Any]) -> str:
+def config_text(op_name: str, config: Mapping[str, Any]) -> str:
     """Returns a config as JSON.
 
     Raises:
         TypeError: JSON cannot hold it.
     """
     if not isinstance(config, Mapping):
-        raise TypeError(f"{where}: config must be a mapping, got {type(config).__name__}.")
+        raise TypeError(f"{op_name}: config must be a mapping, got {type(config).__name__}.")
     try:
         return json.dumps(dict(config))
     except (TypeError, ValueError) as error:  # ValueError: it holds itself
-        raise TypeError(f"{where}: config must hold what JSON can: {error}.") from error
+        raise TypeError(f"{op_name}: config must hold what JSON can: {error}.") from error
 
 
-def check_quantization_config(where: str, found: Mapping[str, Any]) -> None:
+def check_quantization_config(op_name: str, found: Mapping[str, Any]) -> None:
     """Checks that a `quantization_config` describes what this package reads and writes."""
     for key, wanted in QUANTIZATION.items():
         value = found.get(key, None if key == "weight_block_size" else wanted)
         value = list(value) if isinstance(value, tuple) else value
         if value != wanted:
             raise ValueError(
-                f"{where}: quantization_config.{key} must be {wanted!r}, got {value!r}."
+                f"{op_name}: quantization_config.{key} must be {wanted!r}, got {value!r}."
             )
     kept = found.get("modules_to_not_convert")
     is_list = isinstance(kept, list | tuple) and all(isinstance(name, str) for name in kept)
     if kept is not None and not is_list:
         raise ValueError(
-            f"{where}: quantization_config.modules_to_not_convert must be a list of names,"
+            f"{op_name}: quantization_config.modules_to_not_convert must be a list of names,"
             f" got {kept!r}."
         )

@@ -15,7 +15,7 @@ from jax_fp8gemm._src.checkpoints.safetensors_files import Tensor
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled
 
-_WHERE = "checkpoint.load"
+_NAME = "checkpoint.load"
 _ALIGNMENT_BYTES = 64
 _F32 = jnp.dtype(jnp.float32)
 
@@ -24,7 +24,7 @@ class Source(NamedTuple):
     """Where one result comes from: a tensor, or the tensors of all experts, and their scales."""
 
     values: tuple[Tensor, ...]
-    scales: tuple[Tensor, ...]  # none where it is not quantised
+    scales: tuple[Tensor, ...]  # none where it is not quantized
     is_stacked: bool
 
     @property
@@ -56,12 +56,12 @@ def find_sources(
         if base != name:
             if base not in tensors:
                 raise ValueError(
-                    f"{_WHERE}: {tensor} must scale a tensor {base!r}, which is missing."
+                    f"{_NAME}: {tensor} must scale a tensor {base!r}, which is missing."
                 )
             continue
         experts = stacks.setdefault(stack, {})
         if experts and (expert in experts or None in experts or expert is None):
-            raise ValueError(f"{_WHERE}: {tensor} must not be loaded as {stack!r}, which exists.")
+            raise ValueError(f"{_NAME}: {tensor} must not be loaded as {stack!r}, which exists.")
         experts[expert] = tensor
     return {name: _source(name, experts, tensors) for name, experts in stacks.items()}
 
@@ -71,7 +71,7 @@ def _source(name: str, experts: dict[int | None, Tensor], tensors: Mapping[str, 
     missing = next((i for i in range(len(experts)) if i not in experts), None)
     if is_stacked and missing is not None:
         raise ValueError(
-            f"{_WHERE}: experts of {name!r} must be numbered from 0 without a gap,"
+            f"{_NAME}: experts of {name!r} must be numbered from 0 without a gap,"
             f" got {len(experts)} of them and no {missing}."
         )
     values = tuple(experts[i] for i in sorted(experts)) if is_stacked else (experts[None],)
@@ -83,7 +83,7 @@ def _source(name: str, experts: dict[int | None, Tensor], tensors: Mapping[str, 
             scales.append(scale)
         if (value.shape, value.dtype) != (values[0].shape, values[0].dtype):
             raise ValueError(
-                f"{_WHERE}: {value} must be as expert 0 of {name!r}, {values[0].dtype_name}"
+                f"{_NAME}: {value} must be as expert 0 of {name!r}, {values[0].dtype_name}"
                 f" {values[0].shape}, got {value.dtype_name} {value.shape}."
             )
     return Source(values, tuple(scales), is_stacked)
@@ -93,30 +93,30 @@ def _check_pair(value: Tensor, scale: Tensor | None) -> None:
     """Checks that float8 values, and no others, have scales, and that these fit."""
     if value.dtype is None:
         known = ", ".join(safetensors_files.DTYPES)
-        raise TypeError(f"{_WHERE}: {value} must have a dtype of {known}, got {value.dtype_name}.")
+        raise TypeError(f"{_NAME}: {value} must have a dtype of {known}, got {value.dtype_name}.")
     if scale is None:
         if safetensors_files.is_float8(value.dtype):
             raise ValueError(
-                f"{_WHERE}: {value} has dtype {value.dtype.name} and must have scales"
+                f"{_NAME}: {value} has dtype {value.dtype.name} and must have scales"
                 f" {value.name + fmt.SCALE_SUFFIX!r}, which are missing."
             )
         return
     if value.dtype != fmt.E4M3:
         raise TypeError(
-            f"{_WHERE}: {value} has scales and must have dtype {fmt.E4M3.name},"
+            f"{_NAME}: {value} has scales and must have dtype {fmt.E4M3.name},"
             f" got {value.dtype.name}."
         )
     if scale.dtype_name not in fmt.SCALE_DTYPES:
         raise TypeError(
-            f"{_WHERE}: {scale} must have a dtype of {', '.join(fmt.SCALE_DTYPES)},"
+            f"{_NAME}: {scale} must have a dtype of {', '.join(fmt.SCALE_DTYPES)},"
             f" got {scale.dtype_name}."
         )
     if len(value.shape) < 2:
-        raise ValueError(f"{_WHERE}: {value} must have shape (..., N, K), got {value.shape}.")
+        raise ValueError(f"{_NAME}: {value} must have shape (..., N, K), got {value.shape}.")
     wanted = checks.scales_shape(value.shape, fmt.BLOCK)
     if scale.shape != wanted:
         raise ValueError(
-            f"{_WHERE}: {scale} must have shape {wanted} for values of shape {value.shape} and"
+            f"{_NAME}: {scale} must have shape {wanted} for values of shape {value.shape} and"
             f" block {fmt.BLOCK}, got {scale.shape}."
         )
 
@@ -124,26 +124,26 @@ def _check_pair(value: Tensor, scale: Tensor | None) -> None:
 def read_config(path: pathlib.Path, sources: Mapping[str, Source]) -> dict[str, Any]:
     """Returns config.json, after checking that it describes the float8 tensors that there are."""
     config = safetensors_files.read_json(path) if path.exists() else None
-    quantised = [value for source in sources.values() if source.scales for value in source.values]
-    if not quantised:
+    quantized = [value for source in sources.values() if source.scales for value in source.values]
+    if not quantized:
         return config or {}
     if config is None:
         raise FileNotFoundError(
-            f"{_WHERE}: {path} must say how {quantised[0]} is quantised, and is missing."
+            f"{_NAME}: {path} must say how {quantized[0]} is quantized, and is missing."
         )
     found = config.get("quantization_config")
     if not isinstance(found, dict):
         raise ValueError(
-            f"{_WHERE}: {path} must have a quantization_config, because {quantised[0]} is float8;"
+            f"{_NAME}: {path} must have a quantization_config, because {quantized[0]} is float8;"
             f" got {found!r}."
         )
-    fmt.check_quantization_config(f"{_WHERE}: {path}", found)
+    fmt.check_quantization_config(f"{_NAME}: {path}", found)
     kept = frozenset(found.get("modules_to_not_convert") or ())
-    for value in quantised:
+    for value in quantized:
         module = next(filter(kept.__contains__, fmt.modules_of(value.name)), None)
         if module is not None:
             raise ValueError(
-                f"{_WHERE}: {value} must not be float8, because modules_to_not_convert in {path}"
+                f"{_NAME}: {value} must not be float8, because modules_to_not_convert in {path}"
                 f" names {module!r}."
             )
     return config
@@ -159,20 +159,20 @@ def find_sharding(name: str, source: Source, sharding: Any) -> jax.sharding.Shar
         return None
     if not isinstance(chosen, jax.sharding.Sharding):
         raise TypeError(
-            f"{_WHERE}: sharding of {name!r} must be a jax.Device, a jax.sharding.Sharding, None"
+            f"{_NAME}: sharding of {name!r} must be a jax.Device, a jax.sharding.Sharding, None"
             f" or a function that returns one, got {type(chosen).__name__}."
         )
-    where = f"{_WHERE}: {source.values[0]}"
+    op_name = f"{_NAME}: {source.values[0]}"
     try:
         shard = chosen.shard_shape(source.shape)
     except (ValueError, IndexError) as error:  # IndexError: more axes than the shape has
         raise ValueError(
-            f"{where}: sharding must fit {name!r} of shape {source.shape}, got {chosen}: {error}"
+            f"{op_name}: sharding must fit {name!r} of shape {source.shape}, got {chosen}: {error}"
         ) from error
     for axis in (-2, -1) if source.scales else ():
         if shard[axis] != source.shape[axis] and shard[axis] % fmt.BLOCK[axis]:
             raise ValueError(
-                f"{where}: sharding must not split a block of {fmt.BLOCK}: {chosen} gives shards"
+                f"{op_name}: sharding must not split a block of {fmt.BLOCK}: {chosen} gives shards"
                 f" of shape {shard} of {name!r} of shape {source.shape}."
             )
     return chosen

@@ -17,7 +17,7 @@ from jax_fp8gemm._src.checkpoints import safetensors_files
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled
 
-_WHERE = "checkpoint.save"
+_NAME = "checkpoint.save"
 _F32 = np.dtype(np.float32)
 _U8 = np.dtype(np.uint8)
 
@@ -59,11 +59,11 @@ def find_parts(
         parts[name] = list(_find_groups(name, tensor, stored.get(name), unstack_experts))
         names = {part.name for part in itertools.chain(*parts[name])}
         if not taken.isdisjoint(names):
-            raise ValueError(f"{_WHERE}: {name!r} must not be written as {taken & names} again.")
+            raise ValueError(f"{_NAME}: {name!r} must not be written as {taken & names} again.")
         taken |= names
         if name.endswith(fmt.SCALE_SUFFIX):
             raise ValueError(
-                f"{_WHERE}: tensor {name!r} must not end in {fmt.SCALE_SUFFIX!r}, as scales do:"
+                f"{_NAME}: tensor {name!r} must not end in {fmt.SCALE_SUFFIX!r}, as scales do:"
                 " give them with their values, as a BlockScaled."
             )
     return parts
@@ -117,21 +117,23 @@ def _plain_dtype(dtype: np.dtype, stored: fmt.Stored | None) -> np.dtype:
 
 
 def _check(name: str, tensor: Any) -> None:
-    where = f"{_WHERE}: tensor {name!r}"
+    op_name = f"{_NAME}: tensor {name!r}"
     if isinstance(tensor, BlockScaled):
         if tensor.block != fmt.BLOCK:
-            raise ValueError(f"{where} must have block {fmt.BLOCK}, got {tensor.block}.")
-        checks.array(_WHERE, f"tensor {name!r}", tensor.values, (fmt.E4M3,))
+            raise ValueError(f"{op_name} must have block {fmt.BLOCK}, got {tensor.block}.")
+        checks.array(_NAME, f"tensor {name!r}", tensor.values, (fmt.E4M3,))
     elif not isinstance(tensor, jax.Array | np.ndarray):
-        raise TypeError(f"{where} must be a BlockScaled or an array, got {type(tensor).__name__}.")
+        raise TypeError(
+            f"{op_name} must be a BlockScaled or an array, got {type(tensor).__name__}."
+        )
     elif safetensors_files.is_float8(tensor.dtype):
-        raise TypeError(f"{where} must be a BlockScaled, because it is {tensor.dtype.name}.")
+        raise TypeError(f"{op_name} must be a BlockScaled, because it is {tensor.dtype.name}.")
     elif tensor.dtype not in safetensors_files.DTYPES.values():
         known = ", ".join(safetensors_files.DTYPES)
-        raise TypeError(f"{where} must have a dtype of {known}, got {tensor.dtype.name}.")
+        raise TypeError(f"{op_name} must have a dtype of {known}, got {tensor.dtype.name}.")
     for leaf in jax.tree.leaves(tensor):
         if not getattr(leaf, "is_fully_addressable", True):
-            raise ValueError(f"{where} must be on this host, got {leaf.sharding}.")
+            raise ValueError(f"{op_name} must be on this host, got {leaf.sharding}.")
 
 
 def split_into_files(groups: Iterable[list[Part]], limit: int) -> dict[str, list[Part]]:
@@ -163,18 +165,18 @@ def complete_config(
     complete where it is given again, and what it need not list stays unlisted.
     """
     given = config.get("quantization_config") or {}
-    quantised = [group for group in itertools.chain(*parts.values()) if len(group) == 2]
-    if not quantised and not (given and _is_dequantised(stored, parts)):
+    quantized = [group for group in itertools.chain(*parts.values()) if len(group) == 2]
+    if not quantized and not (given and _is_dequantized(stored, parts)):
         return dict(config)
     if not isinstance(given, Mapping):
-        raise TypeError(f"{_WHERE}: config: quantization_config must be a mapping, got {given!r}.")
-    fmt.check_quantization_config(f"{_WHERE}: config", {**fmt.QUANTIZATION, **given})
-    modules = {module: part.name for part, _ in quantised for module in fmt.modules_of(part.name)}
+        raise TypeError(f"{_NAME}: config: quantization_config must be a mapping, got {given!r}.")
+    fmt.check_quantization_config(f"{_NAME}: config", {**fmt.QUANTIZATION, **given})
+    modules = {module: part.name for part, _ in quantized for module in fmt.modules_of(part.name)}
     kept = list(given.get("modules_to_not_convert") or ())
     for entry in kept:
         if entry in modules:
             raise ValueError(
-                f"{_WHERE}: tensor {modules[entry]!r} must not be a BlockScaled, because"
+                f"{_NAME}: tensor {modules[entry]!r} must not be a BlockScaled, because"
                 f" modules_to_not_convert in config names {entry!r}."
             )
     known = loaded.get("quantization_config")
@@ -184,12 +186,12 @@ def complete_config(
     quantization = dict(given) if is_complete else {**given, **fmt.QUANTIZATION}
     if found or not is_complete:
         quantization["modules_to_not_convert"] = kept + found
-    if quantization.get("scale_fmt") == "ue8m0" and not _are_powers_of_two(quantised):
+    if quantization.get("scale_fmt") == "ue8m0" and not _are_powers_of_two(quantized):
         del quantization["scale_fmt"]
     return {**config, "quantization_config": quantization}
 
 
-def _is_dequantised(stored: Mapping[str, fmt.Stored], parts: Mapping[str, Groups]) -> bool:
+def _is_dequantized(stored: Mapping[str, fmt.Stored], parts: Mapping[str, Groups]) -> bool:
     """Whether a result that was float8 is plain."""
     return any(name in stored and stored[name].scale_dtypes for name in parts)
 
@@ -215,8 +217,8 @@ def _is_listed(module: str, entries: Iterable[str]) -> bool:
     return module in entries or any(outer in entries for outer in fmt.modules_of(module))
 
 
-def _are_powers_of_two(quantised: Groups) -> bool:
-    arrays = {id(scales.array): scales.array for _, scales in quantised}  # once for all experts
+def _are_powers_of_two(quantized: Groups) -> bool:
+    arrays = {id(scales.array): scales.array for _, scales in quantized}  # once for all experts
     return all(_holds(fmt.E8M0, np.asarray(array)) for array in arrays.values())
 
 
@@ -225,11 +227,11 @@ def check_free(folder: pathlib.Path) -> None:
     taken = next(folder.glob("model*.safetensors*"), None)
     if taken is not None:
         raise FileExistsError(
-            f"{_WHERE}: folder {folder} must not hold a checkpoint, it has {taken.name}."
+            f"{_NAME}: folder {folder} must not hold a checkpoint, it has {taken.name}."
         )
     if (folder / fmt.CONFIG_FILE).exists():
         raise FileExistsError(
-            f"{_WHERE}: folder {folder} must not hold {fmt.CONFIG_FILE}, which is written too:"
+            f"{_NAME}: folder {folder} must not hold {fmt.CONFIG_FILE}, which is written too:"
             " give its content as config, and remove it."
         )
 

@@ -100,7 +100,7 @@ def _first_gpu() -> Any | None:
 def planning_num_sms(backend: str, num_sms: int | None) -> int:
     """Returns how many SMs a plan may count on."""
     if backend == "sim":
-        available = _SIM_NUM_SMS  # without asking for a GPU, which would initialise CUDA
+        available = _SIM_NUM_SMS  # without asking for a GPU, which would initialize CUDA
     else:
         available = getattr(_first_gpu(), "core_count", None) or _DEFAULT_NUM_SMS
     return available if num_sms is None else min(num_sms, available)

@@ -65,23 +65,23 @@ def plan(
     Example:
         >>> plan(4096, 7168, 2048, num_sms=132)[0]["config"]
     """
-    where = "plan"
+    op_name = "plan"
     m, n, k = (
-        checks.extent(where, name, value, 1, checks.MAX_EXTENT)
+        checks.extent(op_name, name, value, 1, checks.MAX_EXTENT)
         for name, value in (("m", m), ("n", n), ("k", k))
     )
-    num_sms = checks.num_sms(where, num_sms)
-    backend = checks.one_of(where, "implementation", implementation, ("cuda", "sim"))
-    checks.one_of(where, "kind", kind, tuple(KINDS))
-    scaling = _scaling(where, kind, rhs_block)
+    num_sms = checks.num_sms(op_name, num_sms)
+    backend = checks.one_of(op_name, "implementation", implementation, ("cuda", "sim"))
+    checks.one_of(op_name, "kind", kind, tuple(KINDS))
+    scaling = _scaling(op_name, kind, rhs_block)
     if accumulate and not KINDS[kind].accumulates:
-        raise ValueError(f"{where}: accumulate must be False for kind {kind!r}, got True.")
-    num_groups = checks.extent(where, "num_groups", num_groups, 1, checks.MAX_GROUPS)
+        raise ValueError(f"{op_name}: accumulate must be False for kind {kind!r}, got True.")
+    num_groups = checks.extent(op_name, "num_groups", num_groups, 1, checks.MAX_GROUPS)
     if num_groups > 1 and kind == "dense":
-        raise ValueError(f"{where}: num_groups must be 1 for kind 'dense', got {num_groups}.")
+        raise ValueError(f"{op_name}: num_groups must be 1 for kind 'dense', got {num_groups}.")
 
     def dtype(name, value, allowed):
-        return checks.dtype_of(where, name, value, allowed).name
+        return checks.dtype_of(op_name, name, value, allowed).name
 
     problem = Problem(
         m=m,
@@ -94,18 +94,18 @@ def plan(
         b_dtype=dtype("rhs_dtype", rhs_dtype, checks.FP8_DTYPES),
         d_dtype=dtype("preferred_element_type", preferred_element_type, checks.RESULT_DTYPES),
         accumulate=bool(accumulate),
-        expected_m=0 if expected_m is None else checks.extent(where, "expected_m", expected_m, 0),
+        expected_m=0 if expected_m is None else checks.extent(op_name, "expected_m", expected_m, 0),
         num_sms=num_sms or extension.planning_num_sms(backend, None),
     )
     return ranking.rank(problem, backend=backend)
 
 
-def _scaling(where: str, kind: str, rhs_block: tuple[int, int] | None) -> str:
+def _scaling(op_name: str, kind: str, rhs_block: tuple[int, int] | None) -> str:
     """Returns the scaling of a kind for a block of rhs, or None for the usual one."""
     blocks = {"1d2d": checks.SQUARE_BLOCK, "1d1d": checks.ROW_BLOCK}
     scalings = KINDS[kind].scalings
     if rhs_block is None:
         return scalings[0]
     allowed = [block for block in checks.BLOCKS if block in map(blocks.get, scalings)]
-    block = checks.block(where, rhs_block, allowed)
+    block = checks.block(op_name, rhs_block, allowed)
     return next(each for each in scalings if blocks[each] == block)

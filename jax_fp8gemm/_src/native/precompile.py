@@ -74,12 +74,12 @@ def precompile(
         >>> layer = jax.jit(lambda x, w: gemm(x, w))
         >>> keys = precompile(layer.trace(x, w))
     """
-    where = "precompile"
+    op_name = "precompile"
     if not isinstance(traced, jax.stages.Traced):
         got = type(traced).__name__
-        raise TypeError(f"{where}: traced must be jax.jit(function).trace(*args), got {got}.")
-    num_sms = checks.num_sms(where, num_sms)
-    jobs = checks.extent(where, "jobs", jobs, 1)
+        raise TypeError(f"{op_name}: traced must be jax.jit(function).trace(*args), got {got}.")
+    num_sms = checks.num_sms(op_name, num_sms)
+    jobs = checks.extent(op_name, "jobs", jobs, 1)
     lowered = traced.lower(lowering_platforms=("cuda",))
     module = lowered.compiler_ir("stablehlo").operation
     keys = {_key(kernel, num_sms, gpu) for kernel in kernels_of(module)}
@@ -105,7 +105,7 @@ def kernels_of(module: Any) -> list[Kernel]:
 
 
 def quantizers_of(module: Any) -> set[str]:
-    """Returns the keys of the quantise kernels that a module of StableHLO calls."""
+    """Returns the keys of the quantize kernels that a module of StableHLO calls."""
     names = ("layout", "x_dtype", "dtype", "scale_format")
     every = [
         _fields(each) for target, each in _calls(module) if target == extension.QUANTIZE_TARGET

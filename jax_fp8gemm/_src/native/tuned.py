@@ -173,59 +173,59 @@ def _table(content: Any, describe: Describe) -> Table:
         raise ValueError(f"format must be {FORMAT}, got {content['format']}")
     entries: dict[Problem, Entry] = {}
     for index, fields in enumerate(content["entries"]):
-        where = f"entries[{index}]"
-        problem, entry = _entry(where, fields, describe)
+        op_name = f"entries[{index}]"
+        problem, entry = _entry(op_name, fields, describe)
         if problem in entries:
-            raise ValueError(f"{where}.problem is there twice: {problem}")
+            raise ValueError(f"{op_name}.problem is there twice: {problem}")
         entries[problem] = entry
     heads = {name: content[name] for name in Table._fields if name != "entries"}
     return Table(**heads, entries=entries)
 
 
-def _entry(where: str, fields: Any, describe: Describe) -> tuple[Problem, Entry]:
+def _entry(op_name: str, fields: Any, describe: Describe) -> tuple[Problem, Entry]:
     # JSON has null for what was not measured.
     absent = [n for n in ("runner_up", "model") if isinstance(fields, dict) and not fields.get(n)]
     present = {name: kind for name, kind in _ENTRY.items() if name not in absent}
-    _require(where, fields, present)
+    _require(op_name, fields, present)
     try:
         problem = gemm_problem.from_fields(fields["problem"])
     except ValueError as error:
-        raise ValueError(f"{where}.problem.{error}") from None
-    best = _timed(where, fields, problem, describe)
+        raise ValueError(f"{op_name}.problem.{error}") from None
+    best = _timed(op_name, fields, problem, describe)
     others = {
-        name: _timed(f"{where}.{name}", fields[name], problem, describe)
+        name: _timed(f"{op_name}.{name}", fields[name], problem, describe)
         for name in ("runner_up", "model")
         if name in present
     }
     return problem, Entry(best, **others)
 
 
-def _timed(where: str, fields: Any, problem: Problem, describe: Describe) -> Timed:
-    _require(where, fields, _TIMED)
+def _timed(op_name: str, fields: Any, problem: Problem, describe: Describe) -> Timed:
+    _require(op_name, fields, _TIMED)
     config, microseconds = fields["config"], float(fields["microseconds"])
     if not 0 < microseconds < float("inf"):
-        raise ValueError(f"{where}.microseconds must be positive, got {microseconds}")
+        raise ValueError(f"{op_name}.microseconds must be positive, got {microseconds}")
     try:
         described = describe(config)
     except RuntimeError as error:
-        raise ValueError(f"{where}.config: {error}") from None
+        raise ValueError(f"{op_name}.config: {error}") from None
     computes = all(described[c] == getattr(problem, p) for p, c in _CONFIG_FIELDS.items())
     if described["pdl"] or not computes:
-        raise ValueError(f"{where}.config: {config} is not for {problem}")
+        raise ValueError(f"{op_name}.config: {config} is not for {problem}")
     return Timed(config, microseconds)
 
 
-def _require(where: str, value: Any, fields: Mapping[str, type]) -> None:
+def _require(op_name: str, value: Any, fields: Mapping[str, type]) -> None:
     if not isinstance(value, dict):
-        raise ValueError(f"{where} must be an object, got {type(value).__name__}")
+        raise ValueError(f"{op_name} must be an object, got {type(value).__name__}")
     for name, kind in fields.items():
         if name not in value:
-            raise ValueError(f"{where} has no {name}")
+            raise ValueError(f"{op_name} has no {name}")
         got = value[name]
         is_number = kind is float and isinstance(got, int) and not isinstance(got, bool)
         if not isinstance(got, kind) and not is_number:
             wanted = kind.__name__
-            raise ValueError(f"{where}.{name} must be {wanted}, got {type(got).__name__}")
+            raise ValueError(f"{op_name}.{name} must be {wanted}, got {type(got).__name__}")
 
 
 def _entry_fields(problem: Problem, entry: Entry) -> dict[str, Any]:

@@ -55,12 +55,12 @@ class BlockScaled:
 
     def __init__(self, values: Any, scales: Any, block: tuple[int, int]):
         """Validates and holds the three."""
-        where = "BlockScaled"
-        block = checks.block(where, block)
-        checks.array(where, "values", values, checks.FP8_DTYPES)
-        checks.array(where, "scales", scales, (jnp.dtype(jnp.float32),))
-        checks.at_least_2d(where, "values", values)
-        checks.scales_fit(where, "scales", values, scales, block)
+        op_name = "BlockScaled"
+        block = checks.block(op_name, block)
+        checks.array(op_name, "values", values, checks.FP8_DTYPES)
+        checks.array(op_name, "scales", scales, (jnp.dtype(jnp.float32),))
+        checks.at_least_2d(op_name, "values", values)
+        checks.scales_fit(op_name, "scales", values, scales, block)
         self._fill(values, scales, block)
 
     def _fill(self, values: Any, scales: Any, block: Any) -> None:
@@ -150,7 +150,7 @@ Operand = BlockScaled | tuple[jax.Array, jax.Array]
 
 
 def as_block_scaled(
-    where: str, name: str, operand: Any, blocks: tuple[tuple[int, int], ...]
+    op_name: str, name: str, operand: Any, blocks: tuple[tuple[int, int], ...]
 ) -> BlockScaled:
     """Returns a GEMM operand as a validated BlockScaled of one of `blocks`.
 
@@ -160,20 +160,20 @@ def as_block_scaled(
     if isinstance(operand, BlockScaled):
         if operand.block not in blocks:
             wanted = " or ".join(map(str, blocks))
-            raise ValueError(f"{where}: {name} must have block {wanted}, got {operand.block}.")
+            raise ValueError(f"{op_name}: {name} must have block {wanted}, got {operand.block}.")
         values, scales, block = operand.values, operand.scales, operand.block
     elif isinstance(operand, tuple | list) and len(operand) == 2:
         (values, scales), block = operand, None
     else:
         raise TypeError(
-            f"{where}: {name} must be a BlockScaled or a (values, scales) tuple,"
+            f"{op_name}: {name} must be a BlockScaled or a (values, scales) tuple,"
             f" got {type(operand).__name__}."
         )
-    checks.array(where, f"{name} values", values, checks.FP8_DTYPES)
-    checks.array(where, f"{name} scales", scales, (jnp.dtype(jnp.float32),))
-    checks.at_least_2d(where, f"{name} values", values)
+    checks.array(op_name, f"{name} values", values, checks.FP8_DTYPES)
+    checks.array(op_name, f"{name} scales", scales, (jnp.dtype(jnp.float32),))
+    checks.at_least_2d(op_name, f"{name} values", values)
     if block is None:
         fitting = [b for b in blocks if checks.scales_shape(values.shape, b) == scales.shape]
         block = fitting[0] if fitting else blocks[0]
-    checks.scales_fit(where, f"{name} scales", values, scales, block)
+    checks.scales_fit(op_name, f"{name} scales", values, scales, block)
     return BlockScaled.tree_unflatten(block, (values, scales))

@@ -27,44 +27,47 @@ def _names(dtypes: Sequence[np.dtype]) -> str:
     return ", ".join(dtype.name for dtype in dtypes)
 
 
-def dtype_of(where: str, name: str, value: Any, allowed: Sequence[np.dtype]) -> np.dtype:
+def dtype_of(op_name: str, name: str, value: Any, allowed: Sequence[np.dtype]) -> np.dtype:
     """Returns `value` as a dtype that is one of `allowed`."""
     try:
         dtype = jnp.dtype(value)
     except TypeError:
         raise TypeError(
-            f"{where}: {name} must be one of {_names(allowed)}, got {value!r}."
+            f"{op_name}: {name} must be one of {_names(allowed)}, got {value!r}."
         ) from None
     if dtype not in allowed:
-        raise TypeError(f"{where}: {name} must be one of {_names(allowed)}, got {dtype.name}.")
+        raise TypeError(f"{op_name}: {name} must be one of {_names(allowed)}, got {dtype.name}.")
     return dtype
 
 
-def array(where: str, name: str, value: Any, allowed: Sequence[np.dtype]) -> None:
+def array(op_name: str, name: str, value: Any, allowed: Sequence[np.dtype]) -> None:
     """Checks that `value` is an array, or stands for one, of a dtype in `allowed`."""
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
-        raise TypeError(f"{where}: {name} must be an array, got {type(value).__name__}.")
+        raise TypeError(f"{op_name}: {name} must be an array, got {type(value).__name__}.")
     if jnp.dtype(value.dtype) not in allowed:
         raise TypeError(
-            f"{where}: {name} must have dtype {_names(allowed)}, got {jnp.dtype(value.dtype).name}."
+            f"{op_name}: {name} must have dtype {_names(allowed)},"
+            f" got {jnp.dtype(value.dtype).name}."
         )
 
 
-def at_least_2d(where: str, name: str, value: Any) -> None:
+def at_least_2d(op_name: str, name: str, value: Any) -> None:
     """Checks that `value` has rows and columns."""
     if len(value.shape) < 2:
-        raise ValueError(f"{where}: {name} must have shape (..., R, K), got {tuple(value.shape)}.")
+        raise ValueError(
+            f"{op_name}: {name} must have shape (..., R, K), got {tuple(value.shape)}."
+        )
 
 
-def block(where: str, value: Any, allowed: Sequence[tuple[int, int]] = BLOCKS) -> tuple[int, int]:
+def block(op_name: str, value: Any, allowed: Sequence[tuple[int, int]] = BLOCKS) -> tuple[int, int]:
     """Returns `value` as a block shape that is one of `allowed`."""
     wanted = " or ".join(map(str, allowed))
     try:
         shape = tuple(operator.index(extent) for extent in value)
     except TypeError:
-        raise TypeError(f"{where}: block must be {wanted}, got {value!r}.") from None
+        raise TypeError(f"{op_name}: block must be {wanted}, got {value!r}.") from None
     if shape not in allowed:
-        raise ValueError(f"{where}: block must be {wanted}, got {shape}.")
+        raise ValueError(f"{op_name}: block must be {wanted}, got {shape}.")
     return shape
 
 
@@ -74,24 +77,24 @@ def scales_shape(shape: Sequence[int], block_shape: tuple[int, int]) -> tuple[in
     return (*lead, -(-rows // block_shape[0]), -(-columns // block_shape[1]))
 
 
-def scales_fit(where: str, name: str, values: Any, scales: Any, block_shape) -> None:
+def scales_fit(op_name: str, name: str, values: Any, scales: Any, block_shape) -> None:
     """Checks that there is one scale per block of the values."""
     wanted = scales_shape(values.shape, block_shape)
     if tuple(scales.shape) != wanted:
         raise ValueError(
-            f"{where}: {name} must have shape {wanted} for values of shape {tuple(values.shape)}"
+            f"{op_name}: {name} must have shape {wanted} for values of shape {tuple(values.shape)}"
             f" and block {block_shape}, got {tuple(scales.shape)}."
         )
 
 
-def matrix(where: str, name: str, value: Any) -> None:
+def matrix(op_name: str, name: str, value: Any) -> None:
     """Checks that an operand has no leading dimensions."""
     if len(value.shape) != 2:
         raise ValueError(
-            f"{where}: {name} must be a matrix, got shape {tuple(value.shape)};"
+            f"{op_name}: {name} must be a matrix, got shape {tuple(value.shape)};"
             " use jax.vmap over leading dimensions."
         )
-    addressable(where, name, value.shape)
+    addressable(op_name, name, value.shape)
 
 
 def is_static(shape: Sequence[int]) -> bool:
@@ -99,7 +102,7 @@ def is_static(shape: Sequence[int]) -> bool:
     return all(isinstance(extent, int) for extent in shape)
 
 
-def addressable(where: str, name: str, shape: Sequence[int]) -> None:
+def addressable(op_name: str, name: str, shape: Sequence[int]) -> None:
     """Checks that the kernels can address a matrix, or matrices whose rows lie one below another.
 
     TMA counts rows and columns in 32 bits, and so do the kernels.
@@ -109,92 +112,94 @@ def addressable(where: str, name: str, shape: Sequence[int]) -> None:
     *lead, columns = shape
     if max(math.prod(lead), columns) > MAX_EXTENT:
         raise ValueError(
-            f"{where}: {name} must have at most {MAX_EXTENT} rows in all, and at most as many"
+            f"{op_name}: {name} must have at most {MAX_EXTENT} rows in all, and at most as many"
             f" columns, got shape {tuple(shape)}."
         )
 
 
-def same_k(where: str, lhs: Any, rhs: Any, extents: str = "N, K") -> None:
+def same_k(op_name: str, lhs: Any, rhs: Any, extents: str = "N, K") -> None:
     """Checks that the operands contract over the same extent, the last of `extents`."""
     if lhs.shape[-1] != rhs.shape[-1]:
         raise ValueError(
-            f"{where}: rhs must have shape ({extents}) with the {extents.split()[-1]} of lhs ="
+            f"{op_name}: rhs must have shape ({extents}) with the {extents.split()[-1]} of lhs ="
             f" {lhs.shape[-1]}, got {tuple(rhs.shape)}."
         )
 
 
-def groups(where: str, name: str, value: Any, extents: str) -> None:
+def groups(op_name: str, name: str, value: Any, extents: str) -> None:
     """Checks that an operand has one leading dimension, of groups."""
     if len(value.shape) != 3:
         raise ValueError(
-            f"{where}: {name} must have shape ({extents}), got {tuple(value.shape)};"
+            f"{op_name}: {name} must have shape ({extents}), got {tuple(value.shape)};"
             " use jax.vmap over further dimensions."
         )
 
 
-def num_groups(where: str, name: str, number: int) -> None:
+def num_groups(op_name: str, name: str, number: int) -> None:
     """Checks that the kernels can tell so many groups apart."""
     if number > MAX_GROUPS:
         raise ValueError(
-            f"{where}: {name} must have at most {MAX_GROUPS} groups, got {number};"
+            f"{op_name}: {name} must have at most {MAX_GROUPS} groups, got {number};"
             " split them over several calls."
         )
 
 
-def group_data(where: str, name: str, value: Any, shape: tuple[int], extent_name: str) -> None:
+def group_data(op_name: str, name: str, value: Any, shape: tuple[int], extent_name: str) -> None:
     """Checks that sizes or ids of groups are int32 and as many as there must be."""
-    array(where, name, value, (np.dtype(np.int32),))
+    array(op_name, name, value, (np.dtype(np.int32),))
     if tuple(value.shape) != shape:
         raise ValueError(
-            f"{where}: {name} must have shape ({extent_name},) = {shape}, got {tuple(value.shape)}."
+            f"{op_name}: {name} must have shape ({extent_name},) = {shape},"
+            f" got {tuple(value.shape)}."
         )
 
 
 def accumulator(
-    where: str, value: Any, shape: tuple[int, ...], dtype: np.dtype, extents: str = "M, N"
+    op_name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype, extents: str = "M, N"
 ) -> None:
     """Checks that an accumulator has the result's shape and dtype."""
-    array(where, "accumulator", value, (dtype,))
+    array(op_name, "accumulator", value, (dtype,))
     if tuple(value.shape) != shape:
         raise ValueError(
-            f"{where}: accumulator must have shape ({extents}) = {shape}, got {tuple(value.shape)}."
+            f"{op_name}: accumulator must have shape ({extents}) = {shape},"
+            f" got {tuple(value.shape)}."
         )
 
 
-def implementation(where: str, value: Any) -> str | None:
+def implementation(op_name: str, value: Any) -> str | None:
     """Returns `value`, one of the implementations."""
     if not (value is None or isinstance(value, str)):
         raise TypeError(
-            f"{where}: implementation must be a str or None, got {type(value).__name__}."
+            f"{op_name}: implementation must be a str or None, got {type(value).__name__}."
         )
     if value not in IMPLEMENTATIONS:
-        raise ValueError(f"{where}: implementation must be in {IMPLEMENTATIONS}, got {value!r}.")
+        raise ValueError(f"{op_name}: implementation must be in {IMPLEMENTATIONS}, got {value!r}.")
     return value
 
 
-def extent(where: str, name: str, value: Any, least: int, most: int | None = None) -> int:
+def extent(op_name: str, name: str, value: Any, least: int, most: int | None = None) -> int:
     """Returns `value` as an int from `least` to `most`."""
     rule = f"an int from {least} to {most}" if most is not None else f"an int of at least {least}"
     if isinstance(value, bool | np.bool_):
-        raise TypeError(f"{where}: {name} must be {rule}, got {value!r}.")
+        raise TypeError(f"{op_name}: {name} must be {rule}, got {value!r}.")
     try:
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{where}: {name} must be {rule}, got {value!r}.") from None
+        raise TypeError(f"{op_name}: {name} must be {rule}, got {value!r}.") from None
     if number < least or (most is not None and number > most):
-        raise ValueError(f"{where}: {name} must be {rule}, got {number}.")
+        raise ValueError(f"{op_name}: {name} must be {rule}, got {number}.")
     return number
 
 
-def num_sms(where: str, value: Any) -> int | None:
+def num_sms(op_name: str, value: Any) -> int | None:
     """Returns `value`, a count of SMs or None for all of them."""
-    return None if value is None else extent(where, "num_sms", value, 1, MAX_NUM_SMS)
+    return None if value is None else extent(op_name, "num_sms", value, 1, MAX_NUM_SMS)
 
 
-def one_of(where: str, name: str, value: Any, allowed: Sequence[str]) -> str:
+def one_of(op_name: str, name: str, value: Any, allowed: Sequence[str]) -> str:
     """Returns `value`, one of the strings `allowed`."""
     if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{where}: {name} must be one of {tuple(allowed)}, got {value!r}.")
+        raise ValueError(f"{op_name}: {name} must be one of {tuple(allowed)}, got {value!r}.")
     return value
 
 
@@ -204,8 +209,8 @@ def promoted(*dtypes: np.dtype) -> np.dtype:
         return jnp.dtype(jnp.promote_types(*dtypes))
 
 
-def default_precision(where: str, value: Any) -> None:
+def default_precision(op_name: str, value: Any) -> None:
     """Checks that no precision is asked for that float8 operands cannot have."""
     default = (None, lax.Precision.DEFAULT, "default", "fastest")
     if not all(each in default for each in (value if isinstance(value, tuple) else (value,))):
-        raise ValueError(f"{where}: precision must be None or DEFAULT, got {value!r}.")
+        raise ValueError(f"{op_name}: precision must be None or DEFAULT, got {value!r}.")

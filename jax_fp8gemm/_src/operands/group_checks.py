@@ -31,7 +31,7 @@ def active() -> Iterator[None]:
         _active.reset(token)
 
 
-def sizes(where: str, name: str, value: jax.Array, limit: int, *, align: int = 1) -> None:
+def sizes(op_name: str, name: str, value: jax.Array, limit: int, *, align: int = 1) -> None:
     """Checks that sizes are not negative and, rounded up to `align`, fit in `limit` together."""
     if not _active.get() or not value.size:
         return
@@ -41,23 +41,23 @@ def sizes(where: str, name: str, value: jax.Array, limit: int, *, align: int = 1
     each = f", each rounded up to a multiple of {align}," if align > 1 else ""
     checkify.debug_check(
         jnp.all(value >= 0) & fits,
-        f"{where}: {name}{each} must be at least 0 and add up to at most {limit}, got {{value}}.",
+        f"{op_name}: {name}{each} must be at least 0 and add up to at most {limit}, got {{value}}.",
         value=value,
     )
 
 
-def each_at_most(where: str, name: str, value: jax.Array, limit: int) -> None:
+def each_at_most(op_name: str, name: str, value: jax.Array, limit: int) -> None:
     """Checks that numbers of rows are from 0 to `limit`."""
     if not _active.get():
         return
     checkify.debug_check(
         jnp.all((value >= 0) & (value <= limit)),
-        f"{where}: {name} must be from 0 to {limit}, got {{value}}.",
+        f"{op_name}: {name} must be from 0 to {limit}, got {{value}}.",
         value=value,
     )
 
 
-def ids(where: str, name: str, value: jax.Array, num_groups: int, alignment: int) -> None:
+def ids(op_name: str, name: str, value: jax.Array, num_groups: int, alignment: int) -> None:
     """Checks that ids are groups or -1, one group in each aligned block and padding behind it."""
     if not _active.get() or not value.size:
         return
@@ -70,11 +70,11 @@ def ids(where: str, name: str, value: jax.Array, num_groups: int, alignment: int
     wrong = jnp.argmax(~is_known)
     checkify.debug_check(
         jnp.all(is_known),
-        f"{where}: {name} must be from -1 to {num_groups - 1}, got {{value}} in row {{row}}.",
+        f"{op_name}: {name} must be from -1 to {num_groups - 1}, got {{value}} in row {{row}}.",
         value=value[wrong],
         row=wrong,
     )
     checkify.debug_check(
         one_group & padding_last,
-        f"{where}: {name} must name one group, and then -1, in each {alignment} rows.",
+        f"{op_name}: {name} must name one group, and then -1, in each {alignment} rows.",
     )

@@ -73,19 +73,19 @@ def gemm(
         >>> w = quantize(weight, block=(128, 128))         # (N, K)
         >>> y = gemm(x, w)                                 # (M, N) bfloat16
     """
-    where = "gemm"
-    implementation = checks.implementation(where, implementation)
-    num_sms = checks.num_sms(where, num_sms)
+    op_name = "gemm"
+    implementation = checks.implementation(op_name, implementation)
+    num_sms = checks.num_sms(op_name, num_sms)
     result_dtype = checks.dtype_of(
-        where, "preferred_element_type", preferred_element_type, checks.RESULT_DTYPES
+        op_name, "preferred_element_type", preferred_element_type, checks.RESULT_DTYPES
     )
-    lhs = as_block_scaled(where, "lhs", lhs, (checks.ROW_BLOCK,))
-    rhs = as_block_scaled(where, "rhs", rhs, (checks.SQUARE_BLOCK, checks.ROW_BLOCK))
-    checks.matrix(where, "lhs", lhs)
-    checks.matrix(where, "rhs", rhs)
-    checks.same_k(where, lhs, rhs)
+    lhs = as_block_scaled(op_name, "lhs", lhs, (checks.ROW_BLOCK,))
+    rhs = as_block_scaled(op_name, "rhs", rhs, (checks.SQUARE_BLOCK, checks.ROW_BLOCK))
+    checks.matrix(op_name, "lhs", lhs)
+    checks.matrix(op_name, "rhs", rhs)
+    checks.same_k(op_name, lhs, rhs)
     if accumulator is not None:
-        checks.accumulator(where, accumulator, (lhs.shape[0], rhs.shape[0]), result_dtype)
-    op = Product(where, rhs.block, result_dtype, implementation, num_sms)
+        checks.accumulator(op_name, accumulator, (lhs.shape[0], rhs.shape[0]), result_dtype)
+    op = Product(op_name, rhs.block, result_dtype, implementation, num_sms)
     operands = (lhs.values, lhs.scales, rhs.values, rhs.scales, accumulator)
     return apply(op, operands)

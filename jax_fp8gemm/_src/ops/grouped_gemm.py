@@ -82,7 +82,7 @@ def grouped_gemm(
 
 
 def grouped_product(
-    where: str,
+    op_name: str,
     lhs: Operand,
     rhs: Operand,
     group_sizes: jax.Array,
@@ -91,11 +91,11 @@ def grouped_product(
     num_sms: int | None = None,
 ) -> jax.Array:
     """Returns `grouped_gemm` of the arguments, on behalf of the function that messages name."""
-    op = Ragged(*grouped.options(where, preferred_element_type, implementation, num_sms))
-    lhs, rhs = _operands(where, lhs, rhs)
+    op = Ragged(*grouped.options(op_name, preferred_element_type, implementation, num_sms))
+    lhs, rhs = _operands(op_name, lhs, rhs)
     num_groups = rhs.shape[0]
-    checks.group_data(where, "group_sizes", group_sizes, (num_groups,), "G")
-    group_checks.sizes(where, "group_sizes", group_sizes, lhs.shape[0])
+    checks.group_data(op_name, "group_sizes", group_sizes, (num_groups,), "G")
+    group_checks.sizes(op_name, "group_sizes", group_sizes, lhs.shape[0])
     operands = (lhs.values, lhs.scales, rhs.values, rhs.scales, group_sizes)
     return apply(op, operands)
 
@@ -170,21 +170,21 @@ def grouped_gemm_contiguous(
         >>> w = quantize(experts, block=(128, 128))        # (G, N, K)
         >>> y = grouped_gemm_contiguous(x, w, group_ids)   # (T, N) bfloat16
     """
-    where = "grouped_gemm_contiguous"
-    op = Contiguous(*grouped.options(where, preferred_element_type, implementation, num_sms))
-    lhs, rhs = _operands(where, lhs, rhs)
-    checks.group_data(where, "group_ids", group_ids, (lhs.shape[0],), "T")
-    group_checks.ids(where, "group_ids", group_ids, rhs.shape[0], CONTIGUOUS_ALIGNMENT)
+    op_name = "grouped_gemm_contiguous"
+    op = Contiguous(*grouped.options(op_name, preferred_element_type, implementation, num_sms))
+    lhs, rhs = _operands(op_name, lhs, rhs)
+    checks.group_data(op_name, "group_ids", group_ids, (lhs.shape[0],), "T")
+    group_checks.ids(op_name, "group_ids", group_ids, rhs.shape[0], CONTIGUOUS_ALIGNMENT)
     operands = (lhs.values, lhs.scales, rhs.values, rhs.scales, group_ids)
     return apply(op, operands)
 
 
-def _operands(where: str, lhs: Operand, rhs: Operand):
-    lhs = as_block_scaled(where, "lhs", lhs, (checks.ROW_BLOCK,))
-    checks.matrix(where, "lhs", lhs)
-    rhs = grouped.weights(where, rhs)
-    checks.num_groups(where, "rhs", rhs.shape[0])
-    checks.same_k(where, lhs, rhs, "G, N, K")
+def _operands(op_name: str, lhs: Operand, rhs: Operand):
+    lhs = as_block_scaled(op_name, "lhs", lhs, (checks.ROW_BLOCK,))
+    checks.matrix(op_name, "lhs", lhs)
+    rhs = grouped.weights(op_name, rhs)
+    checks.num_groups(op_name, "rhs", rhs.shape[0])
+    checks.same_k(op_name, lhs, rhs, "G, N, K")
     return lhs, rhs
 
 

@@ -77,23 +77,23 @@ def grouped_gemm_masked(
         >>> w = quantize(experts, block=(128, 128))        # (G, N, K)
         >>> y = grouped_gemm_masked(x, w, masked_m, expected_m=8)
     """
-    where = "grouped_gemm_masked"
-    options = grouped.options(where, preferred_element_type, implementation, num_sms)
-    checks.one_of(where, "padding", padding, checks.PADDINGS)
-    expected_m = 0 if expected_m is None else checks.extent(where, "expected_m", expected_m, 0)
-    lhs = as_block_scaled(where, "lhs", lhs, (checks.ROW_BLOCK,))
-    checks.groups(where, "lhs", lhs, "G, M_max, K")
-    checks.addressable(where, "lhs", lhs.shape)
-    rhs = grouped.weights(where, rhs)
-    checks.num_groups(where, "rhs", rhs.shape[0])
-    checks.same_k(where, lhs, rhs, "G, N, K")
+    op_name = "grouped_gemm_masked"
+    options = grouped.options(op_name, preferred_element_type, implementation, num_sms)
+    checks.one_of(op_name, "padding", padding, checks.PADDINGS)
+    expected_m = 0 if expected_m is None else checks.extent(op_name, "expected_m", expected_m, 0)
+    lhs = as_block_scaled(op_name, "lhs", lhs, (checks.ROW_BLOCK,))
+    checks.groups(op_name, "lhs", lhs, "G, M_max, K")
+    checks.addressable(op_name, "lhs", lhs.shape)
+    rhs = grouped.weights(op_name, rhs)
+    checks.num_groups(op_name, "rhs", rhs.shape[0])
+    checks.same_k(op_name, lhs, rhs, "G, N, K")
     if lhs.shape[0] != rhs.shape[0]:
         raise ValueError(
-            f"{where}: rhs must have shape (G, N, K) with the G of lhs = {lhs.shape[0]},"
+            f"{op_name}: rhs must have shape (G, N, K) with the G of lhs = {lhs.shape[0]},"
             f" got {tuple(rhs.shape)}."
         )
-    checks.group_data(where, "masked_m", masked_m, (lhs.shape[0],), "G")
-    group_checks.each_at_most(where, "masked_m", masked_m, lhs.shape[1])
+    checks.group_data(op_name, "masked_m", masked_m, (lhs.shape[0],), "G")
+    group_checks.each_at_most(op_name, "masked_m", masked_m, lhs.shape[1])
     # Beyond the room there is nothing to expect.
     op = Masked(*options, min(expected_m, lhs.shape[1]), zero_padding=padding == "zero")
     operands = (lhs.values, lhs.scales, rhs.values, rhs.scales, masked_m)

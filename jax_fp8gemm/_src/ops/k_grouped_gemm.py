@@ -91,7 +91,7 @@ def k_grouped_gemm(
 
 
 def k_grouped_product(
-    where: str,
+    op_name: str,
     lhs: Operand,
     rhs: Operand,
     group_sizes: jax.Array,
@@ -101,22 +101,22 @@ def k_grouped_product(
     num_sms: int | None = None,
 ) -> jax.Array:
     """Returns `k_grouped_gemm` of the arguments, on behalf of the function that messages name."""
-    op = KGrouped(*grouped.options(where, preferred_element_type, implementation, num_sms))
-    lhs = as_block_scaled(where, "lhs", lhs, (checks.ROW_BLOCK,))
-    rhs = as_block_scaled(where, "rhs", rhs, (checks.ROW_BLOCK,))
-    checks.matrix(where, "lhs", lhs)
-    checks.matrix(where, "rhs", rhs)
-    checks.same_k(where, lhs, rhs, "N, T")
-    checks.array(where, "group_sizes", group_sizes, (jnp.dtype(jnp.int32),))
+    op = KGrouped(*grouped.options(op_name, preferred_element_type, implementation, num_sms))
+    lhs = as_block_scaled(op_name, "lhs", lhs, (checks.ROW_BLOCK,))
+    rhs = as_block_scaled(op_name, "rhs", rhs, (checks.ROW_BLOCK,))
+    checks.matrix(op_name, "lhs", lhs)
+    checks.matrix(op_name, "rhs", rhs)
+    checks.same_k(op_name, lhs, rhs, "N, T")
+    checks.array(op_name, "group_sizes", group_sizes, (jnp.dtype(jnp.int32),))
     num_groups = group_sizes.size
-    checks.group_data(where, "group_sizes", group_sizes, (num_groups,), "G")
-    checks.num_groups(where, "group_sizes", num_groups)
+    checks.group_data(op_name, "group_sizes", group_sizes, (num_groups,), "G")
+    checks.num_groups(op_name, "group_sizes", num_groups)
     shape = (num_groups, lhs.shape[0], rhs.shape[0])
-    checks.addressable(where, "the result", shape)
+    checks.addressable(op_name, "the result", shape)
     if accumulator is not None:
-        checks.accumulator(where, accumulator, shape, op.result_dtype, "G, M, N")
+        checks.accumulator(op_name, accumulator, shape, op.result_dtype, "G, M, N")
     num_columns = lhs.scales.shape[-1] * _BLOCK
-    group_checks.sizes(where, "group_sizes", group_sizes, num_columns, align=_BLOCK)
+    group_checks.sizes(op_name, "group_sizes", group_sizes, num_columns, align=_BLOCK)
     operands = (lhs.values, lhs.scales, rhs.values, rhs.scales, group_sizes, accumulator)
     return apply(op, operands)
 

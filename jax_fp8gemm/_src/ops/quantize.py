@@ -20,7 +20,7 @@ def quantize(
     scale_format: str = "float32",
     implementation: str | None = None,
 ) -> BlockScaled:
-    """Quantises an array to float8 with one float32 scale per block of its last two dimensions.
+    """Quantizes an array to float8 with one float32 scale per block of its last two dimensions.
 
     With `amax` the largest magnitude in a block::
 
@@ -29,7 +29,7 @@ def quantize(
 
     Partial blocks at the edges are allowed. A finite block stays finite: where `amax / max`
     would be subnormal, the scale is the smallest normal float32. NaN and Inf are never hidden:
-    a block that holds one dequantises to NaN and Inf, and no other block is touched.
+    a block that holds one dequantizes to NaN and Inf, and no other block is touched.
 
     The kernel reads `x` once and writes the values, and the scales as `gemm` reads them. Every
     `implementation` gives the same bits, but for those of a NaN.
@@ -65,14 +65,14 @@ def quantize(
         >>> weight = quantize(w, block=(128, 128))         # scales (ceil(N / 128), ceil(K / 128))
         >>> y = gemm(activations, weight)                  # (M, N) bfloat16
     """
-    where = "quantize"
-    checks.array(where, "x", x, checks.RESULT_DTYPES)
-    checks.at_least_2d(where, "x", x)
-    block = checks.block(where, block)
-    dtype = checks.dtype_of(where, "dtype", dtype, checks.FP8_DTYPES)
-    checks.one_of(where, "scale_format", scale_format, SCALE_FORMATS)
-    checks.implementation(where, implementation)
+    op_name = "quantize"
+    checks.array(op_name, "x", x, checks.RESULT_DTYPES)
+    checks.at_least_2d(op_name, "x", x)
+    block = checks.block(op_name, block)
+    dtype = checks.dtype_of(op_name, "dtype", dtype, checks.FP8_DTYPES)
+    checks.one_of(op_name, "scale_format", scale_format, SCALE_FORMATS)
+    checks.implementation(op_name, implementation)
     # Rows of all matrices are one matrix, but square blocks do not go from one into the next.
-    checks.addressable(where, "x", x.shape if block == checks.ROW_BLOCK else x.shape[-2:])
-    op = Quantizer(where, KINDS[block], dtype, scale_format, implementation)
+    checks.addressable(op_name, "x", x.shape if block == checks.ROW_BLOCK else x.shape[-2:])
+    op = Quantizer(op_name, KINDS[block], dtype, scale_format, implementation)
     return BlockScaled.tree_unflatten(block, apply(op, (x, None, None)))

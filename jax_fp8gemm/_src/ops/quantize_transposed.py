@@ -19,7 +19,7 @@ def quantize_transposed(
     scale_format: str = "float32",
     implementation: str | None = None,
 ) -> BlockScaled:
-    """Quantises the transpose of an array with one scale per 128 rows of each of its columns.
+    """Quantizes the transpose of an array with one scale per 128 rows of each of its columns.
 
     Equal to `quantize(jnp.swapaxes(x, -1, -2))`: what the product of a weight gradient, which sums
     over tokens, wants of activations and of gradients. The kernel reads `x` once.
@@ -44,9 +44,9 @@ def quantize_transposed(
     Example:
         >>> dw = gemm(quantize_transposed(dy), quantize_transposed(activations))   # (N, K)
     """
-    where = "quantize_transposed"
-    x, dtype = _validated(where, x, dtype, scale_format, implementation)
-    op = Quantizer(where, "transposed", dtype, scale_format, implementation)
+    op_name = "quantize_transposed"
+    x, dtype = _validated(op_name, x, dtype, scale_format, implementation)
+    op = Quantizer(op_name, "transposed", dtype, scale_format, implementation)
     return BlockScaled.tree_unflatten(checks.ROW_BLOCK, apply(op, (x, None, None)))
 
 
@@ -58,7 +58,7 @@ def quantize_k_grouped(
     scale_format: str = "float32",
     implementation: str | None = None,
 ) -> BlockScaled:
-    """Quantises groups of rows, back to back, to the transposed operand of `k_grouped_gemm`.
+    """Quantizes groups of rows, back to back, to the transposed operand of `k_grouped_gemm`.
 
     The rows of group g become the `group_sizes[g]` columns from `sum(ceil128(group_sizes[:g]))` on,
     with `ceil128` rounding up to a multiple of 128; all other columns are zeros with scale 1. Each
@@ -92,25 +92,25 @@ def quantize_k_grouped(
         >>> x_columns = quantize_k_grouped(tokens, group_sizes)
         >>> dw = k_grouped_gemm(dy_columns, x_columns, group_sizes)    # (G, N, K) float32
     """
-    where = "quantize_k_grouped"
-    x, dtype = _validated(where, x, dtype, scale_format, implementation)
-    checks.matrix(where, "x", x)
-    checks.array(where, "group_sizes", group_sizes, (jnp.dtype(jnp.int32),))
-    checks.group_data(where, "group_sizes", group_sizes, (group_sizes.size,), "G")
-    checks.num_groups(where, "group_sizes", group_sizes.size)
-    op = Quantizer(where, "k_grouped", dtype, scale_format, implementation)
+    op_name = "quantize_k_grouped"
+    x, dtype = _validated(op_name, x, dtype, scale_format, implementation)
+    checks.matrix(op_name, "x", x)
+    checks.array(op_name, "group_sizes", group_sizes, (jnp.dtype(jnp.int32),))
+    checks.group_data(op_name, "group_sizes", group_sizes, (group_sizes.size,), "G")
+    checks.num_groups(op_name, "group_sizes", group_sizes.size)
+    op = Quantizer(op_name, "k_grouped", dtype, scale_format, implementation)
     operands = (x, None, group_sizes)
     (values, _) = op.result_types(*operands)
-    checks.addressable(where, "the result", values.shape)
-    group_checks.sizes(where, "group_sizes", group_sizes, x.shape[0])
+    checks.addressable(op_name, "the result", values.shape)
+    group_checks.sizes(op_name, "group_sizes", group_sizes, x.shape[0])
     return BlockScaled.tree_unflatten(checks.ROW_BLOCK, apply(op, operands))
 
 
-def _validated(where: str, x, dtype, scale_format, implementation) -> tuple[jax.Array, Any]:
-    checks.array(where, "x", x, checks.RESULT_DTYPES)
-    checks.at_least_2d(where, "x", x)
-    checks.addressable(where, "x", x.shape[-2:])
-    dtype = checks.dtype_of(where, "dtype", dtype, checks.FP8_DTYPES)
-    checks.one_of(where, "scale_format", scale_format, SCALE_FORMATS)
-    checks.implementation(where, implementation)
+def _validated(op_name: str, x, dtype, scale_format, implementation) -> tuple[jax.Array, Any]:
+    checks.array(op_name, "x", x, checks.RESULT_DTYPES)
+    checks.at_least_2d(op_name, "x", x)
+    checks.addressable(op_name, "x", x.shape[-2:])
+    dtype = checks.dtype_of(op_name, "dtype", dtype, checks.FP8_DTYPES)
+    checks.one_of(op_name, "scale_format", scale_format, SCALE_FORMATS)
+    checks.implementation(op_name, implementation)
     return jnp.asarray(x), dtype

@@ -30,7 +30,7 @@ class Options(NamedTuple):
     op_name: str
     result_dtype: np.dtype
     x_dtype: np.dtype
-    w_dtype: np.dtype | None  # None for a weight that came quantised
+    w_dtype: np.dtype | None  # None for a weight that came quantized
     implementation: str | None
     out_sharding: Any = None
 
@@ -91,34 +91,34 @@ def dot(
 
 
 def dot_with_sharding(
-    where: str, x, w, preferred_element_type, implementation: str | None, out_sharding
+    op_name: str, x, w, preferred_element_type, implementation: str | None, out_sharding
 ) -> jax.Array:
     """Returns `dot`, with the result sharded as `out_sharding` in an explicit mesh."""
-    implementation = checks.implementation(where, implementation)
-    checks.array(where, "x", x, checks.RESULT_DTYPES)
+    implementation = checks.implementation(op_name, implementation)
+    checks.array(op_name, "x", x, checks.RESULT_DTYPES)
     if not x.shape:
-        raise ValueError(f"{where}: x must have shape (..., K), got ().")
-    checks.addressable(where, "x", x.shape)
+        raise ValueError(f"{op_name}: x must have shape (..., K), got ().")
+    checks.addressable(op_name, "x", x.shape)
     if isinstance(w, BlockScaled):
-        w = as_block_scaled(where, "w", w, (checks.SQUARE_BLOCK,))
-        checks.matrix(where, "w", w)
+        w = as_block_scaled(op_name, "w", w, (checks.SQUARE_BLOCK,))
+        checks.matrix(op_name, "w", w)
         k, w_dtype, shape_name = w.shape[1], None, "(N, K)"
     else:
-        checks.array(where, "w", w, checks.RESULT_DTYPES)
-        checks.matrix(where, "w", w)
+        checks.array(op_name, "w", w, checks.RESULT_DTYPES)
+        checks.matrix(op_name, "w", w)
         k, w_dtype, shape_name = w.shape[0], jnp.dtype(w.dtype), "(K, N)"
     if x.shape[-1] != k:
         raise ValueError(
-            f"{where}: w must have shape {shape_name} with the K of x = {x.shape[-1]},"
+            f"{op_name}: w must have shape {shape_name} with the K of x = {x.shape[-1]},"
             f" got {tuple(w.shape)}."
         )
     x_dtype = jnp.dtype(x.dtype)
     if preferred_element_type is None:
         preferred_element_type = checks.promoted(x_dtype, w_dtype or x_dtype)
     result_dtype = checks.dtype_of(
-        where, "preferred_element_type", preferred_element_type, checks.RESULT_DTYPES
+        op_name, "preferred_element_type", preferred_element_type, checks.RESULT_DTYPES
     )
-    options = Options(where, result_dtype, x_dtype, w_dtype, implementation, out_sharding)
+    options = Options(op_name, result_dtype, x_dtype, w_dtype, implementation, out_sharding)
     return _apply(*platforms.unify_varying((x, w)), options)
 
 

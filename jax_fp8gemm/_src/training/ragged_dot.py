@@ -24,7 +24,7 @@ from jax_fp8gemm._src.training.residuals import Residual, keep
 from jax_fp8gemm._src.transforms import platforms
 from jax_fp8gemm._src.transforms.apply import apply
 
-_WHERE = "ragged_dot"
+_NAME = "ragged_dot"
 _E4M3 = jnp.dtype(jnp.float8_e4m3fn)
 
 
@@ -76,37 +76,37 @@ def ragged_dot(
     Example:
         >>> y = ragged_dot(tokens, experts.swapaxes(1, 2), group_sizes)    # (T, K) -> (T, N)
     """
-    implementation = checks.implementation(_WHERE, implementation)
-    checks.default_precision(_WHERE, precision)
+    implementation = checks.implementation(_NAME, implementation)
+    checks.default_precision(_NAME, precision)
     if group_offset is not None:
-        raise NotImplementedError(f"{_WHERE}: group_offset must be None, got {group_offset!r}.")
-    checks.array(_WHERE, "lhs", lhs, checks.RESULT_DTYPES)
-    checks.matrix(_WHERE, "lhs", lhs)
+        raise NotImplementedError(f"{_NAME}: group_offset must be None, got {group_offset!r}.")
+    checks.array(_NAME, "lhs", lhs, checks.RESULT_DTYPES)
+    checks.matrix(_NAME, "lhs", lhs)
     if isinstance(rhs, BlockScaled):
-        rhs = as_block_scaled(_WHERE, "rhs", rhs, (checks.SQUARE_BLOCK,))
+        rhs = as_block_scaled(_NAME, "rhs", rhs, (checks.SQUARE_BLOCK,))
         extents, k_dim, rhs_dtype = "G, N, K", 2, None
     else:
-        checks.array(_WHERE, "rhs", rhs, checks.RESULT_DTYPES)
+        checks.array(_NAME, "rhs", rhs, checks.RESULT_DTYPES)
         extents, k_dim, rhs_dtype = "G, K, N", 1, jnp.dtype(rhs.dtype)
-    checks.groups(_WHERE, "rhs", rhs, extents)
-    checks.addressable(_WHERE, "rhs", rhs.shape)
-    checks.addressable(_WHERE, "the transpose of rhs", (rhs.shape[0], *rhs.shape[:0:-1]))
+    checks.groups(_NAME, "rhs", rhs, extents)
+    checks.addressable(_NAME, "rhs", rhs.shape)
+    checks.addressable(_NAME, "the transpose of rhs", (rhs.shape[0], *rhs.shape[:0:-1]))
     num_groups, k = rhs.shape[0], rhs.shape[k_dim]
-    checks.num_groups(_WHERE, "rhs", num_groups)
+    checks.num_groups(_NAME, "rhs", num_groups)
     if lhs.shape[1] != k:
         raise ValueError(
-            f"{_WHERE}: rhs must have shape ({extents}) with the K of lhs = {lhs.shape[1]},"
+            f"{_NAME}: rhs must have shape ({extents}) with the K of lhs = {lhs.shape[1]},"
             f" got {tuple(rhs.shape)}."
         )
-    checks.group_data(_WHERE, "group_sizes", group_sizes, (num_groups,), "G")
-    group_checks.sizes(_WHERE, "group_sizes", group_sizes, lhs.shape[0])
+    checks.group_data(_NAME, "group_sizes", group_sizes, (num_groups,), "G")
+    group_checks.sizes(_NAME, "group_sizes", group_sizes, lhs.shape[0])
     lhs_dtype = jnp.dtype(lhs.dtype)
     if preferred_element_type is None:
         preferred_element_type = checks.promoted(lhs_dtype, rhs_dtype or lhs_dtype)
     result_dtype = checks.dtype_of(
-        _WHERE, "preferred_element_type", preferred_element_type, checks.RESULT_DTYPES
+        _NAME, "preferred_element_type", preferred_element_type, checks.RESULT_DTYPES
     )
-    options = Options(_WHERE, result_dtype, lhs_dtype, rhs_dtype, implementation)
+    options = Options(_NAME, result_dtype, lhs_dtype, rhs_dtype, implementation)
     return _apply(*platforms.unify_varying((lhs, rhs, group_sizes)), options)
 
 

@@ -47,7 +47,7 @@ def product(
     rhs_block: tuple[int, int],
     axes: tuple[tuple[str, ...], ...],
 ) -> jax.Array:
-    """Returns the float32 product of the dequantised operands, over the axes not in the result.
+    """Returns the float32 product of the dequantized operands, over the axes not in the result.
 
     Args:
         lhs_values: Values with block (1, 128) in the last two dimensions.

@@ -2,7 +2,7 @@
 """The "xla" implementation of the grouped products: loops over groups, then over their rows.
 
 A loop touches only what its group holds, so that time follows the sizes on the device, and beside
-the result memory holds one dequantised group, however many there are. Steps are of a fixed size
+the result memory holds one dequantized group, however many there are. Steps are of a fixed size
 that may reach past a group's end: what lies there is computed and not kept, whatever it holds.
 Loops slice and update bits (a copy of the operands on a CPU): of small floating-point types XLA's
 CPU backend would convert the whole array.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quantisation in plain JAX: the "xla" implementation, which the kernels equal bit for bit."""
+"""Quantization in plain JAX: the "xla" implementation, which the kernels equal bit for bit."""
 
 import math
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Facts about a warp-specialised GEMM kernel: registers, local memory, and its main loop.
+"""Facts about a warp-specialized GEMM kernel: registers, local memory, and its main loop.
 
 The main loop is the shortest backward branch whose range holds a tensor-core instruction.
 """

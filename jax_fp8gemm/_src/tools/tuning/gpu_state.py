@@ -99,7 +99,7 @@ def warnings_about(gpu: Mapping[str, str], num_processes: int = 0) -> list[str]:
         found.append(f"{gpu.get('name')} is no Hopper GPU (compute capability {capability})")
     utilization = gpu.get("utilization_percent", "")
     if utilization.isdigit() and int(utilization) > _BUSY_PERCENT:
-        found.append(f"the GPU is busy: {utilization} % utilised before the run")
+        found.append(f"the GPU is busy: {utilization} % utilized before the run")
     if num_processes > 1:
         found.append(f"{num_processes} processes use the GPU")
     return found + [f"the GPU is slowed down: {reason}" for reason in slowdowns(gpu)]

@@ -134,12 +134,12 @@ def machine(simulate: bool) -> tuple[Machine, Any]:
     return Machine(gpu, driver, "{}.{}".format(*nvrtc), timer.method, tuple(found)), timer
 
 
-def seen_after(where: Machine) -> Machine:
+def seen_after(op_name: Machine) -> Machine:
     """Returns what measures with warnings of what slows its GPU down now, after a problem."""
     now = gpu_state.slowdowns(gpu_state.query_gpu())
     texts = (f"the GPU was slowed down during the run: {words}" for words in now)
-    new = (text for text in texts if text not in where.warnings)
-    return where._replace(warnings=(*where.warnings, *new))
+    new = (text for text in texts if text not in op_name.warnings)
+    return op_name._replace(warnings=(*op_name.warnings, *new))
 
 
 def configurations(problem: Problem, settings: Settings) -> list[tuple[str, float]]:
@@ -232,7 +232,7 @@ def today() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def extend_table(path: pathlib.Path, where: Machine, measured: Sequence[Measured]) -> tuned.Table:
+def extend_table(path: pathlib.Path, op_name: Machine, measured: Sequence[Measured]) -> tuned.Table:
     """Writes what measured fastest into a table, beside what it holds of other problems.
 
     Raises:
@@ -240,31 +240,31 @@ def extend_table(path: pathlib.Path, where: Machine, measured: Sequence[Measured
             package version.
         TableError: The table is damaged.
     """
-    if where.gpu == SIMULATOR:
+    if op_name.gpu == SIMULATOR:
         raise CannotTuneError("what a simulator took does not tune a GPU")
     entries = {}
     if path.exists():
         old = tuned.read(path, extension.core().describe_config)
-        if reason := tuned.usable(old, where.gpu):
+        if reason := tuned.usable(old, op_name.gpu):
             raise CannotTuneError(f"{path} is left alone: {reason}")
         entries |= old.entries
     entries |= {m.problem: entry for m in measured if (entry := m.entry())}
     new = tuned.Table(
         package=package_version(),
-        gpu=where.gpu,
-        driver=where.driver,
-        nvrtc=where.nvrtc,
+        gpu=op_name.gpu,
+        driver=op_name.driver,
+        nvrtc=op_name.nvrtc,
         created=today(),
-        method=where.method,
+        method=op_name.method,
         entries=entries,
     )
     tuned.write(path, new)
     return new
 
 
-def measurements(where: Machine, simulated: bool, measured: Sequence[Measured]) -> Measurements:
+def measurements(op_name: Machine, simulated: bool, measured: Sequence[Measured]) -> Measurements:
     """Returns the content of a file of measurements."""
-    return Measurements(where, package_version(), today(), simulated, tuple(measured))
+    return Measurements(op_name, package_version(), today(), simulated, tuple(measured))
 
 
 def save(path: pathlib.Path, content: Measurements) -> None:

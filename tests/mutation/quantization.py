@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a quantise kernel is tried on, and whether its result is that of plain JAX bit for bit."""
+"""What a quantize kernel is tried on, and whether its result is that of plain JAX bit for bit."""
 
 import jax.numpy as jnp
 import numpy as np
