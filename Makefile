@@ -15,7 +15,7 @@ SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f ! -name '*.md
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # targets install into one environment
-.PHONY: help demo test xla-gpu gpu-check bench mutants wheel lint format develop clean require-hopper offline
+.PHONY: help demo test test-all xla-gpu gpu-check bench mutants wheel lint format develop clean require-hopper offline
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -23,10 +23,16 @@ help:  ## List the targets
 demo: $(VENV)/.package  ## Install into .venv and run examples/01_dense.py
 	$(BIN)/python examples/01_dense.py
 
-test: $(VENV)/.simulator $(VENV)/.tests  ## Run the tests that need no GPU, and those that do where there is one
+test: $(VENV)/.simulator $(VENV)/.tests  ## Run the fast tier of the tests: minutes, and what it leaves out must have passed before
+	@mkdir -p build
+	$(BIN)/pytest $(PYTEST_ARGS) -m "not slow" --junitxml=build/test-results.xml tests
+	@$(BIN)/python .ci/check_results.py build/test-results.xml
+
+test-all: $(VENV)/.simulator $(VENV)/.tests  ## Run every test; writes the stamp that the fast tier asks for
 	@mkdir -p build
 	$(BIN)/pytest $(PYTEST_ARGS) --junitxml=build/test-results.xml tests
 	@$(BIN)/python .ci/check_results.py build/test-results.xml
+	@$(BIN)/python tests/_tiers.py accept
 
 xla-gpu: $(VENV)/.package  ## Install XLA's GPU compiler, with which `make test` also compiles for an H100
 	$(BIN)/python .ci/requirements.py xla-gpu > $(VENV)/xla-gpu.txt

@@ -18,6 +18,7 @@ from _sass import (
     parse_cubin,
     ratchet_failures,
 )
+from _tiers import covering, slow_unless
 
 if importlib.util.find_spec("jax_fp8gemm._core") is None:
     pytest.skip("needs the compiled extension jax_fp8gemm._core", allow_module_level=True)
@@ -31,6 +32,13 @@ needs_nvdisasm = pytest.mark.skipif(
 
 KEYS = core().candidate_configs()
 JOBS = [Job(nvrtc, key) for nvrtc in find_all() for key in KEYS]
+# Of the fast tier: a covering set with the newest NVRTC, and a sample of it with each older one.
+COVERING = covering(KEYS)
+FAST_JOBS = {
+    Job(nvrtc, key)
+    for i, nvrtc in enumerate(find_all())
+    for key in (COVERING if i == 0 else COVERING[:: len(COVERING) // 10])
+}
 FAMILIES = tuple(dict.fromkeys(key.partition(".")[0] for key in KEYS))
 # One per family, and one per number of consumers: the candidates are listed without their variants
 # for PDL.
@@ -43,7 +51,9 @@ MAX_THREADS = 1024
 # Operand types as wgmma and its SASS name them.
 MNEMONICS = {"float8_e4m3fn": "E4M3", "float8_e5m2": "E5M2"}
 
-every_job = pytest.mark.parametrize("job", JOBS, ids=str)
+every_job = pytest.mark.parametrize(
+    "job", [slow_unless(job in FAST_JOBS, job, id=str(job)) for job in JOBS]
+)
 
 
 @pytest.fixture(scope="session")

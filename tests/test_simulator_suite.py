@@ -22,6 +22,7 @@ if importlib.util.find_spec("jax_fp8gemm._core") is None:
 
 from _problems import BLOCK, Problem, ceil_div, mismatch, poisoned_memory, problem_for, run
 from _special_problems import KEYS, PAIR, RAGGED, RAGGED_PAIR, SMALL, SPECIAL, SPLIT, kernel
+from _tiers import covering, rotating, slow_unless
 
 from jax_fp8gemm._src.native import extension, sim_library
 from jax_fp8gemm.testing import relative_error, simulator
@@ -60,6 +61,14 @@ MODE_KEYS = (
 )
 
 
+COVERING = covering(KEYS)
+EVERY_MODE = rotating(MODE_KEYS, MODES, 7)
+
+
+def _name(value: str | dict) -> str:
+    return value if isinstance(value, str) else "-".join(map(str, value.values()))
+
+
 @pytest.fixture(scope="module")
 def poison():
     """Memory that a kernel should have written cannot hold a right result by chance."""
@@ -82,14 +91,13 @@ def _modes(key: str) -> list[dict]:
     return list(MODES) if LONG_SWEEP else [MODES[KEYS.index(key) % len(MODES)]]
 
 
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", [slow_unless(key in COVERING, key) for key in KEYS])
 def test_configuration(key):
     for mode in _modes(key):
         check(problem_for(key), key, **mode)
 
 
-@pytest.mark.parametrize("mode", MODES, ids=lambda m: "-".join(map(str, m.values())))
-@pytest.mark.parametrize("key", MODE_KEYS)
+@pytest.mark.parametrize(("key", "mode"), EVERY_MODE, ids=_name)
 def test_every_mode(key, mode):
     check(dataclasses.replace(problem_for(key), seed=1), key, **mode)
 
@@ -115,7 +123,7 @@ def test_problems_are_as_hard_as_promised():
         assert tiles > 2 * (4 // (c["cluster_m"] * c["cluster_n"])), key
 
 
-@pytest.mark.parametrize("name", SPECIAL)
+@pytest.mark.parametrize("name", [slow_unless(i % 3 == 0, name) for i, name in enumerate(SPECIAL)])
 def test_special_problem(name):
     problem, key = SPECIAL[name]
     for mode in MODES[::5]:
