@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The extension module jax_fp8gemm._core: names for Python, no logic. Used only by _ffi.py.
+// The extension module jax_fp8gemm._core: names for Python, no logic. Used only by extension.py.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -109,7 +109,7 @@ nb::dict DescribeCost(const CostEstimate& cost) {
   return fields;
 }
 
-/// A problem from the fields that jax_fp8gemm/_problem.py names.
+/// A problem from the fields that jax_fp8gemm/_src/native/gemm_problem.py names.
 GemmProblem ProblemOf(const nb::dict& fields) {
   struct Reader {
     const nb::dict& fields;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Handlers of the custom call `jax_fp8gemm.gemm.v1`, for every kind of GEMM.
-// Called by XLA, registered by jax_fp8gemm/_ffi.py; calls gemm/gemm_plan.h.
+// Called by XLA, registered by jax_fp8gemm/_src/native/extension.py; calls gemm/gemm_plan.h.
 //
 // Attributes  m, n, k, num_groups, expected_m, d_pitch, num_sms, sm_limit: i64; kind, scaling,
 //             a_dtype, b_dtype, d_dtype, config: string; accumulate, zero_padding, pdl: bool.
