@@ -28,7 +28,7 @@ class Traffic(NamedTuple):
     Attributes:
         fetched: From L2; of what a cluster shares, its part.
         written: To shared memory by TMA.
-        read: From shared memory by wgmma, each 64-row wave its rows and all columns.
+        read: From shared memory by wgmma, each row slice its rows and all columns.
         least_read: As if one instruction had all rows of the tile.
     """
 
@@ -48,13 +48,13 @@ class Conflicts(NamedTuple):
 def traffic(key: str) -> Traffic:
     """Returns what a configuration moves."""
     c = extension.core().describe_config(key)
-    mma_rows = _MMA_ROWS * c["num_consumers"] * c["waves"]
+    mma_rows = _MMA_ROWS * c["num_consumers"] * c["row_slices"]
     operands = (c["block_m"] + c["block_n"]) * c["block_k"]
-    waves = c["num_consumers"] * c["waves"]
+    row_slices = c["num_consumers"] * c["row_slices"]
     return Traffic(
         fetched=explain.l2_bytes_per_k_block(c),
         written=operands,
-        read=(mma_rows + waves * c["block_n"]) * c["block_k"],
+        read=(mma_rows + row_slices * c["block_n"]) * c["block_k"],
         least_read=(mma_rows + c["block_n"]) * c["block_k"],
     )
 
@@ -118,7 +118,7 @@ def stages(key: str) -> tuple[int, int]:
 def _cells(key: str) -> list[str]:
     moved, extra = traffic(key), conflicts(key)
     c = extension.core().describe_config(key)
-    tensor = 2 * c["block_n"] * c["waves"] * c["num_consumers"]
+    tensor = 2 * c["block_n"] * c["row_slices"] * c["num_consumers"]
     port = (moved.written + moved.read) / _WARP_BYTES
     return [
         f"`{key}`",

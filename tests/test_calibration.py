@@ -150,7 +150,7 @@ def test_counts_are_as_the_page_says(static_report, simulator_library, row):
     traffic, conflicts = static_report.traffic(key), static_report.conflicts(key)
     port = (traffic.written + traffic.read) // 128
     config = static_report._ffi.core().describe_config(key)
-    tensor = 2 * config["block_n"] * config["waves"] * config["num_consumers"]
+    tensor = 2 * config["block_n"] * config["row_slices"] * config["num_consumers"]
     got = (
         str(traffic.fetched),
         f"{traffic.written} + {traffic.read}",

@@ -72,12 +72,12 @@ def farm(request):
 def expected_code(key: str) -> Expected:
     """What the configuration `key` implies for its code."""
     config = core().describe_config(key)
-    block_n, waves = config["block_n"], config["waves"]
-    # A thread has two rows of a wave, so two scales of A. With 128x128 scales of B it multiplies
-    # each with those of the one or two column blocks; with 1x128 scales each with those of its
-    # block_n / 4 columns, which it loads in pairs. It loads while the tensor core works; ptxas may
-    # move one load before the first wgmma.
-    row_scales = 2 * waves
+    block_n, row_slices = config["block_n"], config["row_slices"]
+    # A thread has two rows of a row slice, so two scales of A. With 128x128 scales of B it
+    # multiplies each with those of the one or two column blocks; with 1x128 scales each with those
+    # of its block_n / 4 columns, which it loads in pairs. It loads while the tensor core works;
+    # ptxas may move one load before the first wgmma.
+    row_scales = 2 * row_slices
     is_1d1d = config["scaling"] == "1d1d"
     column_loads = block_n // 8 if is_1d1d else 0
     loads = row_scales + (column_loads or 1)
@@ -88,7 +88,7 @@ def expected_code(key: str) -> Expected:
         scale_loads=loads,
         scale_loads_under_mma=loads - 1,
         block_n=block_n,
-        waves=waves,
+        row_slices=row_slices,
         num_consumers=config["num_consumers"],
         moves_registers=config["moves_registers"],
         consumer_registers=config["consumer_registers"],

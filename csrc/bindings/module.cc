@@ -70,7 +70,7 @@ nb::dict DescribeConfig(const std::string& key) {
   fields["block_n"] = config.block_n;
   fields["block_k"] = kBlockK;
   fields["num_consumers"] = config.num_consumers;
-  fields["waves"] = config.waves();
+  fields["row_slices"] = config.row_slices();
   fields["num_stages"] = config.num_stages;
   fields["cluster_m"] = config.cluster_m;
   fields["cluster_n"] = config.cluster_n;

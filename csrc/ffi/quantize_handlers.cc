@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Handlers of the custom call `jax_fp8gemm.quantize.v1`, for every layout.
-// Called by XLA, registered by jax_fp8gemm/_src/native/extension.py; calls quantize/quantize_plan.h.
+// Called by XLA, registered by jax_fp8gemm/_src/native/extension.py;
+// calls quantize/quantize_plan.h.
 //
 // Attributes  batches, rows, columns, num_groups: i64; layout, x_dtype, dtype, scale_format:
 //             string. See QuantizeProblem.

@@ -40,7 +40,7 @@ inline constexpr TileShape kTileShapes[] = {
     {128, 144, 2, 1, 2}, {128, 160, 2, 1, 2}, {128, 192, 2, 1, 2},
     // Three consumers of 64 rows each.
     {192, 96, 3, 1, 1}, {192, 128, 3, 1, 1}, {192, 128, 3, 2, 1}, {192, 128, 3, 1, 2},
-    // Two consumers of two 64-row waves each.
+    // Two consumers of two 64-row row slices each.
     {256, 64, 2, 1, 1}, {256, 96, 2, 1, 1}, {256, 112, 2, 1, 1}, {256, 128, 2, 1, 1},
     {256, 96, 2, 1, 2}, {256, 112, 2, 1, 2}, {256, 128, 2, 1, 2}, {256, 128, 2, 2, 1},
 };
@@ -148,7 +148,7 @@ constexpr TileShapes tile_shapes(const GemmConfig& types) {
 // columns, and what the compiler was seen to use beside them.
 constexpr uint32_t needed_registers(const GemmConfig& config) {
   const uint32_t fragment = config.block_n / 2;
-  const uint32_t sums = config.waves() * fragment + fragment;
+  const uint32_t sums = config.row_slices() * fragment + fragment;
   return config.scaling == Scaling::k1D1D ? sums + config.block_n / 4 + 20 : sums + 32;
 }
 
@@ -161,7 +161,7 @@ constexpr const char* broken_kind_rule(const GemmConfig& config) {
   if (config.accumulate && !TraitsOf(config.kind).accumulates) {
     return "only dense and K-grouped kernels accumulate";
   }
-  if (config.accumulate && d_slabs(config) != config.waves()) {
+  if (config.accumulate && d_slabs(config) != config.row_slices()) {
     return "an accumulating tile must fit in shared memory whole";
   }
   if (config.kind == GemmKind::kContiguous &&
@@ -175,9 +175,10 @@ constexpr const char* broken_split_k_rule(const GemmConfig& config) {
   const uint32_t split = config.split_k;
   if (split == 1) return nullptr;
   if (split != 2 && split != 4 && split != 8) return "split_k must be 1, 2, 4 or 8";
-  if (config.sharing() != 1 || config.waves() != 1 || config.kind != GemmKind::kDense ||
+  if (config.sharing() != 1 || config.row_slices() != 1 || config.kind != GemmKind::kDense ||
       config.accumulate) {
-    return "split K is for dense kernels of one wave that neither share operands nor accumulate";
+    return "split K is for dense kernels of one row slice that share no operands and add"
+           " no accumulator";
   }
   if (config.block_n % (16 * split) != 0) return "split_k must divide block_n into multiples of 16";
   return nullptr;
@@ -193,7 +194,7 @@ constexpr const char* broken_rule(const GemmConfig& config) {
     return "block_m must be 16, 32 or a multiple of 64";
   }
   if (config.block_m > 256 || config.consumer_rows() * consumers != max(config.block_m, kMmaM) ||
-      config.waves() > 2) {
+      config.row_slices() > 2) {
     return "block_m must be 64 or 128 rows for each consumer, and at most 256";
   }
   if (n < 16 || n > 192 || n % 16 != 0) return "block_n must be a multiple of 16 from 16 to 192";

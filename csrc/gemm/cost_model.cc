@@ -46,8 +46,8 @@ double KBlockCycles(const GemmConfig& config, double active_sms, CostEstimate& e
       (double(config.block_m) / config.cluster_n + n / config.cluster_m) * kBlockK / l2_rate;
   // One FFMA per accumulator and about one other instruction for three of them. With scales per
   // column their products are formed while the tensor core works.
-  const double wave_cycles = kMmaM * n * kBlockK / kMacsPerCycle + n / 2 * 1.33;
-  estimate.serial_per_k_block = config.waves() * wave_cycles + kChainLatency;
+  const double slice_cycles = kMmaM * n * kBlockK / kMacsPerCycle + n / 2 * 1.33;
+  estimate.serial_per_k_block = config.row_slices() * slice_cycles + kChainLatency;
   estimate.load_per_k_block = kLoadLatency / config.num_stages;
   // Of tiles with the same bound the one that asks less of L2 leaves more for everyone.
   return std::max({estimate.tensor_per_k_block, estimate.smem_per_k_block, estimate.l2_per_k_block,

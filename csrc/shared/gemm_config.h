@@ -43,7 +43,7 @@ FP8GEMM_HOST_DEVICE constexpr uint32_t element_bytes(OutType type) {
 struct GemmConfig {
   GemmKind kind = GemmKind::kDense;
   Scaling scaling = Scaling::k1D2D;
-  uint32_t block_m = 128;      // rows of `d` per CTA: 16, 32, or 64 * num_consumers * waves
+  uint32_t block_m = 128;      // rows of `d` per CTA: 16, 32, or 64 * num_consumers * row slices
   uint32_t block_n = 128;      // columns of `d` per CTA, a multiple of 16
   uint32_t num_consumers = 2;  // warpgroups that run wgmma
   uint32_t num_stages = 4;     // depth of the shared-memory pipeline
@@ -68,7 +68,7 @@ struct GemmConfig {
     return max(kMmaM, block_m / num_consumers);
   }
   // wgmma row blocks that one consumer warpgroup runs one after the other.
-  FP8GEMM_HOST_DEVICE constexpr uint32_t waves() const { return consumer_rows() / kMmaM; }
+  FP8GEMM_HOST_DEVICE constexpr uint32_t row_slices() const { return consumer_rows() / kMmaM; }
   FP8GEMM_HOST_DEVICE constexpr uint32_t consumer_threads() const {
     return num_consumers * kWarpgroupThreads;
   }

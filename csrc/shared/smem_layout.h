@@ -26,7 +26,7 @@ FP8GEMM_HOST_DEVICE constexpr uint32_t d_box_rows(const GemmConfig& config) {
 
 // 64-row slabs of the output that a consumer stages at a time: float32 slabs are reused.
 FP8GEMM_HOST_DEVICE constexpr uint32_t d_slabs(const GemmConfig& config) {
-  return config.d_type == OutType::kF32 ? 1u : config.waves();
+  return config.d_type == OutType::kF32 ? 1u : config.row_slices();
 }
 
 // Columns of the output one TMA store moves.

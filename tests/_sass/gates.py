@@ -26,7 +26,7 @@ class Expected:
     """What a configuration implies for its code."""
 
     block_n: int
-    waves: int  # 64-row wgmma blocks one consumer warpgroup runs per block of K
+    row_slices: int  # 64-row wgmma blocks one consumer warpgroup runs per block of K
     num_consumers: int
     moves_registers: bool  # setmaxnreg gives the consumers what the producer lacks
     consumer_registers: int
@@ -127,9 +127,9 @@ def _moved_register_rules(facts: KernelFacts, expected: Expected) -> list[tuple[
 
 def _loop_failures(loop: LoopFacts, expected: Expected) -> list[str]:
     unroll = _unroll(loop, expected)
-    waves = expected.waves * unroll
-    mma = _MMA_PER_BLOCK_K * waves
-    ffma = expected.block_n // 2 * waves
+    row_slices = expected.row_slices * unroll
+    mma = _MMA_PER_BLOCK_K * row_slices
+    ffma = expected.block_n // 2 * row_slices
     fmul = expected.scale_products * unroll
     loads = expected.scale_loads * unroll
     under = expected.scale_loads_under_mma * unroll
@@ -148,9 +148,9 @@ def _loop_failures(loop: LoopFacts, expected: Expected) -> list[str]:
             f"{loop.shared_loads_under_mma} LDS under the tensor core, expected {under} or more",
         ),
         (
-            loop.groups == loop.waits == loop.fences == waves,
+            loop.groups == loop.waits == loop.fences == row_slices,
             f"wgmma groups: {loop.groups} committed, {loop.waits} waits, {loop.fences} fences, "
-            f"expected {waves} each: serialized, or waits inserted by the compiler",
+            f"expected {row_slices} each: serialized, or waits inserted by the compiler",
         ),
         (loop.local_memory == 0, f"{loop.local_memory} LDL/STL in the main loop"),
         (
@@ -165,7 +165,7 @@ def _loop_failures(loop: LoopFacts, expected: Expected) -> list[str]:
 
 def _unroll(loop: LoopFacts, expected: Expected) -> int:
     """Blocks of K in one iteration; 1 if the loop does not hold whole ones."""
-    unroll, rest = divmod(loop.mma, _MMA_PER_BLOCK_K * expected.waves)
+    unroll, rest = divmod(loop.mma, _MMA_PER_BLOCK_K * expected.row_slices)
     return unroll if rest == 0 and 1 <= unroll <= _MAX_UNROLL else 1
 
 

@@ -234,7 +234,7 @@ FP8GEMM_DEVICE void epilogue(const Params& params) {
   }
   ptx::bar_warp_sync();  // as in store_tile: a warp overwrites only what it has read itself
   BlockOrder<kConfig>().apply(accum);
-  write_wave<kConfig>(smem, accum);
+  write_slice<kConfig>(smem, accum);
   ptx::fence_proxy_async_shared_cta();
   ptx::barrier_sync(kCtaBarrier, kThreads);
   if (thread == 0) {

@@ -7,7 +7,7 @@ from mutation.synchronization_mutants import ONE, PAIR_M, TWO
 SWIZZLE_64B = "1d2d.m64n96.w1.c1x1.e4m3.e4m3.bf16"
 SWIZZLE_32B = "1d2d.m64n80.w1.c1x1.e4m3.e4m3.bf16"
 FLOATS = "1d2d.m128n64.w2.c1x1.e4m3.e4m3.f32"
-# float32 tiles of two waves store one after the other from the same slab.
+# float32 tiles of two row_slices store one after the other from the same slab.
 REUSED_SLAB = "1d1d.m256n96.w2.c1x1.e4m3.e4m3.f32"
 ACCUMULATE = "1d2d.m64n128.w1.c1x1.e4m3.e4m3.bf16.acc"
 ACCUMULATE_F16 = "1d2d.m64n128.w1.c1x1.e4m3.e4m3.f16.acc"
@@ -58,7 +58,7 @@ MUTANTS = (
         "fp8_gemm/epilogue.cuh",
         _WAIT_FOR_STORES,
         _WAIT_FOR_STORES.replace("if (", "if (first == 0 && "),
-        "The second wave overwrites the first while TMA stores it.",
+        "The second row slice overwrites the first while TMA stores it.",
         (REUSED_SLAB,),
     ),
     Mutant(
@@ -145,8 +145,8 @@ MUTANTS = (
     Mutant(
         "second row of float pairs at the first",
         "fp8_gemm/epilogue.cuh",
-        "d_address<kConfig>(wave_base, row + 8 * (i / 2 % 2), byte,",
-        "d_address<kConfig>(wave_base, row, byte,",
+        "d_address<kConfig>(slice_base, row + 8 * (i / 2 % 2), byte,",
+        "d_address<kConfig>(slice_base, row, byte,",
         "A thread holds pairs of two rows, eight apart.",
         (FLOATS,),
     ),
@@ -183,10 +183,10 @@ MUTANTS = (
         (ACCUMULATE,),
     ),
     Mutant(
-        "accumulator's bytes of one wave too many",
+        "accumulator's bytes of one row slice too many",
         "fp8_gemm/epilogue.cuh",
-        "kConfig.waves() * d_box_rows(kConfig)",
-        "(kConfig.waves() + 1) * d_box_rows(kConfig)",
+        "kConfig.row_slices() * d_box_rows(kConfig)",
+        "(kConfig.row_slices() + 1) * d_box_rows(kConfig)",
         "The barrier waits for bytes that nobody loads.",
         (ACCUMULATE,),
     ),

@@ -181,10 +181,10 @@ MUTANTS = (
         (K_GROUPED_ACC,),
     ),
     Mutant(
-        "rows of a partial wave at the tile's first row",
+        "rows of a partial row slice at the tile's first row",
         "fp8_gemm/epilogue.cuh",
-        "copy_rows<kConfig>(params, wave_base, tile.d_row + first_row, tile.column, rows);",
-        "copy_rows<kConfig>(params, wave_base, tile.d_row, tile.column, rows);",
+        "copy_rows<kConfig>(params, slice_base, tile.d_row + first_row, tile.column, rows);",
+        "copy_rows<kConfig>(params, slice_base, tile.d_row, tile.column, rows);",
         "The second consumer's rows overwrite the first one's.",
         (RAGGED_PAIR,),
     ),

@@ -5,7 +5,7 @@ from mutation.mutant import Mutant
 from mutation.synchronization_mutants import COLUMNS, ONE, PAIR_M, PAIR_N, SPLIT, TWO
 
 UNALIGNED = "1d2d.m128n112.w2.c1x1.e4m3.e4m3.bf16"
-TWO_WAVES = "1d2d.m256n64.w2.c1x1.e4m3.e4m3.bf16"
+TWO_SLICES = "1d2d.m256n64.w2.c1x1.e4m3.e4m3.bf16"
 
 MUTANTS = (
     Mutant(
@@ -73,12 +73,12 @@ MUTANTS = (
         (ONE,),
     ),
     Mutant(
-        "second wave reads the first one's rows",
+        "second row slice reads the first one's rows",
         "fp8_gemm/consumer.cuh",
-        "start_multiply<kConfig>(a + wave * descriptor_offset(kMmaM * kRowBytes), b, partial);",
+        "start_multiply<kConfig>(a + slice * descriptor_offset(kMmaM * kRowBytes), b, partial);",
         "start_multiply<kConfig>(a, b, partial);",
         "Rows 64 to 127 of a consumer are computed from rows 0 to 63.",
-        (TWO_WAVES,),
+        (TWO_SLICES,),
     ),
     Mutant(
         "multicast half at the wrong place",
@@ -196,8 +196,8 @@ MUTANTS = (
     Mutant(
         "row scales of the wrong half",
         "fp8_gemm/promotion_1d1d.cuh",
-        "row_scale[wave][(i >> 1) & 1]",
-        "row_scale[wave][i & 1]",
+        "row_scale[slice][(i >> 1) & 1]",
+        "row_scale[slice][i & 1]",
         "The two rows of a fragment alternate every two elements, not every one.",
         (COLUMNS,),
     ),

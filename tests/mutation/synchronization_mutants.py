@@ -14,10 +14,10 @@ SPLIT = "1d2d.m64n64.w1.c1x1.e4m3.e4m3.bf16.split2"
 
 _WAIT_AND_RELEASE = """\
         finish_multiply<kConfig>(partial);
-        if (wave + 1 == kWaves) release_stage<kConfig>(smem, pipe.stage, lane);
+        if (slice + 1 == kRowSlices) release_stage<kConfig>(smem, pipe.stage, lane);
 """
-_RELEASE = "if (wave + 1 == kWaves) release_stage<kConfig>(smem, pipe.stage, lane);"
-_READ_AGAIN = "\n        if (wave + 1 == kWaves) scales.read(smem, pipe.stage, scale_row);"
+_RELEASE = "if (slice + 1 == kRowSlices) release_stage<kConfig>(smem, pipe.stage, lane);"
+_READ_AGAIN = "\n        if (slice + 1 == kRowSlices) scales.read(smem, pipe.stage, scale_row);"
 _LOADER_WAIT = """\
         wait_for_free_slot<kConfig>(smem, pipe.stage, pipe.parity);
         ptx::mbarrier_arrive_expect_tx(full, stage_tx_bytes(kConfig));

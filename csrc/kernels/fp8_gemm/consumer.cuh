@@ -12,8 +12,8 @@
 
 namespace fp8gemm {
 
-// Starts one wave of one K block: partial = a (64, 128) * b (block_n, 128)^T. Operands are given
-// by their `descriptor_start`.
+// Starts one row slice of one K block: partial = a (64, 128) * b (block_n, 128)^T. Operands are
+// given by their `descriptor_start`.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void start_multiply(uint32_t a, uint32_t b, float (&partial)[kConfig.block_n / 2]) {
   const uint64_t a_desc = make_k_major_descriptor(a);
@@ -55,14 +55,15 @@ FP8GEMM_DEVICE void release_stage(const Smem<kConfig>& smem, uint32_t stage, uin
 //
 // Runs on     one warpgroup, which owns consumer_rows() rows of the tile from accumulation to store
 //             and never waits for another: one's epilogue runs under the other's wgmma.
-// Per K block waits full[stage]; per wave of 64 rows runs 4 wgmma from zero, under the first ones
-//             reads the scales, and adds the scaled partial sums to float32 accumulators. After the
-//             last wgmma one lane per warp and CTA that shares operands arrives on empty[stage].
-// Registers   waves * block_n / 2 accumulators and block_n / 2 partial sums per thread.
+// Per K block waits full[stage]; per row slice (64 rows) runs 4 wgmma from zero, under the first
+//             ones reads the scales, and adds the scaled partial sums to float32 accumulators.
+//             After the last wgmma one lane per warp and CTA that shares operands arrives on
+//             empty[stage].
+// Registers   row slices * block_n / 2 accumulators and block_n / 2 partial sums per thread.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void consume(const GemmParams& params, const Smem<kConfig>& smem,
                             uint32_t consumer) {
-  constexpr uint32_t kWaves = kConfig.waves();
+  constexpr uint32_t kRowSlices = kConfig.row_slices();
   constexpr uint32_t kFragment = kConfig.block_n / 2;
   constexpr SmemLayout kLayout = Smem<kConfig>::kLayout;
   const uint32_t lane = ptx::lane_idx();
@@ -80,11 +81,11 @@ FP8GEMM_DEVICE void consume(const GemmParams& params, const Smem<kConfig>& smem,
   for (Tile tile; scheduler.next(tile);) {
     const uint32_t first_block_columns = kScaleBlockN - tile.column % kScaleBlockN;
     prefetch_accumulator<kConfig>(params, smem, consumer, tile);
-    float accum[kWaves][kFragment];
+    float accum[kRowSlices][kFragment];
     FP8GEMM_UNROLL
-    for (uint32_t wave = 0; wave < kWaves; ++wave) {
+    for (uint32_t slice = 0; slice < kRowSlices; ++slice) {
       FP8GEMM_UNROLL
-      for (uint32_t i = 0; i < kFragment; ++i) accum[wave][i] = 0.0f;
+      for (uint32_t i = 0; i < kFragment; ++i) accum[slice][i] = 0.0f;
     }
     for (uint32_t left = tile.k_blocks; left > 0; --left, pipe.advance()) {
       BlockScales<kConfig> scales;
@@ -95,12 +96,12 @@ FP8GEMM_DEVICE void consume(const GemmParams& params, const Smem<kConfig>& smem,
       // wgmma is for converged warps: lanes come out of a wait, and one of them out of an arrival.
       ptx::bar_warp_sync();
       FP8GEMM_UNROLL
-      for (uint32_t wave = 0; wave < kWaves; ++wave) {
-        start_multiply<kConfig>(a + wave * descriptor_offset(kMmaM * kRowBytes), b, partial);
-        if (wave == 0) scales.read(smem, pipe.stage, scale_row);
+      for (uint32_t slice = 0; slice < kRowSlices; ++slice) {
+        start_multiply<kConfig>(a + slice * descriptor_offset(kMmaM * kRowBytes), b, partial);
+        if (slice == 0) scales.read(smem, pipe.stage, scale_row);
         finish_multiply<kConfig>(partial);
-        if (wave + 1 == kWaves) release_stage<kConfig>(smem, pipe.stage, lane);
-        scales.promote(partial, wave, first_block_columns, accum[wave]);
+        if (slice + 1 == kRowSlices) release_stage<kConfig>(smem, pipe.stage, lane);
+        scales.promote(partial, slice, first_block_columns, accum[slice]);
       }
     }
     if constexpr (kConfig.split_k > 1) {

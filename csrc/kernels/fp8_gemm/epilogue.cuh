@@ -2,7 +2,7 @@
 // Epilogue: registers -> shared memory -> output, one consumer warpgroup at a time.
 //
 // Each warpgroup has its own part of smem.d, its own named barrier and its own TMA stores, issued
-// and tracked by its thread 0. Element (row, column) of a 64-row wave lies in box
+// and tracked by its thread 0. Element (row, column) of a row slice lies in box
 // column / d_box_columns, at the 128B-, 64B- or 32B-swizzled place where TMA expects it.
 #pragma once
 #include <fp8_gemm/barriers.cuh>
@@ -23,13 +23,13 @@ FP8GEMM_DEVICE uint32_t swizzled_chunk(uint32_t box, uint32_t row, uint32_t chun
   return box + row * kSwizzleBytes + ((chunk ^ ((row / kRowsPer128Bytes) % kChunks)) * 16);
 }
 
-// Address of `byte` (a multiple of 4) of `row` of one wave of the output tile. The number of its
-// 16-byte chunk is XORed with `exchange`.
+// Address of `byte` (a multiple of 4) of `row` of one row slice of the output tile. The number of
+// its 16-byte chunk is XORed with `exchange`.
 template <GemmConfig kConfig>
-FP8GEMM_DEVICE uint32_t d_address(uint32_t wave_base, uint32_t row, uint32_t byte,
+FP8GEMM_DEVICE uint32_t d_address(uint32_t slice_base, uint32_t row, uint32_t byte,
                                   uint32_t exchange = 0) {
   constexpr uint32_t kSwizzle = d_swizzle_bytes(kConfig);
-  const uint32_t box = wave_base + (byte / kSwizzle) * (kMmaM * kSwizzle);
+  const uint32_t box = slice_base + (byte / kSwizzle) * (kMmaM * kSwizzle);
   return swizzled_chunk<kSwizzle>(box, row, (byte % kSwizzle / 16) ^ exchange) + byte % 16;
 }
 
@@ -50,9 +50,9 @@ struct BlockOrder {
       : exchanges(kHalfRow != 0 && ptx::lane_idx() / 4 / (128 / kSwizzle) % 2 != 0) {}
 
   // Address of elements `i` and `i` + 1 of the fragment, after `apply`. `row` is that of element 0.
-  FP8GEMM_DEVICE uint32_t address(uint32_t wave_base, uint32_t row, uint32_t i) const {
+  FP8GEMM_DEVICE uint32_t address(uint32_t slice_base, uint32_t row, uint32_t i) const {
     const uint32_t byte = (8 * (i / 4) + 2 * (ptx::lane_idx() % 4)) * sizeof(float);
-    return d_address<kConfig>(wave_base, row + 8 * (i / 2 % 2), byte,
+    return d_address<kConfig>(slice_base, row + 8 * (i / 2 % 2), byte,
                               exchanges ? kHalfRow * kBlockChunks : 0);
   }
 
@@ -77,17 +77,17 @@ FP8GEMM_DEVICE void prefetch_accumulator(const GemmParams& params, const Smem<kC
   if constexpr (kConfig.accumulate) {
     constexpr uint32_t kBoxes = kConfig.stored_columns() / d_box_columns(kConfig);
     constexpr uint32_t kBytes =
-        kConfig.waves() * d_box_rows(kConfig) * kConfig.stored_columns() *
+        kConfig.row_slices() * d_box_rows(kConfig) * kConfig.stored_columns() *
         element_bytes(kConfig.d_type);
     if (ptx::thread_idx() % kWarpgroupThreads != 0) return;
     ptx::cp_async_bulk_wait_group_read<0>();
     ptx::mbarrier_arrive_expect_tx(smem.c_full(consumer), kBytes);
-    for (uint32_t wave = 0; wave < kConfig.waves(); ++wave) {
-      const uint32_t row = tile.d_row + consumer * kConfig.consumer_rows() + wave * kMmaM;
+    for (uint32_t slice = 0; slice < kConfig.row_slices(); ++slice) {
+      const uint32_t row = tile.d_row + consumer * kConfig.consumer_rows() + slice * kMmaM;
       for (uint32_t box = 0; box < kBoxes; ++box) {
         ptx::cp_async_bulk_tensor_2d_g2s(
             &params.c, smem.c_full(consumer),
-            smem.d(consumer, wave) + box * kMmaM * d_swizzle_bytes(kConfig),
+            smem.d(consumer, slice) + box * kMmaM * d_swizzle_bytes(kConfig),
             tile.column + box * d_box_columns(kConfig), row);
       }
     }
@@ -97,7 +97,7 @@ FP8GEMM_DEVICE void prefetch_accumulator(const GemmParams& params, const Smem<kC
 // accum += c, from where prefetch_accumulator put it; each thread reads its own fragment, which
 // is in BlockOrder.
 template <GemmConfig kConfig>
-FP8GEMM_DEVICE void add_accumulator(uint32_t wave_base,
+FP8GEMM_DEVICE void add_accumulator(uint32_t slice_base,
                                     float (&accum)[kConfig.stored_columns() / 2]) {
   const uint32_t row = (ptx::warp_idx() % kWarpgroupWarps) * 16 + ptx::lane_idx() / 4;
   const uint32_t column = 2 * (ptx::lane_idx() % 4);
@@ -106,13 +106,13 @@ FP8GEMM_DEVICE void add_accumulator(uint32_t wave_base,
     if constexpr (kConfig.d_type == OutType::kF32) {
       float x;
       float y;
-      ptx::ld_shared_v2_f32(BlockOrder<kConfig>().address(wave_base, row, i), x, y);
+      ptx::ld_shared_v2_f32(BlockOrder<kConfig>().address(slice_base, row, i), x, y);
       accum[i] += x;
       accum[i + 1] += y;
     } else {
       const uint32_t byte = (8 * (i / 4) + column) * element_bytes(kConfig.d_type);
       const uint32_t pair =
-          ptx::ld_shared_u32(d_address<kConfig>(wave_base, row + 8 * (i / 2 % 2), byte));
+          ptx::ld_shared_u32(d_address<kConfig>(slice_base, row + 8 * (i / 2 % 2), byte));
       if constexpr (kConfig.d_type == OutType::kBF16) {
         accum[i] += ptx::uint_as_float(pair << 16);
         accum[i + 1] += ptx::uint_as_float(pair & 0xffff0000u);
@@ -133,17 +133,17 @@ FP8GEMM_DEVICE uint32_t pack_pair(float low, float high) {
   }
 }
 
-// Writes one wave of a thread's accumulators to its place in smem.d, rounded to the output type.
-// They are in BlockOrder.
+// Writes one row slice of a thread's accumulators to its place in smem.d, rounded to the output
+// type. They are in BlockOrder.
 template <GemmConfig kConfig>
-FP8GEMM_DEVICE void write_wave(uint32_t wave_base,
+FP8GEMM_DEVICE void write_slice(uint32_t slice_base,
                                const float (&accum)[kConfig.stored_columns() / 2]) {
   const uint32_t warp_row = (ptx::warp_idx() % kWarpgroupWarps) * 16;
   const uint32_t lane = ptx::lane_idx();
   if constexpr (kConfig.d_type == OutType::kF32) {
     FP8GEMM_UNROLL
     for (uint32_t i = 0; i < kConfig.stored_columns() / 2; i += 2) {
-      ptx::st_shared_v2_f32(BlockOrder<kConfig>().address(wave_base, warp_row + lane / 4, i),
+      ptx::st_shared_v2_f32(BlockOrder<kConfig>().address(slice_base, warp_row + lane / 4, i),
                             accum[i], accum[i + 1]);
     }
   } else {
@@ -151,7 +151,7 @@ FP8GEMM_DEVICE void write_wave(uint32_t wave_base,
     FP8GEMM_UNROLL
     for (uint32_t i = 0; i < kConfig.stored_columns() / 2; i += 8) {
       const uint32_t byte = (2 * i + 8 * (lane / 16)) * element_bytes(kConfig.d_type);
-      ptx::stmatrix_x4(d_address<kConfig>(wave_base, warp_row + lane % 16, byte),
+      ptx::stmatrix_x4(d_address<kConfig>(slice_base, warp_row + lane % 16, byte),
                        pack_pair<kConfig.d_type>(accum[i], accum[i + 1]),
                        pack_pair<kConfig.d_type>(accum[i + 2], accum[i + 3]),
                        pack_pair<kConfig.d_type>(accum[i + 4], accum[i + 5]),
@@ -160,8 +160,8 @@ FP8GEMM_DEVICE void write_wave(uint32_t wave_base,
   }
 }
 
-// Sets rows that are padding to zero, whatever they were computed from. `first_row` is the wave's
-// first row within the tile.
+// Sets rows that are padding to zero, whatever they were computed from. `first_row` is the row
+// slice's first row within the tile.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void clear_padding_rows(const GemmParams& params, const Tile& tile,
                                        uint32_t first_row,
@@ -184,10 +184,10 @@ FP8GEMM_DEVICE void clear_padding_rows(const GemmParams& params, const Tile& til
   }
 }
 
-// Copies the first `rows` rows of a wave from smem.d: what a TMA store, which knows no end but the
-// tensor's, would write into the next group. All threads of the warpgroup.
+// Copies the first `rows` rows of a row slice from smem.d: what a TMA store, which knows no end but
+// the tensor's, would write into the next group. All threads of the warpgroup.
 template <GemmConfig kConfig>
-FP8GEMM_DEVICE void copy_rows(const GemmParams& params, uint32_t wave_base, uint32_t d_row,
+FP8GEMM_DEVICE void copy_rows(const GemmParams& params, uint32_t slice_base, uint32_t d_row,
                               uint32_t column, uint32_t rows) {
   constexpr uint32_t kRowChunks = kConfig.stored_columns() * element_bytes(kConfig.d_type) / 16;
   const uint64_t first_byte = uint64_t{column} * element_bytes(kConfig.d_type);
@@ -199,20 +199,20 @@ FP8GEMM_DEVICE void copy_rows(const GemmParams& params, uint32_t wave_base, uint
     if (row_byte >= params.d_pitch_bytes) continue;
     uint8_t* dst = static_cast<uint8_t*>(params.d_rows) +
                    (uint64_t{d_row} + row) * params.d_pitch_bytes + row_byte;
-    ptx::copy_shared_to_global_16(dst, d_address<kConfig>(wave_base, row, byte));
+    ptx::copy_shared_to_global_16(dst, d_address<kConfig>(slice_base, row, byte));
   }
 }
 
-// Stores one wave of the tile from smem.d. All threads of the warpgroup, after a barrier behind
-// their writes; thread 0 issues.
+// Stores one row slice of the tile from smem.d. All threads of the warpgroup, after a barrier
+// behind their writes; thread 0 issues.
 template <GemmConfig kConfig>
-FP8GEMM_DEVICE void store_wave(const GemmParams& params, uint32_t wave_base, uint32_t consumer,
+FP8GEMM_DEVICE void store_slice(const GemmParams& params, uint32_t slice_base, uint32_t consumer,
                                uint32_t first_row, const Tile& tile) {
   constexpr uint32_t kBoxes = kConfig.stored_columns() / d_box_columns(kConfig);
   if constexpr (kConfig.limits_rows()) {
     if (first_row + d_box_rows(kConfig) > tile.stored_rows) {
       const uint32_t rows = tile.stored_rows > first_row ? tile.stored_rows - first_row : 0;
-      copy_rows<kConfig>(params, wave_base, tile.d_row + first_row, tile.column, rows);
+      copy_rows<kConfig>(params, slice_base, tile.d_row + first_row, tile.column, rows);
       if constexpr (kConfig.accumulate) {
         // Thread 0 loads the next accumulator tile into the slab that the others still read.
         ptx::fence_proxy_async_shared_cta();
@@ -224,7 +224,7 @@ FP8GEMM_DEVICE void store_wave(const GemmParams& params, uint32_t wave_base, uin
   if (ptx::thread_idx() % kWarpgroupThreads != 0) return;
   for (uint32_t box = 0; box < kBoxes; ++box) {
     ptx::cp_async_bulk_tensor_2d_s2g(
-        &params.d, wave_base + box * kMmaM * d_swizzle_bytes(kConfig),
+        &params.d, slice_base + box * kMmaM * d_swizzle_bytes(kConfig),
         tile.column + box * d_box_columns(kConfig), tile.d_row + first_row);
   }
   ptx::cp_async_bulk_commit_group();
@@ -233,28 +233,28 @@ FP8GEMM_DEVICE void store_wave(const GemmParams& params, uint32_t wave_base, uin
 // ---- Epilogue -----------------------------------------------------------------------------------
 //
 // Runs on     one consumer warpgroup; kFirstConsumerBarrier + consumer is its own barrier.
-// Order       per set of slabs (all waves of the tile, or one after the other where slabs are
+// Order       per set of slabs (all row slices of the tile, or one after the other where slabs are
 //             reused): thread 0 waits until its previous stores have read the slabs (when
 //             accumulating it did so in prefetch_accumulator, and c_full says that the accumulator
 //             landed); barrier; all threads write and fence; barrier; thread 0 issues the stores.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void store_tile(const GemmParams& params, const Smem<kConfig>& smem,
                                uint32_t consumer, const Tile& tile, uint32_t c_parity,
-                               float (&accum)[kConfig.waves()][kConfig.stored_columns() / 2]) {
+                               float (&accum)[kConfig.row_slices()][kConfig.stored_columns() / 2]) {
   constexpr uint32_t kSlabs = d_slabs(kConfig);
   const uint32_t tile_row = consumer * kConfig.consumer_rows();
   if constexpr (kConfig.d_type == OutType::kF32) {
     const BlockOrder<kConfig> order;
     FP8GEMM_UNROLL
-    for (uint32_t wave = 0; wave < kConfig.waves(); ++wave) order.apply(accum[wave]);
+    for (uint32_t slice = 0; slice < kConfig.row_slices(); ++slice) order.apply(accum[slice]);
   }
   FP8GEMM_UNROLL
-  for (uint32_t first = 0; first < kConfig.waves(); first += kSlabs) {
+  for (uint32_t first = 0; first < kConfig.row_slices(); first += kSlabs) {
     if constexpr (kConfig.accumulate) {
       ptx::mbarrier_wait_parity(smem.c_full(consumer), c_parity);
       FP8GEMM_UNROLL
-      for (uint32_t wave = first; wave < first + kSlabs; ++wave) {
-        add_accumulator<kConfig>(smem.d(consumer, wave), accum[wave]);
+      for (uint32_t slice = first; slice < first + kSlabs; ++slice) {
+        add_accumulator<kConfig>(smem.d(consumer, slice), accum[slice]);
       }
       ptx::bar_warp_sync();  // a warp overwrites only what it has read itself
     } else {
@@ -262,18 +262,19 @@ FP8GEMM_DEVICE void store_tile(const GemmParams& params, const Smem<kConfig>& sm
       sync_consumer(consumer);
     }
     FP8GEMM_UNROLL
-    for (uint32_t wave = first; wave < first + kSlabs; ++wave) {
+    for (uint32_t slice = first; slice < first + kSlabs; ++slice) {
       if constexpr (kConfig.has_padding_rows()) {
-        clear_padding_rows<kConfig>(params, tile, tile_row + wave * kMmaM, accum[wave]);
+        clear_padding_rows<kConfig>(params, tile, tile_row + slice * kMmaM, accum[slice]);
         ptx::bar_warp_sync();  // stmatrix is for converged warps
       }
-      write_wave<kConfig>(smem.d(consumer, wave), accum[wave]);
+      write_slice<kConfig>(smem.d(consumer, slice), accum[slice]);
     }
     ptx::fence_proxy_async_shared_cta();
     sync_consumer(consumer);
     FP8GEMM_UNROLL
-    for (uint32_t wave = first; wave < first + kSlabs; ++wave) {
-      store_wave<kConfig>(params, smem.d(consumer, wave), consumer, tile_row + wave * kMmaM, tile);
+    for (uint32_t slice = first; slice < first + kSlabs; ++slice) {
+      const uint32_t first_row = tile_row + slice * kMmaM;
+      store_slice<kConfig>(params, smem.d(consumer, slice), consumer, first_row, tile);
     }
   }
 }

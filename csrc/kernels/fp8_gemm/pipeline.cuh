@@ -48,9 +48,9 @@ struct Smem {
   FP8GEMM_DEVICE uint32_t sfb(uint32_t stage) const {
     return base + kLayout.sfb + stage * kLayout.sfb_stage_bytes;
   }
-  FP8GEMM_DEVICE uint32_t d(uint32_t consumer, uint32_t wave) const {
+  FP8GEMM_DEVICE uint32_t d(uint32_t consumer, uint32_t slice) const {
     constexpr uint32_t kSlabs = d_slabs(kConfig);
-    return base + kLayout.d + (consumer * kSlabs + wave % kSlabs) * kLayout.d_slab_bytes;
+    return base + kLayout.d + (consumer * kSlabs + slice % kSlabs) * kLayout.d_slab_bytes;
   }
   FP8GEMM_DEVICE uint32_t full(uint32_t stage) const {
     return base + kLayout.full + stage * kBarrierBytes;

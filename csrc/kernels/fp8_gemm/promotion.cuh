@@ -13,12 +13,12 @@ namespace fp8gemm {
 template <GemmConfig kConfig, Scaling kScaling = kConfig.scaling>
 struct BlockScales;
 
-// 1x128 for A, 128x128 for B: one scale for each fragment row of each wave and each of the one or
-// two column blocks of the tile.
+// 1x128 for A, 128x128 for B: one scale for each fragment row of each row slice and each of the one
+// or two column blocks of the tile.
 template <GemmConfig kConfig>
 struct BlockScales<kConfig, Scaling::k1D2D> {
   static constexpr uint32_t kBlocks = kConfig.scale_blocks_n();
-  float product[kConfig.waves()][2][kBlocks];
+  float product[kConfig.row_slices()][2][kBlocks];
 
   FP8GEMM_DEVICE void read(const Smem<kConfig>& smem, uint32_t stage, uint32_t row) {
     float sfb[kBlocks];
@@ -28,13 +28,13 @@ struct BlockScales<kConfig, Scaling::k1D2D> {
       ptx::ld_shared_v2_f32(smem.sfb(stage), sfb[0], sfb[1]);
     }
     FP8GEMM_UNROLL
-    for (uint32_t wave = 0; wave < kConfig.waves(); ++wave) {
+    for (uint32_t slice = 0; slice < kConfig.row_slices(); ++slice) {
       FP8GEMM_UNROLL
       for (uint32_t half = 0; half < 2; ++half) {
-        const uint32_t scale_row = row + wave * kMmaM + half * 8;
+        const uint32_t scale_row = row + slice * kMmaM + half * 8;
         const float sfa = ptx::ld_shared_f32(smem.sfa(stage) + scale_row * sizeof(float));
         FP8GEMM_UNROLL
-        for (uint32_t i = 0; i < kBlocks; ++i) product[wave][half][i] = sfa * sfb[i];
+        for (uint32_t i = 0; i < kBlocks; ++i) product[slice][half][i] = sfa * sfb[i];
       }
     }
   }
@@ -42,7 +42,7 @@ struct BlockScales<kConfig, Scaling::k1D2D> {
   // accum += scale * partial. Tiles start at multiples of block_n, so the column where the second
   // scale block begins is a multiple of gcd(block_n, 128) between that and 128: columns are handled
   // in chunks of this width, and only chunks that can lie on either side need a select.
-  FP8GEMM_DEVICE void promote(const float (&partial)[kConfig.block_n / 2], uint32_t wave,
+  FP8GEMM_DEVICE void promote(const float (&partial)[kConfig.block_n / 2], uint32_t slice,
                               uint32_t first_block_columns,
                               float (&accum)[kConfig.block_n / 2]) const {
     constexpr uint32_t kChunk = gcd(kConfig.block_n, kScaleBlockN);
@@ -51,7 +51,7 @@ struct BlockScales<kConfig, Scaling::k1D2D> {
       float scale[2];
       FP8GEMM_UNROLL
       for (uint32_t half = 0; half < 2; ++half) {
-        const float (&scales)[kBlocks] = product[wave][half];
+        const float (&scales)[kBlocks] = product[slice][half];
         if (kBlocks == 1 || chunk == 0) {
           scale[half] = scales[0];
         } else if (chunk >= kScaleBlockN) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the quantize kernels share: loading elements, scales, and conversion.
 //
-// Every number equals, bit for bit, what jax_fp8gemm/_src/xla/quantize.py computes, but for the bits of
-// a NaN: amax on bit patterns, where Inf and then NaN are largest; amax / max and 1 / scale
+// Every number equals, bit for bit, what jax_fp8gemm/_src/xla/quantize.py computes, but for the
+// bits of a NaN: amax on bit patterns, where Inf and then NaN are largest; amax / max and 1 / scale
 // correctly rounded; values x * (1 / scale) rounded to nearest even.
 #pragma once
 #include <ptx/fp8.cuh>

@@ -22,7 +22,7 @@ BOUNDS = {
     "load_cycles_per_k_block": "latency of a load",
 }
 _MMA_PER_K_BLOCK = 4
-# Cycles of one wave's K block on the tensor core, per column: 64 * 128 / 4096.
+# Cycles of one row slice's K block on the tensor core, per column: 64 * 128 / 4096.
 _CYCLES_PER_COLUMN = 2
 _LABEL_WIDTH = 34
 
@@ -161,8 +161,8 @@ def code_lines(key: str) -> list[str]:
     except RuntimeError as error:
         return [f"machine code: not available: {str(error).splitlines()[0]}"]
     config, loop = extension.core().describe_config(key), facts.loop
-    k_blocks = loop.mma // (_MMA_PER_K_BLOCK * config["waves"])
-    tensor = _CYCLES_PER_COLUMN * config["block_n"] * config["waves"] * k_blocks
+    k_blocks = loop.mma // (_MMA_PER_K_BLOCK * config["row_slices"])
+    tensor = _CYCLES_PER_COLUMN * config["block_n"] * config["row_slices"] * k_blocks
     per_consumer = config["num_consumers"] * tensor
     return [
         f"machine code of [1], NVRTC {major}.{minor}: {facts.instructions} instructions,"
