@@ -159,7 +159,7 @@ def test_divided_by_an_automatic_mesh_is_told(compiled):
     sharding = NamedSharding(Mesh(devices, "x"), PartitionSpec("x"))
     function, lhs, rhs = PROGRAMS["64x256x384"]()
     traced = jax.jit(function, in_shardings=(sharding, None)).trace(lhs, rhs)
-    with pytest.warns(RuntimeWarning, match="an automatic mesh divides 1 operations"):
+    with pytest.warns(RuntimeWarning, match="an automatic mesh shards 1 operations"):
         assert fp8.precompile(traced) == []
 
 
@@ -171,7 +171,7 @@ def test_undivided_call_is_told(compiled):
         attributes = {"call_target_name": Attribute()}
         regions = ()
 
-    with pytest.warns(RuntimeWarning, match="an automatic mesh divides 1 operations"):
+    with pytest.warns(RuntimeWarning, match="an automatic mesh shards 1 operations"):
         assert precompile_lib.kernels_of(Operation()) == []
 
 

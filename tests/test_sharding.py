@@ -225,7 +225,7 @@ def test_every_program_is_judged(results):
 @pytest.mark.parametrize("name", EXPECTED)
 def test_collectives_and_values(results, name):
     if name in NEEDS_BATCH_AXES and jax.__version_info__ < (0, 10):
-        pytest.skip("jax.vmap over a dimension that an explicit mesh divides needs jax 0.10")
+        pytest.skip("jax.vmap over a dimension that an explicit mesh shards needs jax 0.10")
     collectives, bound = EXPECTED[name]
     result = results[name]
     assert "raised" not in result, result

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Float64 references of every product, computed with NumPy from what the operands stand for.
+"""Float64 references of every product, computed with NumPy from the dequantized operands.
 
 Each gives `(ref, magnitude, is_padding)`: the result, the same of the operands' magnitudes, and
 which elements must be exactly 0. Rows and columns that belong to no group are not looked at.
@@ -17,7 +17,7 @@ _BLOCK = 128
 
 
 def float64(x: BlockScaled) -> np.ndarray:
-    """Returns the exact array that `x` stands for."""
+    """Returns the exact array that `x` represents."""
     rows, columns = x.shape[-2:]
     scales = np.asarray(x.scales).astype(np.float64)
     scales = scales.repeat(x.block[0], axis=-2)[..., :rows, :]

@@ -51,7 +51,7 @@ def precompile(
 
     Args:
         traced: `jax.jit(function).trace(*args)`, of arrays or of `jax.ShapeDtypeStruct`s. Its
-            products must not be divided by an automatic mesh: their parts are only known once the
+            products must not be sharded by an automatic mesh: their parts are only known once the
             program is compiled. A warning tells how many were.
         num_sms: SMs of the GPU that will run the program, 1 to 1024; None for what it was traced
             for: those of this machine's first GPU, or of an H100 SXM where there is none.
@@ -96,7 +96,7 @@ def kernels_of(module: Any) -> list[Kernel]:
             kernels.append(_kernel(_fields(attributes)))
     if undivided:
         warnings.warn(
-            f"precompile: an automatic mesh divides {undivided} operations of this program, and"
+            f"precompile: an automatic mesh shards {undivided} operations of this program, and"
             " their kernels are only known once it is compiled.",
             RuntimeWarning,
             stacklevel=3,

@@ -18,7 +18,7 @@ from jax_fp8gemm._src.xla import gemm as xla_gemm
 class BlockScaled:
     """A float8 array with one float32 scale per block of its last two dimensions.
 
-    It stands for the array of shape `(..., R, K)` given by::
+    It represents the array of shape `(..., R, K)` given by::
 
         dequantized[..., r, k] = values[..., r, k] * scales[..., r // block[0], k // block[1]]
 
@@ -100,7 +100,7 @@ class BlockScaled:
         return self.values.dtype
 
     def dequantize(self, dtype: Any = jnp.float32) -> jax.Array:
-        """Returns the array this stands for: the product in float32, then rounded to `dtype`.
+        """Returns the dequantized array: the product in float32, then rounded to `dtype`.
 
         Args:
             dtype: A floating-point dtype.

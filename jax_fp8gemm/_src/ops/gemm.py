@@ -21,7 +21,7 @@ def gemm(
     implementation: str | None = None,
     num_sms: int | None = None,
 ) -> jax.Array:
-    """Multiplies two block-scaled float8 matrices, `lhs @ rhs.T` of what they stand for.
+    """Multiplies two block-scaled float8 matrices, `lhs @ rhs.T` after dequantization.
 
     With scales of 1x128 blocks for `lhs` and of 128x128 (or 1x128) blocks for `rhs`, in
     float32::

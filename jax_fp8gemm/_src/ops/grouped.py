@@ -96,7 +96,7 @@ class Grouped(Operation):
 
     def batch(self, apply, axis_size, in_batched, operands):
         # Merged with another dimension, a sharded batch would have to be gathered.
-        if meshes.divides_explicitly(*operands):
+        if meshes.shards_explicitly(*operands):
             return apply(Batches(self, (tuple(in_batched),)), operands)
         return self.fold(lambda *each: apply(self, each), axis_size, in_batched, operands)
 

@@ -34,7 +34,7 @@ def grouped_gemm(
 
         out[t] = lhs[t] @ rhs[g].T        and 0 where t >= sum(group_sizes)
 
-    of what the operands stand for, in float32 and rounded once. The sizes are read on the device
+    of the dequantized operands, in float32 and rounded once. The sizes are read on the device
     only: nothing waits for them, and no row is padded. Results are the same bits from call to call.
 
     Args:
@@ -56,7 +56,7 @@ def grouped_gemm(
         TypeError: An argument has an unsupported type or dtype; or the result is differentiated.
         ValueError: Shapes disagree, an operand has another block, there are more than 512 groups
             or more than 2**31 - 513 rows in all, `implementation` is unknown, `num_sms` is
-            out of range, or an explicit mesh divides T or G or a block of 128.
+            out of range, or an explicit mesh shards T or G or a block of 128.
         NotImplementedError: As `gemm`.
         jax.errors.JaxRuntimeError: As `gemm`.
 
@@ -66,9 +66,9 @@ def grouped_gemm(
         `jit`, `scan`, `shard_map`: yes. `vmap`: yes, and it stays one kernel launch, for which the
         rows of the batch are sorted by group; only where a batch of `rhs` makes more than 512
         groups do the launches follow one another. `grad`, `jvp`: TypeError; what trains wraps
-        this in `jax.custom_vjp`. Sharding: N stays divided without communication, and K divided
-        on both sides costs one all-reduce. T and G must be whole, because any row may belong to
-        any group: an automatic mesh gathers them, an explicit one raises ValueError; divide them
+        this in `jax.custom_vjp`. Sharding: N stays sharded without communication, and K sharded
+        on both sides costs one all-reduce. T and G must be replicated, because any row may belong
+        to any group: an automatic mesh gathers them, an explicit one raises ValueError; shard them
         by `jax.shard_map`, each device with groups of its own.
 
     Example:
@@ -134,7 +134,7 @@ def grouped_gemm_contiguous(
 
         out[t] = lhs[t] @ rhs[group_ids[t]].T        and 0 where group_ids[t] is -1
 
-    of what the operands stand for, in float32 and rounded once. A group starts at a multiple of
+    of the dequantized operands, in float32 and rounded once. A group starts at a multiple of
     `contiguous_alignment()`, and the rows from its last one to the next multiple are padding.
     Groups come in any order, also more than once or never.
 

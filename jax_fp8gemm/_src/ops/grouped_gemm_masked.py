@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""grouped_gemm_masked: groups with equal room, of which only the leading rows count."""
+"""grouped_gemm_masked: groups padded to a common capacity; only their leading rows are valid."""
 
 import dataclasses
 from typing import Any
@@ -29,13 +29,13 @@ def grouped_gemm_masked(
     implementation: str | None = None,
     num_sms: int | None = None,
 ) -> jax.Array:
-    """Multiplies the leading rows of groups with equal room, each with its own weight.
+    """Multiplies the valid rows of groups padded to a common capacity, each with its own weight.
 
     As in decoding, where shapes are static and a group is seldom full::
 
         out[g, m] = lhs[g, m] @ rhs[g].T        and 0 where m >= masked_m[g]
 
-    of what the operands stand for, in float32 and rounded once. The counts are read on the device
+    of the dequantized operands, in float32 and rounded once. The counts are read on the device
     only, and time follows them rather than the room. Results are the same bits from call to call.
 
     Args:
@@ -58,7 +58,7 @@ def grouped_gemm_masked(
         TypeError: An argument has an unsupported type or dtype; or the result is differentiated.
         ValueError: Shapes disagree, an operand has another block, there are more than 512 groups
             or more than 2**31 - 513 rows in all, `padding` or `implementation` is unknown,
-            `expected_m` or `num_sms` is out of range, or an explicit mesh divides M_max or a block
+            `expected_m` or `num_sms` is out of range, or an explicit mesh shards M_max or a block
             of 128.
         NotImplementedError: As `gemm`.
         jax.errors.JaxRuntimeError: As `gemm`.
@@ -69,8 +69,8 @@ def grouped_gemm_masked(
         `jit`, `scan`, `shard_map`: yes. `vmap`: yes, and it stays one kernel launch: a batch of
         `rhs` makes more groups (beyond 512, launches follow one another), and with a shared `rhs`
         the rows of the batch are sorted by group. `grad`, `jvp`: TypeError. Sharding: G and N stay
-        divided without communication, and K divided on both sides costs one all-reduce. M_max must
-        be whole: an automatic mesh gathers it, an explicit one raises ValueError.
+        sharded without communication, and K sharded on both sides costs one all-reduce. M_max must
+        be replicated: an automatic mesh gathers it, an explicit one raises ValueError.
 
     Example:
         >>> x = quantize(slots)                            # (G, M_max, K)
@@ -143,7 +143,7 @@ class Masked(grouped.Grouped):
 
     def batch(self, apply, axis_size, in_batched, operands):
         shared = grouped.shared_weights(in_batched)
-        if not shared or meshes.divides_explicitly(*operands):
+        if not shared or meshes.shards_explicitly(*operands):
             return super().batch(apply, axis_size, in_batched, operands)
         # One weight for all batches: their valid rows are groups anywhere.
         operands = batch_all(axis_size, in_batched, operands, shared)

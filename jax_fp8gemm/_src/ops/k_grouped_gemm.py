@@ -35,7 +35,7 @@ def k_grouped_gemm(
 
         out[g] = accumulator[g] + lhs[:, columns(g)] @ rhs[:, columns(g)].T
 
-    of what the operands stand for, in float32 and rounded once. The columns from a group's last one
+    of the dequantized operands, in float32 and rounded once. The columns from a group's last one
     to the next multiple of 128 must hold zeros, as `quantize_k_grouped` writes them. The sizes are
     read on the device only. Results are the same bits from call to call.
 
@@ -60,7 +60,7 @@ def k_grouped_gemm(
         TypeError: An argument has an unsupported type or dtype; or the result is differentiated.
         ValueError: Shapes disagree, an operand has another block, there are more than 512 groups
             or more than 2**31 - 513 rows in all, `implementation` is unknown, `num_sms` is
-            out of range, or an explicit mesh divides T or a block of 128.
+            out of range, or an explicit mesh shards T or a block of 128.
         NotImplementedError: As `gemm`.
         jax.errors.JaxRuntimeError: As `gemm`.
 
@@ -69,8 +69,8 @@ def k_grouped_gemm(
     Transformations:
         `jit`, `scan`, `shard_map`: yes. `vmap`: yes; with shared `group_sizes` and one shared
         operand it stays one kernel launch, with the batch folded into M or N. Else the launches
-        follow one another. `grad`, `jvp`: TypeError. Sharding: M and N stay divided without
-        communication. T must be whole: an automatic mesh gathers it, an explicit one raises
+        follow one another. `grad`, `jvp`: TypeError. Sharding: M and N stay sharded without
+        communication. T must be replicated: an automatic mesh gathers it, an explicit one raises
         ValueError.
 
     Example:

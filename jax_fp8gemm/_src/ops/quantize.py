@@ -51,12 +51,12 @@ def quantize(
             another type.
         ValueError: `x` has less than two dimensions or more than 2**31 - 513 rows, or
             `block`, `scale_format` or `implementation` is none of the above, or an explicit mesh
-            divides `x` inside a block.
+            shards `x` inside a block.
         NotImplementedError: `implementation` does not run on the platform lowered for.
         jax.errors.JaxRuntimeError: As `gemm`.
 
     Transformations:
-        `jit`, `vmap`, `scan`, `shard_map`: yes. Sharding: values and scales are divided as `x`
+        `jit`, `vmap`, `scan`, `shard_map`: yes. Sharding: values and scales are sharded as `x`
         is, without communication. `grad`: as JAX differentiates a division and a conversion,
         which is of no use in training; wrap what uses it in `jax.custom_vjp`.
 

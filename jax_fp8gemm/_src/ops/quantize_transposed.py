@@ -84,8 +84,8 @@ def quantize_k_grouped(
             there are more than 512 groups.
 
     Transformations:
-        As `quantize`, but T must be whole: an automatic mesh gathers it, an explicit one raises
-        ValueError.
+        As `quantize`, but T must be replicated: an automatic mesh gathers it, an explicit one
+        raises ValueError.
 
     Example:
         >>> dy_columns = quantize_k_grouped(dy, group_sizes)

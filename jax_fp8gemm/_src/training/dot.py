@@ -68,8 +68,8 @@ def dot(
 
     Raises:
         TypeError: An argument has an unsupported type or dtype; or forward mode is asked for.
-        ValueError: Shapes disagree, `implementation` is unknown, or an explicit mesh divides a
-            block of 128, or divides the operands so that one would have to move.
+        ValueError: Shapes disagree, `implementation` is unknown, or an explicit mesh shards a
+            block of 128, or shards the operands so that one would have to move.
         NotImplementedError: As `gemm`.
         jax.errors.JaxRuntimeError: As `gemm`.
 
@@ -79,8 +79,8 @@ def dot(
         dimensions of `x` to `vmap` with a shared `w`: one weight gradient sums over them, while
         that of `vmap` is formed for each example and summed then.
         Sharding: of `x` and `w` over their outer dimensions is kept without communication; K
-        divided on both sides, and tokens in `dw`, cost one all-reduce, or one reduce-scatter where
-        the result is divided over the same devices.
+        sharded on both sides, and tokens in `dw`, cost one all-reduce, or one reduce-scatter where
+        the result is sharded over the same devices.
 
     Example:
         >>> y = dot(activations, weight.T)                 # (M, K) x (K, N) -> (M, N)

@@ -44,7 +44,7 @@ def dot_general(
             blocks are cut along the contracted dimensions in their order.
         precision: None or `jax.lax.Precision.DEFAULT`: operands are FP8 and there is no other one.
         preferred_element_type: Dtype of the result; None for the promoted one of the operands.
-        out_sharding: How an explicit mesh divides the result, or None for what moves no operand.
+        out_sharding: How an explicit mesh shards the result, or None for what moves no operand.
         implementation: None, "cuda", "xla" or "sim", as for `gemm`.
 
     Returns:
@@ -134,7 +134,7 @@ def _merged(name: str, x: jax.Array, start: int, stop: int) -> jax.Array:
     entries = [*spec, *[None] * (x.ndim - len(spec))]
     if any(entries[start + 1 : stop]):
         raise ValueError(
-            f"{_WHERE}: an explicit mesh must not divide dimensions {start + 1} to {stop - 1} of"
+            f"{_WHERE}: an explicit mesh must not shard dimensions {start + 1} to {stop - 1} of"
             f" transposed {name}, which are merged, got {spec}; use jax.sharding.reshard first."
         )
     merged = entries[start] if start < stop else None

@@ -70,8 +70,8 @@ def ragged_dot(
         jax.errors.JaxRuntimeError: As `gemm`.
 
     Transformations:
-        As `dot`, but T and G must be whole, as for `grouped_gemm`: expert parallelism goes through
-        `jax.shard_map`.
+        As `dot`, but T and G must be replicated, as for `grouped_gemm`: expert parallelism goes
+        through `jax.shard_map`.
 
     Example:
         >>> y = ragged_dot(tokens, experts.swapaxes(1, 2), group_sizes)    # (T, K) -> (T, N)

@@ -3,7 +3,7 @@
 
 The order of wrapping is fixed by what JAX can express::
 
-    derivative rule  >  vmap rule  >  division among devices  >  choice of implementation
+    derivative rule  >  vmap rule  >  sharding  >  choice of implementation
 
 `jax.lax.platform_dependent`, which makes the choice, traces every branch, and a bare custom call
 has no rule for batches, derivatives or partitions: all of that comes before it.

@@ -2,7 +2,7 @@
 """Runs operations sharded among devices, as the partitioner plans it, under every kind of mesh.
 
 Automatic meshes: XLA's partitioner asks the planner. Explicit ones: the operands' types say how
-they are divided, and jax.shard_map computes the parts. Manual ones: the caller has divided already.
+they are sharded, and jax.shard_map computes the parts. Manual ones: the caller did it already.
 """
 
 import contextvars
@@ -23,7 +23,7 @@ from jax_fp8gemm._src.transforms.platforms import unify_varying
 
 # Whether what is traced is one device's part of an operation in an explicit mesh. Under jax.vmap
 # the axis that divides the batch still looks explicit there.
-_is_divided = contextvars.ContextVar("jax_fp8gemm_is_divided", default=False)
+_is_sharded = contextvars.ContextVar("jax_fp8gemm_is_sharded", default=False)
 
 
 def mesh_of(*operands: jax.Array | None) -> AbstractMesh:
@@ -33,9 +33,9 @@ def mesh_of(*operands: jax.Array | None) -> AbstractMesh:
     return next((m for m in meshes if mesh.empty and m.explicit_axes), mesh)
 
 
-def divides_explicitly(*operands: jax.Array | None) -> bool:
-    """Says whether types say how an explicit mesh divides the operands."""
-    return bool(mesh_of(*operands).explicit_axes) and not _is_divided.get()
+def shards_explicitly(*operands: jax.Array | None) -> bool:
+    """Says whether types say how an explicit mesh shards the operands."""
+    return bool(mesh_of(*operands).explicit_axes) and not _is_sharded.get()
 
 
 def _local(op: Operation, planned: Plan, operands: tuple) -> Any:
@@ -82,11 +82,11 @@ def _apply_explicit(
     single = len(layout.results) == 1
 
     def local(*present):
-        token = _is_divided.set(True)
+        token = _is_sharded.set(True)
         try:
             return _local(op, planned, _with_absent(layout, present))
         finally:
-            _is_divided.reset(token)
+            _is_sharded.reset(token)
 
     present = [reshard(operands[i], s, mesh) for i, s in zip(indices, in_specs, strict=True)]
     # Unnamed if they are all: jax.vmap over a divided dimension takes its mesh axis from them.
@@ -224,14 +224,14 @@ def _partitioned(op: Operation, operands: tuple) -> Callable[..., Any]:
 
 
 def reshard(x: jax.Array, wanted: PartitionSpec | NamedSharding, mesh: AbstractMesh) -> jax.Array:
-    """Returns x divided in an explicit mesh as a spec, or a sharding, says."""
+    """Returns x sharded in an explicit mesh as a spec, or a sharding, says."""
     if isinstance(wanted, PartitionSpec):
         wanted = NamedSharding(mesh, wanted)
     return jax.sharding.reshard(x, wanted)
 
 
 def spec_of(x: jax.Array) -> PartitionSpec | None:
-    """Returns how an explicit mesh divides x; None without one."""
+    """Returns how an explicit mesh shards x; None without one."""
     return jax.typeof(x).sharding.spec if mesh_of(x).explicit_axes else None
 
 
@@ -243,7 +243,7 @@ def divide(
 ) -> Any:
     """Computes an operation, sharded as its operands are; arguments as those of `apply`."""
     mesh = mesh_of(*operands)
-    if divides_explicitly(*operands):
+    if shards_explicitly(*operands):
         return _apply_explicit(op, mesh, operands, out_sharding, allow_reshard)
     has_elements = all(x is None or x.size for x in operands)
     if has_elements and not mesh.manual_axes and not op.is_left_to_xla:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operation: what an operation computes and how it can be divided, said once for all transforms."""
+"""Operation: what an operation computes and how it can be sharded, said once for all transforms."""
 
 import functools
 from collections.abc import Callable, Sequence

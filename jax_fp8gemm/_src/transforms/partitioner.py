@@ -21,11 +21,11 @@ class Plan(NamedTuple):
     scattered: Mapping[str, Axes]
 
     def operand_spec(self, layout: Layout, index: int) -> PartitionSpec:
-        """Returns how an operand is divided; one that is added to the sum is as the result."""
+        """Returns how an operand is sharded; one that is added to the sum is as the result."""
         return self._spec(layout.operands[index], index in layout.added)
 
     def result_spec(self, dims: Dims) -> PartitionSpec:
-        """Returns how a result is divided."""
+        """Returns how a result is sharded."""
         return self._spec(dims, True)
 
     def _spec(self, dims: Dims, after_sum: bool) -> PartitionSpec:
@@ -79,12 +79,12 @@ class _Planner:
             raise ValueError(f"{self.op_name}: {text}; use jax.sharding.reshard first.")
 
     def offered(self, axis: str) -> Axes:
-        """Returns the mesh axes over which the operands have an axis divided."""
+        """Returns the mesh axes over which the operands have an axis sharded."""
         if axis in self.layout.replicated:
             for name, given in zip(self.names, self.given, strict=True):
                 if given.get(axis):
                     self.refuse(
-                        f"{name} must not be divided along {axis.upper()}, got {given[axis]}"
+                        f"{name} must not be sharded along {axis.upper()}, got {given[axis]}"
                     )
             return ()
         offers = {
@@ -93,7 +93,7 @@ class _Planner:
             if given.get(axis)
         }
         if len(set(offers.values())) > 1:
-            self.refuse(f"operands must be divided alike along {axis.upper()}, got {offers}")
+            self.refuse(f"operands must be sharded alike along {axis.upper()}, got {offers}")
         return next(iter(offers.values()), ())
 
     def fitting(self, axis: str, axes: Axes) -> Axes:
@@ -105,7 +105,7 @@ class _Planner:
                 return axes[:count]
             blocks = f" into whole blocks of {unit}" if unit > 1 else ""
             self.refuse(
-                f"{axis.upper()} = {self.sizes[axis]} cannot be divided among {shards} devices"
+                f"{axis.upper()} = {self.sizes[axis]} cannot be sharded among {shards} devices"
                 f" (mesh axes {axes[:count]}){blocks}"
             )
         return ()
@@ -126,7 +126,7 @@ class _Planner:
         for count, mesh_axis in enumerate(offered):
             if self.moves(axis, mesh_axis):
                 self.refuse(
-                    f"mesh axis {mesh_axis!r} divides {axis.upper()} of one operand and another"
+                    f"mesh axis {mesh_axis!r} shards {axis.upper()} of one operand and another"
                     " dimension of the other"
                 )
                 offered = offered[:count]
@@ -150,7 +150,7 @@ class _Planner:
             own = tuple(a for a in asked if a not in reduced)
             free = tuple(a for a in own if a not in used)
             if free != own and set(own) - set(free) & set(offers[axis]):
-                self.refuse(f"mesh axes {own} divide {axis.upper()} and another dimension")
+                self.refuse(f"mesh axes {own} shard {axis.upper()} and another dimension")
             tail = asked[len(own) :]
             axes[axis] = self.fitting(axis, free) if axis not in self.layout.replicated else ()
             shards = math.prod(self.mesh_sizes[a] for a in asked)

@@ -27,7 +27,7 @@ def bit_cast(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 
 def dequantize(values: jax.Array, scales: jax.Array, block: tuple[int, int]) -> jax.Array:
-    """Returns the float32 array that block-scaled values stand for.
+    """Returns the dequantized float32 array of block-scaled values.
 
     Written as one elementwise product with a broadcast, which XLA fuses into a single pass.
     """

@@ -61,7 +61,7 @@ def group_of(ends: jax.Array, positions: jax.Array) -> jax.Array:
 
 
 def masked_segments(masked_m: jax.Array, max_rows: int) -> Segments:
-    """Returns the leading rows that count of groups with `max_rows` rows each."""
+    """Returns the valid rows of groups padded to `max_rows` rows each."""
     groups = jnp.arange(len(masked_m), dtype=jnp.int32)
     starts = groups * max_rows
     return Segments(starts, starts + jnp.clip(masked_m, 0, max_rows), groups)

@@ -53,7 +53,7 @@ def aligned_blocks(num_rows: int, num_groups: int) -> int:
 
 
 def _read(leaves: tuple) -> jax.Array:
-    """Returns what the leaves stand for."""
+    """Returns the array that the leaves represent."""
     return leaves[0] if len(leaves) == 1 else xla_gemm.dequantize(*leaves, _ROW_BLOCK)
 
 
