@@ -20,3 +20,8 @@ from jax_fp8gemm._src.ops.quantize_transposed import quantize_transposed as quan
 from jax_fp8gemm._src.training.dot import dot as dot
 from jax_fp8gemm._src.training.dot_general import dot_general as dot_general
 from jax_fp8gemm._src.training.ragged_dot import ragged_dot as ragged_dot
+
+# Pickles, tracebacks and generated documentation name the public place of a public object.
+for _public in [each for each in vars().values() if callable(each)]:
+    _public.__module__ = __name__
+del _public

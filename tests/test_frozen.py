@@ -65,3 +65,9 @@ def test_a_pickle_is_read():
         np.asarray(read.values).view("u1"), np.asarray(weight.values[:4]).view("u1")
     )
     np.testing.assert_array_equal(read.scales, weight.scales[:1])
+
+
+def test_pickles_name_public_places_only():
+    written = pickle.dumps(fp8.BlockScaled(*map(np.asarray, jax.tree.leaves(weight)), (128, 128)))
+    assert b"jax_fp8gemm" in written and b"_src" not in written
+    assert type(pickle.loads(written)) is fp8.BlockScaled
