@@ -29,7 +29,7 @@ SPECIMEN = (CSRC.parent / "tests/specimens/warp_specialized.cu").read_text()
 OPTIONS = [ARCHITECTURE, "--std=c++20"]
 SOUND = Expected(
     block_n=128,
-    waves=1,
+    row_slices=1,
     num_consumers=2,
     moves_registers=True,
     consumer_registers=232,
@@ -71,7 +71,7 @@ WRONG_EXPECTATIONS = [
     ("consumer_registers", 248, "setmaxnreg asks for 68608 registers"),
     ("num_consumers", 3, "168 registers x 512 threads"),
     ("moves_registers", False, "expected none"),
-    ("waves", 2, "expected 2 each"),
+    ("row_slices", 2, "expected 2 each"),
     ("block_n", 64, "64 FFMA in the main loop, expected 32"),
     ("kernel", "another", "the entry point is warp_specialized"),
     ("scale_products", 64, "0 FMUL in the main loop, expected 64"),
@@ -96,7 +96,9 @@ def _specimen(nvrtc: Nvrtc, macros: str = "") -> CompiledKernel:
 
 def _expected(macros: str) -> Expected:
     defines = _defines(macros)
-    return dataclasses.replace(SOUND, block_n=int(defines["BLOCK_N"]), waves=int(defines["WAVES"]))
+    return dataclasses.replace(
+        SOUND, block_n=int(defines["BLOCK_N"]), row_slices=int(defines["WAVES"])
+    )
 
 
 @every_nvrtc

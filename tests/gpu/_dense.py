@@ -10,11 +10,9 @@ import numpy as np
 from cases import GemmCase, gemm_operands
 
 import jax_fp8gemm as fp8
+from jax_fp8gemm._src.native import calls, extension
+from jax_fp8gemm._src.native.gemm_problem import problem_of
 from jax_fp8gemm.testing import assert_gemm_close
-
-if importlib.util.find_spec("jax_fp8gemm._core") is not None:
-    from jax_fp8gemm._src.native import calls
-from jax_fp8gemm._src.native.gemm_problem import extension, problem_of
 
 # Rows of a large result that are compared with float64: each row is independent of the others.
 MAX_CHECKED_ROWS = 256
