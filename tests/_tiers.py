@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two tiers of the suite: `make test` leaves out what is marked slow, `make test-all` nothing.
 
-Of the kernels the fast tier has a covering set. What that leaves out is guarded by a stamp: digests
-of the sources that the full tier last passed with, as code, without comments.
+Of a test that is marked `sampled(n)` the fast tier has one in n of the parameter sets, which
+conftest.py sees to; of the kernels it has a covering set. What it leaves out is guarded by a stamp:
+digests of the sources that the full tier last passed with, as code, without comments.
 """
 
 import functools

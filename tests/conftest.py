@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings of the whole suite: strict JAX, warnings as errors, and tests that need hardware."""
 
+import collections
 import importlib.util
 
 import jax
@@ -34,8 +35,15 @@ def why_no_hopper() -> str | None:
     return None if capability == "9.0" else f"needs a Hopper GPU: found capability {capability}"
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Skips what needs a Hopper GPU where there is none."""
+    """Skips what needs a Hopper GPU where there is none; marks what the fast tier leaves out."""
+    counts = collections.Counter()
+    for item in items:
+        sampled = item.get_closest_marker("sampled")
+        if sampled and counts[item.parent.nodeid, item.originalname] % sampled.args[0]:
+            item.add_marker(pytest.mark.slow)
+        counts[item.parent.nodeid, item.originalname] += bool(sampled)
     marked = [item for item in items if item.get_closest_marker("hopper")]
     reason = why_no_hopper() if marked else None
     if reason:
