@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 # OFFLINE=1: gpu-check and bench use $(PYTHON) and what is installed for it, without a network.
 RUNNER := $(if $(OFFLINE),$(PYTHON),$(BIN)/python)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# What `make lint` runs; .pre-commit-config.yaml has the same versions.
+LINTERS := ruff==0.17.6 import-linter==2.17 basedpyright==1.40.2
 # What a new build of the extension depends on; Python sources are used in place.
 SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f ! -name '*.md')
 
@@ -50,9 +52,11 @@ mutants: $(VENV)/.simulator $(VENV)/.tests  ## Plant every known kernel bug and 
 wheel:  ## Build a wheel for $(PYTHON) into dist/, as a release is
 	.ci/build-wheel $(PYTHON)
 
-lint: $(VENV)/.lint  ## Check style and format of the Python sources
+lint: $(VENV)/.lint  ## Check style, format, imports and types of the Python sources
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	PYTHONPATH=. $(BIN)/lint-imports
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 format: $(VENV)/.lint  ## Format the Python sources
 	$(BIN)/ruff check --fix --select I .
@@ -105,6 +109,7 @@ $(VENV)/.sanitizer: | $(VENV)/.simulator
 	  $(PIP) install nvidia-cuda-sanitizer-api$$suffix
 	@touch $@
 
-$(VENV)/.lint: | $(BIN)/python
-	$(PIP) install ruff==0.17.6
+# The types of JAX and safetensors are those of what is installed, or else of the newest.
+$(VENV)/.lint: Makefile | $(BIN)/python
+	$(PIP) install $(LINTERS) 'jax>=0.8.2' 'safetensors>=0.6.1'
 	@touch $@

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 import jax_fp8gemm as fp8
 from benchmarks.cases import BenchCase
-from benchmarks.peers import Prepared, prepared_jax
+from benchmarks.peer import Prepared, prepared_jax
 from jax_fp8gemm._src.tools.tuning import sampling
 
 _CALLS = 200  # per sample of host cost: fewer than a device queue holds

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from benchmarks import torch_peers
 from benchmarks.operands import GroupedOperands
-from benchmarks.peers import (
+from benchmarks.peer import (
     MAX_SIMULATED_MACS,
     NotApplicableError,
     Peer,
@@ -92,8 +93,6 @@ def _bfloat16(operands: GroupedOperands) -> Prepared:
 
 def _deep_gemm(operands: GroupedOperands) -> Prepared:
     """Scales are brought into its layout before: its time is the product's alone."""
-    from benchmarks import torch_peers
-
     torch = torch_peers.import_torch()
     case, given = operands.case, operands.given
     if case.kind == "ragged":
@@ -125,8 +124,6 @@ def _deep_gemm(operands: GroupedOperands) -> Prepared:
 
 def _deep_gemm_k_grouped(operands: GroupedOperands) -> Prepared:
     """Its operands are flat, one group's matrix after the other; it adds to the result in place."""
-    from benchmarks import torch_peers
-
     torch = torch_peers.import_torch()
     case, given = operands.case, operands.given
     function = torch_peers.deep_gemm_function("k_grouped_fp8_gemm_nt_contiguous")

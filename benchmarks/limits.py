@@ -6,14 +6,8 @@ import jax.numpy as jnp
 
 from benchmarks.cases import BenchCase
 from benchmarks.operands import Operands
-from benchmarks.peers import (
-    NotApplicableError,
-    Peer,
-    PeerMissingError,
-    Prepared,
-    all_peers,
-    prepared_jax,
-)
+from benchmarks.peer import NotApplicableError, Peer, PeerMissingError, Prepared, prepared_jax
+from benchmarks.peers import all_peers
 from jax_fp8gemm._src.tools.tuning import sampling
 
 _COPY_BYTES = {"gpu": 2 << 30, "cpu": 256 << 20}

@@ -14,14 +14,8 @@ import jax
 from benchmarks import environment, extras, limits, record
 from benchmarks.cases import BenchCase
 from benchmarks.operands import Operands, operands_for
-from benchmarks.peers import (
-    MAX_ERROR,
-    NotApplicableError,
-    Peer,
-    PeerMissingError,
-    Prepared,
-    all_peers,
-)
+from benchmarks.peer import MAX_ERROR, NotApplicableError, Peer, PeerMissingError, Prepared
+from benchmarks.peers import all_peers
 from jax_fp8gemm._src.tools.tuning import sampling, timers
 
 _WARM_UPS = 3

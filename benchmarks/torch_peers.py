@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.operands import Operands
-from benchmarks.peers import (
+from benchmarks.peer import (
     BLOCK_SCALED,
     TENSOR_WISE,
     WIDE,

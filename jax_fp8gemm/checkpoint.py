@@ -85,7 +85,10 @@ class Checkpoint(dict[str, BlockScaled | jax.Array]):
         """Returns a shallow copy."""
         return copy.copy(self)
 
-    def __or__(self, other: Any) -> "Checkpoint":
+    # Its type leaves out that `other` may hold tensors of other types.
+    def __or__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, other: Any
+    ) -> "Checkpoint":
         """Returns a copy with the tensors of `other`."""
         merged = self.copy()
         merged |= other

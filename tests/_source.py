@@ -68,18 +68,6 @@ def python_code(text: str) -> str:
     return re.sub(r'""".*?"""|#[^\n]*', "", text, flags=re.DOTALL)
 
 
-def imported_modules(text: str) -> set[str]:
-    """Returns the modules a Python file imports; of `from a import b` both `a` and `a.b`."""
-    modules = set()
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import):
-            modules |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            modules.add(node.module)
-            modules |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return modules
-
-
 def python_functions(text: str) -> Iterator[Function]:
     """Yields every function of a Python file; docstrings do not count as lines."""
     for node in ast.walk(ast.parse(text)):

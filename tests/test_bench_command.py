@@ -24,11 +24,11 @@ from benchmarks import (  # noqa: E402
     extras,
     limits,
     operands,
-    peers,
     record,
     runner,
     tables,
 )
+from benchmarks.peer import MAX_ERROR  # noqa: E402
 
 
 def _command(*arguments: object) -> subprocess.CompletedProcess:
@@ -164,8 +164,8 @@ def test_a_wrong_grouped_product_is_failed(extension):
     for case in cases.suite("smoke")[4:]:
         given = operands.operands_for(case)
         right = given.reference.copy()
-        assert given.error_of(right) <= peers.MAX_ERROR
-        assert given.error_of(np.roll(right, 1, axis=0)) > peers.MAX_ERROR
+        assert given.error_of(right) <= MAX_ERROR
+        assert given.error_of(np.roll(right, 1, axis=0)) > MAX_ERROR
 
 
 def test_steps_of_whole_layers(extension):

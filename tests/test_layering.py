@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Structure of the sources: who may include or import whom, who owns an effect, how big pieces are.
+"""Structure of the sources: who may include whom, who owns an effect, how big pieces are.
 
-The rules are those of CONTRIBUTING.md; the tables here are their exact form.
+The rules are those of CONTRIBUTING.md; the tables here are their exact form. Who may import whom is
+in pyproject.toml, and `make lint` checks it.
 """
 
 import re
@@ -21,7 +22,6 @@ from _source import (
     ROOT,
     cpp_code,
     cpp_functions,
-    imported_modules,
     includes,
     is_generated,
     python_code,
@@ -36,175 +36,20 @@ MAX_DEVICE_FUNCTION_LINES = 120
 MAX_NESTING = 4
 MAX_COLUMNS = 100
 
-# Module of the package: modules of the package it may import, lazily or not.
-PYTHON_LAYERS = {
-    "_config": set(),
-    "_core": set(),
-    "_checks": set(),
-    "_dispatch": {"_checks"},
-    "_xla": set(),
-    "_version": set(),
-    "_gpu_state": {"_config"},
-    "_nvidia": set(),
-    "_cubin": set(),
-    "_sass": {"_nvidia"},
-    "_sass_facts": {"_cubin", "_sass"},
-    "_samples": set(),
-    "_timers": set(),
-    "_problem": set(),
-    "_tuned": {"_config", "_problem", "_version"},
-    "_ffi": {"_config", "_core", "_nvidia", "_problem", "_tuned"},
-    "_simulator": {"_ffi"},
-    "_export": {"_ffi"},
-    "_plan": {"_checks", "_ffi"},
-    "_block_scaled": {"_checks", "_xla"},
-    "_residuals": {"_block_scaled", "_xla"},
-    "_xla_quantize": {"_xla", "_xla_grouped"},
-    "_quantizer": {"_checks", "_dispatch", "_distribute", "_ffi", "_sharding", "_xla_quantize"},
-    "_quantize": {"_block_scaled", "_checks", "_quantizer"},
-    "_sharding": set(),
-    "_distribute": {"_dispatch", "_sharding"},
-    "_product": {"_checks", "_dispatch", "_distribute", "_ffi", "_sharding", "_xla"},
-    "_gemm": {"_block_scaled", "_checks", "_dispatch", "_product"},
-    "_weight_gradient": {
-        "_checks",
-        "_distribute",
-        "_product",
-        "_quantizer",
-        "_residuals",
-        "_sharding",
-    },
-    "_dot": {
-        "_block_scaled",
-        "_checks",
-        "_dispatch",
-        "_distribute",
-        "_product",
-        "_quantize",
-        "_residuals",
-        "_sharding",
-        "_weight_gradient",
-    },
-    "_dot_general": {"_checks", "_distribute", "_dot"},
-    "_ragged_dot": {
-        "_block_scaled",
-        "_checks",
-        "_dispatch",
-        "_dot",
-        "_grouped_gemm",
-        "_k_grouped_gemm",
-        "_quantize_transposed",
-        "_residuals",
-    },
-    "_safetensors": set(),
-    "_checkpoint_format": {"_checks"},
-    "_checkpoint_read": {"_block_scaled", "_checkpoint_format", "_checks", "_safetensors"},
-    "_checkpoint_write": {"_block_scaled", "_checkpoint_format", "_checks", "_safetensors"},
-    "checkpoint": {
-        "_block_scaled",
-        "_checkpoint_format",
-        "_checkpoint_read",
-        "_checkpoint_write",
-        "_checks",
-        "_safetensors",
-    },
-    "_xla_grouped": {"_xla"},
-    "_group_checks": {"_xla_grouped"},
-    "_grouping": {
-        "_block_scaled",
-        "_checks",
-        "_dispatch",
-        "_distribute",
-        "_ffi",
-        "_sharding",
-    },
-    "_grouped_gemm": {
-        "_block_scaled",
-        "_checks",
-        "_group_checks",
-        "_grouping",
-        "_sharding",
-        "_xla_grouped",
-    },
-    "_masked_gemm": {
-        "_block_scaled",
-        "_checks",
-        "_group_checks",
-        "_grouped_gemm",
-        "_grouping",
-        "_sharding",
-        "_xla_grouped",
-    },
-    "_k_grouped_gemm": {
-        "_block_scaled",
-        "_checks",
-        "_group_checks",
-        "_grouping",
-        "_sharding",
-        "_xla_grouped",
-    },
-    "_quantize_transposed": {"_block_scaled", "_checks", "_group_checks", "_quantizer"},
-    "deep_gemm": {"_checks", "_gemm", "_grouped_gemm", "_masked_gemm"},
-    "_oracle": {"_block_scaled"},
-    "testing": {"_block_scaled", "_checks", "_group_checks", "_oracle", "_simulator"},
-    "__init__": {
-        "_block_scaled",
-        "_dot",
-        "_dot_general",
-        "_export",
-        "_gemm",
-        "_grouped_gemm",
-        "_k_grouped_gemm",
-        "_masked_gemm",
-        "_plan",
-        "_precompile",
-        "_quantize",
-        "_quantize_transposed",
-        "_ragged_dot",
-        "checkpoint",
-        "deep_gemm",
-        "testing",
-    },
-    "_precompile": {"_checks", "_ffi", "_problem"},
-    "_explain": {"_cubin", "_ffi", "_problem", "_sass", "_sass_facts"},
-    "_tune_operands": {"_ffi", "_problem", "_xla", "_xla_grouped"},
-    "_tune": {
-        "_ffi",
-        "_gpu_state",
-        "_precompile",
-        "_problem",
-        "_samples",
-        "_timers",
-        "_tune_operands",
-        "_tuned",
-        "_version",
-    },
-    "_doctor": {"_config", "_ffi", "_simulator", "_tuned"},
-    "_cli_kernels": {
-        "_checks",
-        "_config",
-        "_explain",
-        "_ffi",
-        "_precompile",
-        "_problem",
-        "_tune",
-    },
-    "_cli_bench": set(),
-    "_cli": {"_cli_bench", "_cli_kernels", "_config", "_doctor", "_ffi"},
-    "__main__": {"_cli"},
-}
-
 # An effect, as a pattern in code: the only files that may have it (prefixes).
 PYTHON_OWNERS = {
-    r"\bos\.(environ|getenv)\b": ("jax_fp8gemm/_config.py",),
-    r"\bjax\.ffi\b": ("jax_fp8gemm/_ffi.py",),
-    r"\b_core\b": ("jax_fp8gemm/_ffi.py",),
-    r"\bprint\s*\(": ("jax_fp8gemm/_cli", "jax_fp8gemm/__main__.py"),
+    r"\bos\.(environ|getenv)\b": ("jax_fp8gemm/_src/native/environment.py",),
+    r"\bjax\.ffi\b": (
+        "jax_fp8gemm/_src/native/calls.py",
+        "jax_fp8gemm/_src/native/extension.py",
+    ),
+    r"\b_core\b": ("jax_fp8gemm/_src/native/extension.py",),
+    r"\bprint\s*\(": ("jax_fp8gemm/_src/tools/", "jax_fp8gemm/__main__.py"),
     r"^\s*assert\b": (),
     r"\bexcept\s*:": (),
     r"\bexcept ImportError:\s*pass\b": (),
     # JAX's binding of CUPTI, without which kernels are timed by the wall clock.
-    r"\bjax\._src\b": ("jax_fp8gemm/_timers.py",),
+    r"\bjax\._src\b": ("jax_fp8gemm/_src/tools/tuning/timers.py",),
 }
 
 UNNUMBERED_TODO = re.compile(r"(?://|#) *TODO(?!\(#\d+\): )")
@@ -283,20 +128,6 @@ def test_device_code_needs_no_include_path():
             known = (path.as_posix(), name) in DEVICE_SYSTEM_INCLUDES
             if _included_folder(name) is None and not known:
                 wrong.append(f"{path} includes {name}")
-    assert wrong == []
-
-
-def test_python_layers_are_one_way():
-    wrong = []
-    for path in PACKAGE_FILES:
-        allowed = PYTHON_LAYERS.get(path.stem)
-        assert allowed is not None, f"{path} has no row in PYTHON_LAYERS"
-        for module in imported_modules(read(path)):
-            package, _, name = module.partition(".")
-            name = name.partition(".")[0]
-            is_module = (ROOT / f"jax_fp8gemm/{name}.py").exists() or name == "_core"
-            if package == "jax_fp8gemm" and is_module and name not in allowed:
-                wrong.append(f"{path} imports {module}")
     assert wrong == []
 
 

@@ -18,6 +18,7 @@ torch = pytest.importorskip("torch", exc_type=ImportError)
 
 from benchmarks import operands, peers  # noqa: E402
 from benchmarks.cases import BenchCase  # noqa: E402
+from benchmarks.peer import MAX_ERROR, NotApplicableError, PeerMissingError  # noqa: E402
 
 _BLOCK = 128
 
@@ -219,7 +220,7 @@ _CASES = (
 def test_cublaslt_block_scaled(monkeypatch, case, pitch):
     """Both layouts of scales that versions of torch ask for: K of 384 has 3 of them."""
     monkeypatch.setattr(torch, "_scaled_mm", _scaled_mm(pitch))
-    assert _error("cublaslt_block", case) <= peers.MAX_ERROR
+    assert _error("cublaslt_block", case) <= MAX_ERROR
 
 
 @pytest.mark.parametrize(("name", "limit"), [("cublaslt_tensor", 2e-3), ("torch_bf16", 1e-4)])
@@ -231,30 +232,30 @@ def test_other_products_of_torch(monkeypatch, name, limit):
 @pytest.mark.parametrize("case", _CASES[:2], ids=lambda case: case.name)
 def test_triton_block_scaled(triton_kernel, case):
     """The interpreter truncates where it rounds to bfloat16."""
-    assert _error("triton_block", case) <= peers.MAX_ERROR
+    assert _error("triton_block", case) <= MAX_ERROR
 
 
 @pytest.mark.parametrize("case", _CASES, ids=lambda case: case.name)
 def test_deep_gemm(monkeypatch, case):
     monkeypatch.setitem(sys.modules, "deep_gemm", _deep_gemm(**_NEW))
     _check_spec(monkeypatch)
-    assert _error("deep_gemm", case) <= peers.MAX_ERROR
+    assert _error("deep_gemm", case) <= MAX_ERROR
 
 
 @pytest.mark.parametrize("case", _CASES[:5], ids=lambda case: case.name)
 def test_older_deep_gemm(monkeypatch, case):
     monkeypatch.setitem(sys.modules, "deep_gemm", _deep_gemm(**_OLD))
     _check_spec(monkeypatch)
-    assert _error("deep_gemm", case) <= peers.MAX_ERROR
+    assert _error("deep_gemm", case) <= MAX_ERROR
 
 
 def test_what_deep_gemm_has_not_is_not_applicable(monkeypatch):
     monkeypatch.setitem(sys.modules, "deep_gemm", _deep_gemm(**_OLD))
     _check_spec(monkeypatch)
-    with pytest.raises(peers.NotApplicableError, match="k_grouped_fp8_gemm_nt_contiguous"):
+    with pytest.raises(NotApplicableError, match="k_grouped_fp8_gemm_nt_contiguous"):
         _error("deep_gemm", _CASES[-1])
     ragged = BenchCase("t", "ragged", 40, 136, 256, "ragged", num_groups=3)
-    with pytest.raises(peers.NotApplicableError, match="padding"):
+    with pytest.raises(NotApplicableError, match="padding"):
         _error("deep_gemm", ragged)
 
 
@@ -262,7 +263,7 @@ def test_deep_gemm_that_does_not_import_is_missing_with_its_reason(monkeypatch, 
     """It asserts that it finds a CUDA toolkit, without a message."""
     (tmp_path / "deep_gemm.py").write_text("assert None is not None\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(peers.PeerMissingError, match="cannot be imported: AssertionError"):
+    with pytest.raises(PeerMissingError, match="cannot be imported: AssertionError"):
         _error("deep_gemm", _DENSE)
 
 

@@ -126,9 +126,9 @@ def assert_gemm_close(
         >>> assert_gemm_close(gemm(x, w), x, w, implementation="cuda")
     """
     op_name = "assert_gemm_close"
-    lhs = oracle.float64(as_block_scaled(op_name, "lhs", lhs, checks.BLOCKS))
-    rhs = oracle.float64(as_block_scaled(op_name, "rhs", rhs, checks.BLOCKS[::-1]))
-    reference = oracle.with_accumulator(oracle.dense(lhs, rhs), accumulator)
+    a = oracle.float64(as_block_scaled(op_name, "lhs", lhs, checks.BLOCKS))
+    b = oracle.float64(as_block_scaled(op_name, "rhs", rhs, checks.BLOCKS[::-1]))
+    reference = oracle.with_accumulator(oracle.dense(a, b), accumulator)
     _assert_close(op_name, out, reference, "M, N", implementation, tolerance)
 
 
@@ -181,9 +181,9 @@ def assert_grouped_gemm_close(
     checks.one_of(op_name, "kind", kind, oracle.GROUPED_KINDS)
     checks.one_of(op_name, "padding", padding, checks.PADDINGS)
     rhs_block = checks.ROW_BLOCK if kind == "k_grouped" else checks.SQUARE_BLOCK
-    lhs = oracle.float64(as_block_scaled(op_name, "lhs", lhs, (checks.ROW_BLOCK,)))
-    rhs = oracle.float64(as_block_scaled(op_name, "rhs", rhs, (rhs_block,)))
-    reference = oracle.grouped(kind, lhs, rhs, np.asarray(groups))
+    a = oracle.float64(as_block_scaled(op_name, "lhs", lhs, (checks.ROW_BLOCK,)))
+    b = oracle.float64(as_block_scaled(op_name, "rhs", rhs, (rhs_block,)))
+    reference = oracle.grouped(kind, a, b, np.asarray(groups))
     if padding == "unspecified":
         checks.array(op_name, "out", out, checks.RESULT_DTYPES)
         out = jnp.where(reference[2], jnp.zeros_like(out), out)

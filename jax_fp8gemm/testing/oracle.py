@@ -50,7 +50,8 @@ def grouped(kind: str, lhs: np.ndarray, rhs: np.ndarray, groups: np.ndarray) -> 
         shape = lhs.shape[:2]
         ids = np.where(np.arange(shape[1]) < groups[:, None], np.arange(shape[0])[:, None], -1)
         parts = _rows(lhs.reshape(-1, lhs.shape[2]), rhs, ids.reshape(-1))
-        return tuple(x.reshape(*shape, rhs.shape[1]) for x in parts)
+        ref, magnitude, is_padding = (x.reshape(*shape, rhs.shape[1]) for x in parts)
+        return ref, magnitude, is_padding
     return _rows(lhs, rhs, row_groups(groups, lhs.shape[0]) if kind == "ragged" else groups)
 
 
@@ -61,8 +62,12 @@ def row_groups(group_sizes: np.ndarray, num_rows: int) -> np.ndarray:
     return np.concatenate([ids, np.full(num_rows - len(ids), -1)])
 
 
+def _zeros(shape: tuple[int, ...]) -> Reference:
+    return np.zeros(shape), np.zeros(shape), np.zeros(shape, bool)
+
+
 def _rows(lhs: np.ndarray, rhs: np.ndarray, ids: np.ndarray) -> Reference:
-    out = tuple(np.zeros((len(lhs), rhs.shape[1]), t) for t in (float, float, bool))
+    out = _zeros((len(lhs), rhs.shape[1]))
     for group in range(len(rhs)):
         rows = ids == group
         for whole, part in zip(out, dense(lhs[rows], rhs[group]), strict=True):
@@ -73,7 +78,7 @@ def _rows(lhs: np.ndarray, rhs: np.ndarray, ids: np.ndarray) -> Reference:
 
 def _k_grouped(lhs: np.ndarray, rhs: np.ndarray, group_sizes: np.ndarray) -> Reference:
     shape = (len(group_sizes), len(lhs), len(rhs))
-    out = tuple(np.zeros(shape, t) for t in (float, float, bool))
+    out = _zeros(shape)
     start = 0
     for group, size in enumerate(np.maximum(group_sizes, 0).tolist()):
         columns = slice(start, start + size)

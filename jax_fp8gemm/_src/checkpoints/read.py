@@ -67,6 +67,7 @@ def find_sources(
 
 
 def _source(name: str, experts: dict[int | None, Tensor], tensors: Mapping[str, Tensor]) -> Source:
+    numbers = sorted(i for i in experts if i is not None)
     is_stacked = None not in experts
     missing = next((i for i in range(len(experts)) if i not in experts), None)
     if is_stacked and missing is not None:
@@ -74,7 +75,7 @@ def _source(name: str, experts: dict[int | None, Tensor], tensors: Mapping[str, 
             f"{_NAME}: experts of {name!r} must be numbered from 0 without a gap,"
             f" got {len(experts)} of them and no {missing}."
         )
-    values = tuple(experts[i] for i in sorted(experts)) if is_stacked else (experts[None],)
+    values = tuple(experts[i] for i in numbers) if is_stacked else (experts[None],)
     scales = []
     for value in values:
         scale = tensors.get(value.name + fmt.SCALE_SUFFIX)
@@ -194,7 +195,8 @@ def _place_array(
     dtype: np.dtype,
     sharding: jax.sharding.Sharding | None,
 ) -> jax.Array:
-    def read(index: tuple[slice, ...]) -> np.ndarray:
+    # Any: the index is a tuple of slices, to which JAX's annotation adds None.
+    def read(index: Any) -> np.ndarray:
         if not is_stacked:
             return _read(tensors[0], index, dtype)
         return _stack([_read(tensor, index[1:], dtype) for tensor in tensors[index[0]]])

@@ -50,7 +50,7 @@ class Tensor(NamedTuple):
 
     def view(self) -> np.ndarray:
         """Returns the tensor over the mapped bytes: reading an element reads its page."""
-        return self.data.view(self.dtype).reshape(self.shape)
+        return self.data.view(DTYPES[self.dtype_name]).reshape(self.shape)
 
     def __str__(self) -> str:
         """Names the tensor and its file, for messages."""

@@ -81,7 +81,8 @@ def _find_groups(
     experts = range(tensor.shape[0]) if is_stack else (None,)
     scale_dtypes = _scale_dtypes(tensor, stored, is_stack) if is_block_scaled else ()
     for i, expert in enumerate(experts):
-        key = name if expert is None else fmt.with_expert(name, expert)
+        numbered = None if expert is None else fmt.with_expert(name, expert)
+        key = numbered or name
         if is_block_scaled:
             scales = Part(key + fmt.SCALE_SUFFIX, tensor.scales, expert, scale_dtypes[i])
             yield [Part(key, tensor.values, expert, fmt.E4M3), scales]

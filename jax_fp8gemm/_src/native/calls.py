@@ -86,7 +86,9 @@ def matmul(
     d_alignment = _TMA_ALIGNMENT // dtype.itemsize
     d_pitch = n + -n % d_alignment
     result = jax.typeof(factors[0]).update(shape=(problem.d_rows, d_pitch), dtype=dtype)
-    operands, layouts = _addressable(*map(_as_matrix, factors), problem.scaling == "1d1d")
+    operands, layouts = _addressable(
+        *map(_as_matrix, factors), rhs_is_1x128=problem.scaling == "1d1d"
+    )
     aliases = {}
     if group_data is not None:
         operands.append(group_data)

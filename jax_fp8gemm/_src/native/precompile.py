@@ -5,7 +5,7 @@ import concurrent.futures
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 
@@ -81,7 +81,7 @@ def precompile(
     num_sms = checks.num_sms(op_name, num_sms)
     jobs = checks.extent(op_name, "jobs", jobs, 1)
     lowered = traced.lower(lowering_platforms=("cuda",))
-    module = lowered.compiler_ir("stablehlo").operation
+    module = cast(Any, lowered.compiler_ir("stablehlo")).operation
     keys = {_key(kernel, num_sms, gpu) for kernel in kernels_of(module)}
     keys = sorted(keys | quantizers_of(module))
     return [compiled.config for compiled in compile_keys(keys, jobs)]

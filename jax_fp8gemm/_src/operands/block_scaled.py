@@ -130,7 +130,8 @@ class BlockScaled:
     def tree_unflatten(cls, block: Any, leaves: Any) -> "BlockScaled":
         """Rebuilds from leaves of any kind, without validation."""
         self = object.__new__(cls)
-        self._fill(*leaves, block)
+        values, scales = leaves
+        self._fill(values, scales, block)
         return self
 
 

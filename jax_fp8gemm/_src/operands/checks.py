@@ -66,9 +66,10 @@ def block(op_name: str, value: Any, allowed: Sequence[tuple[int, int]] = BLOCKS)
         shape = tuple(operator.index(extent) for extent in value)
     except TypeError:
         raise TypeError(f"{op_name}: block must be {wanted}, got {value!r}.") from None
-    if shape not in allowed:
-        raise ValueError(f"{op_name}: block must be {wanted}, got {shape}.")
-    return shape
+    for known in allowed:
+        if shape == known:
+            return known
+    raise ValueError(f"{op_name}: block must be {wanted}, got {shape}.")
 
 
 def scales_shape(shape: Sequence[int], block_shape: tuple[int, int]) -> tuple[int, ...]:

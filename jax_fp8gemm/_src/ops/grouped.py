@@ -2,7 +2,7 @@
 """Grouped: what products of groups share; and how a batch of them becomes one with more groups."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -69,11 +69,12 @@ class Grouped(Operation):
     def xla(self, *operands) -> jax.Array:
         if not self.is_empty(*operands):
             return self.products(*operands)
+        lhs_values = operands[0]
         accumulator = operands[5] if len(operands) > 5 else None
         if accumulator is not None:
             return accumulator
         shape = self.result_shape(*operands)
-        return jax.lax.full_like(operands[0], 0, self.result_dtype, shape)
+        return jax.lax.full_like(lhs_values, 0, self.result_dtype, shape)
 
     def matmul(
         self, kind: str, operands: tuple, backend: str, *, num_groups: int, **fields
@@ -113,12 +114,13 @@ class Batches(Operation):
     op: Grouped
     batches: tuple[tuple[bool, ...], ...]
 
+    # Fields of other operations. Overriding them is safe: all are frozen, and nothing sets a field.
     @property
-    def op_name(self) -> str:
+    def op_name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.op.op_name
 
     @property
-    def result_dtype(self) -> np.dtype:
+    def result_dtype(self) -> np.dtype:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.op.result_dtype
 
     def layout(self, *operands) -> Layout:
@@ -143,7 +145,7 @@ class Batches(Operation):
 
 def options(
     op_name: str, preferred_element_type: Any, implementation: str | None, num_sms: int | None
-) -> tuple:
+) -> tuple[str, np.dtype, str | None, int | None]:
     """Returns the validated fields of Grouped."""
     return (
         op_name,
@@ -179,7 +181,7 @@ def fold_ids(ids: jax.Array, num_groups: int) -> jax.Array:
     return jnp.where((ids >= 0) & (ids < num_groups), ids + first, -1)
 
 
-def fold_rows(ragged: Callable, ids: jax.Array, operands: tuple[jax.Array, ...]) -> jax.Array:
+def fold_rows(ragged: Callable, ids: jax.Array, operands: Sequence[jax.Array]) -> jax.Array:
     """Returns the products of a batch of rows in any order as one call: sorted by group, and back.
 
     Args:

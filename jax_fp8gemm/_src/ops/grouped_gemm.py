@@ -214,7 +214,8 @@ class Ragged(_Rows):
 
     def products(self, *operands) -> jax.Array:
         segments = xla_grouped.ragged_segments(operands[4], operands[0].shape[0])
-        return xla_grouped.grouped_rows(*operands[:4], segments, self.result_dtype)
+        options = {"segments": segments, "preferred_element_type": self.result_dtype}
+        return xla_grouped.grouped_rows(*operands[:4], **options)
 
     def fold(self, single, axis_size, in_batched, operands):
         shared = grouped.shared_weights(in_batched)
@@ -249,7 +250,8 @@ class Contiguous(_Rows):
     def products(self, *operands) -> jax.Array:
         ids, num_groups = operands[4], operands[2].shape[0]
         segments = xla_grouped.contiguous_segments(ids, num_groups, CONTIGUOUS_ALIGNMENT)
-        out = xla_grouped.grouped_rows(*operands[:4], segments, self.result_dtype)
+        options = {"segments": segments, "preferred_element_type": self.result_dtype}
+        out = xla_grouped.grouped_rows(*operands[:4], **options)
         return jnp.where((ids >= 0)[:, None], out, 0)
 
     def fold(self, single, axis_size, in_batched, operands):

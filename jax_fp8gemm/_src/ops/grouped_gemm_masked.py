@@ -133,7 +133,8 @@ class Masked(grouped.Grouped):
         lhs_values, lhs_scales, rhs_values, rhs_scales, masked_m = operands
         segments = xla_grouped.masked_segments(masked_m, lhs_values.shape[1])
         out = xla_grouped.grouped_rows(
-            *map(grouped.merge_leading, (lhs_values, lhs_scales)),
+            grouped.merge_leading(lhs_values),
+            grouped.merge_leading(lhs_scales),
             rhs_values,
             rhs_scales,
             segments,

@@ -8,7 +8,7 @@ batch of `rhs` becomes groups of one launch, and all of them can be sharded.
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -122,7 +122,8 @@ class Product(Operation):
         out = over_dims(out, have, dims.result)
         if accumulator is not None:
             added = over_dims(accumulator, dims.accumulator, dims.result)
-            out = sum(jnp.broadcast_arrays(out, xla_gemm.as_float32(added)))
+            both = jnp.broadcast_arrays(out, xla_gemm.as_float32(added))
+            out = cast(jax.Array, sum(both))  # never the 0 of an empty sum
         return out.astype(self.result_dtype)
 
     def kernel(self, *operands, backend: str) -> jax.Array:

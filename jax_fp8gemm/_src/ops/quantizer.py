@@ -112,7 +112,8 @@ class Quantizer(Operation):
             backend=backend,
         )
         types = self.result_types(*operands)
-        return tuple(y.reshape(t.shape) for y, t in zip(results, types, strict=True))
+        values, scales = (y.reshape(t.shape) for y, t in zip(results, types, strict=True))
+        return values, scales
 
 
 @dataclasses.dataclass(frozen=True)

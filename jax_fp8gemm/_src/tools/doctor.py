@@ -6,7 +6,7 @@ import platform
 from typing import Any, NamedTuple
 
 import jax
-import jaxlib
+import jaxlib.version
 
 from jax_fp8gemm._src.native import environment, extension, sim_library, tuned
 
@@ -45,7 +45,7 @@ def _versions() -> list[Finding]:
     return [
         Finding("jax_fp8gemm", version),
         Finding("python", f"{platform.python_version()} on {platform.platform()}"),
-        Finding("jax", f"{jax.__version__}, jaxlib {jaxlib.__version__}"),
+        Finding("jax", f"{jax.__version__}, jaxlib {jaxlib.version.__version__}"),
     ]
 
 

@@ -161,6 +161,8 @@ def code_lines(key: str) -> list[str]:
     except RuntimeError as error:
         return [f"machine code: not available: {str(error).splitlines()[0]}"]
     config, loop = extension.core().describe_config(key), facts.loop
+    if loop is None:
+        return ["machine code: not available: no loop around a tensor-core instruction"]
     k_blocks = loop.mma // (_MMA_PER_K_BLOCK * config["row_slices"])
     tensor = _CYCLES_PER_COLUMN * config["block_n"] * config["row_slices"] * k_blocks
     per_consumer = config["num_consumers"] * tensor

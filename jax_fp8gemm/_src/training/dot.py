@@ -2,7 +2,7 @@
 """dot: a layer's product in FP8, with gradients."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -127,7 +127,8 @@ def dot_with_sharding(
 def _apply(x: jax.Array, w: jax.Array | BlockScaled, options: Options) -> jax.Array:
     if x.ndim == 1:
         spec = options.out_sharding and jax.sharding.PartitionSpec(None, *options.out_sharding)
-        return _dot(x[None], w, options._replace(out_sharding=spec))[0]
+        x, options = x[None], options._replace(out_sharding=spec)
+        return cast(jax.Array, _dot(x, w, options))[0]
     return _dot(x, w, options)
 
 
@@ -154,15 +155,15 @@ def quantized(
 
 def _forward(x: jax.Array, w: jax.Array | BlockScaled, options: Options):
     """Returns the product and what the backward pass needs: x, and w as `(K, N)`, in FP8."""
-    x = quantized(options, x, checks.ROW_BLOCK, "pow2", name="x", axes=("m", "k"))
-    x = keep(x, ACTIVATION_NAME)
+    x_rows = quantized(options, x, checks.ROW_BLOCK, "pow2", name="x", axes=("m", "k"))
+    kept_x = keep(x_rows, ACTIVATION_NAME)
     if isinstance(w, BlockScaled):
-        w = keep(w).transpose()
+        kept_w = keep(w).transpose()
     else:
-        w = quantized(options, w, checks.SQUARE_BLOCK, name="w", axes=("k", "n"))
-        w = keep(w, WEIGHT_NAME)
-    y = _product(x, w.transpose(), options.result_dtype, options, options.out_sharding)
-    return y, (x, w)
+        w_blocks = quantized(options, w, checks.SQUARE_BLOCK, name="w", axes=("k", "n"))
+        kept_w = keep(w_blocks, WEIGHT_NAME)
+    y = _product(kept_x, kept_w.transpose(), options.result_dtype, options, options.out_sharding)
+    return y, (kept_x, kept_w)
 
 
 # Compiled as one program where jax.grad is called outside of jax.jit.

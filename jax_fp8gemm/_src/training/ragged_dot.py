@@ -160,6 +160,6 @@ def _product(
     lhs: BlockScaled, rhs: Residual, group_sizes, result_dtype: np.dtype, options: Options
 ) -> jax.Array:
     """Returns the rows of each group times the transpose of its weight."""
-    rhs = rhs.restore()
+    weights = rhs.restore()
     op = Ragged(options.op_name, result_dtype, options.implementation)
-    return apply(op, (lhs.values, lhs.scales, rhs.values, rhs.scales, group_sizes))
+    return apply(op, (lhs.values, lhs.scales, weights.values, weights.scales, group_sizes))

@@ -59,7 +59,8 @@ class WeightGradient(Operation):
     def partial_sum(self) -> "WeightGradient":
         return dataclasses.replace(self, result_dtype=jnp.dtype(jnp.float32))
 
-    def local(self, x_bits, x_scales, dy) -> jax.Array:
+    def local(self, *operands) -> jax.Array:
+        x_bits, x_scales, dy = operands
         batch = names("v", self.num_batch)
         count = self.num_batch
 

@@ -90,7 +90,9 @@ def _apply_explicit(
 
     present = [reshard(operands[i], s, mesh) for i, s in zip(indices, in_specs, strict=True)]
     # Unnamed if they are all: jax.vmap over a divided dimension takes its mesh axis from them.
-    some = {} if explicit == set(mesh.axis_names) else {"axis_names": explicit}
+    some: dict[str, Any] = {}
+    if explicit != set(mesh.axis_names):
+        some["axis_names"] = explicit
     out = jax.shard_map(
         local,
         mesh=mesh,
@@ -101,8 +103,8 @@ def _apply_explicit(
     return out if out_sharding is None else reshard(out, out_sharding, mesh)
 
 
-def _with_absent(layout: Layout, present: Sequence[jax.Array]) -> tuple:
-    """Returns the operands with None for those that the layout says are absent."""
+def _with_absent(layout: Layout, present: Sequence[Any]) -> tuple:
+    """Returns what there is for each operand, with None where the layout says that it is absent."""
     remaining = iter(present)
     return tuple(None if dims is None else next(remaining) for dims in layout.operands)
 

@@ -43,7 +43,10 @@ class Layout(NamedTuple):
         """Returns the layout of a batch, which some operands and all results have in front."""
         pairs = zip(self.operands, in_batched, strict=True)
         return self._replace(
-            operands=tuple((name, *dims) if is_batched else dims for dims, is_batched in pairs),
+            operands=tuple(
+                (name, *dims) if is_batched and dims is not None else dims
+                for dims, is_batched in pairs
+            ),
             results=tuple((name, *dims) for dims in self.results),
         )
 

@@ -28,9 +28,9 @@ class Plan(NamedTuple):
         """Returns how a result is sharded."""
         return self._spec(dims, True)
 
-    def _spec(self, dims: Dims, after_sum: bool) -> PartitionSpec:
+    def _spec(self, dims: Dims | None, after_sum: bool) -> PartitionSpec:
         every = []
-        for dim in dims:
+        for dim in dims or ():
             axes = self.axes.get(axis_of(dim), ())
             if after_sum:
                 axes += self.scattered.get(axis_of(dim), ())

@@ -76,7 +76,7 @@ def _refusal(
         )
     return NotImplementedError(
         f"{op_name}: implementation={implementation!r} runs on the platform"
-        f" {PLATFORM[implementation]!r}, not on {', '.join(map(repr, platforms))};"
+        f" {PLATFORM[str(implementation)]!r}, not on {', '.join(map(repr, platforms))};"
         " use implementation=None or 'xla' there."
     )
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quantization in plain JAX: the "xla" implementation, which the kernels equal bit for bit."""
 
+import functools
 import math
 
 import jax
@@ -37,9 +38,8 @@ def quantize_transposed(
         scale_format: As in `quantize`.
     """
     if group_sizes is not None and group_sizes.ndim > 1:
-        return jax.vmap(lambda *each: quantize_transposed(*each, dtype, scale_format))(
-            leaves, group_sizes
-        )
+        single = functools.partial(quantize_transposed, dtype=dtype, scale_format=scale_format)
+        return jax.vmap(single)(leaves, group_sizes)
     options = (_COLUMN_BLOCK, dtype, scale_format)
     scales = block_scales(_aligned(_read(leaves), group_sizes), *options)
     again = _read(lax.optimization_barrier(leaves))
@@ -54,7 +54,7 @@ def aligned_blocks(num_rows: int, num_groups: int) -> int:
 
 def _read(leaves: tuple) -> jax.Array:
     """Returns the array that the leaves represent."""
-    return leaves[0] if len(leaves) == 1 else xla_gemm.dequantize(*leaves, _ROW_BLOCK)
+    return leaves[0] if len(leaves) == 1 else xla_gemm.dequantize(*leaves, block=_ROW_BLOCK)
 
 
 def _aligned(x: jax.Array, group_sizes: jax.Array | None) -> jax.Array:

@@ -88,8 +88,8 @@ class Instruction:
             return -1
         first, last = registers[0], registers[-1]
         if self.name in ("QGMMA", "HGMMA"):
-            columns = int(re.search(r"64x(\d+)x", self.opcode)[1])
-            return max(*registers, first + columns // 2 - 1)
+            (columns,) = re.findall(r"64x(\d+)x", self.opcode)
+            return max(*registers, first + int(columns) // 2 - 1)
         if self.name in ("STG", "STS", "STL", "STSM"):
             return max(*registers, last + self._vector_length() - 1)
         return max(*registers, first + self._vector_length() - 1)

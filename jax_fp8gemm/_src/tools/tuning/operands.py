@@ -100,7 +100,7 @@ def reference(problem: Problem, given: Operands) -> jax.Array:
     """Returns the product in plain JAX, `(d_rows, n)`."""
     lhs_values, lhs_scales, rhs_values, rhs_scales, data, accumulator = given
     dtype = jnp.dtype(problem.d_dtype)
-    if problem.kind == "dense":
+    if data is None:  # "dense"
         block = (1, _BLOCK) if problem.scaling == "1d1d" else (_BLOCK, _BLOCK)
         out = xla_gemm.product(*given[:4], rhs_block=block, axes=_DENSE_AXES)
         if accumulator is not None:
@@ -117,8 +117,8 @@ def reference(problem: Problem, given: Operands) -> jax.Array:
         segments = xla_grouped.ragged_segments(data, problem.m)
     else:
         segments = xla_grouped.contiguous_segments(data, problem.num_groups, _BLOCK)
-    by_group = [x.reshape(problem.num_groups, -1, x.shape[1]) for x in (rhs_values, rhs_scales)]
-    return xla_grouped.grouped_rows(lhs_values, lhs_scales, *by_group, segments, dtype)
+    rhs = [x.reshape(problem.num_groups, -1, x.shape[1]) for x in (rhs_values, rhs_scales)]
+    return xla_grouped.grouped_rows(lhs_values, lhs_scales, rhs[0], rhs[1], segments, dtype)
 
 
 def matmul(problem: Problem, config: str, backend: str) -> Callable[..., jax.Array]:

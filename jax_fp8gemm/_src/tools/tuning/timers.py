@@ -47,7 +47,8 @@ def _cupti() -> Any | None:
     try:
         from jax._src.lib import mosaic_gpu
 
-        extension = mosaic_gpu._mosaic_gpu_ext
+        # JAX has no public way to it.
+        extension = mosaic_gpu._mosaic_gpu_ext  # pyright: ignore[reportPrivateImportUsage]
         extension._cupti_init()
         extension._cupti_get_timings(False)
     except Exception:  # no such module, no CUPTI library, or another profiler is attached

@@ -290,7 +290,8 @@ def save(path: pathlib.Path, content: Measurements) -> None:
 
 
 def _machine_of(fields: dict[str, Any]) -> Machine:
-    return Machine(**fields | {"warnings": tuple(fields["warnings"])})
+    values: dict[str, Any] = fields | {"warnings": tuple(fields["warnings"])}
+    return Machine(**values)
 
 
 def load(path: pathlib.Path) -> Measurements:
