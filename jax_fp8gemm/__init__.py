@@ -24,4 +24,3 @@ from jax_fp8gemm._src.training.ragged_dot import ragged_dot as ragged_dot
 # Pickles, tracebacks and generated documentation name the public place of a public object.
 for _public in [each for each in vars().values() if callable(each)]:
     _public.__module__ = __name__
-del _public
