@@ -99,7 +99,7 @@ class GroupedOperands:
     @functools.cached_property
     def checked_rows(self) -> np.ndarray:
         """Indices of the rows that are compared."""
-        rows = np.random.default_rng(_SEED).permutation(tuning_operands.d_rows(self.case.problem))
+        rows = np.random.default_rng(_SEED).permutation(self.case.problem.d_rows)
         return np.sort(rows[:_CHECKED_ROWS])
 
     @functools.cached_property

@@ -154,7 +154,8 @@ def test_help_of_the_command_is_the_benchmarks():
 
 def test_without_the_repository_the_command_says_what_to_do(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli_bench, "__file__", str(tmp_path / "jax_fp8gemm/_cli_bench.py"))
+    elsewhere = tmp_path / "jax_fp8gemm/_src/tools/cli_bench.py"
+    monkeypatch.setattr(cli_bench, "__file__", str(elsewhere))
     assert cli.main(["bench", "--suites", "smoke"]) == 2
     assert "checkout of jax_fp8gemm" in capsys.readouterr().err
 

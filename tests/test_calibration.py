@@ -8,7 +8,7 @@ import sys
 import pytest
 from _source import ROOT
 
-from jax_fp8gemm._src.native import gemm_problem
+from jax_fp8gemm._src.native import gemm_problem, ranking
 
 sys.path.insert(0, str(ROOT))  # benchmarks/ is no part of the package
 
@@ -100,7 +100,7 @@ def test_problems_can_be_tuned(calibration, capsys):
 @pytest.fixture
 def measurements(calibration, extension):
     """Made-up measurements of four problems: a good choice, a bad one, a failed one, nothing."""
-    tune = calibration._tune
+    tune = calibration.tune
     machine = tune.Machine("NVIDIA H100", "580", "13.0", "by hand", ())
     samples_of = {
         64: [(10.0,), (10.2, 10.4)],
@@ -111,7 +111,7 @@ def measurements(calibration, extension):
     cases = []
     for m, samples in samples_of.items():
         problem = gemm_problem.parse(f"{m}x7168x2048")
-        ranked = extension.rank(problem, backend="cuda", gpu="")
+        ranked = ranking.rank(problem, backend="cuda", gpu="")
         pairs = zip(ranked, samples, strict=False)
         results = [tune.Result(c["config"], 1.0, taken) for c, taken in pairs]
         cases.append(tune.Measured(problem, tuple(results)))
@@ -133,7 +133,7 @@ def test_regret(calibration, measurements):
 
 def test_command_reads_what_tune_wrote(calibration, measurements, tmp_path, capsys):
     path = tmp_path / "x.measurements.json"
-    calibration._tune.save(path, measurements._replace(simulated=True))
+    calibration.tune.save(path, measurements._replace(simulated=True))
     assert calibration.main([str(path)]) == 0
     assert capsys.readouterr().out.startswith("**Simulated on a CPU")
     path.write_text("{}")
@@ -149,7 +149,7 @@ def test_counts_are_as_the_page_says(static_report, simulator_library, row):
     key, fetched, moved, share, cycles, per_tile = row
     traffic, conflicts = static_report.traffic(key), static_report.conflicts(key)
     port = (traffic.written + traffic.read) // 128
-    config = static_report._ffi.core().describe_config(key)
+    config = static_report.extension.core().describe_config(key)
     tensor = 2 * config["block_n"] * config["row_slices"] * config["num_consumers"]
     got = (
         str(traffic.fetched),
@@ -174,7 +174,7 @@ def test_report_of_counts(static_report, simulator_library, capsys):
 
 def test_no_layout_of_results_has_bank_conflicts(static_report, simulator_library):
     """One tile for each size of elements and swizzle, with and without an accumulator."""
-    core = static_report._ffi.core()
+    core = static_report.extension.core()
     smallest = {}
     for key in core.candidate_configs():
         config = core.describe_config(key)
@@ -192,7 +192,7 @@ def test_no_layout_of_results_has_bank_conflicts(static_report, simulator_librar
 def test_predictions_are_as_the_page_says(extension, row):
     fields = {"scaling": "1d1d", "d_dtype": "float32"} if "k_grouped" in row[0] else {}
     problem = gemm_problem.parse(row[0], **fields)
-    best = extension.rank(problem, backend="cuda", gpu="")[0]
+    best = ranking.rank(problem, backend="cuda", gpu="")[0]
     us = best["microseconds"]
     got = (best["config"], f"{us:.1f}", f"{problem.flops / us / 1e6:.0f}")
     assert got == row[1:], "update docs/performance.md"

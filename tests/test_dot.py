@@ -96,6 +96,7 @@ def test_implementations_agree(implementation):
     assert all(relative(a, b) <= limit for a, b in zip(got, want, strict=True))
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("x_dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 @pytest.mark.parametrize("w_dtype", [jnp.bfloat16, jnp.float32])
 @pytest.mark.parametrize("preferred", [None, jnp.bfloat16, jnp.float32])
@@ -160,6 +161,7 @@ COMBINATIONS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_gradients_of_transformed_functions(name, jit):

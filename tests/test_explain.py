@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from jax_fp8gemm._src.native import gemm_problem
+from jax_fp8gemm._src.native import gemm_problem, ranking
 from jax_fp8gemm._src.tools.sass.disassembly import find_nvdisasm
 
 
@@ -19,7 +19,7 @@ def explain(extension):
 
 def _ranked(extension, word):
     problem = gemm_problem.parse(word)
-    return problem, extension.rank(problem, backend="cuda", gpu="")
+    return problem, ranking.rank(problem, backend="cuda", gpu="")
 
 
 def _by_config(ranked, part):

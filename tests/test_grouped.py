@@ -29,6 +29,7 @@ def check(kind, operands, implementation, accumulator=None, **kwargs):
     return out
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("case", GROUPED_CASES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_groups(kind, case, implementation):
@@ -36,12 +37,14 @@ def test_groups(kind, case, implementation):
     assert out.dtype == (jnp.float32 if kind == "k_grouped" else jnp.bfloat16)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("case", MANY_GROUPS_CASES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_groups(kind, case):
     check(kind, KINDS[kind][1](case), "xla")
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("result", [jnp.bfloat16, jnp.float16, jnp.float32])
 @pytest.mark.parametrize("kind", KINDS)
 def test_result_dtypes(kind, result, implementation):
@@ -57,6 +60,7 @@ def test_operand_dtypes(dtypes, implementation):
     check("k_grouped", cases.k_grouped_operands(SMALL, dtypes=dtypes), implementation)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("donate", [False, True])
 def test_accumulator(dtype, donate, implementation):
@@ -88,6 +92,7 @@ def test_nan_in_an_accumulator_of_another_group_stays_there(implementation):
     assert np.isfinite(np.delete(out, 2, 0)).all()
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("room", [1, 7, 63, 130])
 @pytest.mark.parametrize("padding", ["zero", "unspecified"])
 def test_masked_room_and_padding(room, padding, implementation):
@@ -122,6 +127,7 @@ def with_scales_times(kind, *factors):
     return lhs, rhs, groups
 
 
+@pytest.mark.sampled(7)
 # Products of scales that are ordinary, small, too large and zero.
 @pytest.mark.parametrize("factors", [(2.0**60, 2.0**-60), (1e-20, 1), (1e30, 1e30), (1e30, 0)])
 @pytest.mark.parametrize("kind", KINDS)

@@ -42,6 +42,7 @@ def pick(tree, index):
 AXES = [(0, None, None), (0, None, 0), (None, None, 0), (None, 0, None), (0, 0, None), (0, 0, 0)]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("in_axes", AXES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_vmap(kind, in_axes):
@@ -90,6 +91,7 @@ def test_vmap_of_an_accumulator(in_axes):
         np.testing.assert_allclose(got[i], f(*each), rtol=0, atol=2e-4)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("implementation", ["xla", "sim"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_sizes_are_traced(kind, implementation, simulator_library):
@@ -130,6 +132,7 @@ def test_scan_and_eval_shape(kind):
     np.testing.assert_allclose(got[1], product(kind)(*pick(stacked, 1)), rtol=0, atol=2e-4)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("check_vma", [True, False])
 @pytest.mark.parametrize("implementation", ["xla", "sim"])
 @pytest.mark.parametrize("kind", KINDS)

@@ -106,6 +106,7 @@ def custom_calls(text: str, target: str) -> int:
     return count(bodies["main"])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.usefixtures("extension")
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_custom_calls(name):
@@ -164,6 +165,7 @@ def work():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_second_call_traces_and_compiles_nothing(work, name, jit):

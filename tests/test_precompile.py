@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jax_fp8gemm as fp8
-from jax_fp8gemm._src.native import environment, gemm_problem
+from jax_fp8gemm._src.native import environment, gemm_problem, ranking
 from jax_fp8gemm._src.native import precompile as precompile_lib
 
 E4M3 = jnp.float8_e4m3fn
@@ -90,7 +90,7 @@ def test_kernel_of_every_kind(compiled, extension, word):
     function, *arguments = PROGRAMS[word]()
     keys = fp8.precompile(jax.jit(function).trace(*arguments), num_sms=132)
     problem = gemm_problem.parse(word)
-    best = extension.rank(problem, backend="cuda")[0]["config"]
+    best = ranking.rank(problem, backend="cuda")[0]["config"]
     assert keys == compiled == [best]
 
 
@@ -136,7 +136,7 @@ def test_chosen_for_other_sms_and_with_pdl(compiled, extension, monkeypatch):
     function, *arguments = PROGRAMS["64x256x384"]()
     (key,) = fp8.precompile(jax.jit(function).trace(*arguments), num_sms=8)
     problem = gemm_problem.parse("64x256x384", num_sms=8)
-    assert key == extension.rank(problem, backend="cuda")[0]["config"] + ".pdl"
+    assert key == ranking.rank(problem, backend="cuda")[0]["config"] + ".pdl"
 
 
 def test_tuned_table_of_the_named_gpu(compiled, extension, monkeypatch):

@@ -58,6 +58,7 @@ def relative(got, want):
     return np.linalg.norm(got - want) / scale if scale else np.abs(got).max(initial=0)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", SIZES)
 def test_value_and_gradients(implementation, name):
     arguments = inputs(SIZES[name])
@@ -132,6 +133,7 @@ COMBINATIONS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_gradients_of_transformed_functions(name, jit):

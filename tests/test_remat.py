@@ -64,6 +64,7 @@ def value_and_gradients(name, *checkpoint):
     return jax.tree.leaves(jax.jit(jax.value_and_grad(loss, (0, 1)))(x, w))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("name", "policy"),
     [

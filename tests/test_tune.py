@@ -114,7 +114,7 @@ def test_error_sees_one_wrong_row_and_not_unspecified_ones(tune_operands):
 
 
 def test_kernels_of_others_are_not_counted(tune, monkeypatch):
-    timer = tune._timers.CuptiTimer.__new__(tune._timers.CuptiTimer)
+    timer = tune.timers.CuptiTimer.__new__(tune.timers.CuptiTimer)
     kernels = [("sm90_fp8_gemm_1d2d", 2e-6), ("loop_transpose_fusion", 9e-6)]
     monkeypatch.setattr(type(timer), "kernels", lambda self, call: kernels)
     assert tune._seconds(timer, None) == 2e-6
@@ -212,7 +212,7 @@ def _has_gpu() -> bool:
 
 def test_a_gpu_that_becomes_hot_is_a_warning_once(tune, monkeypatch):
     hot = {"slowdown_reasons": "0x40"}
-    monkeypatch.setattr(tune._gpu_state, "query_gpu", lambda: hot)
+    monkeypatch.setattr(tune.gpu_state, "query_gpu", lambda: hot)
     where = tune.seen_after(_machine(tune))
     assert [text for text in where.warnings if "thermal slowdown" in text] == [where.warnings[-1]]
     assert tune.seen_after(where) == where
@@ -221,11 +221,11 @@ def test_a_gpu_that_becomes_hot_is_a_warning_once(tune, monkeypatch):
 def test_wall_clock_on_a_gpu_is_a_warning(tune, monkeypatch):
     info = {"compute_capability": (9, 0), "driver_version": 12090}
     core = SimpleNamespace(device_info=lambda *_: info, nvrtc_version=lambda: (12, 9))
-    monkeypatch.setattr(tune._ffi, "core", lambda: core)
-    monkeypatch.setattr(tune._ffi, "planning_gpu", lambda backend: "NVIDIA H100")
-    monkeypatch.setattr(tune._timers, "best_timer", lambda platform: tune._timers.WallTimer())
+    monkeypatch.setattr(tune.extension, "core", lambda: core)
+    monkeypatch.setattr(tune.extension, "planning_gpu", lambda backend: "NVIDIA H100")
+    monkeypatch.setattr(tune.timers, "best_timer", lambda platform: tune.timers.WallTimer())
     where, _ = tune.machine(simulate=False)
-    assert tune._timers.WITHOUT_CUPTI in where.warnings
+    assert tune.timers.WITHOUT_CUPTI in where.warnings
 
 
 def test_command_refuses_without_a_gpu(extension, tmp_path, monkeypatch, capsys):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 import jax_fp8gemm as fp8
-from jax_fp8gemm._src.native import environment, gemm_problem, tuned
+from jax_fp8gemm._src.native import environment, gemm_problem, ranking, tuned
 from jax_fp8gemm._src.native.gemm_problem import Problem
 from jax_fp8gemm._src.native.tuned import Entry, Table, Timed
 from jax_fp8gemm._src.native.version import package_version
@@ -175,8 +175,8 @@ def test_only_the_same_problem_is_looked_up(path, on_h100, change):
 def test_without_a_gpu_no_table_is_read(path, extension, monkeypatch):
     monkeypatch.setattr(extension, "_first_gpu", lambda: None)
     path.write_text("damaged")
-    assert extension.rank(PROBLEM, backend="cuda")
-    assert extension.rank(PROBLEM, backend="sim")
+    assert ranking.rank(PROBLEM, backend="cuda")
+    assert ranking.rank(PROBLEM, backend="sim")
 
 
 def test_calls_carry_the_tuned_configuration(path, on_h100):

@@ -86,7 +86,8 @@ def test_a_whole_wheel_passes_its_check(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["jax_fp8gemm/_gemm.py", "jax_fp8gemm/_core.abi3.so", "jax_fp8gemm/tuned/README.md"]
+    "name",
+    ["jax_fp8gemm/_src/ops/gemm.py", "jax_fp8gemm/_core.abi3.so", "jax_fp8gemm/tuned/README.md"],
 )
 def test_a_wheel_that_lacks_a_file_fails_its_check(tmp_path, name):
     run = check_wheel(tmp_path / "a.whl", leave_out=name)

@@ -41,6 +41,7 @@ def test_stale_mutant_is_an_error():
         type(mutant)("stale", mutant.file, "no such text", "", "Nothing.", ()).source()
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_fast_mutants_are_caught_and_the_original_is_clean(tmp_path, simulator_library):
     engine = build_engine(tmp_path)

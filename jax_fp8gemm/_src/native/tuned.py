@@ -17,7 +17,7 @@ from jax_fp8gemm._src.native.gemm_problem import Problem
 from jax_fp8gemm._src.native.version import package_version
 
 FORMAT = 1
-FOLDER = pathlib.Path(__file__).parent / "tuned"
+FOLDER = pathlib.Path(__file__).parents[2] / "tuned"
 
 _TOP = {
     "format": int,

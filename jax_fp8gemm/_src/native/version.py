@@ -14,7 +14,7 @@ def package_version() -> str:
         return importlib.metadata.version("jax-fp8gemm")
     except importlib.metadata.PackageNotFoundError:
         pass
-    project = pathlib.Path(__file__).parent.parent / "pyproject.toml"
+    project = pathlib.Path(__file__).parents[3] / "pyproject.toml"
     if not project.exists():
         return "unknown"
     return tomllib.loads(project.read_text())["project"]["version"]

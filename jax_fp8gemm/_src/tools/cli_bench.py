@@ -17,10 +17,10 @@ _REMEDY = (
 
 def _folder() -> pathlib.Path | None:
     """Returns benchmarks/ beside the package, or of the checkout that is the current folder."""
-    beside_package = pathlib.Path(__file__).resolve().parent.parent
+    beside_package = pathlib.Path(__file__).resolve().parents[3]
     for root in (pathlib.Path.cwd(), beside_package):
         folder = root / "benchmarks"
-        if (folder / "__main__.py").is_file() and (root / "jax_fp8gemm/_cli_bench.py").is_file():
+        if (folder / "__main__.py").is_file() and (root / "jax_fp8gemm/__main__.py").is_file():
             return folder
     return None
 
