@@ -146,7 +146,7 @@ def test_tuned_table_of_the_named_gpu(compiled, extension, monkeypatch):
         seen.append(gpu)
         return [{"config": "tuned"}]
 
-    monkeypatch.setattr(extension, "rank", rank)
+    monkeypatch.setattr(ranking, "rank", rank)
     function, *arguments = PROGRAMS["64x256x384"]()
     assert fp8.precompile(jax.jit(function).trace(*arguments), gpu="NVIDIA H200") == ["tuned"]
     assert seen == ["NVIDIA H200"]
