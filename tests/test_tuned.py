@@ -50,7 +50,7 @@ def on_h100(extension, monkeypatch):
     """Lets programs be planned as where the first GPU is an H100."""
     monkeypatch.setattr(extension, "planning_gpu", lambda backend: GPU if backend == "cuda" else "")
     jax.clear_caches()  # what was traced without that GPU
-    yield extension
+    yield ranking
     jax.clear_caches()
 
 
@@ -206,7 +206,7 @@ def test_package_tables_are_used_and_the_users_go_before(path, on_h100, monkeypa
     monkeypatch.setattr(tuned, "FOLDER", folder)
     assert on_h100.tuned_entry(PROBLEM, GPU).best.config == FAST
     assert on_h100.tuned_entry(other, GPU).best.config == SLOW
-    assert tuned.count(GPU, on_h100.core().describe_config) == 2
+    assert tuned.count(GPU, on_h100.extension.core().describe_config) == 2
     monkeypatch.delenv(environment.TUNED.name)
     assert on_h100.tuned_entry(PROBLEM, GPU).best.config == SLOW
 
