@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What earlier versions wrote: pickles and exported programs, which must keep their meaning.
 
-The files of tests/frozen were written at commit 361bd81, before modules moved.
+The files of tests/frozen were written at commit 361bd81, before modules moved. In the programs only
+the folders of source locations were replaced since, by names of the same length.
 """
 
 import pickle

@@ -70,8 +70,7 @@ class Grouped(Operation):
         if not self.is_empty(*operands):
             return self.products(*operands)
         lhs_values = operands[0]
-        accumulator = operands[5] if len(operands) > 5 else None
-        if accumulator is not None:
+        if (accumulator := _accumulator(operands)) is not None:
             return accumulator
         shape = self.result_shape(*operands)
         return jax.lax.full_like(lhs_values, 0, self.result_dtype, shape)
@@ -81,7 +80,7 @@ class Grouped(Operation):
     ) -> jax.Array:
         """Returns what a kernel computes, in the shape of the result."""
         *factors, group_data = operands[:5]
-        accumulator = operands[5] if len(operands) > 5 else None
+        accumulator = _accumulator(operands)
         problem = problem_of(
             kind,
             factors,
@@ -141,6 +140,10 @@ class Batches(Operation):
     def batch(self, apply, axis_size, in_batched, operands):
         batches = (*self.batches, tuple(in_batched))
         return apply(dataclasses.replace(self, batches=batches), operands)
+
+
+def _accumulator(operands: tuple) -> jax.Array | None:
+    return operands[5] if len(operands) > 5 else None
 
 
 def options(

@@ -2,7 +2,7 @@
 """grouped_gemm and grouped_gemm_contiguous: groups of rows, each with a weight of its own."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -190,15 +190,26 @@ def _operands(op_name: str, lhs: Operand, rhs: Operand):
 
 @dataclasses.dataclass(frozen=True)
 class _Rows(grouped.Grouped):
-    """The product of rows of all groups together."""
+    """The product of rows of all groups together; `kind` is what the kernels call it."""
+
+    kind: ClassVar[str]
 
     def result_shape(self, *operands) -> tuple[int, ...]:
         return operands[0].shape[0], operands[2].shape[1]
+
+    def kernel(self, *operands, backend: str) -> jax.Array:
+        return self.matmul(self.kind, operands, backend, num_groups=operands[2].shape[0])
+
+    def _products_of(self, segments: xla_grouped.Segments, operands: tuple) -> jax.Array:
+        options = {"segments": segments, "preferred_element_type": self.result_dtype}
+        return xla_grouped.grouped_rows(*operands[:4], **options)
 
 
 @dataclasses.dataclass(frozen=True)
 class Ragged(_Rows):
     """The product of groups back to back."""
+
+    kind = "ragged"
 
     def layout(self, *operands) -> Layout:
         """Groups lie anywhere: only columns, and K, can be sharded."""
@@ -209,13 +220,9 @@ class Ragged(_Rows):
             replicated=("t", "g"),
         )
 
-    def kernel(self, *operands, backend: str) -> jax.Array:
-        return self.matmul("ragged", operands, backend, num_groups=operands[2].shape[0])
-
     def products(self, *operands) -> jax.Array:
         segments = xla_grouped.ragged_segments(operands[4], operands[0].shape[0])
-        options = {"segments": segments, "preferred_element_type": self.result_dtype}
-        return xla_grouped.grouped_rows(*operands[:4], **options)
+        return self._products_of(segments, operands)
 
     def fold(self, single, axis_size, in_batched, operands):
         shared = grouped.shared_weights(in_batched)
@@ -234,6 +241,8 @@ class Ragged(_Rows):
 class Contiguous(_Rows):
     """The product of aligned groups, whose rows name them."""
 
+    kind = "contiguous"
+
     def layout(self, *operands) -> Layout:
         """Rows can be sharded where groups may start."""
         return Layout(
@@ -244,15 +253,10 @@ class Contiguous(_Rows):
             units=(("t", CONTIGUOUS_ALIGNMENT),),
         )
 
-    def kernel(self, *operands, backend: str) -> jax.Array:
-        return self.matmul("contiguous", operands, backend, num_groups=operands[2].shape[0])
-
     def products(self, *operands) -> jax.Array:
         ids, num_groups = operands[4], operands[2].shape[0]
         segments = xla_grouped.contiguous_segments(ids, num_groups, CONTIGUOUS_ALIGNMENT)
-        options = {"segments": segments, "preferred_element_type": self.result_dtype}
-        out = xla_grouped.grouped_rows(*operands[:4], **options)
-        return jnp.where((ids >= 0)[:, None], out, 0)
+        return jnp.where((ids >= 0)[:, None], self._products_of(segments, operands), 0)
 
     def fold(self, single, axis_size, in_batched, operands):
         shared = grouped.shared_weights(in_batched)

@@ -153,15 +153,30 @@ def quantized(
     return BlockScaled.tree_unflatten(block, apply(op, (x, None, None)))
 
 
-def _forward(x: jax.Array, w: jax.Array | BlockScaled, options: Options):
-    """Returns the product and what the backward pass needs: x, and w as `(K, N)`, in FP8."""
-    x_rows = quantized(options, x, checks.ROW_BLOCK, "pow2", name="x", axes=("m", "k"))
+def keep_both(
+    options: Options,
+    x: jax.Array,
+    w: jax.Array | BlockScaled,
+    *,
+    called: tuple[str, str],
+    rows: str,
+) -> tuple[Residual, Residual]:
+    """Returns activations `(..., K)` and weights `(..., K, N)` in FP8, for both passes.
+
+    Messages call them as `called` says, and the rows of the activations `rows`.
+    """
+    x_name, w_name = called
+    x_rows = quantized(options, x, checks.ROW_BLOCK, "pow2", name=x_name, axes=(rows, "k"))
     kept_x = keep(x_rows, ACTIVATION_NAME)
     if isinstance(w, BlockScaled):
-        kept_w = keep(w).transpose()
-    else:
-        w_blocks = quantized(options, w, checks.SQUARE_BLOCK, name="w", axes=("k", "n"))
-        kept_w = keep(w_blocks, WEIGHT_NAME)
+        return kept_x, keep(w).transpose()
+    w_blocks = quantized(options, w, checks.SQUARE_BLOCK, name=w_name, axes=("k", "n"))
+    return kept_x, keep(w_blocks, WEIGHT_NAME)
+
+
+def _forward(x: jax.Array, w: jax.Array | BlockScaled, options: Options):
+    """Returns the product and what the backward pass needs: x, and w as `(K, N)`, in FP8."""
+    kept_x, kept_w = keep_both(options, x, w, called=("x", "w"), rows="m")
     y = _product(kept_x, kept_w.transpose(), options.result_dtype, options, options.out_sharding)
     return y, (kept_x, kept_w)
 

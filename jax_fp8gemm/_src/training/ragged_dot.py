@@ -13,14 +13,8 @@ from jax_fp8gemm._src.operands.block_scaled import BlockScaled, as_block_scaled
 from jax_fp8gemm._src.ops.grouped_gemm import Ragged
 from jax_fp8gemm._src.ops.k_grouped_gemm import KGrouped
 from jax_fp8gemm._src.ops.quantizer import Quantizer
-from jax_fp8gemm._src.training.dot import (
-    ACTIVATION_NAME,
-    COTANGENT,
-    WEIGHT_NAME,
-    Options,
-    quantized,
-)
-from jax_fp8gemm._src.training.residuals import Residual, keep
+from jax_fp8gemm._src.training.dot import COTANGENT, Options, keep_both, quantized
+from jax_fp8gemm._src.training.residuals import Residual
 from jax_fp8gemm._src.transforms import platforms
 from jax_fp8gemm._src.transforms.apply import apply
 
@@ -121,13 +115,7 @@ _apply = jax.jit(_ragged_dot, static_argnums=3, inline=True)
 
 def _forward(lhs, rhs, group_sizes, options: Options):
     """Returns the product and what the backward pass needs: both operands in FP8, and the sizes."""
-    lhs = quantized(options, lhs, checks.ROW_BLOCK, "pow2", name="lhs", axes=("t", "k"))
-    lhs = keep(lhs, ACTIVATION_NAME)
-    if isinstance(rhs, BlockScaled):
-        rhs = keep(rhs).transpose()
-    else:
-        rhs = quantized(options, rhs, checks.SQUARE_BLOCK, name="rhs", axes=("k", "n"))
-        rhs = keep(rhs, WEIGHT_NAME)
+    lhs, rhs = keep_both(options, lhs, rhs, called=("lhs", "rhs"), rows="t")
     y = _product(lhs.restore(), rhs.transpose(), group_sizes, options.result_dtype, options)
     return y, (lhs, rhs, group_sizes)
 
