@@ -42,10 +42,18 @@ KERNEL_PARTS = {
         f"fp8_gemm/{kind}": {"tile_scheduler"}
         for kind in ("contiguous", "k_grouped", "masked", "ragged")
     },
-    "fp8_gemm/producer": {"pipeline", "tile_scheduler"},
+    "fp8_gemm/a_scales": {"tile_scheduler"},
+    "fp8_gemm/producer": {"a_scales", "pipeline", "tile_scheduler"},
     "fp8_gemm/epilogue": {"barriers", "pipeline", "tile_scheduler"},
     "fp8_gemm/split_k": {"pipeline"},
-    "fp8_gemm/consumer": {"epilogue", "pipeline", "promotion", "split_k", "tile_scheduler"},
+    "fp8_gemm/consumer": {
+        "a_scales",
+        "epilogue",
+        "pipeline",
+        "promotion",
+        "split_k",
+        "tile_scheduler",
+    },
     "fp8_gemm/sm90": {
         "barriers",
         "consumer",

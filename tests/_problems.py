@@ -106,8 +106,8 @@ def problem_for(key: str) -> Problem:
     if kind == "contiguous":  # group 1 has no rows, the last tile only padding
         ids = (0,) * 100 + (-1,) * 28 + (2,) * 130 + (-1,) * 254
         return dataclasses.replace(problem, m=len(ids), num_groups=3, group_data=ids)
-    if kind == "masked":
-        rows = block_m + block_m // 2 + 4
+    if kind == "masked":  # groups begin at rows that are no multiples of four
+        rows = block_m + block_m // 2 + 3
         masks = (rows, 0, 3, block_m + 1)
         return dataclasses.replace(problem, m=rows, num_groups=4, group_data=masks)
     if kind == "k_grouped":  # and a block of K past the last group

@@ -167,6 +167,39 @@ def test_small_tiles_load_no_absent_rows(key):
     assert sim_library.stats()["bytes_loaded"] - before == want
 
 
+MANY_ROWS = (
+    kernel("1d2d_ragged.m128n128.w2.c1x1.e4m3.e4m3.bf16"),
+    kernel("1d2d_masked.m128n128.w2.c1x1.e4m3.e4m3.bf16"),
+    kernel("1d1d_kgrouped.m128n128.w2.c1x1.e4m3.e4m3.f32"),
+)
+
+
+@pytest.mark.parametrize("key", MANY_ROWS)
+def test_a_consumer_of_padding_does_not_multiply(key):
+    """One tile of two consumers of 64 rows: the second has work from row 65 on."""
+    kind = extension.core().describe_config(key)["kind"]
+    counts = {}
+    for rows in (64, 65):
+        problem = Problem(kind, 128, 128, 3 * BLOCK, (rows,), 1)
+        if kind == "k_grouped":
+            problem = Problem(
+                kind, rows, 128, 3 * BLOCK, (3 * BLOCK,), 1, rhs_is_1x128=True, dtype="float32"
+            )
+        before = sim_library.stats()["wgmma"]
+        check(problem, key)
+        counts[rows] = sim_library.stats()["wgmma"] - before
+    assert counts == {64: 3 * 4, 65: 2 * 3 * 4}
+
+
+@pytest.mark.parametrize("key", [RAGGED, kernel("1d2d_masked.m64n64.w1.c1x1.e4m3.e4m3.bf16"), *MANY_ROWS[:2]])
+def test_groups_begin_at_any_row(key):
+    """The simulator traps, as a GPU does, where a box of scales begins between 16 bytes."""
+    kind = extension.core().describe_config(key)["kind"]
+    for before in range(1, 5):
+        sizes, rows = ((before, 70, 1, 66), 150) if kind == "ragged" else ((3, 70, 0, 9), 70 + before)
+        check(Problem(kind, rows, 136, 2 * BLOCK, sizes, 4), key)
+
+
 def test_rows_do_not_depend_on_their_neighbours():
     """A group's rows are the same bits alone and among others."""
     together = Problem("ragged", 200, 136, 300, (70, 130), 2)

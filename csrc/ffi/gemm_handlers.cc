@@ -52,7 +52,6 @@ GemmAttributes DecodeAttributes(const ffi::Dictionary& attributes) {
 void RunGemm(GemmPlan& plan, int64_t d_pitch, ffi::RemainingArgs args, ffi::AnyBuffer d,
              CUstream stream) {
   const GemmProblem& problem = plan.problem();
-  constexpr int64_t kScaleAlignment = kTmaAlignmentBytes / sizeof(float);
   const int64_t k_blocks = ceil_div<int64_t>(problem.k, kBlockK);
   const int64_t k_pitch = align_up(problem.k, kTmaAlignmentBytes);
   const int64_t a_rows = problem.a_rows();
@@ -60,8 +59,8 @@ void RunGemm(GemmPlan& plan, int64_t d_pitch, ffi::RemainingArgs args, ffi::AnyB
   const ffi::DataType d_type = ToDataType(problem.d_type);
   GemmBuffers buffers;
   buffers.k_pitch = k_pitch;
-  buffers.sfa_pitch = align_up(a_rows, kScaleAlignment);
-  buffers.sfb_pitch = align_up(b_rows, kScaleAlignment);
+  buffers.sfa_pitch = align_up<int64_t>(a_rows, kScaleAlignment);
+  buffers.sfb_pitch = align_up<int64_t>(b_rows, kScaleAlignment);
   buffers.d_pitch = d_pitch;
   const int64_t sfb_rows = problem.scaling == Scaling::k1D1D
                                ? buffers.sfb_pitch

@@ -135,7 +135,7 @@ void EncodeTensorMaps(const DriverApi& api, const GemmProblem& problem, const Ge
   params.b = Encode(api, OperandSpec("b", buffers.b, problem.b_rows(), problem, buffers.k_pitch,
                                      config.block_n / config.cluster_m));
   params.sfa = Encode(api, ScaleSpec("sfa", buffers.sfa, problem.a_rows(), params.k_blocks,
-                                     buffers.sfa_pitch, config.block_m));
+                                     buffers.sfa_pitch, sfa_box_scales(config)));
   if (config.scaling == Scaling::k1D1D) {
     params.sfb = Encode(api, ScaleSpec("sfb", buffers.sfb, problem.n, params.k_blocks,
                                        buffers.sfb_pitch, config.block_n));

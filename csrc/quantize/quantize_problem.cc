@@ -10,9 +10,6 @@
 namespace fp8gemm {
 namespace {
 
-// TMA wants the rows of the scales to start at multiples of this.
-constexpr int64_t kScaleAlignment = kTmaAlignmentBytes / sizeof(float);
-
 int64_t Blocks(int64_t extent) { return ceil_div<int64_t>(extent, kScaleBlock); }
 
 }  // namespace
@@ -23,7 +20,7 @@ int64_t QuantizeProblem::out_columns() const {
 }
 
 int64_t QuantizeProblem::scale_pitch() const {
-  return align_up(config.is_transposed() ? columns : rows, kScaleAlignment);
+  return align_up<int64_t>(config.is_transposed() ? columns : rows, kScaleAlignment);
 }
 
 std::array<int64_t, 3> QuantizeProblem::x_extents() const { return {batches, rows, columns}; }

@@ -17,6 +17,8 @@ inline constexpr uint32_t kWarpgroupThreads = 128;
 inline constexpr uint32_t kWarpgroupWarps = 4;
 // Columns of `b` (rows of the weight) that share one scale.
 inline constexpr uint32_t kScaleBlockN = 128;
+// Scales in 16 bytes: TMA loads them from multiples of that, and rows of them are padded to it.
+inline constexpr uint32_t kScaleAlignment = 4;
 
 enum class Fp8Type : uint8_t { kE4M3 = 0, kE5M2 = 1 };
 enum class OutType : uint8_t { kBF16 = 0, kF16 = 1, kF32 = 2 };
@@ -78,6 +80,10 @@ struct GemmConfig {
   // Whether a table of group boundaries lies in shared memory.
   FP8GEMM_HOST_DEVICE constexpr bool has_group_table() const {
     return kind == GemmKind::kRagged || kind == GemmKind::kMasked || kind == GemmKind::kKGrouped;
+  }
+  // Whether a tile can begin at any row of `a`; otherwise it begins at a multiple of 16.
+  FP8GEMM_HOST_DEVICE constexpr bool begins_at_any_row() const {
+    return kind == GemmKind::kRagged || kind == GemmKind::kMasked;
   }
   // Whether a tile may end before its last row while `d` goes on with rows of another group.
   FP8GEMM_HOST_DEVICE constexpr bool limits_rows() const { return has_group_table(); }

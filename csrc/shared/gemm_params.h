@@ -13,7 +13,7 @@ struct alignas(64) TensorMap {
 struct GemmParams {
   TensorMap a;    // (a rows, k) fp8, box (block_m / cluster_n, 128), 128B swizzle
   TensorMap b;    // (groups * n, k) fp8, box (block_n / cluster_m, 128), 128B swizzle
-  TensorMap sfa;  // (k blocks, a rows) f32, box (1, block_m), no swizzle
+  TensorMap sfa;  // (k blocks, a rows) f32, box (1, sfa_box_scales), no swizzle
   TensorMap sfb;  // 1d1d: (k blocks, n) f32, box (1, block_n), no swizzle
   TensorMap d;    // (d rows, n) output, box (min(block_m, 64), swizzle columns)
   TensorMap c;    // as d; read only when the configuration accumulates

@@ -34,12 +34,31 @@ FP8GEMM_HOST_DEVICE constexpr uint32_t d_box_columns(const GemmConfig& config) {
   return d_swizzle_bytes(config) / element_bytes(config.d_type);
 }
 
+// Scales of A that come with a K block of a tile. TMA traps where a box begins between multiples of
+// 16 bytes; a tile that can begin there has its scales loaded from the multiple before it.
+FP8GEMM_HOST_DEVICE constexpr uint32_t sfa_scales(const GemmConfig& config) {
+  return config.block_m + (config.begins_at_any_row() ? kScaleAlignment : 0);
+}
+
+// Boxes that they come in, and scales in each. A box has 256 elements at most along one dimension,
+// and begins at a multiple of 128 bytes of shared memory.
+FP8GEMM_HOST_DEVICE constexpr uint32_t sfa_boxes(const GemmConfig& config) {
+  return ceil_div(sfa_scales(config), 256u);
+}
+FP8GEMM_HOST_DEVICE constexpr uint32_t sfa_box_scales(const GemmConfig& config) {
+  const uint32_t boxes = sfa_boxes(config);
+  return boxes == 1 ? sfa_scales(config) : align_up(ceil_div(sfa_scales(config), boxes), 32u);
+}
+FP8GEMM_HOST_DEVICE constexpr uint32_t sfa_bytes(const GemmConfig& config) {
+  return sfa_boxes(config) * sfa_box_scales(config) * uint32_t{sizeof(float)};
+}
+
 // Offsets are in bytes from the start of dynamic shared memory, which is 1024-aligned.
 struct SmemLayout {
   uint32_t d;        // [consumer][slab][box][64 rows][swizzle bytes]
   uint32_t a;        // [stage] (block_m, 128) fp8, 128B swizzle; 64 rows even for smaller tiles
   uint32_t b;        // [stage] (block_n, 128) fp8, 128B swizzle
-  uint32_t sfa;      // [stage] (block_m) f32
+  uint32_t sfa;      // [stage][box] (sfa_box_scales) f32
   uint32_t sfb;      // [stage] 1d2d: (2) f32, of the tile's first and second column block;
                      //         1d1d: (block_n) f32
   uint32_t partials; // split K: [consumer][source CTA][8 columns][128 threads] (4) f32
@@ -74,7 +93,7 @@ FP8GEMM_HOST_DEVICE constexpr SmemLayout make_smem_layout(const GemmConfig& conf
       align_up(kMmaM * config.stored_columns() * element_bytes(config.d_type), kSwizzleAtomBytes);
   layout.a_stage_bytes = max(config.block_m, kMmaM) * kRowBytes;
   layout.b_stage_bytes = config.block_n * kRowBytes;
-  layout.sfa_stage_bytes = align_up(config.block_m * uint32_t{sizeof(float)}, 128u);
+  layout.sfa_stage_bytes = align_up(sfa_bytes(config), 128u);
   layout.sfb_stage_bytes =
       config.scaling == Scaling::k1D2D
           ? 2 * uint32_t{sizeof(float)}
@@ -97,9 +116,9 @@ FP8GEMM_HOST_DEVICE constexpr SmemLayout make_smem_layout(const GemmConfig& conf
 
 // Bytes the TMA producer of one CTA announces per stage; the peers' multicast halves included.
 FP8GEMM_HOST_DEVICE constexpr uint32_t stage_tx_bytes(const GemmConfig& config) {
-  return (config.block_m + config.block_n) * kRowBytes +
-         (config.block_m + (config.scaling == Scaling::k1D1D ? config.block_n : 0)) *
-             uint32_t{sizeof(float)};
+  const uint32_t sfb_bytes =
+      config.scaling == Scaling::k1D1D ? config.block_n * uint32_t{sizeof(float)} : 0;
+  return (config.block_m + config.block_n) * kRowBytes + sfa_bytes(config) + sfb_bytes;
 }
 
 // Dynamic shared memory of a launch.

@@ -48,13 +48,26 @@ def box_in_smem(box: np.ndarray, span: int) -> np.ndarray:
     return image
 
 
-def clip_store(tensor: np.ndarray, box: np.ndarray, x: int, y: int) -> None:
-    """Writes a box into a 2-D array, in place; what lies outside is dropped."""
-    height, width = tensor.shape
-    for row in range(box.shape[0]):
-        for column in range(box.shape[1]):
-            if 0 <= y + row < height and 0 <= x + column < width:
-                tensor[y + row, x + column] = box[row, column]
+def store_box(memory: np.ndarray, row_bytes: int, box: np.ndarray, x: int, y: int) -> None:
+    """Writes a box into the bytes of a tensor, in place; what lies outside is dropped.
+
+    A store writes whole chunks of 16 bytes: where a row of the tensor ends within one, what follows
+    it up to the chunk's end is written too (an H100: github.com/triton-lang/triton/issues/11583).
+
+    Args:
+        memory: (rows, pitch) bytes.
+        row_bytes: Bytes of a row that belong to the tensor.
+        box: (rows, columns) elements.
+        x: Element at which the box begins.
+        y: Row at which the box begins.
+    """
+    box = np.ascontiguousarray(box)
+    end = row_bytes + -row_bytes % 16
+    for row, data in enumerate(box.view(np.uint8).reshape(box.shape[0], -1)):
+        for i, byte in enumerate(data):
+            column = x * box.itemsize + i
+            if 0 <= y + row < memory.shape[0] and 0 <= column < end:
+                memory[y + row, column] = byte
 
 
 def operand_in_smem(rows: np.ndarray) -> np.ndarray:

@@ -60,6 +60,8 @@ enum class Fault {
   // Addresses
   kMisalignedTile,
   kMisalignedLoad,
+  kBoxFromOddScale,
+  kBoxToOddColumn,
   kBeyondSmem,
   kStoreOverBarrier,
   kGlobalOutOfRange,
@@ -193,7 +195,8 @@ class Pipeline {
         const TensorMap* const map = Has(Fault::kMapNotEncoded) ? &unencoded : &params_.a;
         ptx::cp_async_bulk_tensor_2d_g2s(map, Full(stage), A(stage) + shift, kb * 128, tile * 64);
         LoadB(stage, kb * 128);
-        ptx::cp_async_bulk_tensor_2d_g2s(&params_.scales, Full(stage), Scales(stage), tile * 64,
+        const uint32_t first_scale = tile * 64 + (Has(Fault::kBoxFromOddScale) ? 2 : 0);
+        ptx::cp_async_bulk_tensor_2d_g2s(&params_.scales, Full(stage), Scales(stage), first_scale,
                                          kb);
       }
     }
@@ -290,7 +293,8 @@ class Pipeline {
     if (fences) ptx::fence_proxy_async_shared_cta();
     if (!Has(Fault::kNoStoreBarrier)) ptx::barrier_sync(1, 128);
     if (!is_issuer) return;
-    ptx::cp_async_bulk_tensor_2d_s2g(&params_.d, smem_ + kD, 0, tile * 64);
+    const int32_t column = Has(Fault::kBoxToOddColumn) ? -4 : 0;
+    ptx::cp_async_bulk_tensor_2d_s2g(&params_.d, smem_ + kD, column, tile * 64);
     if (!Has(Fault::kNoCommit)) ptx::cp_async_bulk_commit_group();
   }
 

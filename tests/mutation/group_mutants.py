@@ -5,12 +5,45 @@ from mutation.mutant import Mutant
 from mutation.synchronization_mutants import RAGGED
 
 RAGGED_PAIR = "1d2d_ragged.m128n128.w2.c2x1.e4m3.e4m3.bf16"
+RAGGED_256 = "1d2d_ragged.m256n128.w2.c1x1.e4m3.e4m3.bf16"
 CONTIGUOUS = "1d2d_contiguous.m64n128.w1.c1x1.e4m3.e4m3.bf16"
 MASKED = "1d2d_masked.m64n64.w1.c1x1.e4m3.e4m3.bf16"
 K_GROUPED = "1d1d_kgrouped.m64n64.w1.c1x1.e4m3.e4m3.f32"
 K_GROUPED_ACC = "1d1d_kgrouped.m64n64.w1.c1x1.e4m3.e4m3.f32.acc"
 
 MUTANTS = (
+    Mutant(
+        "scales loaded from the tile's first row",
+        "fp8_gemm/a_scales.cuh",
+        "tile.row - scales_before<kConfig>(tile);",
+        "tile.row;",
+        "A group begins at any row, and TMA traps between multiples of 16 bytes.",
+        (RAGGED, MASKED),
+    ),
+    Mutant(
+        "scales read from where their box begins",
+        "fp8_gemm/consumer.cuh",
+        "tile_scale_row + scales_before<kConfig>(tile);",
+        "tile_scale_row;",
+        "The box begins up to three scales before those of the tile.",
+        (RAGGED, MASKED),
+    ),
+    Mutant(
+        "second box of scales loaded from the first's rows",
+        "fp8_gemm/a_scales.cuh",
+        "first + box * kScales, kb);",
+        "first, kb);",
+        "Tiles of 256 rows that begin anywhere have scales for two boxes.",
+        (RAGGED_256,),
+    ),
+    Mutant(
+        "second box of scales put on the first",
+        "fp8_gemm/a_scales.cuh",
+        "dst + box * kScales * sizeof(float),",
+        "dst,",
+        "Tiles of 256 rows that begin anywhere have scales for two boxes.",
+        (RAGGED_256,),
+    ),
     Mutant(
         "group sizes not summed across a warp",
         "warp_scan.cuh",

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Consumer role of every GEMM kernel: wgmma, promotion with scales, epilogue.
 #pragma once
+#include <fp8_gemm/a_scales.cuh>
 #include <fp8_gemm/epilogue.cuh>
 #include <fp8_gemm/pipeline.cuh>
 #include <fp8_gemm/promotion.cuh>
@@ -71,7 +72,7 @@ FP8GEMM_DEVICE void consume(const GemmParams& params, const Smem<kConfig>& smem,
   const uint32_t fragment_row = (ptx::warp_idx() % kWarpgroupWarps) * 16 + lane / 4;
   // Tiles of fewer than 64 rows have no scales for the rows they do not have.
   const bool has_rows = kConfig.block_m >= kMmaM || fragment_row + 8 < kConfig.block_m;
-  const uint32_t scale_row = first_row + (has_rows ? fragment_row : 0);
+  const uint32_t tile_scale_row = first_row + (has_rows ? fragment_row : 0);
 
   const uint32_t a_start = descriptor_start(smem.a(0) + first_row * kRowBytes);
   const uint32_t b_start = descriptor_start(smem.b(0));
@@ -80,6 +81,7 @@ FP8GEMM_DEVICE void consume(const GemmParams& params, const Smem<kConfig>& smem,
   uint32_t c_parity = 0;
   for (Tile tile; scheduler.next(tile);) {
     const uint32_t first_block_columns = kScaleBlockN - tile.column % kScaleBlockN;
+    const uint32_t scale_row = tile_scale_row + scales_before<kConfig>(tile);
     prefetch_accumulator<kConfig>(params, smem, consumer, tile);
     float accum[kRowSlices][kFragment];
     FP8GEMM_UNROLL
@@ -87,7 +89,15 @@ FP8GEMM_DEVICE void consume(const GemmParams& params, const Smem<kConfig>& smem,
       FP8GEMM_UNROLL
       for (uint32_t i = 0; i < kFragment; ++i) accum[slice][i] = 0.0f;
     }
-    for (uint32_t left = tile.k_blocks; left > 0; --left, pipe.advance()) {
+    uint32_t left = tile.k_blocks;
+    if (kConfig.limits_rows() && first_row >= tile.valid_rows) {
+      // None of these rows is a product: the slots go round, and nothing is multiplied.
+      for (; left > 0; --left, pipe.advance()) {
+        ptx::mbarrier_wait_parity(smem.full(pipe.stage), pipe.parity);
+        release_stage<kConfig>(smem, pipe.stage, lane);
+      }
+    }
+    for (; left > 0; --left, pipe.advance()) {
       BlockScales<kConfig> scales;
       float partial[kFragment];
       const uint32_t a = a_start + pipe.stage * descriptor_offset(kLayout.a_stage_bytes);

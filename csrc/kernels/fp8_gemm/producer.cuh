@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Producer roles: everything that moves from global to shared memory ahead of the consumers.
 #pragma once
+#include <fp8_gemm/a_scales.cuh>
 #include <fp8_gemm/pipeline.cuh>
 #include <fp8_gemm/tile_scheduler.cuh>
 #include <ptx/global.cuh>
@@ -31,7 +32,7 @@ FP8GEMM_DEVICE void load_operand(const TensorMap* map, uint32_t bar, uint32_t ds
 // Per K block waits empty[stage]; announces the stage's bytes on full[stage]; issues the loads:
 //               A    (block_m, 128) fp8, 128B swizzle -> smem.a(stage)
 //               B    (block_n, 128) fp8, 128B swizzle -> smem.b(stage)
-//               SFA  (block_m) f32,      no swizzle   -> smem.sfa(stage)
+//               SFA  (sfa_scales) f32,   no swizzle   -> smem.sfa(stage)
 //               SFB  (block_n) f32,      no swizzle   -> smem.sfb(stage), with 1x128 scales of B
 // Parity      of empty starts at 1: a wait for the phase before the first passes on a fresh
 //             barrier.
@@ -50,7 +51,7 @@ FP8GEMM_DEVICE void load_operands(const GemmParams& params, const Smem<kConfig>&
                                                          kb * kBlockK, tile.row);
         load_operand<kConfig.cluster_m, kConfig.block_n>(&params.b, full, smem.b(pipe.stage),
                                                          kb * kBlockK, tile.b_row);
-        ptx::cp_async_bulk_tensor_2d_g2s(&params.sfa, full, smem.sfa(pipe.stage), tile.row, kb);
+        load_a_scales<kConfig>(&params.sfa, full, smem.sfa(pipe.stage), tile, kb);
         if constexpr (kConfig.scaling == Scaling::k1D1D) {
           ptx::cp_async_bulk_tensor_2d_g2s(&params.sfb, full, smem.sfb(pipe.stage), tile.b_row, kb);
         }

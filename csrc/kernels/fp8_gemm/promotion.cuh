@@ -8,8 +8,8 @@
 namespace fp8gemm {
 
 // Scales of one K block as a consumer thread needs them. `read` is called while the tensor core
-// works, so that it costs no time; `row` is the thread's first fragment row within the tile, the
-// second is 8 below.
+// works, so that it costs no time; `row` is the place of the scale of the thread's first fragment
+// row, the second is 8 below.
 template <GemmConfig kConfig, Scaling kScaling = kConfig.scaling>
 struct BlockScales;
 

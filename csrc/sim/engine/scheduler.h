@@ -14,6 +14,7 @@ struct TmaCopy {
   const SimTensorMap* map;
   int32_t x;
   int32_t y;
+  uint64_t inner_bytes;  // of the tensor: what lies past them is zero, or not written
   uint32_t address;   // in shared memory
   uint32_t bar;       // loads: mbarrier
   uint32_t cta_mask;  // loads: destinations

@@ -26,10 +26,6 @@ const SimTensorMap& CheckTensorMap(const TensorMap* map, const char* what) {
   return decoded;
 }
 
-uint64_t ExtentBytes(const SimTensorMap& map) {
-  return (map.dims[1] - 1) * map.strides_bytes[0] + map.dims[0] * map.elem_bytes;
-}
-
 // Swizzled tiles must start where the pattern does: it is a function of the absolute address.
 uint32_t SmemAlignment(const SimTensorMap& map) {
   return map.swizzle_bytes == 0 ? 128 : map.swizzle_bytes * 8;
@@ -37,10 +33,18 @@ uint32_t SmemAlignment(const SimTensorMap& map) {
 
 // Checks what loads and stores have in common, and lists the chunks of the box row by row.
 std::unique_ptr<TmaCopy> MakeCopy(const TensorMap* map, uint32_t address, int32_t x, int32_t y,
-                                  const char* what) {
+                                  bool is_store, const char* what) {
   const SimTensorMap& decoded = CheckTensorMap(map, what);
   if (decoded.rank != 2) Fatal("%s.2d with a tensor map of rank %u", what, decoded.rank);
-  CheckGlobal(decoded.base, ExtentBytes(decoded), what);
+  if (int64_t{x} * decoded.elem_bytes % kChunkBytes != 0) {
+    Fatal("%s: the innermost coordinate must be a multiple of 16 bytes, or a GPU traps"
+          " (illegal instruction); got %d elements of %u bytes",
+          what, x, decoded.elem_bytes);
+  }
+  // Stores write whole chunks: the one in which a row of the tensor ends, up to its own end.
+  uint64_t inner_bytes = decoded.dims[0] * decoded.elem_bytes;
+  if (is_store) inner_bytes = align_up<uint64_t>(inner_bytes, kChunkBytes);
+  CheckGlobal(decoded.base, (decoded.dims[1] - 1) * decoded.strides_bytes[0] + inner_bytes, what);
   const uint32_t row_bytes = decoded.box[0] * decoded.elem_bytes;
   const uint32_t box_bytes = row_bytes * decoded.box[1];
   SmemOffset(address, box_bytes, SmemAlignment(decoded), what);
@@ -48,6 +52,7 @@ std::unique_ptr<TmaCopy> MakeCopy(const TensorMap* map, uint32_t address, int32_
   copy->map = &decoded;
   copy->x = x;
   copy->y = y;
+  copy->inner_bytes = inner_bytes;
   copy->address = address;
   copy->cta = current->cta;
   copy->chunks.reserve(box_bytes / kChunkBytes);
@@ -67,19 +72,18 @@ struct RowSpan {
 RowSpan ClipRow(const TmaCopy& copy, uint32_t row) {
   const SimTensorMap& map = *copy.map;
   const int64_t y = int64_t{copy.y} + row;
-  const int64_t first = std::max<int64_t>(0, -int64_t{copy.x});
-  const int64_t last =
-      std::min<int64_t>(map.box[0], static_cast<int64_t>(map.dims[0]) - copy.x);
+  const int64_t x_byte = int64_t{copy.x} * map.elem_bytes;
+  const int64_t first = std::max<int64_t>(0, -x_byte);
+  const int64_t last = std::min<int64_t>(map.box[0] * map.elem_bytes,
+                                         static_cast<int64_t>(copy.inner_bytes) - x_byte);
   if (y < 0 || y >= static_cast<int64_t>(map.dims[1]) || last <= first) return {nullptr, 0, 0};
-  return {map.base + static_cast<uint64_t>(y) * map.strides_bytes[0] +
-              static_cast<uint64_t>(copy.x + first) * map.elem_bytes,
-          static_cast<uint32_t>(first) * map.elem_bytes,
-          static_cast<uint32_t>(last - first) * map.elem_bytes};
+  return {map.base + static_cast<uint64_t>(y) * map.strides_bytes[0] + x_byte + first,
+          static_cast<uint32_t>(first), static_cast<uint32_t>(last - first)};
 }
 
 void IssueLoad(const TensorMap* map, uint32_t bar, uint32_t dst, int32_t x, int32_t y,
                uint32_t cta_mask, const char* what) {
-  auto copy = MakeCopy(map, dst, x, y, what);
+  auto copy = MakeCopy(map, dst, x, y, false, what);
   copy->bar = bar;
   copy->cta_mask = cta_mask;
   for (uint32_t rank = 0; rank < world.kernel->cluster; ++rank) {
@@ -155,7 +159,7 @@ void FinishTmaLoad(const TmaCopy& copy) {
 void TmaStore2d(const TensorMap* map, uint32_t src, int32_t x, int32_t y) {
   Warp& warp = *current->warp;
   BulkGroups& bulk = current->bulk;
-  auto copy = MakeCopy(map, src, x, y, "TMA store");
+  auto copy = MakeCopy(map, src, x, y, true, "TMA store");
   copy->thread = current;
   copy->group = static_cast<uint32_t>(bulk.newest_id.size());
   const uint32_t id = ++warp.num_stores;
