@@ -17,7 +17,7 @@ SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f ! -name '*.md
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # targets install into one environment
-.PHONY: help demo test test-all xla-gpu gpu-check bench mutants wheel lint format develop clean require-hopper offline
+.PHONY: help demo test test-all test-jaxlibs xla-gpu gpu-check bench mutants wheel lint format develop clean require-hopper offline
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -45,6 +45,9 @@ gpu-check: require-hopper $(if $(OFFLINE),offline,$(VENV)/.simulator $(VENV)/.te
 
 bench: $(if $(OFFLINE),offline,$(VENV)/.simulator $(VENV)/.bench)  ## Time everything that suits this machine; see benchmarks/README.md
 	$(RUNNER) -m jax_fp8gemm bench $(BENCH_ARGS)
+
+test-jaxlibs: | $(BIN)/python  ## Run a handler with state on every supported jaxlib, or on JAXLIBS; NEWER_PYTHON runs the newest
+	$(BIN)/python -m tests.jaxlibs $(JAXLIBS)
 
 mutants: $(VENV)/.simulator $(VENV)/.tests  ## Plant every known kernel bug and check that the simulator finds it
 	$(BIN)/python -m tests.mutation

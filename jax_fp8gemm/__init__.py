@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Block-scaled FP8 matrix multiplication for NVIDIA Hopper GPUs, inside `jax.jit`."""
 
+import contextlib
+
 from jax_fp8gemm import checkpoint as checkpoint
 from jax_fp8gemm import deep_gemm as deep_gemm
 from jax_fp8gemm import testing as testing
 from jax_fp8gemm._src.native.export import export_checks as export_checks
+from jax_fp8gemm._src.native.export import register_targets as register_targets
 from jax_fp8gemm._src.native.plan import plan as plan
 from jax_fp8gemm._src.native.precompile import precompile as precompile
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled as BlockScaled
@@ -24,3 +27,8 @@ from jax_fp8gemm._src.training.ragged_dot import ragged_dot as ragged_dot
 # Pickles, tracebacks and generated documentation name the public place of a public object.
 for _public in [each for each in vars().values() if callable(each)]:
     _public.__module__ = __name__
+
+# For programs that another process exported or compiled. Plain JAX works without the extension, so
+# what keeps it from loading is for `register_targets`, the kernels and `doctor` to say.
+with contextlib.suppress(ImportError, OSError, RuntimeError):
+    register_targets()

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """jax.export: programs written once for CUDA and CPU, read and called; see _devices.py too."""
 
+import pickle
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import cases
 import jax
@@ -9,8 +13,10 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import serialize_executable
 
 import jax_fp8gemm as fp8
+from jax_fp8gemm._src.native import sim_library
 
 T, K, N, G = 48, 256, 136, 3
 x, w = cases.normal((T, K), seed=0), cases.normal((K, N), seed=1)
@@ -108,3 +114,51 @@ def test_export_needs_the_checks():
     """Shows that the checks above are what lets the custom calls through."""
     with pytest.raises(ValueError, match="jax_fp8gemm.gemm.v1"):
         jax.export.export(jax.jit(fp8.dot), platforms=["cuda"])(x, w)
+
+
+@pytest.fixture(scope="module")
+def program_folder(tmp_path_factory):
+    """A folder with a program for the simulator: exported, compiled, its operands, its result."""
+    if missing := sim_library.missing():
+        pytest.skip(f"needs the simulator: {missing}")
+    folder = tmp_path_factory.mktemp("programs")
+    product = jax.jit(lambda x, w: fp8.dot(x, w, implementation="sim"))
+    operands = x[:16, :128], w[:128, :32]
+    exported = jax.export.export(product, disabled_checks=fp8.export_checks())(*operands)
+    compiled = serialize_executable.serialize(product.lower(*operands).compile())
+    arrays = jax.tree.map(np.asarray, (operands, product(*operands)))
+    (folder / "exported").write_bytes(exported.serialize())
+    (folder / "compiled").write_bytes(pickle.dumps(compiled))
+    (folder / "arrays").write_bytes(pickle.dumps(arrays))
+    return folder
+
+
+def run_loaded(folder, *options):
+    program = Path(__file__).with_name("_loaded_program.py")
+    command = [sys.executable, str(program), str(folder), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_a_process_that_only_imports_the_package_runs_both(program_folder):
+    done = run_loaded(program_folder)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_process_without_the_package_does_not(program_folder):
+    """Shows that the import is what registers the custom calls."""
+    done = run_loaded(program_folder, "without")
+    assert done.returncode != 0
+    assert "jax_fp8gemm.quantize.v1" in done.stderr
+
+
+def test_import_says_nothing_where_the_extension_does_not_load(tmp_path):
+    """Plain JAX works there; the function that registers says why it cannot."""
+    program = (
+        "import sys; sys.modules['jax_fp8gemm._core'] = None\n"
+        "import jax.numpy as jnp, jax_fp8gemm as fp8\n"
+        "fp8.dot(jnp.ones((4, 128)), jnp.ones((128, 4)), implementation='xla')\n"
+        "fp8.register_targets()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1 and "ImportError" in done.stderr or "ModuleNotFound" in done.stderr
+    assert "register_targets" in done.stderr

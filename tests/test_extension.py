@@ -158,11 +158,10 @@ def test_planning_for_the_simulator_asks_for_no_gpu(extension, monkeypatch):
 
 _SIMULATE = """
 import sys
-from pathlib import Path
 import jax.numpy as jnp
 import jax_fp8gemm as fp8
 from jax_fp8gemm._src.native import extension
-extension.sim_library = lambda: Path(sys.argv[1])
+extension.core().set_sim_library(sys.argv[1])
 x, w = fp8.quantize(jnp.ones((4, 128))), fp8.quantize(jnp.ones((16, 128)), (128, 128))
 fp8.gemm(x, w, implementation="sim").block_until_ready()
 """
@@ -205,15 +204,44 @@ _PARAMS_SOURCES = (
 )
 
 
+_QUANTIZE_SOURCES = (
+    "driver/device_limits",
+    "driver/driver",
+    "driver/tensor_map",
+    "jit/build_identity",
+    "jit/disk_store",
+    "jit/headers",
+    "jit/kernel",
+    "jit/kernel_cache",
+    "jit/nvrtc",
+    "jit/type_names",
+    "quantize/quantize_key",
+    "quantize/quantize_plan",
+    "quantize/quantize_problem",
+    "quantize/quantize_source",
+)
+
+
+def run_with_simulator(name, parts, extension, folder):
+    """Builds a test of tests/cpp with sources of csrc, and runs it over the simulator."""
+    compiler = shutil.which("g++") or pytest.skip("needs g++")
+    cpp, program = Path(__file__).parent / "cpp", folder / name
+    sources = [cpp / f"{name}.cc", *(_CSRC / f"{part}.cc" for part in parts)]
+    flags = ["-std=c++20", "-O0", "-Wall", "-Wextra", "-Werror", f"-I{_CSRC}", f"-I{cpp}"]
+    subprocess.run([compiler, *flags, *sources, "-ldl", "-pthread", "-o", program], check=True)
+    subprocess.run([program, extension.sim_library()], check=True)
+
+
 @pytest.mark.usefixtures("simulator_library")
 def test_launches_on_more_than_2_to_the_31_elements(extension, tmp_path):
     """Encodes them with the simulator's checks, without memory behind the addresses."""
-    compiler = shutil.which("g++") or pytest.skip("needs g++")
-    cpp, program = Path(__file__).parent / "cpp", tmp_path / "gemm_params_test"
-    sources = [cpp / "gemm_params_test.cc", *(_CSRC / f"{name}.cc" for name in _PARAMS_SOURCES)]
-    flags = ["-std=c++20", "-O0", "-Wall", "-Wextra", "-Werror", f"-I{_CSRC}", f"-I{cpp}"]
-    subprocess.run([compiler, *flags, *sources, "-ldl", "-o", program], check=True)
-    subprocess.run([program, extension.sim_library()], check=True)
+    run_with_simulator("gemm_params_test", _PARAMS_SOURCES, extension, tmp_path)
+
+
+@pytest.mark.usefixtures("simulator_library")
+def test_quantizers_take_buffers_at_any_address(extension, tmp_path):
+    """XLA may pass a slice where it lies: --xla_gpu_enable_dynamic_slice_fusion."""
+    run_with_simulator("quantize_address_test", _QUANTIZE_SOURCES, extension, tmp_path)
 
 
 # An NVRTC of version 13.0 that compiles everything to the same four bytes.

@@ -2,6 +2,8 @@
 """Every public product and quantizer: custom calls on a GPU under transformations, and retraces."""
 
 import re
+import types
+import warnings
 
 import cases
 import jax
@@ -10,6 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 import jax_fp8gemm as fp8
+from jax_fp8gemm._src.transforms import platforms
 
 B, T, K, N, G = 3, 48, 256, 136, 4
 PRODUCT, QUANTIZER = "jax_fp8gemm.gemm.v1", "jax_fp8gemm.quantize.v1"
@@ -149,6 +152,56 @@ FUNCTIONS = {
     "quantize_transposed": (fp8.quantize_transposed, (x[0],)),
     "quantize_k_grouped": (fp8.quantize_k_grouped, (x[0], sizes[0])),
 }
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Lets JAX have GPUs of the compute capabilities in the list that it returns."""
+    capabilities = []
+    kinds = {"8.0": "NVIDIA A100", "9.0": "NVIDIA H100", "10.0": "NVIDIA B200"}
+
+    def devices():
+        return [
+            types.SimpleNamespace(compute_capability=c, device_kind=kinds[c]) for c in capabilities
+        ]
+
+    monkeypatch.setattr(platforms, "_gpus", devices)
+    for each in range(2):  # before and after the test, nothing is remembered
+        platforms.default_is_kernels.cache_clear()
+        jax.clear_caches()
+        if each == 0:
+            yield capabilities
+
+
+def lowered(f, arguments):
+    return jax.jit(f).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.usefixtures("extension")
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_default_is_plain_jax_beside_another_gpu(gpus, name):
+    """A100s run nothing of ours, and nothing fails at the first run either."""
+    gpus += ["9.0", "8.0", "8.0"]
+    with pytest.warns(RuntimeWarning, match=r"sees NVIDIA A100 \(compute capability 8.0\): impl"):
+        assert "jax_fp8gemm" not in lowered(*FUNCTIONS[name])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it was said once
+        jax.clear_caches()
+        assert "jax_fp8gemm" not in lowered(*FUNCTIONS[name])
+
+
+@pytest.mark.usefixtures("extension")
+@pytest.mark.parametrize("capabilities", [[], ["9.0"], ["9.0", "9.0"]])
+def test_the_default_is_kernels_where_all_gpus_are_hopper(gpus, capabilities):
+    gpus += capabilities
+    assert custom_calls(lowered(fp8.dot, (x[0], w[0])), PRODUCT) == 1
+
+
+@pytest.mark.usefixtures("extension")
+def test_kernels_that_are_asked_for_stay(gpus):
+    gpus += ["10.0"]
+    product = lambda a, b: fp8.gemm(a, b, implementation="cuda")  # noqa: E731
+    assert custom_calls(lowered(product, (lhs, square)), PRODUCT) == 1
 
 
 @pytest.fixture

@@ -191,12 +191,16 @@ def test_a_consumer_of_padding_does_not_multiply(key):
     assert counts == {64: 3 * 4, 65: 2 * 3 * 4}
 
 
-@pytest.mark.parametrize("key", [RAGGED, kernel("1d2d_masked.m64n64.w1.c1x1.e4m3.e4m3.bf16"), *MANY_ROWS[:2]])
+@pytest.mark.parametrize(
+    "key", [RAGGED, kernel("1d2d_masked.m64n64.w1.c1x1.e4m3.e4m3.bf16"), *MANY_ROWS[:2]]
+)
 def test_groups_begin_at_any_row(key):
     """The simulator traps, as a GPU does, where a box of scales begins between 16 bytes."""
     kind = extension.core().describe_config(key)["kind"]
     for before in range(1, 5):
-        sizes, rows = ((before, 70, 1, 66), 150) if kind == "ragged" else ((3, 70, 0, 9), 70 + before)
+        sizes, rows = (
+            ((before, 70, 1, 66), 150) if kind == "ragged" else ((3, 70, 0, 9), 70 + before)
+        )
         check(Problem(kind, rows, 136, 2 * BLOCK, sizes, 4), key)
 
 

@@ -18,6 +18,7 @@
 #include "ffi/guard.h"
 #include "ffi/handlers.h"
 #include "ffi/sim_plans.h"
+#include "ffi/state.h"
 #include "gemm/gemm_plan.h"
 #include "gemm/problem.h"
 
@@ -148,14 +149,14 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(Fp8GemmInitialize, fp8gemm::InitializeGemm,
                               xla::ffi::Ffi::Bind<xla::ffi::ExecutionStage::kInitialize>()
-                                  .Ctx<xla::ffi::State<fp8gemm::GemmState>>()
+                                  .Ctx<fp8gemm::CallState<fp8gemm::GemmState>>()
                                   .RemainingArgs()
                                   .RemainingRets()
                                   .Attrs());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(Fp8GemmExecute, fp8gemm::ExecuteGemm,
                               xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::State<fp8gemm::GemmState>>()
+                                  .Ctx<fp8gemm::CallState<fp8gemm::GemmState>>()
                                   .Ctx<xla::ffi::PlatformStream<fp8gemm::CUstream>>()
                                   .RemainingArgs()
                                   .Ret<xla::ffi::AnyBuffer>()

@@ -16,6 +16,7 @@
 #include "ffi/guard.h"
 #include "ffi/handlers.h"
 #include "ffi/sim_plans.h"
+#include "ffi/state.h"
 #include "jit/type_names.h"
 #include "quantize/quantize_plan.h"
 
@@ -133,14 +134,14 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(Fp8QuantizeInitialize, fp8gemm::InitializeQuantize,
                               xla::ffi::Ffi::Bind<xla::ffi::ExecutionStage::kInitialize>()
-                                  .Ctx<xla::ffi::State<fp8gemm::QuantizeState>>()
+                                  .Ctx<fp8gemm::CallState<fp8gemm::QuantizeState>>()
                                   .RemainingArgs()
                                   .RemainingRets()
                                   .Attrs());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(Fp8QuantizeExecute, fp8gemm::ExecuteQuantize,
                               xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::State<fp8gemm::QuantizeState>>()
+                                  .Ctx<fp8gemm::CallState<fp8gemm::QuantizeState>>()
                                   .Ctx<xla::ffi::PlatformStream<fp8gemm::CUstream>>()
                                   .RemainingArgs()
                                   .Ret<xla::ffi::AnyBuffer>()

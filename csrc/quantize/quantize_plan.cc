@@ -20,6 +20,13 @@ int64_t TilesPerCta(const QuantizeProblem& problem, int64_t sm_count) {
   return std::clamp<int64_t>(problem.grid(1) / (kMinWaves * sm_count), 1, kMaxTilesPerCta);
 }
 
+// Whether rows of `columns` elements from `address` on consist of vectors of `count`, each at a
+// multiple of its size. XLA gives any address that suits the elements: that of a slice, too.
+bool InVectors(const void* address, int64_t columns, uint32_t count, uint32_t element_bytes) {
+  return columns % count == 0 &&
+         reinterpret_cast<uintptr_t>(address) % (count * element_bytes) == 0;
+}
+
 KernelSource KernelOf(const QuantizeProblem& problem) {
   ValidateQuantizeProblem(problem);
   return QuantizeKernel(problem.config);
@@ -33,6 +40,9 @@ QuantizePlan::QuantizePlan(Backend backend, const QuantizeProblem& problem)
 void QuantizePlan::Run(const QuantizeBuffers& buffers, CUstream stream) {
   const Kernel::OnDevice& loaded = kernel_.Load();
   const int64_t tiles_per_cta = TilesPerCta(problem_, loaded.sm_count);
+  const QuantizeConfig& config = problem_.config;
+  const int64_t values_columns =
+      config.is_transposed() ? problem_.out_columns() : problem_.columns;
   QuantizeParams params{.x = buffers.x,
                         .x_scales = static_cast<const float*>(buffers.x_scales),
                         .group_sizes = static_cast<const int32_t*>(buffers.group_sizes),
@@ -43,7 +53,11 @@ void QuantizePlan::Run(const QuantizeBuffers& buffers, CUstream stream) {
                         .num_groups = static_cast<uint32_t>(problem_.num_groups),
                         .out_columns = static_cast<uint32_t>(problem_.out_columns()),
                         .scale_pitch = static_cast<uint32_t>(problem_.scale_pitch()),
-                        .tiles_per_cta = static_cast<uint32_t>(tiles_per_cta)};
+                        .tiles_per_cta = static_cast<uint32_t>(tiles_per_cta),
+                        .x_in_vectors = InVectors(buffers.x, problem_.columns, x_vector(config),
+                                                  element_bytes(config.x_type)),
+                        .values_in_vectors =
+                            InVectors(buffers.values, values_columns, values_vector(config), 1)};
   const LaunchGeometry geometry{.grid = static_cast<unsigned>(problem_.grid(tiles_per_cta))};
   kernel_.Launch(loaded, geometry, stream, &params);
 }

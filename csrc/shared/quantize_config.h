@@ -44,6 +44,15 @@ inline constexpr uint32_t kTileWarpRows = kScaleBlock / kQuantizeWarps;
 // Transposed: columns of x, rows of the result, in a tile.
 inline constexpr uint32_t kTileColumns = 64;
 
+// Elements of x that a lane loads at once, and values that it stores at once, where rows are whole
+// vectors and begin at multiples of them.
+FP8GEMM_HOST_DEVICE constexpr uint32_t x_vector(const QuantizeConfig& config) {
+  return config.is_transposed() ? 2 : 4;
+}
+FP8GEMM_HOST_DEVICE constexpr uint32_t values_vector(const QuantizeConfig& config) {
+  return config.is_transposed() ? 16 : 4;
+}
+
 // Shared memory of the transposed layouts: amax of each warp and column, then the result's tile.
 // A row is padded so that lanes that write 16 bytes to rows next to each other meet no bank twice.
 inline constexpr uint32_t kAmaxBytes = kQuantizeWarps * kTileColumns * sizeof(uint32_t);

@@ -19,6 +19,9 @@ struct QuantizeParams {
   uint32_t out_columns;        // transposed: of the result
   uint32_t scale_pitch;        // floats from one block to the next; a multiple of 4
   uint32_t tiles_per_cta;      // transposed: column tiles that a CTA does one after the other
+  // Whether every access of x, and of values, is of a whole vector at a multiple of its size.
+  uint32_t x_in_vectors;
+  uint32_t values_in_vectors;
 };
 
 }  // namespace fp8gemm

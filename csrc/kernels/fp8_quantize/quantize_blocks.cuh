@@ -25,7 +25,8 @@ FP8GEMM_DEVICE void quantize_blocks(const QuantizeParams& params) {
   const uint32_t num_rows = valid_elements(row, kTileWarpRows, params.rows);
   const uint32_t column = ptx::block_idx() % column_blocks * kScaleBlock + lane * 4;
   const uint32_t valid = valid_elements(column, 4, params.columns);
-  const bool whole = params.columns % 4 == 0;
+  const bool whole_x = params.x_in_vectors != 0;
+  const bool whole_values = params.values_in_vectors != 0;
   const uint64_t first = (uint64_t{matrix} * params.rows + row) * params.columns + column;
   const uint8_t* const x = static_cast<const uint8_t*>(params.x) + first * kBytes;
   uint8_t* const values = static_cast<uint8_t*>(params.values) + first;
@@ -34,7 +35,7 @@ FP8GEMM_DEVICE void quantize_blocks(const QuantizeParams& params) {
   FP8GEMM_UNROLL
   for (uint32_t r = 0; r < kTileWarpRows; ++r) {
     const uint64_t offset = uint64_t{r} * params.columns * kBytes;
-    elements[r].load(x + offset, r < num_rows ? valid : 0, whole);
+    elements[r].load(x + offset, r < num_rows ? valid : 0, whole_x);
   }
 
   uint32_t amax = 0;
@@ -55,7 +56,8 @@ FP8GEMM_DEVICE void quantize_blocks(const QuantizeParams& params) {
   for (uint32_t r = 0; r < kTileWarpRows; ++r) {
     const auto& x4 = elements[r];
     const uint32_t packed = convert.four(x4.get(0), x4.get(1), x4.get(2), x4.get(3));
-    store_values(values + uint64_t{r} * params.columns, packed, r < num_rows ? valid : 0, whole);
+    store_values(values + uint64_t{r} * params.columns, packed, r < num_rows ? valid : 0,
+                 whole_values);
   }
 }
 

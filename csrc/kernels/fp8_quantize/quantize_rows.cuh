@@ -23,7 +23,8 @@ FP8GEMM_DEVICE void quantize_rows(const QuantizeParams& params) {
   const uint32_t column = block * kScaleBlock + lane * 4;
   const uint32_t valid = valid_elements(column, 4, params.columns);
   const uint32_t num_rows = min(kWarpRows, params.rows - first_row);
-  const bool whole = params.columns % 4 == 0;
+  const bool whole_x = params.x_in_vectors != 0;
+  const bool whole_values = params.values_in_vectors != 0;
   const uint64_t first = uint64_t{first_row} * params.columns + column;
   const uint8_t* const x = static_cast<const uint8_t*>(params.x) + first * kBytes;
   uint8_t* const values = static_cast<uint8_t*>(params.values) + first;
@@ -32,7 +33,7 @@ FP8GEMM_DEVICE void quantize_rows(const QuantizeParams& params) {
   FP8GEMM_UNROLL
   for (uint32_t r = 0; r < kWarpRows; ++r) {
     const uint64_t offset = uint64_t{r} * params.columns * kBytes;
-    elements[r].load(x + offset, r < num_rows ? valid : 0, whole);
+    elements[r].load(x + offset, r < num_rows ? valid : 0, whole_x);
   }
 
   uint32_t own_amax = 0;
@@ -56,7 +57,8 @@ FP8GEMM_DEVICE void quantize_rows(const QuantizeParams& params) {
     const Converter<kConfig> convert(ptx::uint_as_float(inverse));
     const auto& x4 = elements[r];
     const uint32_t packed = convert.four(x4.get(0), x4.get(1), x4.get(2), x4.get(3));
-    store_values(values + uint64_t{r} * params.columns, packed, r < num_rows ? valid : 0, whole);
+    store_values(values + uint64_t{r} * params.columns, packed, r < num_rows ? valid : 0,
+                 whole_values);
   }
 }
 

@@ -56,7 +56,7 @@ FP8GEMM_DEVICE void load_warp_tile(const QuantizeParams& params, uint32_t matrix
   constexpr uint32_t kBytes = element_bytes(kType);
   const uint32_t column = first_column + 2 * ptx::lane_idx();
   const uint32_t valid = valid_elements(column, 2, params.columns);
-  const bool whole = params.columns % 2 == 0;
+  const bool whole = params.x_in_vectors != 0;
   const uint64_t first = (uint64_t{matrix} * params.rows + row) * params.columns + column;
   const uint8_t* const x = static_cast<const uint8_t*>(params.x) + first * kBytes;
   FP8GEMM_UNROLL
@@ -93,7 +93,7 @@ FP8GEMM_DEVICE void store_tile_rows(const QuantizeParams& params, uint32_t tile,
   constexpr uint32_t kChunkBytes = 16;
   constexpr uint32_t kRowChunks = kScaleBlock / kChunkBytes;
   constexpr uint32_t kPassRows = kQuantizeThreads / kRowChunks;
-  const bool whole = params.out_columns % kChunkBytes == 0;
+  const bool whole = params.values_in_vectors != 0;
   const uint32_t chunk = ptx::thread_idx() % kRowChunks * kChunkBytes;
   const uint32_t out_column = block * kScaleBlock + chunk;
   const uint32_t valid = valid_elements(out_column, kChunkBytes, params.out_columns);

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The extension module `_core`: set up once, its FFI targets registered, and what it plans for.
 
-The only module that imports `_core`, when it is first needed: importing the package loads nothing.
+The only module that imports `_core`. Importing the package loads it, for programs that came from
+another process; no CUDA library and no simulator is loaded before a kernel needs it.
 """
 
 import contextlib

@@ -43,9 +43,10 @@ def gemm(
         accumulator: `(M, N)` of dtype `preferred_element_type`, added before the rounding; or
             None. It may be donated.
         preferred_element_type: Dtype of the result: `bfloat16`, `float16` or `float32`.
-        implementation: None for "cuda" where the program is lowered for CUDA and "xla"
-            elsewhere; "cuda" for the Hopper kernels; "xla" for plain JAX on any device; "sim"
-            for the kernels' own source simulated on the CPU, thread by thread, for tests.
+        implementation: None for "cuda" where the program is lowered for CUDA and every GPU that
+            JAX sees is Hopper, "xla" elsewhere; "cuda" for the Hopper kernels; "xla" for plain
+            JAX on any device; "sim" for the kernels' own source simulated on the CPU, thread by
+            thread, for tests.
         num_sms: Use at most this many SMs, 1 to 1024; None for all of them.
 
     Returns:

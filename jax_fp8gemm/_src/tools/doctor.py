@@ -9,6 +9,7 @@ import jax
 import jaxlib.version
 
 from jax_fp8gemm._src.native import environment, extension, sim_library, tuned
+from jax_fp8gemm._src.transforms import platforms
 
 
 class Finding(NamedTuple):
@@ -111,6 +112,11 @@ def _verdict(is_good: dict[str, bool]) -> str:
         return "The extension does not load: reinstall jax_fp8gemm; only 'xla' works."
     if not is_good["gpu"]:
         return "gemm runs as 'xla' here: there is no Hopper GPU."
+    if others := platforms.other_gpus():
+        return (
+            f"gemm runs as 'xla' here: JAX also sees {', '.join(others)}; hide other GPUs with"
+            " CUDA_VISIBLE_DEVICES."
+        )
     if not is_good["nvrtc"]:
         return (
             "gemm cannot compile its kernels here: install NVRTC 12.9 or newer with jax[cuda13] or"

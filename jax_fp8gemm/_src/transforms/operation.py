@@ -166,7 +166,8 @@ class Operation:
         NotImplementedError.
         """
         self.check_extents(*operands)
-        if self.implementation == "xla":
+        is_default = self.implementation is None
+        if self.implementation == "xla" or (is_default and not platforms.default_is_kernels()):
             return self.xla(*operands)
         shapes = [x.shape for x in jax.tree.leaves(operands)]
         symbolic = next((shape for shape in shapes if not checks.is_static(shape)), None)
@@ -180,7 +181,7 @@ class Operation:
                 return self.xla
             return functools.partial(self.kernel, backend=backend)
 
-        if self.implementation is None:
+        if is_default:
             return lax.platform_dependent(*operands, cuda=kernel("cuda"), default=self.xla)
         platform = platforms.PLATFORM[self.implementation]
         chosen = {platform: kernel(self.implementation)}

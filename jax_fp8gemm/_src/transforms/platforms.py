@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Chooses an operation's implementation while lowering, and unifies operands under shard_map."""
 
+import functools
+import warnings
 from typing import Any
 
 import jax
@@ -9,6 +11,46 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
 PLATFORM = {"cuda": "cuda", "sim": "cpu"}  # where each kernel implementation runs
+_HOPPER = "9.0"
+
+
+def _gpus() -> list[Any]:
+    """Returns all CUDA devices of the job, none where JAX has none."""
+    try:
+        return jax.devices("cuda")
+    except RuntimeError:
+        return []
+
+
+def other_gpus() -> list[str]:
+    """Returns the names of the GPUs that are not Hopper, each once."""
+    others = [d for d in _gpus() if getattr(d, "compute_capability", _HOPPER) != _HOPPER]
+    return list(
+        dict.fromkeys(
+            f"{device.device_kind} (compute capability {device.compute_capability})"
+            for device in others
+        )
+    )
+
+
+@functools.cache
+def default_is_kernels() -> bool:
+    """Returns whether `implementation=None` means kernels on CUDA.
+
+    A program may be put on any GPU of the job, so one that is not Hopper decides for all, with one
+    warning. Without any GPU programs are for another machine, which is taken to have Hopper ones.
+    """
+    others = other_gpus()
+    if others:
+        warnings.warn(
+            f"jax_fp8gemm: the kernels run on NVIDIA Hopper (compute capability {_HOPPER}), and JAX"
+            f" sees {', '.join(others)}: implementation=None means plain JAX in this process. To"
+            " use the kernels, show JAX only Hopper GPUs (CUDA_VISIBLE_DEVICES); to be rid of this"
+            " warning, ask for implementation='xla'.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return not others
 
 
 def _varying_axes(x: Any) -> frozenset:
