@@ -99,3 +99,20 @@ def test_missing_disassembler_is_told(explain, monkeypatch):
     explain.code_facts.cache_clear()
     (line,) = explain.code_lines("1d2d.m64n64.w1.s13.c1x1.e4m3.e4m3.bf16")
     assert line.endswith("nvdisasm is missing: pip install nvidia-cuda-nvdisasm")
+
+
+# Clusters that an H100 or H200 of 132 SMs holds at once, by size: fewer than 132 / size, since each
+# lies within a GPC (accel-sim/gpu-app-collection#87, NVIDIA/cutlass#1921).
+RESIDENT = {2: 66, 4: 31, 8: 15}
+
+
+@pytest.mark.parametrize("n", [n for n in range(64, 4200, 64) if n % 128 or n < 2200])
+def test_split_k_is_planned_for_one_wave(extension, n):
+    _, ranked = _ranked(extension, f"64x{n}x7168")
+    split = [c for c in ranked if c["split_k"] > 1]
+    assert all(c["tiles"] <= RESIDENT[c["split_k"]] * c["split_k"] for c in split)
+    by_size = {c["split_k"]: c["tiles"] // c["split_k"] for c in split}
+    if n == 1920:  # 15 tiles of 128 columns, and one more does not fit
+        assert by_size[8] == 15
+    if n == 2048:
+        assert 8 not in by_size

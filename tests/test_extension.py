@@ -194,6 +194,7 @@ def test_nvrtc_is_searched_for_the_plugin_that_is_installed(extension, monkeypat
 _CSRC = SHARED.parent
 _PARAMS_SOURCES = (
     "gemm/config_key",
+    "gemm/cost_model",
     "gemm/problem",
     "gemm/sm90_fp8_gemm",
     "jit/type_names",

@@ -4,8 +4,10 @@
 import ctypes
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -41,6 +43,7 @@ _NVRTC_WHEELS = {13: "cu13/lib/libnvrtc.so.13", 12: "cuda_nvrtc/lib/libnvrtc.so.
 _DRIVER_FUNCTIONS = (
     "cuInit cuDriverGetVersion cuGetErrorString cuCtxGetDevice cuDeviceGetAttribute"
     " cuDeviceGetName cuLibraryLoadData cuLibraryUnload cuLibraryGetKernel cuKernelGetFunction"
+    " cuFuncGetAttribute cuOccupancyMaxActiveClusters"
     " cuKernelSetAttribute cuLaunchKernelEx cuTensorMapEncodeTiled"
 ).split()
 
@@ -276,6 +279,16 @@ def test_nvrtc_without_a_build_id_is_known_by_its_file(find_nvrtc, tmp_path):
 @pytest.mark.parametrize("major", [13, 12])
 def test_nvrtc_wheels_have_build_ids(find_nvrtc, major):
     assert find_nvrtc(_nvrtc(major))[1].startswith("build-id ")
+
+
+def test_the_extra_for_cuda_12_brings_an_nvrtc_that_is_accepted():
+    """jax[cuda12] alone is content with 12.8."""
+    source = (_CSRC / "jit/nvrtc.cc").read_text()
+    major, minor = re.search(r"kMinVersion = \{(\d+), (\d+)\}", source).groups()
+    extras = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    assert f"nvidia-cuda-nvrtc-cu12>={major}.{minor},<13" in extras["cuda12"]
 
 
 def test_nvrtc_missing(programs):

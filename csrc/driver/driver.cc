@@ -79,6 +79,8 @@ DriverApi LoadCudaDriver(const std::string& library_name) {
   Resolve(library, "cuLibraryUnload", api.cuLibraryUnload);
   Resolve(library, "cuLibraryGetKernel", api.cuLibraryGetKernel);
   Resolve(library, "cuKernelGetFunction", api.cuKernelGetFunction);
+  Resolve(library, "cuFuncGetAttribute", api.cuFuncGetAttribute);
+  Resolve(library, "cuOccupancyMaxActiveClusters", api.cuOccupancyMaxActiveClusters);
   Resolve(library, "cuKernelSetAttribute", api.cuKernelSetAttribute);
   Resolve(library, "cuLaunchKernelEx", api.cuLaunchKernelEx);
   Resolve(library, "cuTensorMapEncodeTiled", api.cuTensorMapEncodeTiled);

@@ -23,6 +23,9 @@ struct DriverApi {
   CUresult (*cuLibraryUnload)(CUlibrary library);
   CUresult (*cuLibraryGetKernel)(CUkernel* kernel, CUlibrary library, const char* name);
   CUresult (*cuKernelGetFunction)(CUfunction* function, CUkernel kernel);
+  CUresult (*cuFuncGetAttribute)(int* value, CUfunction_attribute attribute, CUfunction function);
+  CUresult (*cuOccupancyMaxActiveClusters)(int* clusters, CUfunction function,
+                                           const CUlaunchConfig* config);
   CUresult (*cuKernelSetAttribute)(CUfunction_attribute attribute, int value, CUkernel kernel,
                                    CUdevice device);
   CUresult (*cuLaunchKernelEx)(const CUlaunchConfig* config, CUfunction function, void** params,

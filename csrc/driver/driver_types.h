@@ -50,6 +50,7 @@ enum CUdevice_attribute : unsigned {
 };
 
 enum CUfunction_attribute : unsigned {
+  CU_FUNC_ATTRIBUTE_NUM_REGS = 4,
   CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8,
 };
 

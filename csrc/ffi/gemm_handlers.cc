@@ -18,7 +18,6 @@
 #include "ffi/guard.h"
 #include "ffi/handlers.h"
 #include "ffi/sim_plans.h"
-#include "ffi/state.h"
 #include "gemm/gemm_plan.h"
 #include "gemm/problem.h"
 

@@ -16,7 +16,6 @@
 #include "ffi/guard.h"
 #include "ffi/handlers.h"
 #include "ffi/sim_plans.h"
-#include "ffi/state.h"
 #include "jit/type_names.h"
 #include "quantize/quantize_plan.h"
 

@@ -92,6 +92,14 @@ Workload ExpectedWorkload(const GemmProblem& problem) {
 
 }  // namespace
 
+int64_t ResidentClusters(int64_t num_sms, int64_t size) {
+  // H100 SXM, H200, H800 and GH200. Their GPCs have 16 or 18 SMs, few chips all the same ones: an
+  // H100 held 15 clusters of 8 (accel-sim/gpu-app-collection#87, NVIDIA/cutlass#1921) and 31 of 4.
+  if (num_sms == 132 && size == 8) return 15;
+  if (num_sms == 132 && size == 4) return 31;
+  return std::max<int64_t>(1, num_sms / size);
+}
+
 CostEstimate EstimateCost(const GemmProblem& problem, const GemmConfig& config) {
   CostEstimate estimate;
   const Workload work = ExpectedWorkload(problem);
@@ -99,7 +107,7 @@ CostEstimate EstimateCost(const GemmProblem& problem, const GemmConfig& config) 
   const int64_t cluster_tiles =
       work.matrices * ceil_div<int64_t>(work.rows, config.block_m * config.cluster_m) *
       ceil_div<int64_t>(problem.n, config.block_n * config.cluster_n);
-  const int64_t slots = std::max<int64_t>(1, problem.num_sms / cluster);
+  const int64_t slots = ResidentClusters(problem.num_sms, cluster);
   estimate.tiles = cluster_tiles * cluster;
   estimate.tiles_per_cta = ceil_div(cluster_tiles, slots);
   const double active_sms = double(std::min(cluster_tiles, slots) * cluster);

@@ -28,4 +28,9 @@ struct CostEstimate {
 /// microseconds.
 CostEstimate EstimateCost(const GemmProblem& problem, const GemmConfig& config);
 
+/// Clusters of `size` CTAs, one CTA per SM, that are resident at once on `num_sms` SMs. A cluster
+/// lies within one GPC, so SMs are left over where a GPC has no multiple of `size`. On a GPU
+/// cuOccupancyMaxActiveClusters answers instead (Kernel::Load).
+int64_t ResidentClusters(int64_t num_sms, int64_t size);
+
 }  // namespace fp8gemm

@@ -16,10 +16,12 @@ GemmPlan::GemmPlan(Backend backend, const GemmProblem& problem, const std::strin
 
 void GemmPlan::Run(const GemmBuffers& buffers, CUstream stream) {
   const Kernel::OnDevice& loaded = kernel_.Load();
-  const int num_sms =
-      problem_.sm_limit > 0 ? std::min(problem_.sm_limit, loaded.sm_count) : loaded.sm_count;
-  GemmParams params = MakeGemmParams(kernel_.driver(), problem_, config_, buffers, num_sms);
-  kernel_.Launch(loaded, MakeLaunchGeometry(problem_, config_, num_sms), stream, &params);
+  int64_t clusters = loaded.max_clusters;
+  if (problem_.sm_limit > 0) {
+    clusters = std::clamp<int64_t>(problem_.sm_limit / config_.cluster_size(), 1, clusters);
+  }
+  GemmParams params = MakeGemmParams(kernel_.driver(), problem_, config_, buffers, clusters);
+  kernel_.Launch(loaded, MakeLaunchGeometry(problem_, config_, clusters), stream, &params);
 }
 
 }  // namespace fp8gemm

@@ -60,7 +60,8 @@ KernelSource GemmKernel(const GemmConfig& config) {
           .name = KernelName(config),
           .text = SourceText(config),
           .threads = config.threads(),
-          .smem_bytes = launch_smem_bytes(config)};
+          .smem_bytes = launch_smem_bytes(config),
+          .cluster = config.cluster_size()};
 }
 
 }  // namespace fp8gemm

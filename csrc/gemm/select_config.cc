@@ -31,7 +31,9 @@ GemmConfig NamedConfig(const GemmProblem& problem, const std::string& config_key
     throw UnsupportedError("configuration '" + config_key + "' does not compute " +
                            problem.ToString());
   }
-  const int64_t ctas = MakeLaunchGeometry(problem, config, problem.num_sms).grid;
+  const int64_t ctas = 
+      MakeLaunchGeometry(problem, config, ResidentClusters(problem.num_sms, config.cluster_size()))
+          .grid;
   if (problem.sm_limit > 0 && ctas > problem.sm_limit) {
     throw UnsupportedError("configuration '" + config_key + "' needs " + std::to_string(ctas) +
                            " SMs for " + problem.ToString());
@@ -49,8 +51,8 @@ std::vector<RankedConfig> RankConfigs(const GemmProblem& problem, Backend backen
     if (int64_t{config.cluster_size()} > problem.num_sms) continue;
     if (backend == Backend::kSim && !is_simulated(config)) continue;
     const CostEstimate cost = EstimateCost(problem, config);
-    // With split K all clusters are launched, one for each tile: they must be within num_sms.
-    if (config.split_k > 1 && cost.tiles > problem.num_sms) continue;
+    // With split K all clusters are launched, one for each tile: they must be resident at once.
+    if (config.split_k > 1 && cost.tiles_per_cta > 1) continue;
     ranked.push_back({config, cost});
   }
   std::stable_sort(ranked.begin(), ranked.end(), [](const RankedConfig& x, const RankedConfig& y) {

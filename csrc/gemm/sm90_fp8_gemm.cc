@@ -100,11 +100,11 @@ int64_t MaxClusterTiles(const GemmProblem& problem, const GemmConfig& config) {
   return tiles;
 }
 
-int64_t ActiveClusters(const GemmProblem& problem, const GemmConfig& config, int num_sms) {
+int64_t ActiveClusters(const GemmProblem& problem, const GemmConfig& config,
+                       int64_t max_clusters) {
   // With split K a cluster computes one tile (see split_k.cuh), whether or not all fit at once.
   if (config.split_k > 1) return MaxClusterTiles(problem, config);
-  return std::min(MaxClusterTiles(problem, config),
-                  std::max<int64_t>(1, num_sms / config.cluster_size()));
+  return std::min(MaxClusterTiles(problem, config), max_clusters);
 }
 
 // Chooses the band width that makes the active clusters read the fewest distinct operand bytes:
@@ -151,7 +151,8 @@ void EncodeTensorMaps(const DriverApi& api, const GemmProblem& problem, const Ge
 }  // namespace
 
 GemmParams MakeGemmParams(const DriverApi& api, const GemmProblem& problem,
-                          const GemmConfig& config, const GemmBuffers& buffers, int num_sms) {
+                          const GemmConfig& config, const GemmBuffers& buffers,
+                          int64_t max_clusters) {
   GemmParams params{};
   params.k_blocks = ceil_div<int64_t>(problem.k, kBlockK);
   EncodeTensorMaps(api, problem, config, buffers, params);
@@ -165,15 +166,14 @@ GemmParams MakeGemmParams(const DriverApi& api, const GemmProblem& problem,
   params.n = problem.n;
   params.cluster_tiles_m = ClusterTilesM(problem, config);
   params.cluster_tiles_n = ClusterTilesN(problem, config);
-  SetRaster(config, ActiveClusters(problem, config, num_sms), params);
+  SetRaster(config, ActiveClusters(problem, config, max_clusters), params);
   return params;
 }
 
 LaunchGeometry MakeLaunchGeometry(const GemmProblem& problem, const GemmConfig& config,
-                                  int num_sms) {
-  return {.grid = static_cast<unsigned>(ActiveClusters(problem, config, num_sms) *
+                                  int64_t max_clusters) {
+  return {.grid = static_cast<unsigned>(ActiveClusters(problem, config, max_clusters) *
                                         config.cluster_size()),
-          .cluster = config.cluster_size(),
           .pdl = config.pdl};
 }
 

@@ -27,10 +27,11 @@ struct GemmBuffers {
 
 /// The kernel's argument. Encodes the tensor maps; touches no device memory.
 GemmParams MakeGemmParams(const DriverApi& api, const GemmProblem& problem,
-                          const GemmConfig& config, const GemmBuffers& buffers, int num_sms);
+                          const GemmConfig& config, const GemmBuffers& buffers,
+                          int64_t max_clusters);
 
-/// One CTA per SM, at most `num_sms` of them, in whole clusters and no more than there are tiles.
+/// At most `max_clusters` persistent clusters, and no more than there are tiles for them.
 LaunchGeometry MakeLaunchGeometry(const GemmProblem& problem, const GemmConfig& config,
-                                  int num_sms);
+                                  int64_t max_clusters);
 
 }  // namespace fp8gemm

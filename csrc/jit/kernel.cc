@@ -6,7 +6,6 @@
 #include <stdexcept>
 #include <utility>
 
-#include "driver/device_limits.h"
 #include "driver/error.h"
 #include "jit/headers.h"
 #include "jit/kernel_cache.h"
@@ -42,9 +41,54 @@ bool RefusesImage(CUresult result) {
   }
 }
 
+/// What a launch and the question how many clusters fit have in common.
+class LaunchConfig {
+ public:
+  LaunchConfig(const KernelSource& source, const LaunchGeometry& geometry, CUstream stream) {
+    if (source.cluster > 1) {
+      CUlaunchAttribute& attribute = attributes_[config_.numAttrs++];
+      attribute.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+      attribute.value.clusterDim = {source.cluster, 1, 1};
+    }
+    if (geometry.pdl) {
+      CUlaunchAttribute& attribute = attributes_[config_.numAttrs++];
+      attribute.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+      attribute.value.programmaticStreamSerializationAllowed = 1;
+    }
+    config_.gridDimX = geometry.grid;
+    config_.gridDimY = config_.gridDimZ = 1;
+    config_.blockDimX = source.threads;
+    config_.blockDimY = config_.blockDimZ = 1;
+    config_.sharedMemBytes = source.smem_bytes;
+    config_.hStream = stream;
+    config_.attrs = config_.numAttrs != 0 ? attributes_ : nullptr;
+  }
+  LaunchConfig(const LaunchConfig&) = delete;
+  LaunchConfig& operator=(const LaunchConfig&) = delete;
+  const CUlaunchConfig* get() const { return &config_; }
+
+ private:
+  CUlaunchAttribute attributes_[2] = {};
+  CUlaunchConfig config_{};
+};
+
 /// "13.5" for 13050.
 std::string CudaVersionText(int version) {
   return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
+
+/// Advice, if there is any but to update the driver. Kernels are for the minor versions of the
+/// driver's own major version too, but not always for older ones.
+std::string OlderNvrtc(int driver_version, int nvrtc_version) {
+  constexpr int kOldestNvrtc = 12090;
+  const bool is_12 = driver_version < 13000;
+  if (is_12 && nvrtc_version >= 13000) {
+    return "name an NVRTC of CUDA 12 with JAX_FP8GEMM_NVRTC, e.g. that of `pip install "
+           "\"jax[cuda12]\"`, or ";
+  }
+  if (driver_version < kOldestNvrtc) return "";
+  return std::string("install an older NVRTC, `pip install \"nvidia-cuda-nvrtc") +
+         (is_12 ? "-cu12" : "") + "==" + CudaVersionText(driver_version) + ".*\"`, or ";
 }
 
 }  // namespace
@@ -120,13 +164,10 @@ void Kernel::CheckImage(const DriverApi& api, CUresult result, const char* call)
       version < origin_.cuda_version) {
     const char* name = nullptr;
     api.cuGetErrorName(result, &name);
-    const std::string driver = CudaVersionText(version);
-    throw UnsupportedError(
-        "The NVIDIA driver, which is for CUDA " + driver + ", refuses the kernel that " +
-        origin_.compiler + " compiled (" + call + ": " +
-        (name != nullptr ? name : std::to_string(result)) + "); update the driver, or name an " +
-        "NVRTC no newer than CUDA " + driver + " with JAX_FP8GEMM_NVRTC, e.g. that of " +
-        "`pip install \"jax[cuda12]\"`.");
+    throw UnsupportedError("The NVIDIA driver, which is for CUDA " + CudaVersionText(version) +
+                           ", refuses the kernel that " + origin_.compiler + " compiled (" + call +
+                           ": " + (name != nullptr ? name : std::to_string(result)) + "); " +
+                           OlderNvrtc(version, origin_.cuda_version) + "update the driver.");
   }
   Check(api, result, call);
 }
@@ -164,9 +205,28 @@ const Kernel::OnDevice& Kernel::LoadOn(const DriverApi& api, CUdevice device) {
   // A driver that loads lazily looks at the image only now.
   CUfunction function = nullptr;
   CheckImage(api, api.cuKernelGetFunction(&function, kernel_), "cuKernelGetFunction");
-  devices_[device] = {function, limits.sm_count};
+  int registers = 0;  // of no interest: reading an attribute makes a lazy driver load the code now
+  CheckImage(api, api.cuFuncGetAttribute(&registers, CU_FUNC_ATTRIBUTE_NUM_REGS, function),
+             "cuFuncGetAttribute");
+  devices_[device] = {function, limits.sm_count, MaxClusters(api, function, limits)};
   is_loaded_[device].store(true, std::memory_order_release);
   return devices_[device];
+}
+
+int Kernel::MaxClusters(const DriverApi& api, CUfunction function,
+                        const DeviceLimits& limits) const {
+  if (source_.cluster == 1) return limits.sm_count;
+  const LaunchConfig config(source_, {.grid = source_.cluster}, nullptr);
+  int clusters = 0;
+  Check(api, api.cuOccupancyMaxActiveClusters(&clusters, function, config.get()),
+        "cuOccupancyMaxActiveClusters");
+  if (clusters < 1) {
+    throw UnsupportedError("Kernel '" + source_.name + "' runs in clusters of " +
+                           std::to_string(source_.cluster) + " CTAs, and device " +
+                           std::to_string(limits.ordinal) + " (" + limits.name +
+                           ") has no room for one; choose a configuration without a cluster.");
+  }
+  return clusters;
 }
 
 void Kernel::Launch(const OnDevice& loaded, const LaunchGeometry& geometry, CUstream stream,
@@ -174,37 +234,17 @@ void Kernel::Launch(const OnDevice& loaded, const LaunchGeometry& geometry, CUst
   if (loaded.function == nullptr || params == nullptr) {
     throw std::invalid_argument("a launch needs a function and its parameter");
   }
-  if (geometry.grid == 0 || source_.threads == 0 || geometry.cluster == 0 ||
-      geometry.grid % geometry.cluster != 0) {
+  if (geometry.grid == 0 || source_.threads == 0 || source_.cluster == 0 ||
+      geometry.grid % source_.cluster != 0) {
     throw std::invalid_argument(
         "a launch needs a grid that is a multiple of the cluster, got grid " +
         std::to_string(geometry.grid) + ", block " + std::to_string(source_.threads) +
-        ", cluster " + std::to_string(geometry.cluster));
+        ", cluster " + std::to_string(source_.cluster));
   }
-  CUlaunchAttribute attributes[2] = {};
-  unsigned num_attributes = 0;
-  if (geometry.cluster > 1) {
-    CUlaunchAttribute& attribute = attributes[num_attributes++];
-    attribute.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
-    attribute.value.clusterDim = {geometry.cluster, 1, 1};
-  }
-  if (geometry.pdl) {
-    CUlaunchAttribute& attribute = attributes[num_attributes++];
-    attribute.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-    attribute.value.programmaticStreamSerializationAllowed = 1;
-  }
-  CUlaunchConfig config{};
-  config.gridDimX = geometry.grid;
-  config.gridDimY = config.gridDimZ = 1;
-  config.blockDimX = source_.threads;
-  config.blockDimY = config.blockDimZ = 1;
-  config.sharedMemBytes = source_.smem_bytes;
-  config.hStream = stream;
-  config.attrs = num_attributes != 0 ? attributes : nullptr;
-  config.numAttrs = num_attributes;
+  const LaunchConfig config(source_, geometry, stream);
   void* kernel_params[] = {params};
   const DriverApi& api = driver_();
-  Check(api, api.cuLaunchKernelEx(&config, loaded.function, kernel_params, nullptr),
+  Check(api, api.cuLaunchKernelEx(config.get(), loaded.function, kernel_params, nullptr),
         "cuLaunchKernelEx");
 }
 

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "driver/device_limits.h"
 #include "driver/driver.h"
 
 namespace fp8gemm {
@@ -19,6 +20,7 @@ struct KernelSource {
   std::string text;  // the few lines that instantiate it; headers.h has the rest
   unsigned threads = 0;
   unsigned smem_bytes = 0;  // dynamic shared memory per CTA
+  unsigned cluster = 1;     // CTAs per cluster
 };
 
 /// Machine code, or whatever the driver of a backend loads.
@@ -31,9 +33,8 @@ struct ImageOrigin {
 };
 
 struct LaunchGeometry {
-  unsigned grid = 1;     // CTAs, a multiple of `cluster`
-  unsigned cluster = 1;  // CTAs per cluster
-  bool pdl = false;      // may start before the previous kernel of the stream ends
+  unsigned grid = 1;  // CTAs, in whole clusters
+  bool pdl = false;   // may start before the previous kernel of the stream ends
 };
 
 std::vector<std::string> NvrtcOptions();
@@ -59,6 +60,7 @@ class Kernel {
   struct OnDevice {
     CUfunction function = nullptr;
     int sm_count = 0;
+    int max_clusters = 0;  // that are resident at once; of single CTAs, one for each SM
   };
 
   /// Compiles, without a GPU, and returns the kernel that all call sites with this source share for
@@ -77,13 +79,14 @@ class Kernel {
   /// The kernel on the device that is current on this thread, which XLA is trusted to have made
   /// that of the program. The reference stays valid.
   ///
-  /// The first call on a device loads the image if need be, opts in to the shared memory and
-  /// resolves the function, under a lock; later calls are one driver query and one atomic load.
-  /// Do the first call outside of stream capture. Functions are kept per device, which is enough
-  /// as XLA uses one context per device, the primary one.
+  /// The first call on a device loads the image if need be, opts in to the shared memory, resolves
+  /// the function and asks how many clusters fit, under a lock; later calls are one driver query
+  /// and one atomic load. Do the first call outside of stream capture. Functions are kept per
+  /// device, which is enough as XLA uses one context per device, the primary one.
   ///
-  /// @throws UnsupportedError  There is no driver; the device is not Hopper, or has too little
-  ///     shared memory; or the driver is older than what made the image, and refuses it.
+  /// @throws UnsupportedError  There is no driver; the device is not Hopper, has too little shared
+  ///     memory, or no room for a cluster; or the driver is older than what made the image, and
+  ///     refuses it.
   /// @throws CudaError  No current context, or the image does not load.
   const OnDevice& Load();
 
@@ -102,6 +105,7 @@ class Kernel {
   static constexpr int kMaxDevices = 64;
 
   const OnDevice& LoadOn(const DriverApi& api, CUdevice device);
+  int MaxClusters(const DriverApi& api, CUfunction function, const DeviceLimits& limits) const;
   void CheckImage(const DriverApi& api, CUresult result, const char* call) const;
 
   const DriverApi& (*const driver_)();

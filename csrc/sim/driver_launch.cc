@@ -173,6 +173,28 @@ CUresult KernelGetFunction(CUfunction* function, CUkernel kernel) {
   return CUDA_SUCCESS;
 }
 
+CUresult FuncGetAttribute(int* value, CUfunction_attribute attribute, CUfunction function) {
+  if (value == nullptr || function == nullptr || attribute != CU_FUNC_ATTRIBUTE_NUM_REGS) {
+    return Fail(CUDA_ERROR_INVALID_VALUE, "cuFuncGetAttribute needs a function and NUM_REGS");
+  }
+  *value = static_cast<int>(FromHandle(function)->kernel->launch_registers);
+  return CUDA_SUCCESS;
+}
+
+CUresult OccupancyMaxActiveClusters(int* clusters, CUfunction function,
+                                    const CUlaunchConfig* config) {
+  if (clusters == nullptr || function == nullptr || config == nullptr) {
+    return Fail(CUDA_ERROR_INVALID_VALUE, "the question needs a function and a configuration");
+  }
+  LaunchAttributes attributes;
+  CUresult result = ReadAttributes(*config, attributes);
+  if (result == CUDA_SUCCESS) result = CheckGeometry(*config, attributes, *FromHandle(function));
+  if (result != CUDA_SUCCESS) return result;
+  const std::lock_guard lock(State().mutex);
+  *clusters = State().options.num_sms / static_cast<int>(attributes.cluster);
+  return CUDA_SUCCESS;
+}
+
 CUresult KernelSetAttribute(CUfunction_attribute attribute, int value, CUkernel kernel,
                             CUdevice device) {
   if (kernel == nullptr || device != 0) {

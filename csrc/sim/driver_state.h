@@ -38,6 +38,9 @@ CUresult LibraryLoadData(CUlibrary* library, const void* image, CUjit_option* ji
 CUresult LibraryUnload(CUlibrary library);
 CUresult LibraryGetKernel(CUkernel* kernel, CUlibrary library, const char* name);
 CUresult KernelGetFunction(CUfunction* function, CUkernel kernel);
+CUresult FuncGetAttribute(int* value, CUfunction_attribute attribute, CUfunction function);
+CUresult OccupancyMaxActiveClusters(int* clusters, CUfunction function,
+                                    const CUlaunchConfig* config);
 CUresult KernelSetAttribute(CUfunction_attribute attribute, int value, CUkernel kernel,
                             CUdevice device);
 CUresult LaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void** params,

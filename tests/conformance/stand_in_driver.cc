@@ -79,6 +79,13 @@ EXPORT cuLibraryGetKernel(CUkernel* kernel, CUlibrary, const char* name) {
 EXPORT cuKernelGetFunction(CUfunction* function, CUkernel kernel) {
   return Sim().cuKernelGetFunction(function, kernel);
 }
+EXPORT cuFuncGetAttribute(int* value, CUfunction_attribute attribute, CUfunction function) {
+  return Sim().cuFuncGetAttribute(value, attribute, function);
+}
+EXPORT cuOccupancyMaxActiveClusters(int* clusters, CUfunction function,
+                                    const CUlaunchConfig* config) {
+  return Sim().cuOccupancyMaxActiveClusters(clusters, function, config);
+}
 EXPORT cuKernelSetAttribute(CUfunction_attribute attribute, int value, CUkernel kernel,
                             CUdevice device) {
   return Sim().cuKernelSetAttribute(attribute, value, kernel, device);

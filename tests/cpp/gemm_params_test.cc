@@ -11,6 +11,7 @@
 #include "checks.h"
 #include "driver/error.h"
 #include "gemm/candidates.h"
+#include "gemm/cost_model.h"
 #include "gemm/sm90_fp8_gemm.h"
 #include "quantize/quantize_problem.h"
 #include "sim/tensor_map.h"
@@ -68,8 +69,9 @@ void TestProblem(const DriverApi& api, const GemmProblem& problem) {
     if (broken_rule(config) != nullptr || config.split_k > 1) continue;
     ++candidates;
     const int before = num_allocations;
-    const GemmParams params = MakeGemmParams(api, problem, config, buffers, kNumSms);
-    const LaunchGeometry geometry = MakeLaunchGeometry(problem, config, kNumSms);
+    const int64_t clusters = ResidentClusters(kNumSms, config.cluster_size());
+    const GemmParams params = MakeGemmParams(api, problem, config, buffers, clusters);
+    const LaunchGeometry geometry = MakeLaunchGeometry(problem, config, clusters);
     CHECK(num_allocations == before);
     CheckMap(params.a, 0, problem.k, a_rows, buffers.k_pitch);
     CheckMap(params.b, 1, problem.k, b_rows, buffers.k_pitch);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every quantizer on buffers at any address that suits their elements, as XLA's slices lie: the same
-// bits as on aligned ones, nothing written beside them, and no access between multiples of its
+// Every quantizer on buffers at any address that suits their elements, as XLA's slices lie: the
+// same bits as on aligned ones, nothing written beside them, and no access between multiples of its
 // size, at which the simulator stops as a GPU does.
 //
 // Usage: quantize_address_test SIMULATOR_LIBRARY

@@ -15,6 +15,7 @@
 #include "driver/driver.h"
 #include "driver/error.h"
 #include "driver/tensor_map.h"
+#include "fake_driver.h"
 #include "jit/headers.h"
 #include "jit/kernel.h"
 
@@ -24,122 +25,6 @@ namespace fp8gemm {
 std::span<const HeaderText> EmbeddedHeaders() { return {}; }
 
 namespace {
-
-/// State and call record of the fake driver.
-struct Fake {
-  CUresult result = CUDA_SUCCESS;  // of the calls that can be made to fail
-  CUdevice device = 0;
-  int cc_major = 9;
-  int sm_count = 132;
-  const char* report = nullptr;
-  int driver_version = 12080;
-  CUresult load_result = CUDA_SUCCESS;
-  CUresult get_function_result = CUDA_SUCCESS;
-  std::atomic<int> loads = 0;
-  std::atomic<int> unloads = 0;
-  std::atomic<int> resolves = 0;
-  std::atomic<int> attribute_reads = 0;
-  int smem_bytes = 0;
-  std::string image;
-  CUlaunchConfig config{};
-  std::vector<CUlaunchAttribute> attributes;
-  void* param = nullptr;
-  std::vector<uint64_t> map;  // arguments of cuTensorMapEncodeTiled, in order
-};
-Fake fake;
-thread_local CUdevice thread_device = -1;  // overrides fake.device
-
-template <typename Handle>
-Handle HandleOf(uintptr_t value) {
-  return reinterpret_cast<Handle>(value);
-}
-
-void FillDeviceCalls(DriverApi& api) {
-  api.cuInit = [](unsigned) { return fake.result; };
-  api.cuDriverGetVersion = [](int* version) {
-    *version = fake.driver_version;
-    return CUDA_SUCCESS;
-  };
-  api.cuGetErrorName = [](CUresult error, const char** name) {
-    *name = error == CUDA_ERROR_INVALID_VALUE ? "CUDA_ERROR_INVALID_VALUE" : nullptr;
-    return error == CUDA_ERROR_INVALID_VALUE ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
-  };
-  api.cuGetErrorString = [](CUresult error, const char** text) {
-    *text = error == CUDA_ERROR_INVALID_VALUE ? "invalid argument" : nullptr;
-    return error == CUDA_ERROR_INVALID_VALUE ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
-  };
-  api.cuCtxGetDevice = [](CUdevice* device) {
-    *device = thread_device >= 0 ? thread_device : fake.device;
-    return fake.result;
-  };
-  api.cuDeviceGetAttribute = [](int* value, CUdevice_attribute attribute, CUdevice device) {
-    ++fake.attribute_reads;
-    *value = attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR   ? fake.cc_major
-             : attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR ? 0
-             : attribute == CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT     ? fake.sm_count - device
-                                                                         : 232448;
-    return CUDA_SUCCESS;
-  };
-  api.cuDeviceGetName = [](char* name, int bytes, CUdevice) {
-    std::strncpy(name, "Fake H100", static_cast<size_t>(bytes));
-    return CUDA_SUCCESS;
-  };
-  api.last_report = [] { return fake.report; };
-}
-
-void FillKernelCalls(DriverApi& api) {
-  api.cuLibraryLoadData = [](CUlibrary* library, const void* image, CUjit_option*, void**, unsigned,
-                             CUlibraryOption*, void**, unsigned) {
-    ++fake.loads;
-    fake.image = static_cast<const char*>(image);
-    *library = HandleOf<CUlibrary>(0x10);  // even when it fails, as a driver may
-    return fake.load_result;
-  };
-  api.cuLibraryUnload = [](CUlibrary) {
-    ++fake.unloads;
-    return CUDA_SUCCESS;
-  };
-  api.cuLibraryGetKernel = [](CUkernel* kernel, CUlibrary, const char* name) {
-    *kernel = HandleOf<CUkernel>(0x20);
-    return std::strcmp(name, "tiny") == 0 ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND;
-  };
-  api.cuKernelSetAttribute = [](CUfunction_attribute attribute, int value, CUkernel, CUdevice) {
-    CHECK(attribute == CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES);
-    fake.smem_bytes = value;
-    return CUDA_SUCCESS;
-  };
-  api.cuKernelGetFunction = [](CUfunction* function, CUkernel) {
-    ++fake.resolves;
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));  // lets other first uses pile up
-    const CUdevice device = thread_device >= 0 ? thread_device : fake.device;
-    *function = HandleOf<CUfunction>(0x1000 + static_cast<uintptr_t>(device));
-    return fake.get_function_result;
-  };
-  api.cuLaunchKernelEx = [](const CUlaunchConfig* config, CUfunction, void** params, void** extra) {
-    CHECK(extra == nullptr && (config->attrs != nullptr) == (config->numAttrs != 0));
-    fake.config = *config;
-    fake.attributes.assign(config->attrs, config->attrs + config->numAttrs);
-    fake.param = params[0];
-    return fake.result;
-  };
-  api.cuTensorMapEncodeTiled =
-      [](CUtensorMap* map, CUtensorMapDataType type, uint32_t rank, void* base,
-         const uint64_t* dims, const uint64_t* strides, const uint32_t* box, const uint32_t* steps,
-         CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle, CUtensorMapL2promotion l2,
-         CUtensorMapFloatOOBfill fill) {
-        map->opaque[15] = 42;
-        fake.map = {type,       rank,   reinterpret_cast<uintptr_t>(base), dims[0], dims[1],
-                    strides[0], box[0], box[1], steps[0], steps[1], interleave, swizzle, l2, fill};
-        return fake.result;
-      };
-}
-
-const DriverApi api = [] {
-  DriverApi table{};
-  FillDeviceCalls(table);
-  FillKernelCalls(table);
-  return table;
-}();
 
 void TestCheck() {
   Check(api, CUDA_SUCCESS, "cuInit");
@@ -209,9 +94,13 @@ void TestTensorMap() {
 KernelImage Image() { return std::make_shared<const std::string>("cubin"); }
 
 Kernel MakeKernel(KernelImage image, const char* name, unsigned smem_bytes, unsigned threads,
-                  ImageOrigin origin = {}) {
-  const KernelSource source{
-      .key = name, .name = name, .text = "", .threads = threads, .smem_bytes = smem_bytes};
+                  ImageOrigin origin = {}, unsigned cluster = 1) {
+  const KernelSource source{.key = name,
+                            .name = name,
+                            .text = "",
+                            .threads = threads,
+                            .smem_bytes = smem_bytes,
+                            .cluster = cluster};
   return Kernel([]() -> const DriverApi& { return api; }, source, std::move(image), origin);
 }
 
@@ -219,8 +108,8 @@ void TestLaunch() {
   int param = 0;
   auto* stream = HandleOf<CUstream>(2);
   const Kernel::OnDevice loaded{.function = HandleOf<CUfunction>(1)};
-  const Kernel large = MakeKernel(Image(), "large", 200000, 384);
-  large.Launch(loaded, {132, 2, true}, stream, &param);
+  const Kernel large = MakeKernel(Image(), "large", 200000, 384, {}, 2);
+  large.Launch(loaded, {132, true}, stream, &param);
   const CUlaunchConfig& config = fake.config;
   CHECK(config.gridDimX == 132 && config.gridDimY == 1 && config.gridDimZ == 1);
   CHECK(config.blockDimX == 384 && config.blockDimY == 1 && config.blockDimZ == 1);
@@ -232,24 +121,38 @@ void TestLaunch() {
   CHECK(fake.attributes[1].id == 6);
   CHECK(fake.attributes[1].value.programmaticStreamSerializationAllowed == 1);
   const Kernel kernel = MakeKernel(Image(), "tiny", 0, 128);
-  kernel.Launch(loaded, {7, 1, true}, stream, &param);
+  kernel.Launch(loaded, {7, true}, stream, &param);
   CHECK(fake.attributes.size() == 1 && fake.attributes[0].id == 6);
-  kernel.Launch(loaded, {7, 1, false}, stream, &param);
+  kernel.Launch(loaded, {7, false}, stream, &param);
   CHECK(fake.attributes.empty());
   const auto refusal = [&](const Kernel& refusing, LaunchGeometry geometry) {
     return CHECK_THROWS(std::invalid_argument,
                         refusing.Launch(loaded, geometry, stream, &param));
   };
-  CHECK_CONTAINS(refusal(kernel, {7, 2, false}), "got grid 7, block 128, cluster 2");
-  refusal(kernel, {0, 1, false});
-  refusal(MakeKernel(Image(), "none", 0, 0), {1, 1, false});
-  refusal(kernel, {1, 0, false});
+  CHECK_CONTAINS(refusal(MakeKernel(Image(), "pair", 0, 128, {}, 2), {7, false}),
+                 "got grid 7, block 128, cluster 2");
+  refusal(kernel, {0, false});
+  refusal(MakeKernel(Image(), "none", 0, 0), {1, false});
+  refusal(MakeKernel(Image(), "empty", 0, 128, {}, 0), {1, false});
   CHECK_THROWS(std::invalid_argument, kernel.Launch({}, {}, stream, &param));
   CHECK_THROWS(std::invalid_argument, kernel.Launch(loaded, {}, stream, nullptr));
   fake.result = CUDA_ERROR_INVALID_VALUE;
   CHECK_CONTAINS(CHECK_THROWS(CudaError, kernel.Launch(loaded, {}, stream, &param)),
                  "cuLaunchKernelEx failed");
   fake.result = CUDA_SUCCESS;
+}
+
+void TestClusters() {
+  Kernel pair = MakeKernel(Image(), "tiny", 0, 128, {}, 2);
+  fake.max_clusters = 0;
+  const std::string message = CHECK_THROWS(UnsupportedError, pair.Load());
+  CHECK_CONTAINS(message, "clusters of 2 CTAs, and device 0 (Fake H100) has no room for one");
+  fake.max_clusters = 65;
+  const Kernel::OnDevice& loaded = pair.Load();
+  CHECK(loaded.max_clusters == 65 && loaded.sm_count == fake.sm_count);
+  Kernel single = MakeKernel(Image(), "tiny", 0, 128);
+  const int code_loads = fake.code_loads;
+  CHECK(single.Load().max_clusters == fake.sm_count && fake.code_loads == code_loads + 1);
 }
 
 void TestModule() {
@@ -306,13 +209,25 @@ void TestRefusedImage() {
     const std::string message = CHECK_THROWS(UnsupportedError, kernel.Load());
     CHECK_CONTAINS(message, "which is for CUDA 12.8, refuses the kernel that NVRTC 13.5 (/wheel/");
     CHECK_CONTAINS(message, ("(cuLibraryLoadData: " + std::to_string(result) + ")").c_str());
-    CHECK_CONTAINS(message, "update the driver, or name an NVRTC no newer than CUDA 12.8");
+    CHECK_CONTAINS(message, "name an NVRTC of CUDA 12 with JAX_FP8GEMM_NVRTC, e.g. that of");
+    CHECK_CONTAINS(message, ", or update the driver.");
     fake.load_result = CUDA_SUCCESS;
     CHECK(kernel.Load().function != nullptr);  // the refusal was not kept
   }
   Kernel lazy = MakeKernel(image, "tiny", 0, 128, origin);
   fake.get_function_result = CUDA_ERROR_NO_BINARY_FOR_GPU;
   CHECK_CONTAINS(CHECK_THROWS(UnsupportedError, lazy.Load()), "cuKernelGetFunction");
+  fake.get_function_result = CUDA_SUCCESS;
+  fake.get_attribute_result = CUDA_ERROR_NO_BINARY_FOR_GPU;
+  CHECK_CONTAINS(CHECK_THROWS(UnsupportedError, lazy.Load()), "cuFuncGetAttribute");
+  fake.get_attribute_result = CUDA_SUCCESS;
+  // Of the same major version it is the compiler that is too new, not the driver too old.
+  Kernel newer = MakeKernel(image, "tiny", 0, 128, origin);
+  fake.get_function_result = CUDA_ERROR_UNSUPPORTED_PTX_VERSION;
+  fake.driver_version = 13000;
+  CHECK_CONTAINS(CHECK_THROWS(UnsupportedError, newer.Load()),
+                 "`pip install \"nvidia-cuda-nvrtc==13.0.*\"`, or update the driver.");
+  fake.get_function_result = CUDA_ERROR_NO_BINARY_FOR_GPU;
   // A newer driver refuses for some other reason, as does any that is out of memory.
   fake.driver_version = 13050;
   CHECK_CONTAINS(CHECK_THROWS(CudaError, lazy.Load()), "failed with");
@@ -360,6 +275,7 @@ int main(int argc, char** argv) {
     TestLaunch();
     TestModule();
     TestRefusedImage();
+    TestClusters();
   } else if (mode == "load" && argc == 5) {
     TestLoad(argv + 2);
   } else if (mode == "cuda") {

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "ffi/state.h"
+#include "ffi/call.h"
 
 namespace {
 
