@@ -11,12 +11,12 @@ import re
 import subprocess
 
 import pytest
+from _asm_text import asm_body, asm_parts, literals
 from _source import ROOT
 from _witness_packages import compiler, cute_headers
 
 WIDTHS = range(16, 257, 16)
 TYPES = ("E4M3", "E5M2")
-_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,18 +26,6 @@ class Statement:
     text: str
     outputs: tuple[str, ...]
     inputs: tuple[str, ...]
-
-
-def _parts(body: str) -> list[str]:
-    """Splits what is between the parentheses of an asm statement at its colons."""
-    parts, depth = [""], 0
-    for token in re.findall(r'"(?:[^"\\]|\\.)*"|::|.', body, re.DOTALL):
-        depth += (token == "(") - (token == ")")
-        if token == ":" and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += token
-    return parts
 
 
 def _operands(part: str) -> list[tuple[str, str]]:
@@ -63,9 +51,9 @@ def _name(expression: str) -> str:
 
 def statement(body: str) -> Statement:
     """Reads the inside of `asm volatile(...)`."""
-    text, outputs, inputs = _parts(body)[:3]
+    text, outputs, inputs = asm_parts(body)[:3]
     operands = _operands(outputs) + _operands(inputs)
-    joined = "".join(_STRING.findall(text)).replace("\\n", "\n")
+    joined = literals(text)
     named = re.sub(r"%(\d+)", lambda match: operands[int(match[1])][1], joined)
     immediate = [operand for operand in operands if operand[0] == "n"]
     return Statement(
@@ -73,17 +61,6 @@ def statement(body: str) -> Statement:
         tuple(f"{c} {name}" for c, name in _operands(outputs)),
         tuple(f"{c} {name}" for c, name in _operands(inputs) if (c, name) not in immediate),
     )
-
-
-def _asm_body(text: str, start: int = 0) -> str:
-    """Returns what the first asm statement from `start` on has in its parentheses."""
-    opening = re.compile(r"asm\s+volatile\s*\(").search(text, start).end()
-    depth = 1
-    for match in re.compile(r'"(?:[^"\\]|\\.)*"|[()]').finditer(text, opening):
-        depth += (match[0] == "(") - (match[0] == ")")
-        if depth == 0:
-            return text[opening : match.start()]
-    raise ValueError("asm without an end")
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +72,7 @@ def cute() -> dict[tuple[int, str, str], Statement]:
     found = {}
     for match in re.finditer(r"struct MMA_64x(\d+)x32_F32(E\dM\d)(E\dM\d)_SS_TN\b", text):
         key = (int(match[1]), match[2], match[3])
-        found[key] = statement(_asm_body(text, match.end()))
+        found[key] = statement(asm_body(text, match.end()))
     return found
 
 
@@ -116,8 +93,8 @@ def our_statements(text: str) -> dict[tuple[int, str, str], Statement]:
         width = int(body.partition(">")[0])
         branches = re.split(r"\bif constexpr ", body)[1:]
         # The last branch is followed by that of `else`, which has no condition.
-        guarded = [(part.partition("{")[0], _asm_body(part)) for part in branches]
-        otherwise = _asm_body(re.split(r"\belse\s*\{", branches[-1])[1])
+        guarded = [(part.partition("{")[0], asm_body(part)) for part in branches]
+        otherwise = asm_body(re.split(r"\belse\s*\{", branches[-1])[1])
         guarded.append(("True", otherwise))
         for a, b in itertools.product(TYPES, TYPES):
             names = {"kA": f"k{a}", "kB": f"k{b}"} | {f"k{each}": f"k{each}" for each in TYPES}

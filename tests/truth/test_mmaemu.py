@@ -37,7 +37,10 @@ FAULTS = {
         "significand == 0 ? 0.0f : std::ldexp(1.0f, exponent);",
         "significand == 0 ? 0.0f : std::exp2(std::floor(std::log2(std::fabs(table.value[code]))));",
     ),
-    "a NaN that keeps its bits": ("std::isnan(sum) ? std::bit_cast<float>(0x7fffffffu) : sum", "sum"),
+    "a NaN that keeps its bits": (
+        "std::isnan(sum) ? std::bit_cast<float>(0x7fffffffu) : sum",
+        "sum",
+    ),
     "a negative zero": ("TruncateFraction(start[i]) + 0.0f", "TruncateFraction(start[i])"),
 }
 
