@@ -3,7 +3,7 @@
 // tiles. Nothing is encoded, so that addresses need no memory behind them.
 //
 // Usage: cute_tensor_maps FAULT. FAULT is one of kFaults: what is changed in our arguments.
-#define CUTLASS_ENABLE_DIRECT_CUDA_DRIVER_CALL 1  // cuTensorMapEncodeTiled is a function of this file
+#define CUTLASS_ENABLE_DIRECT_CUDA_DRIVER_CALL 1  // cuTensorMapEncodeTiled is the one of this file
 #define __CUDACC_VER_MAJOR__ 12                   // without a version CuTe encodes nothing
 #define __CUDACC_VER_MINOR__ 9
 

@@ -99,7 +99,7 @@ def test_sums_are_those_that_mmaemu_gave(simulated, a_type, b_type):
 def test_sums_are_those_of_mmaemu(simulated, a_type, b_type):
     for package in ("torch", "mmaemu"):
         if importlib.util.find_spec(package) is None:
-            needs(package, extra="truth-large")
+            needs(package, extra="truth-mmaemu")
     recorded = json.loads(RECORDED.read_text())["digests"]
     for name, *numbers in operands.cases(a_type, b_type):
         got, wanted = simulated(*numbers, a_type, b_type), emulated(*numbers, a_type, b_type)

@@ -66,7 +66,7 @@ def forms(text: str) -> set[str]:
 def ptx(tmp_path_factory) -> dict[tuple, str]:
     """What Triton writes, for each of PRODUCTS."""
     if importlib.util.find_spec("triton") is None:
-        needs("triton", extra="truth-large")
+        needs("triton", extra="truth-triton")
     folder = tmp_path_factory.mktemp("triton")
     environment = os.environ | {"TRITON_CACHE_DIR": str(folder / "cache")}
     written = {}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes mmaemu.json, what mmaemu gives: PYTHONPATH=tests python tests/truth/update_mmaemu.py.
 
-Needs mmaemu and torch; see the extra `truth-large` in pyproject.toml.
+Needs mmaemu and torch; see the extra `truth-mmaemu` in pyproject.toml.
 """
 
 import importlib.metadata
