@@ -17,7 +17,7 @@ SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f ! -name '*.md
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # targets install into one environment
-.PHONY: help demo test test-all test-jaxlibs xla-gpu gpu-check bench mutants wheel lint format develop clean require-hopper offline
+.PHONY: help demo test test-all test-jaxlibs xla-gpu triton gpu-check bench mutants wheel lint format develop clean require-hopper offline
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -39,6 +39,10 @@ test-all: $(VENV)/.simulator $(VENV)/.tests  ## Run every test; writes the stamp
 xla-gpu: $(VENV)/.package  ## Install XLA's GPU compiler, with which `make test` also compiles for an H100
 	$(BIN)/python .ci/requirements.py xla-gpu > $(VENV)/xla-gpu.txt
 	$(PIP) install --requirement $(VENV)/xla-gpu.txt
+
+triton: $(VENV)/.tests  ## Install Triton, with whose code `make test` also compares ours
+	$(BIN)/python .ci/requirements.py truth-triton > $(VENV)/triton.txt
+	$(PIP) install --requirement $(VENV)/triton.txt
 
 gpu-check: require-hopper $(if $(OFFLINE),offline,$(VENV)/.simulator $(VENV)/.tests $(VENV)/.sanitizer)  ## Run everything that needs a Hopper GPU; fails without one
 	.ci/gpu-check $(RUNNER) $(GPU_CHECK_ARGS)
@@ -98,7 +102,7 @@ $(VENV)/.package $(VENV)/.simulator: $(SOURCES) | $(BIN)/python
 	@touch $(VENV)/.package $@
 
 $(VENV)/.tests: pyproject.toml | $(VENV)/.simulator
-	$(BIN)/python .ci/requirements.py test examples > $(VENV)/test.txt
+	$(BIN)/python .ci/requirements.py test truth examples > $(VENV)/test.txt
 	$(PIP) install --requirement $(VENV)/test.txt
 	@touch $@
 

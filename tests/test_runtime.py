@@ -333,20 +333,3 @@ def test_driver_found(programs, tmp_path):
 def test_sim_driver(programs, tmp_path):
     library = _shared_library(tmp_path / "libsim.so", _SIM_SOURCE)
     _run(programs["runtime_driver_test"], "sim", library)
-
-
-def _cuda_includes() -> list[Path]:
-    spec = importlib.util.find_spec("nvidia")
-    roots = [Path(root) for root in spec.submodule_search_locations] if spec is not None else []
-    folders = [root / part / "include" for root in roots for part in ("cu13", "cuda_runtime")]
-    folders += [Path("/usr/local/cuda/include")]
-    return [folder for folder in folders if (folder / "cuda.h").exists()]
-
-
-def test_driver_abi():
-    folders = _cuda_includes()
-    if not folders:
-        pytest.skip("needs a cuda.h: the nvidia-cuda-runtime wheel or a CUDA toolkit")
-    for folder in folders:
-        source = _CPP / "driver_abi_test.cc"
-        _run(_compiler(), *_FLAGS, "-fsyntax-only", "-isystem", folder, source)

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs our CUDA handlers as XLA would, on a libcuda and an XLA that stand in.
+
+Usage: XLA_LIBRARY CONFIG pdl|"" compile|run|run_without_context.
+
+Lowers a program for a GPU, takes its custom calls with attributes and types, and calls
+instantiate once, then initialize and execute on every device from several threads at once.
+Prints JSON: the calls with their buffers, and the launches. Found by the loader: libcuda.so.1.
+"""
+
+import ctypes
+import itertools
+import json
+import sys
+import threading
+
+import jax
+import jax.numpy as jnp
+
+import jax_fp8gemm as fp8
+from jax_fp8gemm._src.native import extension
+
+DEVICES, THREADS, REPEATS = 3, 2, 3
+INSTANTIATE, INITIALIZE, EXECUTE = 0, 2, 3
+M, N, K = 1152, 2304, 640
+
+
+class Launch(ctypes.Structure):
+    """One launch, as cuda_stand_in.cc remembers it."""
+
+    _fields_ = [
+        ("device", ctypes.c_int),
+        *((name, ctypes.c_uint * 3) for name in ("grid", "block", "cluster")),
+        ("smem_bytes", ctypes.c_uint),
+        ("pdl", ctypes.c_uint),
+        ("stream", ctypes.c_uint64),
+        ("pointers", ctypes.c_uint64 * 5),
+        ("name", ctypes.c_char * 64),
+    ]
+
+
+class Buffer(ctypes.Structure):
+    """An argument or a result."""
+
+    _fields_ = [
+        ("type", ctypes.c_char_p),
+        ("rank", ctypes.c_int64),
+        ("dims", ctypes.POINTER(ctypes.c_int64)),
+        ("data", ctypes.c_uint64),
+    ]
+
+
+class Attribute(ctypes.Structure):
+    """An attribute of a custom call."""
+
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("text", ctypes.c_char_p),
+        ("number", ctypes.c_int64),
+        ("is_flag", ctypes.c_bool),
+    ]
+
+
+class Context(ctypes.Structure):
+    """What a handler asks XLA for."""
+
+    _fields_ = [("state", ctypes.c_void_p), ("stream", ctypes.c_uint64)]
+
+
+def gemm(x, w):
+    """Quantizes both and multiplies."""
+    product = fp8.gemm(
+        fp8.quantize(x, implementation="cuda"),
+        fp8.quantize(w, (128, 128), implementation="cuda"),
+        implementation="cuda",
+    )
+    return product
+
+
+def custom_calls() -> list[dict]:
+    """Returns target, attributes, and types of operands and results of each call."""
+    shapes = [jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((M, K), (N, K))]
+    lowered = jax.jit(gemm).trace(*shapes).lower(lowering_platforms=("cuda",))
+    found = []
+
+    def visit(operation):
+        if operation.name == "stablehlo.custom_call":
+            attributes = operation.attributes
+            target = attributes["call_target_name"].value
+            if target.startswith("jax_fp8gemm."):
+                config = attributes["mhlo.backend_config"]
+                types = {
+                    kind: [(str(v.type.element_type), list(v.type.shape)) for v in values]
+                    for kind, values in (
+                        ("operands", operation.operands),
+                        ("results", operation.results),
+                    )
+                }
+                values = {each.name: each.attr.value for each in config}
+                found.append({"target": target, "attributes": values, **types})
+        for region in operation.regions:
+            for block in region:
+                for inner in block:
+                    visit(inner.operation)
+
+    visit(lowered.compiler_ir("stablehlo").operation)
+    return found
+
+
+class Call:
+    """One custom call whose handlers run."""
+
+    def __init__(self, library, call: dict) -> None:
+        """Instantiates it."""
+        self._library = library
+        self._call = call
+        name = call["target"].split(".")[1]
+        self._handlers = extension.core().registrations()[name]["cuda"]
+        self._state = Context()
+        self.run("instantiate", INSTANTIATE, self._state, [], [])
+
+    def run(self, handler, stage, context, arguments, results):
+        """Runs one stage; raises what the handler returns."""
+        attributes = [
+            Attribute(key.encode(), value.encode(), 0, False)
+            if isinstance(value, str)
+            else Attribute(key.encode(), None, int(value), isinstance(value, bool))
+            for key, value in sorted(self._call["attributes"].items())
+        ]
+        pointer = ctypes.pythonapi.PyCapsule_GetPointer
+        pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+        name = ctypes.pythonapi.PyCapsule_GetName
+        name.restype, name.argtypes = ctypes.c_char_p, [ctypes.py_object]
+        capsule = self._handlers[handler]
+        parts = []
+        for values, kind in ((arguments, Buffer), (results, Buffer), (attributes, Attribute)):
+            parts += [(kind * max(1, len(values)))(*values), ctypes.c_int64(len(values))]
+        address = ctypes.c_void_p(pointer(capsule, name(capsule)))
+        error = self._library.CallHandler(address, stage, ctypes.byref(context), *parts)
+        if error:
+            raise RuntimeError(error.decode())
+
+    def on_device(self, driver, device: int, stream: int, addresses) -> dict:
+        """Initializes and executes on this thread; returns what the launches must be given."""
+        driver.StandInSetDevice(device)
+        context = Context(self._state.state, stream)
+        buffers = []
+        for type, shape in [*self._call["operands"], *self._call["results"]]:
+            dims = (ctypes.c_int64 * len(shape))(*shape)
+            buffers.append(Buffer(type.encode(), len(shape), dims, next(addresses)))
+        count = len(self._call["operands"])
+        arguments, results = buffers[:count], buffers[count:]
+        for _ in range(REPEATS):  # XLA initializes before every run
+            self.run("initialize", INITIALIZE, context, arguments, results)
+            self.run("execute", EXECUTE, context, arguments, results)
+        data = [buffer.data for buffer in buffers]
+        return {"device": device, "stream": stream, "buffers": data}
+
+
+def run_everywhere(calls, driver) -> list[dict]:
+    """Runs every call on each device from each thread, all at once."""
+    addresses, streams = itertools.count(1 << 40, 1 << 20), itertools.count(1)
+    runs, errors, start = [], [], threading.Barrier(DEVICES * THREADS)
+
+    def work(device, numbers, mine):
+        start.wait()
+        try:
+            for index, call in enumerate(calls):
+                runs.append({"call": index, **call.on_device(driver, device, numbers, mine)})
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    threads = []
+    for device in [*range(DEVICES)] * THREADS:
+        stream = device << 16 | next(streams)
+        mine = iter([next(addresses) for _ in range(8 * len(calls))])
+        threads.append(threading.Thread(target=work, args=(device, stream, mine)))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise RuntimeError(errors[0])
+    return runs
+
+
+def as_json(launch: Launch) -> dict:
+    """Returns what was remembered of a launch."""
+    values = {name: getattr(launch, name) for name, *_ in Launch._fields_}
+    values["name"] = values["name"].decode()
+    return {k: list(v) if isinstance(v, ctypes.Array) else v for k, v in values.items()}
+
+
+def main(library: str, config: str, pdl: str, action: str) -> dict:
+    """Runs the program with the products' configuration; or only instantiates its calls."""
+    xla = ctypes.CDLL(library)
+    xla.CallHandler.restype = ctypes.c_char_p
+    calls = custom_calls()
+    for call in calls:
+        if "config" in call["attributes"]:
+            call["attributes"] |= {"config": config, "pdl": pdl == "pdl"}
+    made = [Call(xla, call) for call in calls]
+    if action == "compile":  # NVRTC asks libcuda for more than the stand-in has
+        return {}
+    driver = ctypes.CDLL("libcuda.so.1")
+    if action == "run_without_context":
+        made[0].on_device(driver, -1, 1, itertools.count(1 << 40, 1 << 20))
+    runs = run_everywhere(made, driver)
+    launches = (Launch * 1024)()
+    count = driver.StandInLaunches(launches, len(launches))
+    read = [as_json(each) for each in launches[:count]]
+    return {"calls": calls, "runs": runs, "launches": read, "loads": driver.StandInLoads()}
+
+
+if __name__ == "__main__":
+    try:
+        print(json.dumps(main(*sys.argv[1:])))
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
