@@ -16,7 +16,7 @@ namespace truth {
 void LaunchKernel(const DriverApi& api, const GemmConfig& config, const GemmProblem& problem,
                   Operands& operands) {
   const unsigned cluster = config.cluster_size();
-  const int64_t clusters = max(1u, kNumSms / cluster);
+  const int64_t clusters = max<int64_t>(1, kNumSms / cluster);
   GemmParams params = MakeGemmParams(api, problem, config, operands.buffers, clusters);
   const LaunchGeometry geometry = MakeLaunchGeometry(problem, config, clusters);
   const std::string image = "fp8gemm-sim\n" + ConfigKey(config) + "\n";
