@@ -183,6 +183,7 @@ def assert_grouped_gemm_close(
     rhs_block = checks.ROW_BLOCK if kind == "k_grouped" else checks.SQUARE_BLOCK
     a = oracle.float64(as_block_scaled(op_name, "lhs", lhs, (checks.ROW_BLOCK,)))
     b = oracle.float64(as_block_scaled(op_name, "rhs", rhs, (rhs_block,)))
+    groups = group_checks.int32(op_name, "groups", np.asarray(groups))
     reference = oracle.grouped(kind, a, b, np.asarray(groups))
     if padding == "unspecified":
         checks.array(op_name, "out", out, checks.RESULT_DTYPES)

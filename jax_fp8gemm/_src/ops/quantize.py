@@ -66,7 +66,7 @@ def quantize(
         >>> y = gemm(activations, weight)                  # (M, N) bfloat16
     """
     op_name = "quantize"
-    checks.array(op_name, "x", x, checks.RESULT_DTYPES)
+    x = checks.floating(op_name, "x", x)
     checks.at_least_2d(op_name, "x", x)
     block = checks.block(op_name, block)
     dtype = checks.dtype_of(op_name, "dtype", dtype, checks.FP8_DTYPES)
