@@ -31,8 +31,9 @@ def expert_layer(
         experts: `experts(rows, group_sizes)`: this device's experts on rows `(R, width)` sorted by
             expert, as `ragged_dot` takes them; rows past the last group come back as zeros.
         x: `(T, width)` tokens of this device.
-        chosen: `(T, top)` int32, the experts of each token, 0 to `num_experts - 1`. Device i of n
-            holds those from `i * num_experts / n` on.
+        chosen: `(T, top)` integers, the experts of each token, 0 to `num_experts - 1`; any other
+            number, such as -1, is no expert: it adds 0 to the sum. Device i of n holds the experts
+            from `i * num_experts / n` on.
         gates: `(T, top)` the weight of each.
         num_experts: On all devices together, a multiple of their number.
         axis: Mesh axis that tokens and experts are divided over.
@@ -44,6 +45,9 @@ def expert_layer(
     """
     devices, rows, top = lax.axis_size(axis), chosen.size, chosen.shape[1]
     per_device = num_experts // devices
+    is_expert = (chosen >= 0) & (chosen < num_experts)
+    chosen = jnp.where(is_expert, chosen, num_experts)  # past all experts, where nothing is sent
+    gates = jnp.where(is_expert, gates, 0)
 
     # Rows sorted by expert are sorted by device.
     order = jnp.argsort(chosen.reshape(-1))

@@ -167,12 +167,14 @@ def load(
         ImportError: The `safetensors` package is not installed.
         FileNotFoundError: A file is missing.
         TypeError: `sharding` is something else, or a tensor has an unsupported dtype.
-        ValueError: A file is malformed; scales are missing or have the wrong shape or nothing
-            to scale; `quantization_config` names another method, format, scheme or block; the
-            experts of a stack are not numbered from 0 without a gap, or differ; or a sharding
-            does not fit a tensor or splits a block of it.
+        ValueError: A file is malformed, or its JSON nested more than 64 deep; the index names
+            something else than files of `folder`, which may be links; scales are missing or have
+            the wrong shape or nothing to scale; `quantization_config` names another method,
+            format, scheme or block; the experts of a stack are not numbered from 0 without a gap,
+            or differ; or a sharding does not fit a tensor or splits a block of it.
 
-        Messages name the tensor, its file, the rule and what was found.
+        Messages name the tensor, its file, the rule and what was found. Of a checkpoint of another
+        scheme they name its `quant_method`, its `weight_block_size` and its scales.
 
     Transformations:
         None: it reads files, outside of any transformation.
@@ -184,8 +186,12 @@ def load(
         ((160, 256), 'float8_e4m3fn', (128, 128))
     """
     folder = pathlib.Path(folder)
-    sources = reader.find_sources(safetensors_files.open_folder(folder), include, stack_experts)
-    config = reader.read_config(folder / fmt.CONFIG_FILE, sources)
+    config = reader.read_config(folder / fmt.CONFIG_FILE)
+    files = safetensors_files.open_folder(folder)
+    results = reader.find_results(files, include, stack_experts)
+    # Before the tensors: those of another scheme are called and shaped as that one has them.
+    reader.check_config(folder / fmt.CONFIG_FILE, config, results, files)
+    sources = {name: reader.pair(name, experts, files) for name, experts in results.items()}
     shardings = {
         name: reader.find_sharding(name, source, sharding) for name, source in sources.items()
     }  # all of them, before the first is read

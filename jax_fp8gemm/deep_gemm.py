@@ -51,7 +51,7 @@ def m_grouped_gemm_fp8_fp8_bf16_nt_contiguous(
         lhs: `(values, scales)` of shapes `(M, K)` and `(M, ceil(K / 128))`; each group starts at a
             multiple of `get_m_alignment_for_contiguous_layout()`.
         rhs: `(values, scales)` of shapes `(G, N, K)` and `(G, ceil(N / 128), ceil(K / 128))`.
-        m_indices: `(M,)` `int32` group of each row, -1 for padding.
+        m_indices: `(M,)` integer group of each row, -1 for padding.
 
     Returns:
         `(M, N)` `bfloat16`; zeros in rows of padding.
@@ -79,7 +79,7 @@ def m_grouped_gemm_fp8_fp8_bf16_nt_masked(
     Args:
         lhs: `(values, scales)` of shapes `(G, M_max, K)` and `(G, M_max, ceil(K / 128))`.
         rhs: `(values, scales)` of shapes `(G, N, K)` and `(G, ceil(N / 128), ceil(K / 128))`.
-        masked_m: `(G,)` `int32`, how many rows of each group count.
+        masked_m: `(G,)` integers, how many rows of each group count.
         expected_m: How many are likely to; the kernel is chosen by it.
 
     Returns:

@@ -36,9 +36,10 @@ def ragged_all_to_all(x, room, from_, sizes, to, _, *, axis_name):
 
 
 def exact(product, x, w, chosen, gates):
-    """Every token by each of its experts, on one device."""
-    order = np.argsort(chosen.reshape(-1), kind="stable")
-    sizes = np.bincount(chosen.reshape(-1), minlength=G).astype(np.int32)
+    """Every token by each of its experts, on one device; what is no expert comes last."""
+    chosen = np.where((chosen >= 0) & (chosen < G), chosen, G).reshape(-1)
+    order = np.argsort(chosen, kind="stable")
+    sizes = np.bincount(chosen, minlength=G)[:G].astype(np.int32)
     rows = product(x[order // TOP], w, sizes) * gates.reshape(-1)[order][:, None]
     return jnp.zeros((len(x), w.shape[2])).at[order // TOP].add(rows)
 
@@ -49,6 +50,8 @@ def expert_programs():
     chosen = rng.integers(0, G, (T, TOP)).astype(np.int32)
     chosen[: T // 4] = 3, 5  # a device whose tokens all have the same experts
     chosen[chosen == 6] = 0  # an expert without tokens
+    chosen[T // 2 :: 5, 0], chosen[T // 2 :: 7, 1] = -1, G + 3  # none, and one that there is not
+    chosen[-3] = -1  # a token without experts
     gates = rng.random((T, TOP)).astype(np.float32)
     x, w, dy = normal(21, T, K), normal(22, G, K, K) / K**0.5, normal(23, T, K)
 

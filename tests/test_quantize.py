@@ -47,6 +47,28 @@ def test_matches_numpy(shape, block, dtype, in_dtype):
     assert (np.abs(np.asarray(got.dequantize()) - exact) <= limit).all()
 
 
+@pytest.mark.parametrize("implementation", ["xla", "sim"])
+@pytest.mark.parametrize("scale_format", ["float32", "pow2"])
+@pytest.mark.parametrize("dtype", [E4M3, E5M2])
+def test_is_the_formula_of_the_docstring_bit_by_bit(
+    dtype, scale_format, implementation, simulator_library
+):
+    """And so is `dequantize`: over all exponents at which nothing is subnormal."""
+    x = np.asarray(normal((24, 512), seed=3)) + np.float32(0.01)
+    x = np.ldexp(x, np.linspace(-100, 120, 24, dtype=int)[:, None])
+    got = fp8.quantize(x, dtype=dtype, scale_format=scale_format, implementation=implementation)
+    scales = numpy_scales(x, (1, 128), dtype)
+    if scale_format == "pow2":
+        scales = np.exp2(np.ceil(np.log2(scales, dtype=np.float64))).astype(np.float32)
+    repeated = scales.repeat(128, axis=1)
+    values = (x * (np.float32(1) / repeated)).astype(dtype)
+    assert np.asarray(got.scales).tobytes() == scales.tobytes()
+    assert np.asarray(got.values).tobytes() == values.tobytes()
+    dequantized = values.astype(np.float32) * repeated
+    near = np.abs(dequantized) >= TINY
+    np.testing.assert_array_equal(np.asarray(got.dequantize())[near], dequantized[near])
+
+
 @pytest.mark.parametrize("block", BLOCKS)
 def test_the_largest_value_of_a_block_is_the_largest_of_the_dtype(block):
     x = normal((256, 512), seed=1)

@@ -5,6 +5,8 @@ import cases
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import jax_fp8gemm as fp8
 from jax_fp8gemm._src.native import sim_library
@@ -12,6 +14,7 @@ from jax_fp8gemm.testing import (
     GLOBAL_TOLERANCE,
     TOLERANCE,
     assert_gemm_close,
+    oracle,
     relative_error,
     simulator,
 )
@@ -58,6 +61,64 @@ def test_passes_the_correctly_rounded_product(dtype, implementation):
     lhs, rhs = cases.gemm_operands(CASE)
     out = jnp.asarray(exact_product(lhs, rhs).astype(jnp.dtype(dtype)))
     assert_gemm_close(out, lhs, rhs, implementation=implementation)
+
+
+def rounded(exact, dtype):
+    """Returns the nearest numbers of a dtype, ties to even, subnormals and infinities too."""
+    dtype = jnp.dtype(dtype)
+    limits = jnp.finfo(dtype)
+    _, exponent = np.frexp(exact)
+    unit = np.ldexp(1.0, np.maximum(exponent - 1, limits.minexp) - limits.nmant)
+    nearest = np.rint(exact / unit) * unit
+    limit = float(limits.max) + np.ldexp(0.5, limits.maxexp - 1 - limits.nmant)
+    return np.where(np.abs(exact) >= limit, np.sign(exact) * np.inf, nearest)
+
+
+EXPONENTS = st.integers(-126, 119)  # of scales, whose values go up to 448
+
+
+@pytest.mark.parametrize("dtype", RESULT_DTYPES)
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    lhs=st.lists(EXPONENTS, min_size=1, max_size=3),
+    rhs=EXPONENTS,
+    aim=st.none() | st.integers(-30, 20),
+    accumulator=st.none() | st.integers(-40, 11),
+)
+def test_passes_every_correctly_rounded_product(dtype, seed, lhs, rhs, aim, accumulator):
+    """Rows of all sizes beside one another; with `aim`, around the end of float16's range."""
+    rng = np.random.default_rng(seed)
+    exponents = np.resize(lhs, (16, 1)) % 3 + aim - rhs - 10 if aim is not None else lhs
+    exponents = np.clip(np.resize(exponents, (16, 1)), -126, 119)
+    values = rng.normal(size=(2, 16, 100)).astype(cases.E4M3)
+    scales = np.ldexp(rng.uniform(1, 2, (16, 1)), exponents).astype(np.float32)
+    a = fp8.BlockScaled(values[0], scales, (1, 128))
+    b = fp8.BlockScaled(values[1], np.full((1, 1), 2.0**rhs, np.float32), (128, 128))
+    exact = oracle.dense(oracle.float64(a), oracle.float64(b))[0]
+    if accumulator is not None:
+        accumulator = rng.normal(size=exact.shape) * 2.0**accumulator
+        accumulator = accumulator.astype(jnp.dtype(dtype))
+        exact = exact + accumulator.astype(np.float64)
+    out = rounded(exact, dtype)
+    with np.errstate(over="ignore"):
+        stored = out.astype(jnp.dtype(dtype))
+    np.testing.assert_array_equal(stored.astype(np.float64), out)
+    for implementation in IMPLEMENTATIONS:
+        assert_gemm_close(stored, a, b, accumulator, implementation=implementation)
+
+
+@pytest.mark.parametrize(("dtype", "aim"), [("float16", -24), ("bfloat16", -126)])
+def test_fails_results_off_by_more_than_a_step_around_zero(dtype, aim):
+    """Correct to the sign only: subnormals are not left unjudged."""
+    lhs, rhs = cases.gemm_operands(CASE)
+    scale = 2.0**aim / np.abs(exact_product(lhs, rhs)).max()
+    lhs = fp8.BlockScaled(lhs.values, lhs.scales * np.float32(8 * scale * 2**20), lhs.block)
+    rhs = fp8.BlockScaled(rhs.values, rhs.scales * np.float32(2.0**-20), rhs.block)
+    exact = exact_product(lhs, rhs)
+    assert_gemm_close(jnp.asarray(rounded(exact, dtype).astype(jnp.dtype(dtype))), lhs, rhs)
+    with pytest.raises(AssertionError, match="out of bounds"):
+        assert_gemm_close(jnp.asarray(rounded(-exact, dtype).astype(jnp.dtype(dtype))), lhs, rhs)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -64,7 +64,9 @@ def relative_error(out: Any, ref: Any) -> float:
 
     Returns:
         0 for equal arrays, about `r**2 / 2` at a relative distance r, NaN where either holds a
-        non-finite value.
+        non-finite value. Computed as the same number without cancellation,
+        `<x - y, x - y> / (<x, x> + <y, y>)`, of both arrays over their largest magnitude, so that
+        no square overflows.
 
     Raises:
         ValueError: The shapes differ.
@@ -83,8 +85,7 @@ def relative_error(out: Any, ref: Any) -> float:
     peak = max(np.abs(x).max(initial=0), np.abs(y).max(initial=0))
     if peak == 0:
         return 0.0
-    x, y = x / peak, y / peak  # so that squares neither overflow nor underflow
-    # Equal to the definition, without its cancellation.
+    x, y = x / peak, y / peak
     return float(np.sum((x - y) ** 2) / (np.sum(x * x) + np.sum(y * y)))
 
 
@@ -101,10 +102,15 @@ def assert_gemm_close(
 
     Per element, with the magnitude `|lhs| @ |rhs|.T + |accumulator|`::
 
-        |out - ref| <= tolerance * magnitude + one subnormal step of the dtype
+        |out - ref| <= tolerance * magnitude + step
 
-    and for results of at least 64 elements `relative_error(out, ref)` within `GLOBAL_TOLERANCE`.
-    Where the reference is non-finite or beyond the dtype's range, `out` must be non-finite.
+    with the `step` that `out` may be off around zero: float16's smallest subnormal number; the
+    smallest normal one of bfloat16 and float32, whose subnormals may be flushed. For finite results
+    of at least 64 elements, `relative_error(out, ref)` over the elements that are off by more than
+    a step, the others taken as equal, must be within `GLOBAL_TOLERANCE`, or `tolerance**2` where
+    that is larger and `tolerance` over 2**-8. `out` must be non-finite where the reference is, or
+    where it is beyond the dtype's largest number by more than the bound; it may be so where the
+    magnitude and the bound together are beyond it. So every correctly rounded result passes.
 
     Args:
         out: `(M, N)` result, `bfloat16`, `float16` or `float32`.
@@ -183,6 +189,7 @@ def assert_grouped_gemm_close(
     rhs_block = checks.ROW_BLOCK if kind == "k_grouped" else checks.SQUARE_BLOCK
     a = oracle.float64(as_block_scaled(op_name, "lhs", lhs, (checks.ROW_BLOCK,)))
     b = oracle.float64(as_block_scaled(op_name, "rhs", rhs, (rhs_block,)))
+    groups = group_checks.int32(op_name, "groups", np.asarray(groups))
     reference = oracle.grouped(kind, a, b, np.asarray(groups))
     if padding == "unspecified":
         checks.array(op_name, "out", out, checks.RESULT_DTYPES)
@@ -212,27 +219,30 @@ def _assert_close(
             f"{len(wrong)} elements that belong to no group are not zero; the first is {index}:"
             f" got {got[index]:.9g}"
         )
-    _assert_elements_close(got, ref, magnitude, tolerance, dtype)
+    # float16 results reach its subnormals; the others' may be flushed to zero.
+    limits = jnp.finfo(dtype)
+    step = limits.smallest_subnormal if dtype == jnp.float16 else limits.smallest_normal
+    _assert_elements_close(got, ref, magnitude, tolerance, float(step), float(limits.max))
     finite = np.isfinite(ref) & np.isfinite(got)
     if ref.size >= GLOBAL_MIN_SIZE and finite.all():
-        error = relative_error(got, ref)
+        # Around zero roundings are absolute: they say nothing about the relative distance.
+        error = relative_error(np.where(np.abs(got - ref) <= float(step), ref, got), ref)
         limit = max(GLOBAL_TOLERANCE[dtype.name], tolerance**2 if tolerance > 2**-8 else 0)
         if not error <= limit:
             raise AssertionError(f"relative error of the result is {error:.3g}, over {limit:.3g}")
 
 
-def _assert_elements_close(got, ref, magnitude, tolerance: float, dtype: np.dtype) -> None:
+def _assert_elements_close(
+    got, ref, magnitude, tolerance: float, step: float, largest: float
+) -> None:
     """Raises AssertionError naming the worst element, unless each one is within its bound."""
     if not ref.size:
         return
-    limits = jnp.finfo(dtype)
-    # float16 results reach its subnormals; the others' may be flushed to zero.
-    step = limits.smallest_subnormal if dtype == jnp.float16 else limits.smallest_normal
     with np.errstate(invalid="ignore", over="ignore"):
-        bound = tolerance * magnitude + float(step)
+        bound = tolerance * magnitude + step
         excess = np.abs(got - ref) / bound
-        must_overflow = ~np.isfinite(ref) | (np.abs(ref) - bound > float(limits.max))
-        may_overflow = must_overflow | ~(magnitude + bound <= float(limits.max))
+        must_overflow = ~np.isfinite(ref) | (np.abs(ref) - bound > largest)
+        may_overflow = must_overflow | ~(magnitude + bound <= largest)
     excess = np.where(np.isfinite(got), excess, np.where(may_overflow, 0, np.inf))
     excess = np.where(must_overflow, np.where(np.isfinite(got), np.inf, 0), excess)
     excess = np.nan_to_num(excess, nan=np.inf, posinf=np.inf)

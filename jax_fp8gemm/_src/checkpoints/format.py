@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What block-quantized checkpoints look like: names, dtypes and `quantization_config`."""
+"""What block-quantized checkpoints look like: names, dtypes, JSON, `quantization_config`."""
 
 import json
+import os
+import pathlib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -24,7 +26,8 @@ QUANTIZATION = {
     "weight_block_size": list(BLOCK),
 }
 
-_EXPERT = re.compile(r"^(.*\.experts)\.(\d+)\.(.+)$")
+MAX_JSON_DEPTH = 64  # far from where Python's functions of JSON run out of stack
+_EXPERT = re.compile(r"^(.*\.experts)\.(\d{1,9})\.(.+)$")  # int() refuses thousands of digits
 _NUMBER = re.compile(r"\d+\.")
 
 
@@ -66,6 +69,44 @@ def modules_of(name: str) -> Iterator[str]:
     return (".".join(parts[:end]) for end in range(1, len(parts)))
 
 
+def parse_json(text: str) -> Any:
+    """Returns what JSON says.
+
+    Raises:
+        ValueError: It is no JSON, or nested more than `MAX_JSON_DEPTH` deep.
+    """
+    error = ValueError(f"it must be nested at most {MAX_JSON_DEPTH} deep")
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise error from None
+    level = [content]
+    for _ in range(MAX_JSON_DEPTH + 1):
+        lists = [list(each.values()) if isinstance(each, dict) else each for each in level]
+        level = [inner for each in lists if isinstance(each, list) for inner in each]
+        if not level:
+            return content
+    raise error
+
+
+def is_file(path: pathlib.Path) -> bool:
+    """Whether there is a file, or a link to one; ValueError where there is something else."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"checkpoint: {path} must be a file.")
+    return os.path.exists(path)
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the object that a JSON file holds."""
+    try:
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"checkpoint: {path} must be JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"checkpoint: {path} must hold an object, got {type(content).__name__}.")
+    return content
+
+
 def config_text(op_name: str, config: Mapping[str, Any]) -> str:
     """Returns a config as JSON.
 
@@ -75,19 +116,30 @@ def config_text(op_name: str, config: Mapping[str, Any]) -> str:
     if not isinstance(config, Mapping):
         raise TypeError(f"{op_name}: config must be a mapping, got {type(config).__name__}.")
     try:
-        return json.dumps(dict(config))
-    except (TypeError, ValueError) as error:  # ValueError: it holds itself
+        text = json.dumps(dict(config))
+        parse_json(text)
+    except (TypeError, ValueError, RecursionError) as error:  # ValueError: it holds itself
         raise TypeError(f"{op_name}: config must hold what JSON can: {error}.") from error
+    return text
 
 
-def check_quantization_config(op_name: str, found: Mapping[str, Any]) -> None:
-    """Checks that a `quantization_config` describes what this package reads and writes."""
+def modules_to_not_convert(quantization: Mapping[str, Any]) -> list[str]:
+    """Returns the entries of a `quantization_config`, which need not have been checked."""
+    entries = quantization.get("modules_to_not_convert")
+    return list(entries) if isinstance(entries, list | tuple) else []
+
+
+def check_quantization_config(op_name: str, found: Mapping[str, Any], context: str = "") -> None:
+    """Checks that a `quantization_config` describes what this package reads and writes.
+
+    Messages about another scheme end with `context`.
+    """
     for key, wanted in QUANTIZATION.items():
         value = found.get(key, None if key == "weight_block_size" else wanted)
         value = list(value) if isinstance(value, tuple) else value
         if value != wanted:
             raise ValueError(
-                f"{op_name}: quantization_config.{key} must be {wanted!r}, got {value!r}."
+                f"{op_name}: quantization_config.{key} must be {wanted!r}, got {value!r}{context}."
             )
     kept = found.get("modules_to_not_convert")
     is_list = isinstance(kept, list | tuple) and all(isinstance(name, str) for name in kept)

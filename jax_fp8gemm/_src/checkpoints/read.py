@@ -2,6 +2,7 @@
 """From the tensors of a checkpoint to arrays on devices, each device reading its slices."""
 
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from jax_fp8gemm._src.checkpoints import format as fmt
 from jax_fp8gemm._src.checkpoints import safetensors_files
-from jax_fp8gemm._src.checkpoints.safetensors_files import Tensor
+from jax_fp8gemm._src.checkpoints.safetensors_files import Tensor, Tensors
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled
 
@@ -42,31 +43,36 @@ class Source(NamedTuple):
         return fmt.Stored(self.values[0].dtype_name, scale_dtypes, self.is_stacked)
 
 
-def find_sources(
-    tensors: Mapping[str, Tensor], include: Callable[[str], bool] | None, stack_experts: bool
-) -> dict[str, Source]:
-    """Pairs values with scales, collects the experts of each stack, and checks both."""
-    stacks: dict[str, dict[int | None, Tensor]] = {}
-    for name, tensor in tensors.items():
+# The tensors of a result: of each expert by its number, or of one by None.
+Experts = dict[int | None, Tensor]
+
+
+def find_results(
+    tensors: Tensors, include: Callable[[str], bool] | None, stack_experts: bool
+) -> dict[str, Experts]:
+    """Returns the tensors of each result, scales left out."""
+    results: dict[str, Experts] = {}
+    for name, tensor in tensors.listed.items():
         base = name.removesuffix(fmt.SCALE_SUFFIX)
         found = fmt.without_expert(base) if stack_experts else None
         stack, expert = found or (base, None)
         if include is not None and not include(stack):
             continue
         if base != name:
-            if base not in tensors:
+            if base not in tensors.listed:
                 raise ValueError(
-                    f"{_NAME}: {tensor} must scale a tensor {base!r}, which is missing."
+                    f"{_NAME}: {tensor} must scale a tensor {base!r}, {tensors.absence(base)}."
                 )
             continue
-        experts = stacks.setdefault(stack, {})
+        experts = results.setdefault(stack, {})
         if experts and (expert in experts or None in experts or expert is None):
             raise ValueError(f"{_NAME}: {tensor} must not be loaded as {stack!r}, which exists.")
         experts[expert] = tensor
-    return {name: _source(name, experts, tensors) for name, experts in stacks.items()}
+    return results
 
 
-def _source(name: str, experts: dict[int | None, Tensor], tensors: Mapping[str, Tensor]) -> Source:
+def pair(name: str, experts: Experts, tensors: Tensors) -> Source:
+    """Returns the tensors of a result with their scales, after checking that they fit."""
     numbers = sorted(i for i in experts if i is not None)
     is_stacked = None not in experts
     missing = next((i for i in range(len(experts)) if i not in experts), None)
@@ -78,8 +84,8 @@ def _source(name: str, experts: dict[int | None, Tensor], tensors: Mapping[str, 
     values = tuple(experts[i] for i in numbers) if is_stacked else (experts[None],)
     scales = []
     for value in values:
-        scale = tensors.get(value.name + fmt.SCALE_SUFFIX)
-        _check_pair(value, scale)
+        scale = tensors.listed.get(value.name + fmt.SCALE_SUFFIX)
+        _check_pair(value, scale, tensors)
         if scale is not None:
             scales.append(scale)
         if (value.shape, value.dtype) != (values[0].shape, values[0].dtype):
@@ -90,16 +96,17 @@ def _source(name: str, experts: dict[int | None, Tensor], tensors: Mapping[str, 
     return Source(values, tuple(scales), is_stacked)
 
 
-def _check_pair(value: Tensor, scale: Tensor | None) -> None:
+def _check_pair(value: Tensor, scale: Tensor | None, tensors: Tensors) -> None:
     """Checks that float8 values, and no others, have scales, and that these fit."""
     if value.dtype is None:
         known = ", ".join(safetensors_files.DTYPES)
         raise TypeError(f"{_NAME}: {value} must have a dtype of {known}, got {value.dtype_name}.")
     if scale is None:
         if safetensors_files.is_float8(value.dtype):
+            wanted = value.name + fmt.SCALE_SUFFIX
             raise ValueError(
                 f"{_NAME}: {value} has dtype {value.dtype.name} and must have scales"
-                f" {value.name + fmt.SCALE_SUFFIX!r}, which are missing."
+                f" {wanted!r}, {tensors.absence(wanted)}; found {_scales_of(value, tensors)}."
             )
         return
     if value.dtype != fmt.E4M3:
@@ -122,24 +129,50 @@ def _check_pair(value: Tensor, scale: Tensor | None) -> None:
         )
 
 
-def read_config(path: pathlib.Path, sources: Mapping[str, Source]) -> dict[str, Any]:
-    """Returns config.json, after checking that it describes the float8 tensors that there are."""
-    config = safetensors_files.read_json(path) if path.exists() else None
-    quantized = [value for source in sources.values() if source.scales for value in source.values]
+def _scales_of(value: Tensor, tensors: Tensors) -> str:
+    """Names the tensors of a module that other schemes call scales, for messages."""
+    module = re.escape(value.name.removesuffix(".weight"))
+    pattern = re.compile(rf"{module}[._](\w+_)?scale\w*")
+    found = [repr(name) for each in tensors for name in each if pattern.fullmatch(name)]
+    return f"scales {', '.join(found)}" if found else "no scales"
+
+
+def read_config(path: pathlib.Path) -> dict[str, Any] | None:
+    """Returns config.json, or None where there is none."""
+    return fmt.read_json(path) if fmt.is_file(path) else None
+
+
+def check_config(
+    path: pathlib.Path,
+    config: Mapping[str, Any] | None,
+    results: Mapping[str, Experts],
+    tensors: Tensors,
+) -> None:
+    """Checks that config.json describes the float8 tensors that there are."""
+    values = [value for experts in results.values() for value in experts.values()]
+    quantized = [
+        value
+        for value in values
+        if safetensors_files.is_float8(value.dtype)
+        or value.name + fmt.SCALE_SUFFIX in tensors.listed
+    ]
     if not quantized:
-        return config or {}
+        return
     if config is None:
         raise FileNotFoundError(
             f"{_NAME}: {path} must say how {quantized[0]} is quantized, and is missing."
         )
+    described = (
+        f"{quantized[0]} is {quantized[0].dtype_name} and has {_scales_of(quantized[0], tensors)}"
+    )
     found = config.get("quantization_config")
     if not isinstance(found, dict):
         raise ValueError(
-            f"{_NAME}: {path} must have a quantization_config, because {quantized[0]} is float8;"
-            f" got {found!r}."
+            f"{_NAME}: {path} must have a quantization_config, because {described}; got {found!r}."
         )
-    fmt.check_quantization_config(f"{_NAME}: {path}", found)
-    kept = frozenset(found.get("modules_to_not_convert") or ())
+    scheme = ", ".join(f"{key} {found.get(key)!r}" for key in ("quant_method", "weight_block_size"))
+    fmt.check_quantization_config(f"{_NAME}: {path}", found, f" ({scheme}); {described}")
+    kept = frozenset(fmt.modules_to_not_convert(found))
     for value in quantized:
         module = next(filter(kept.__contains__, fmt.modules_of(value.name)), None)
         if module is not None:
@@ -147,7 +180,6 @@ def read_config(path: pathlib.Path, sources: Mapping[str, Source]) -> dict[str, 
                 f"{_NAME}: {value} must not be float8, because modules_to_not_convert in {path}"
                 f" names {module!r}."
             )
-    return config
 
 
 def find_sharding(name: str, source: Source, sharding: Any) -> jax.sharding.Sharding | None:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jax_fp8gemm._src.checkpoints import format as fmt
+
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 # How the format calls the dtypes that arrays of JAX have.
@@ -50,7 +52,12 @@ class Tensor(NamedTuple):
 
     def view(self) -> np.ndarray:
         """Returns the tensor over the mapped bytes: reading an element reads its page."""
-        return self.data.view(DTYPES[self.dtype_name]).reshape(self.shape)
+        try:
+            return self.data.view(DTYPES[self.dtype_name]).reshape(self.shape)
+        except ValueError as error:  # more dimensions, or larger ones, than arrays can have
+            raise ValueError(
+                f"checkpoint: {self} must have the shape of an array, got {self.shape}: {error}"
+            ) from error
 
     def __str__(self) -> str:
         """Names the tensor and its file, for messages."""
@@ -73,47 +80,62 @@ def package() -> Any:
     return safetensors
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Returns the object that a JSON file holds."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"checkpoint: {path} must be JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"checkpoint: {path} must hold an object, got {type(content).__name__}.")
-    return content
+class Tensors(NamedTuple):
+    """The tensors of a checkpoint by name, and those of its files that the index leaves out."""
+
+    listed: dict[str, Tensor]
+    unlisted: dict[str, Tensor]
+
+    def absence(self, name: str) -> str:
+        """Says why a tensor is not listed, for messages."""
+        if name in self.unlisted:
+            return f"which {self.unlisted[name].file} holds but {INDEX_FILE} does not list"
+        return "missing from the checkpoint"
 
 
-def open_folder(folder: pathlib.Path) -> dict[str, Tensor]:
-    """Returns every tensor of a checkpoint, by name: those of the index, or of the one file."""
-    if not (folder / INDEX_FILE).exists():
-        if not (folder / SINGLE_FILE).exists():
+def open_folder(folder: pathlib.Path) -> Tensors:
+    """Returns the tensors of a checkpoint: those of the index, or of the one file."""
+    if not fmt.is_file(folder / INDEX_FILE):
+        if not fmt.is_file(folder / SINGLE_FILE):
             raise FileNotFoundError(
                 f"checkpoint: {folder} must hold {INDEX_FILE} or {SINGLE_FILE}, it has neither."
             )
-        return open_file(folder / SINGLE_FILE)
-    weight_map = read_json(folder / INDEX_FILE).get("weight_map")
+        return Tensors(open_file(folder / SINGLE_FILE), {})
+    weight_map = fmt.read_json(folder / INDEX_FILE).get("weight_map")
     if not isinstance(weight_map, dict):
         raise ValueError(
             f"checkpoint: {folder / INDEX_FILE} must map tensors to files under 'weight_map',"
             f" got {type(weight_map).__name__}."
         )
+    files: dict[str, dict[str, Tensor]] = {}
     for name, file in weight_map.items():
-        if not isinstance(file, str) or pathlib.PurePath(file).name != file:
-            raise ValueError(
-                f"checkpoint: {INDEX_FILE} must map {name!r} to a file of the folder, got {file!r}."
-            )
-        if not (folder / file).exists():
-            raise FileNotFoundError(
-                f"checkpoint: {INDEX_FILE} maps {name!r} to {file}, which {folder} must hold."
-            )
-    files = {file: open_file(folder / file) for file in sorted(set(weight_map.values()))}
-    for name, file in weight_map.items():
+        if not isinstance(file, str) or file not in files:
+            files[file] = _open_mapped(folder, name, file)
         if name not in files[file]:
             raise ValueError(
                 f"checkpoint: {INDEX_FILE} maps {name!r} to {file}, which must hold it."
             )
-    return {name: files[file][name] for name, file in weight_map.items()}
+    unlisted = {
+        name: tensor
+        for tensors in files.values()
+        for name, tensor in tensors.items()
+        if name not in weight_map
+    }
+    return Tensors({name: files[file][name] for name, file in weight_map.items()}, unlisted)
+
+
+def _open_mapped(folder: pathlib.Path, name: str, file: Any) -> dict[str, Tensor]:
+    """Opens the file that the index maps a tensor to; it may be a link, as in caches of the Hub."""
+    is_name = isinstance(file, str) and pathlib.PurePath(file).name == file
+    if not is_name or os.path.isdir(folder / file):
+        raise ValueError(
+            f"checkpoint: {INDEX_FILE} must map {name!r} to a file of the folder, got {file!r}."
+        )
+    if not fmt.is_file(folder / file):
+        raise FileNotFoundError(
+            f"checkpoint: {INDEX_FILE} maps {name!r} to {file!r}, which {folder} must hold."
+        )
+    return open_file(folder / file)
 
 
 def open_file(path: pathlib.Path) -> dict[str, Tensor]:
@@ -136,7 +158,7 @@ def open_file(path: pathlib.Path) -> dict[str, Tensor]:
     return tensors
 
 
-def is_float8(dtype: np.dtype) -> bool:
+def is_float8(dtype: np.dtype | None) -> bool:
     """Whether a dtype is one of the float8 formats that the package multiplies."""
     return dtype in _FLOAT8
 

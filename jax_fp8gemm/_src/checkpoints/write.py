@@ -173,7 +173,7 @@ def complete_config(
         raise TypeError(f"{_NAME}: config: quantization_config must be a mapping, got {given!r}.")
     fmt.check_quantization_config(f"{_NAME}: config", {**fmt.QUANTIZATION, **given})
     modules = {module: part.name for part, _ in quantized for module in fmt.modules_of(part.name)}
-    kept = list(given.get("modules_to_not_convert") or ())
+    kept = fmt.modules_to_not_convert(given)
     for entry in kept:
         if entry in modules:
             raise ValueError(
@@ -201,7 +201,7 @@ def _find_plain(
     known: Mapping[str, Any], stored: Mapping[str, fmt.Stored], parts: Mapping[str, Groups]
 ) -> Iterator[str]:
     """Yields the modules of plain matrices, but those that were plain and `known` did not list."""
-    listed = known.get("modules_to_not_convert") or ()
+    listed = fmt.modules_to_not_convert(known)
     for name, groups in parts.items():
         was_plain = bool(known) and name in stored and not stored[name].scale_dtypes
         for first, *scales in groups:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """BlockScaled: float8 values with one float32 scale per block, as one pytree."""
 
+import dataclasses
 import json
 from collections.abc import Hashable
 from typing import Any
@@ -14,7 +15,9 @@ from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.xla import gemm as xla_gemm
 
 
+# A dataclass for those who print or copy one by its fields, such as Flax Linen's `tabulate`.
 @jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(init=False, repr=False, eq=False)
 class BlockScaled:
     """A float8 array with one float32 scale per block of its last two dimensions.
 
@@ -22,10 +25,10 @@ class BlockScaled:
 
         dequantized[..., r, k] = values[..., r, k] * scales[..., r // block[0], k // block[1]]
 
-    The last block of rows or columns may be partial. An instance is immutable. It is a pytree
-    whose leaves are `values` and `scales`, in that order, and whose `block` is static.
-    The constructor validates; rebuilding a pytree never does, so that JAX may put tracers,
-    shardings or None in the leaves.
+    in float32, where numbers below 2**-126, of the scales too, may count as 0. The last block of
+    rows or columns may be partial. An instance is immutable. It is a pytree whose leaves are
+    `values` and `scales`, in that order, and whose `block` is static. The constructor validates;
+    rebuilding a pytree never does, so that JAX may put tracers, shardings or None in the leaves.
 
     Args:
         values: `(..., R, K)`, `float8_e4m3fn` or `float8_e5m2`.

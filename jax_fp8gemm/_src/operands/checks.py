@@ -40,15 +40,35 @@ def dtype_of(op_name: str, name: str, value: Any, allowed: Sequence[np.dtype]) -
     return dtype
 
 
-def array(op_name: str, name: str, value: Any, allowed: Sequence[np.dtype]) -> None:
-    """Checks that `value` is an array, or stands for one, of a dtype in `allowed`."""
+def is_array(op_name: str, name: str, value: Any) -> None:
+    """Checks that `value` is an array, or stands for one."""
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
         raise TypeError(f"{op_name}: {name} must be an array, got {type(value).__name__}.")
-    if jnp.dtype(value.dtype) not in allowed:
+
+
+def array(op_name: str, name: str, value: Any, allowed: Sequence[np.dtype]) -> None:
+    """Checks that `value` is an array, or stands for one, of a dtype in `allowed`."""
+    is_array(op_name, name, value)
+    if value.dtype not in allowed:
+        # Of integers, or where float8 is wanted, a cast would seldom be what is meant.
+        is_cast = value.dtype == np.float64 and np.dtype(np.float32) in allowed
+        names = "float32 or bfloat16" if len(allowed) > 1 else "float32"
+        remedy = f"; cast it to {names}" if is_cast else ""
         raise TypeError(
-            f"{op_name}: {name} must have dtype {_names(allowed)},"
-            f" got {jnp.dtype(value.dtype).name}."
+            f"{op_name}: {name} must have dtype {_names(allowed)}, got {value.dtype}{remedy}."
         )
+
+
+def floating(op_name: str, name: str, value: Any) -> jax.Array:
+    """Returns `value` as JAX has it, an array of bfloat16, float16 or float32.
+
+    NumPy's float64 is float32 to JAX, as for every function of JAX, unless 64-bit types are on.
+    """
+    is_array(op_name, name, value)
+    if value.dtype == np.float64:
+        value = jnp.asarray(value)
+    array(op_name, name, value, RESULT_DTYPES)
+    return jnp.asarray(value)
 
 
 def at_least_2d(op_name: str, name: str, value: Any) -> None:
@@ -142,16 +162,6 @@ def num_groups(op_name: str, name: str, number: int) -> None:
         raise ValueError(
             f"{op_name}: {name} must have at most {MAX_GROUPS} groups, got {number};"
             " split them over several calls."
-        )
-
-
-def group_data(op_name: str, name: str, value: Any, shape: tuple[int], extent_name: str) -> None:
-    """Checks that sizes or ids of groups are int32 and as many as there must be."""
-    array(op_name, name, value, (np.dtype(np.int32),))
-    if tuple(value.shape) != shape:
-        raise ValueError(
-            f"{op_name}: {name} must have shape ({extent_name},) = {shape},"
-            f" got {tuple(value.shape)}."
         )
 
 

@@ -30,9 +30,14 @@ def gemm(
                     + sum over k of  lhs.values[m, k] * lhs.scales[m, k // 128]
                                    * rhs.values[n, k] * rhs.scales[n // 128, k // 128]
 
-    and one rounding to `preferred_element_type` at the end. On a GPU the first use of a shape
-    compiles a kernel unless the disk cache holds it; under `jax.jit` that happens while XLA
-    compiles, never while the program runs. Results are the same bits from call to call.
+    and one rounding to `preferred_element_type` at the end. The order of the additions is not that
+    of k: the kernels sum a block of 128 in the tensor core, multiply it by the product of its two
+    scales, and add it to the blocks before; plain JAX dequantizes first and sums as XLA does. What
+    may differ is within `testing.TOLERANCE`. Results are the same bits from call to call;
+    docs/models.md says what is so across shapes.
+
+    On a GPU the first use of a shape compiles a kernel unless the disk cache holds it; under
+    `jax.jit` that happens while XLA compiles, never while the program runs.
 
     Args:
         lhs: `(M, K)` with block (1, 128), as `BlockScaled` or as a plain `(values, scales)`;

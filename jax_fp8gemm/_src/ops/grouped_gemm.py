@@ -42,9 +42,9 @@ def grouped_gemm(
             and K. Values are `float8_e4m3fn` or `float8_e5m2`, independently of `rhs`. Rows past
             the last group may hold anything.
         rhs: `(G, N, K)` with block (128, 128), K last; any N and at most 512 groups.
-        group_sizes: `(G,)` `int32`, zeros allowed. A negative size counts as 0 and what passes T
-            is cut off; the rows that this shifts are unspecified. `testing.check_groups` reports
-            it.
+        group_sizes: `(G,)` of any integer dtype, zeros allowed. A negative size counts as 0 and
+            what passes T is cut off; the rows that this shifts are unspecified.
+            `testing.check_groups` reports it.
         preferred_element_type: Dtype of the result: `bfloat16`, `float16` or `float32`.
         implementation: None, "cuda", "xla" or "sim", as for `gemm`.
         num_sms: Use at most this many SMs, 1 to 1024; None for all of them.
@@ -94,8 +94,7 @@ def grouped_product(
     op = Ragged(*grouped.options(op_name, preferred_element_type, implementation, num_sms))
     lhs, rhs = _operands(op_name, lhs, rhs)
     num_groups = rhs.shape[0]
-    checks.group_data(op_name, "group_sizes", group_sizes, (num_groups,), "G")
-    group_checks.sizes(op_name, "group_sizes", group_sizes, lhs.shape[0])
+    group_sizes = group_checks.sizes(op_name, group_sizes, lhs.shape[0], num_groups=num_groups)
     operands = (lhs.values, lhs.scales, rhs.values, rhs.scales, group_sizes)
     return apply(op, operands)
 
@@ -141,9 +140,9 @@ def grouped_gemm_contiguous(
     Args:
         lhs: `(T, K)` with block (1, 128), as for `grouped_gemm`; rows of padding may hold anything.
         rhs: `(G, N, K)` with block (128, 128), as for `grouped_gemm`.
-        group_ids: `(T,)` `int32`. Rows with an id that is neither -1 nor a group, and rows that
-            share an aligned block with another group, are unspecified; `testing.check_groups`
-            reports them.
+        group_ids: `(T,)` of any integer dtype. Rows with an id that is neither -1 nor a group, and
+            rows that share an aligned block with another group, are unspecified;
+            `testing.check_groups` reports them.
         preferred_element_type: Dtype of the result: `bfloat16`, `float16` or `float32`.
         implementation: None, "cuda", "xla" or "sim", as for `gemm`.
         num_sms: Use at most this many SMs, 1 to 1024; None for all of them.
@@ -173,8 +172,9 @@ def grouped_gemm_contiguous(
     op_name = "grouped_gemm_contiguous"
     op = Contiguous(*grouped.options(op_name, preferred_element_type, implementation, num_sms))
     lhs, rhs = _operands(op_name, lhs, rhs)
-    checks.group_data(op_name, "group_ids", group_ids, (lhs.shape[0],), "T")
-    group_checks.ids(op_name, "group_ids", group_ids, rhs.shape[0], CONTIGUOUS_ALIGNMENT)
+    group_ids = group_checks.ids(
+        op_name, group_ids, lhs.shape[0], rhs.shape[0], CONTIGUOUS_ALIGNMENT
+    )
     operands = (lhs.values, lhs.scales, rhs.values, rhs.scales, group_ids)
     return apply(op, operands)
 

@@ -42,8 +42,8 @@ def grouped_gemm_masked(
         lhs: `(G, M_max, K)` with block (1, 128), as `BlockScaled` or as a plain `(values, scales)`;
             rows that do not count may hold anything.
         rhs: `(G, N, K)` with block (128, 128), K last; any N and at most 512 groups.
-        masked_m: `(G,)` `int32`, how many rows of each group count. A number below 0 counts as 0,
-            one above M_max as M_max; `testing.check_groups` reports it.
+        masked_m: `(G,)` of any integer dtype, how many rows of each group count. A number below 0
+            counts as 0, one above M_max as M_max; `testing.check_groups` reports it.
         expected_m: How many rows of a group are likely to count, at least 0, by which the kernel is
             chosen; None if unknown. It does not change the result beyond rounding.
         padding: "zero" writes zeros to the rows that do not count; "unspecified" saves that.
@@ -92,8 +92,7 @@ def grouped_gemm_masked(
             f"{op_name}: rhs must have shape (G, N, K) with the G of lhs = {lhs.shape[0]},"
             f" got {tuple(rhs.shape)}."
         )
-    checks.group_data(op_name, "masked_m", masked_m, (lhs.shape[0],), "G")
-    group_checks.each_at_most(op_name, "masked_m", masked_m, lhs.shape[1])
+    masked_m = group_checks.counts(op_name, masked_m, *lhs.shape[:2])
     # Beyond the room there is nothing to expect.
     op = Masked(*options, min(expected_m, lhs.shape[1]), zero_padding=padding == "zero")
     operands = (lhs.values, lhs.scales, rhs.values, rhs.scales, masked_m)

@@ -43,8 +43,8 @@ def k_grouped_gemm(
         lhs: `(M, T)` with block (1, 128), as `BlockScaled` or as a plain `(values, scales)`: tokens
             are columns. Those past the last group may hold anything.
         rhs: `(N, T)` with block (1, 128).
-        group_sizes: `(G,)` `int32`, zeros allowed, G at most 512. A negative size counts as 0 and
-            what passes T is cut off; the results that this shifts are unspecified.
+        group_sizes: `(G,)` of any integer dtype, zeros allowed, G at most 512. A negative size
+            counts as 0 and what passes T is cut off; the results that this shifts are unspecified.
             `testing.check_groups` reports it.
         accumulator: `(G, M, N)` of dtype `preferred_element_type`, added before the rounding; or
             None. It may be donated.
@@ -107,16 +107,12 @@ def k_grouped_product(
     checks.matrix(op_name, "lhs", lhs)
     checks.matrix(op_name, "rhs", rhs)
     checks.same_k(op_name, lhs, rhs, "N, T")
-    checks.array(op_name, "group_sizes", group_sizes, (jnp.dtype(jnp.int32),))
-    num_groups = group_sizes.size
-    checks.group_data(op_name, "group_sizes", group_sizes, (num_groups,), "G")
-    checks.num_groups(op_name, "group_sizes", num_groups)
-    shape = (num_groups, lhs.shape[0], rhs.shape[0])
+    num_columns = lhs.scales.shape[-1] * _BLOCK
+    group_sizes = group_checks.sizes(op_name, group_sizes, num_columns, align=_BLOCK)
+    shape = (group_sizes.size, lhs.shape[0], rhs.shape[0])
     checks.addressable(op_name, "the result", shape)
     if accumulator is not None:
         checks.accumulator(op_name, accumulator, shape, op.result_dtype, "G, M, N")
-    num_columns = lhs.scales.shape[-1] * _BLOCK
-    group_checks.sizes(op_name, "group_sizes", group_sizes, num_columns, align=_BLOCK)
     operands = (lhs.values, lhs.scales, rhs.values, rhs.scales, group_sizes, accumulator)
     return apply(op, operands)
 

@@ -25,11 +25,13 @@ def quantize(
     With `amax` the largest magnitude in a block::
 
         scale  = amax / finfo(dtype).max      (1 where amax is 0)
-        values = round_to_nearest_even(x / scale)
+        values = round_to_nearest_even(x * (1 / scale))
 
-    Partial blocks at the edges are allowed. A finite block stays finite: where `amax / max`
-    would be subnormal, the scale is the smallest normal float32. NaN and Inf are never hidden:
-    a block that holds one dequantizes to NaN and Inf, and no other block is touched.
+    bit by bit, each operation in float32, where numbers of `x` below 2**-126 may count as 0.
+    Partial blocks at the edges are allowed. A finite block stays finite: where `amax / max` would
+    be subnormal, the scale is the smallest normal float32, and with "pow2" values are clipped to
+    those whose product with the scale is finite. NaN and Inf are never hidden: a block that holds
+    one dequantizes to NaN and Inf, and no other block is touched.
 
     The kernel reads `x` once and writes the values, and the scales as `gemm` reads them. Every
     `implementation` gives the same bits, but for those of a NaN.
@@ -66,7 +68,7 @@ def quantize(
         >>> y = gemm(activations, weight)                  # (M, N) bfloat16
     """
     op_name = "quantize"
-    checks.array(op_name, "x", x, checks.RESULT_DTYPES)
+    x = checks.floating(op_name, "x", x)
     checks.at_least_2d(op_name, "x", x)
     block = checks.block(op_name, block)
     dtype = checks.dtype_of(op_name, "dtype", dtype, checks.FP8_DTYPES)

@@ -68,7 +68,7 @@ def quantize_k_grouped(
     Args:
         x: `(T, R)`, `bfloat16`, `float16` or `float32`, with groups as in `grouped_gemm`. Rows past
             the last group may hold anything.
-        group_sizes: `(G,)` `int32`, as for `grouped_gemm`.
+        group_sizes: `(G,)` of any integer dtype, as for `grouped_gemm`.
         dtype: `float8_e4m3fn` or `float8_e5m2`.
         scale_format: "float32" or "pow2", as for `quantize`.
         implementation: None, "cuda", "xla" or "sim", as for `quantize`.
@@ -79,7 +79,7 @@ def quantize_k_grouped(
         `T + 127 * G`.
 
     Raises:
-        TypeError: As `quantize`, or `group_sizes` is not `int32`.
+        TypeError: As `quantize`, or `group_sizes` has another dtype.
         ValueError: As `quantize`, or `x` or `group_sizes` has another number of dimensions, or
             there are more than 512 groups.
 
@@ -95,22 +95,19 @@ def quantize_k_grouped(
     op_name = "quantize_k_grouped"
     x, dtype = _validated(op_name, x, dtype, scale_format, implementation)
     checks.matrix(op_name, "x", x)
-    checks.array(op_name, "group_sizes", group_sizes, (jnp.dtype(jnp.int32),))
-    checks.group_data(op_name, "group_sizes", group_sizes, (group_sizes.size,), "G")
-    checks.num_groups(op_name, "group_sizes", group_sizes.size)
+    group_sizes = group_checks.sizes(op_name, group_sizes, x.shape[0])
     op = Quantizer(op_name, "k_grouped", dtype, scale_format, implementation)
     operands = (x, None, group_sizes)
     (values, _) = op.result_types(*operands)
     checks.addressable(op_name, "the result", values.shape)
-    group_checks.sizes(op_name, "group_sizes", group_sizes, x.shape[0])
     return BlockScaled.tree_unflatten(checks.ROW_BLOCK, apply(op, operands))
 
 
 def _validated(op_name: str, x, dtype, scale_format, implementation) -> tuple[jax.Array, Any]:
-    checks.array(op_name, "x", x, checks.RESULT_DTYPES)
+    x = checks.floating(op_name, "x", x)
     checks.at_least_2d(op_name, "x", x)
     checks.addressable(op_name, "x", x.shape[-2:])
     dtype = checks.dtype_of(op_name, "dtype", dtype, checks.FP8_DTYPES)
     checks.one_of(op_name, "scale_format", scale_format, SCALE_FORMATS)
     checks.implementation(op_name, implementation)
-    return jnp.asarray(x), dtype
+    return x, dtype

@@ -95,7 +95,7 @@ def dot_with_sharding(
 ) -> jax.Array:
     """Returns `dot`, with the result sharded as `out_sharding` in an explicit mesh."""
     implementation = checks.implementation(op_name, implementation)
-    checks.array(op_name, "x", x, checks.RESULT_DTYPES)
+    x = checks.floating(op_name, "x", x)
     if not x.shape:
         raise ValueError(f"{op_name}: x must have shape (..., K), got ().")
     checks.addressable(op_name, "x", x.shape)
@@ -104,7 +104,7 @@ def dot_with_sharding(
         checks.matrix(op_name, "w", w)
         k, w_dtype, shape_name = w.shape[1], None, "(N, K)"
     else:
-        checks.array(op_name, "w", w, checks.RESULT_DTYPES)
+        w = checks.floating(op_name, "w", w)
         checks.matrix(op_name, "w", w)
         k, w_dtype, shape_name = w.shape[0], jnp.dtype(w.dtype), "(K, N)"
     if x.shape[-1] != k:

@@ -64,8 +64,8 @@ def dot_general(
     Example:
         >>> y = dot_general(activations, weight.T, (((1,), (0,)), ((), ())))    # (M, N)
     """
-    checks.array(_WHERE, "lhs", lhs, checks.RESULT_DTYPES)
-    checks.array(_WHERE, "rhs", rhs, checks.RESULT_DTYPES)
+    lhs = checks.floating(_WHERE, "lhs", lhs)
+    rhs = checks.floating(_WHERE, "rhs", rhs)
     checks.default_precision(_WHERE, precision)
     if out_sharding is not None and not meshes.mesh_of(lhs, rhs).explicit_axes:
         raise ValueError(

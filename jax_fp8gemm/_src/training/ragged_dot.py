@@ -48,7 +48,7 @@ def ragged_dot(
         lhs: `(T, K)`, `bfloat16`, `float16` or `float32`, sorted by group.
         rhs: `(G, K, N)` of one of these dtypes; or the weights as `BlockScaled` of shape
             `(G, N, K)` and block (128, 128), which get no gradient: zero.
-        group_sizes: `(G,)` `int32`, read on the device only, as for `grouped_gemm`.
+        group_sizes: `(G,)` of any integer dtype, read on the device only, as for `grouped_gemm`.
         precision: None or `jax.lax.Precision.DEFAULT`: operands are FP8 and there is no other one.
         preferred_element_type: Dtype of the result; None for the promoted one of the operands.
         group_offset: None; others are not supported, as in `jax.lax.ragged_dot`.
@@ -74,13 +74,13 @@ def ragged_dot(
     checks.default_precision(_NAME, precision)
     if group_offset is not None:
         raise NotImplementedError(f"{_NAME}: group_offset must be None, got {group_offset!r}.")
-    checks.array(_NAME, "lhs", lhs, checks.RESULT_DTYPES)
+    lhs = checks.floating(_NAME, "lhs", lhs)
     checks.matrix(_NAME, "lhs", lhs)
     if isinstance(rhs, BlockScaled):
         rhs = as_block_scaled(_NAME, "rhs", rhs, (checks.SQUARE_BLOCK,))
         extents, k_dim, rhs_dtype = "G, N, K", 2, None
     else:
-        checks.array(_NAME, "rhs", rhs, checks.RESULT_DTYPES)
+        rhs = checks.floating(_NAME, "rhs", rhs)
         extents, k_dim, rhs_dtype = "G, K, N", 1, jnp.dtype(rhs.dtype)
     checks.groups(_NAME, "rhs", rhs, extents)
     checks.addressable(_NAME, "rhs", rhs.shape)
@@ -92,8 +92,7 @@ def ragged_dot(
             f"{_NAME}: rhs must have shape ({extents}) with the K of lhs = {lhs.shape[1]},"
             f" got {tuple(rhs.shape)}."
         )
-    checks.group_data(_NAME, "group_sizes", group_sizes, (num_groups,), "G")
-    group_checks.sizes(_NAME, "group_sizes", group_sizes, lhs.shape[0])
+    group_sizes = group_checks.sizes(_NAME, group_sizes, lhs.shape[0], num_groups=num_groups)
     lhs_dtype = jnp.dtype(lhs.dtype)
     if preferred_element_type is None:
         preferred_element_type = checks.promoted(lhs_dtype, rhs_dtype or lhs_dtype)
