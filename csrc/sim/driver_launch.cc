@@ -3,6 +3,7 @@
 //
 // An image is the text "fp8gemm-sim\n<kernel key>\n"; the kernel itself is compiled for the CPU.
 // The name asked of a library is not compared: a registry entry is one kernel, whatever its name.
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -191,7 +192,8 @@ CUresult OccupancyMaxActiveClusters(int* clusters, CUfunction function,
   if (result == CUDA_SUCCESS) result = CheckGeometry(*config, attributes, *FromHandle(function));
   if (result != CUDA_SUCCESS) return result;
   const std::lock_guard lock(State().mutex);
-  *clusters = State().options.num_sms / static_cast<int>(attributes.cluster);
+  // One always runs, however few SMs are simulated.
+  *clusters = std::max(1, State().options.num_sms / static_cast<int>(attributes.cluster));
   return CUDA_SUCCESS;
 }
 
