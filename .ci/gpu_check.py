@@ -18,9 +18,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("conformance", "numerics", "execution", "rest", "sanitizer")
+sys.path.append(str(ROOT / "tests/gpu"))
+
+from experiments import EXPERIMENTS, UNEXPECTED  # noqa: E402
+
+PARTS = ("experiments", "golden", "conformance", "numerics", "execution", "rest", "sanitizer")
 FAMILIES = ("dense", "wgrad", "split_k", "ragged", "contiguous", "masked", "k_grouped")
 _KINDS = "tests/gpu/test_gpu_kinds.py"
+# Set, everything runs simulated: a rehearsal, which wants a stand-in for libcuda besides.
+REHEARSAL = "GPU_CHECK_REHEARSAL"
 _SANITIZED = "tests/gpu/sanitizer_program.py"  # small calls of a kernel family, without pytest
 _SANITIZER_ERROR = 99
 # A test that hangs is left out when its step runs again, so that those after it are checked.
@@ -28,6 +34,8 @@ _MAX_HANGS = 2
 _DYING_S = 20
 _EPILOG = """\
 parts, in the order in which they run:
+  experiments   what a GPU alone can tell, one by one: experiments.jsonl
+  golden        what single instructions give, for tests/conformance/golden once it is reviewed
   conformance   single instructions, byte for byte against the simulator
   numerics      each family of kernels, and the quantizers, against float64
   execution     graphs, streams, threads, repeated calls, tune
@@ -46,7 +54,7 @@ class Step:
     name: str
     command: tuple[str, ...]
     limit_s: float
-    is_pytest: bool = True
+    kind: str = "pytest"  # or experiment, program
     report_only: bool = False
 
 
@@ -56,7 +64,7 @@ class Result:
 
     step: str
     part: str
-    outcome: str  # passed, failed, timed out, not run
+    outcome: str  # passed, failed, unexpected, timed out, not run
     reason: str = ""
     seconds: float = 0.0
     report_only: bool = False
@@ -64,6 +72,7 @@ class Result:
     failed: list[str] = dataclasses.field(default_factory=list)
     hung: list[str] = dataclasses.field(default_factory=list)
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+    found: dict = dataclasses.field(default_factory=dict)  # by an experiment: expected, got, more
 
     @property
     def is_bad(self) -> bool:
@@ -73,7 +82,8 @@ class Result:
 
 def _pytest(*arguments: str) -> tuple[str, ...]:
     # In one process: pytest's output, as far as it came, is in the log.
-    return (sys.executable, "-m", "pytest", "-v", "-p", "gpu_check_events", "-m", "hopper",
+    marked = "not hopper" if os.environ.get(REHEARSAL) else "hopper"
+    return (sys.executable, "-m", "pytest", "-v", "-p", "gpu_check_events", "-m", marked,
             *arguments)  # fmt: skip
 
 
@@ -84,9 +94,16 @@ def _sanitizer() -> str | None:
     return found or next((str(p) for p in deeper if p.is_file() and os.access(p, os.X_OK)), None)
 
 
-def steps() -> list[Step]:
-    """Returns all steps, the most telling first."""
-    found = [Step("conformance", "conformance", _pytest("tests/conformance"), 240)]
+def steps(out: Path) -> list[Step]:
+    """Returns all steps, the most telling first; what they leave is in `out`."""
+    where = "sim" if os.environ.get(REHEARSAL) else "cuda"
+    found = []
+    for name, experiment in EXPERIMENTS.items():
+        command = (sys.executable, "tests/gpu/experiments.py", name, where)
+        found.append(Step("experiments", name, command, experiment.limit_s, "experiment"))
+    golden = (sys.executable, "tests/conformance/update_golden.py", str(out / "golden"))
+    found.append(Step("golden", "golden", golden, 60, "program"))
+    found.append(Step("conformance", "conformance", _pytest("tests/conformance"), 240))
     for family in FAMILIES:
         found.append(Step("numerics", family, _pytest(_KINDS, "-k", family), 240))
     dense = ("tests/gpu/test_gpu_numerics.py", "tests/gpu/test_gpu_configurations.py")
@@ -107,7 +124,7 @@ def steps() -> list[Step]:
                        "kernel_substring=sm90_", "--error-exitcode", str(_SANITIZER_ERROR),
                        sys.executable, _SANITIZED, "cuda", family)  # fmt: skip
             only_reports = check == "racecheck"
-            step = Step("sanitizer", f"{check}_{family}", command, 180, False, only_reports)
+            step = Step("sanitizer", f"{check}_{family}", command, 180, "program", only_reports)
             found.append(step)
     return found
 
@@ -152,6 +169,24 @@ def _read_events(path: Path, result: Result) -> str | None:
     return next((test for test in running if test not in result.hung), None)
 
 
+def _read_experiment(log: Path, result: Result) -> None:
+    """Adds to a result what its experiment printed, as far as it came."""
+    for line in log.read_text(errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            result.found |= json.loads(line) if line.startswith("{") else {}
+
+
+def _describe_experiment(result: Result, status: int | None) -> None:
+    """Says what came instead of what was expected; of a process that died, its exit status."""
+    if status not in (0, None):
+        result.outcome = "unexpected" if status == UNEXPECTED else "failed"
+    if status in (0, UNEXPECTED):
+        result.reason = f"{result.found.get('got')}"
+    if result.outcome != "passed":
+        result.found.setdefault("got", result.reason)
+        result.reason = f"expected {result.found.get('expected')}; got {result.found['got']}"
+
+
 def run_step(step: Step, out: Path, deadline: float) -> Result:
     """Runs a step until it ends, or its limit or the deadline is there."""
     result = Result(step.name, step.part, "passed", report_only=step.report_only)
@@ -159,16 +194,17 @@ def run_step(step: Step, out: Path, deadline: float) -> Result:
         result.outcome, result.reason = "not run", f"{step.command[0]} is not installed"
         return result
     log, events = out / f"{step.name}.log", out / f"{step.name}.events"
-    begin = time.monotonic()
+    begin, limit_s = time.monotonic(), step.limit_s
     status = None
     for _ in range(_MAX_HANGS + 1):
         # A test that hung has had its turn; those that passed run again, which is cheap.
         command = step.command + tuple(f"--deselect={test}" for test in result.hung)
-        limit_s = min(step.limit_s, deadline - time.monotonic())
-        if limit_s <= 0:
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
             break
+        limit_s = min(step.limit_s, left_s)
         status = _run_process(command, log, limit_s, events)
-        ended_on = _read_events(events, result) if step.is_pytest else None
+        ended_on = _read_events(events, result) if step.kind == "pytest" else None
         # Killed, or ended by a signal in the middle of a test.
         if ended_on is None:
             break
@@ -176,12 +212,15 @@ def run_step(step: Step, out: Path, deadline: float) -> Result:
     result.seconds = round(time.monotonic() - begin, 1)
     if status is None or result.hung:
         result.outcome = "timed out" if status is None else "failed"
-        result.reason = ", ".join(result.hung) or f"no end within {step.limit_s:g} s"
+        result.reason = ", ".join(result.hung) or f"no end within {limit_s:.3g} s"
     elif status != 0 or result.failed:
         result.outcome = "failed"
         result.reason = f"exit status {status}"
-    elif step.is_pytest and not result.passed:
+    elif step.kind == "pytest" and not result.passed:
         result.outcome, result.reason = "failed", "no test ran"
+    if step.kind == "experiment":
+        _read_experiment(log, result)
+        _describe_experiment(result, status)
     return result
 
 
@@ -218,6 +257,10 @@ def check(all_steps: Sequence[Step], out: Path, budget_s: float, machine: dict) 
     def save() -> None:
         content = {"machine": machine, "steps": [dataclasses.asdict(r) for r in results]}
         (out / "gpu-check.json").write_text(json.dumps(content, indent=1) + "\n")
+        tried = [
+            {**r.found, "outcome": r.outcome, "seconds": r.seconds} for r in results if r.found
+        ]
+        (out / "experiments.jsonl").write_text("".join(json.dumps(x) + "\n" for x in tried))
 
     for index, step in enumerate(all_steps):
         if time.monotonic() >= deadline:
@@ -250,10 +293,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--steps", nargs="+", help="only steps of these names")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds at most")
+    parser.add_argument("--limit", type=float, default=float("inf"), help="seconds of one step")
     parser.add_argument("--out", type=Path, default=ROOT / "build/gpu-check")
     parser.add_argument("--list", action="store_true", help="only name the steps")
     options = parser.parse_args(arguments)
-    chosen = [s for s in steps() if s.part in options.parts]
+    chosen = [
+        dataclasses.replace(s, limit_s=min(s.limit_s, options.limit))
+        for s in steps(options.out.resolve())
+        if s.part in options.parts
+    ]
     if options.steps:
         unknown = set(options.steps) - {s.name for s in chosen}
         if unknown:

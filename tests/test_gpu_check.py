@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import gpu_check  # noqa: E402
 
 def _step(name: str, code: str, **options) -> gpu_check.Step:
     command = (sys.executable, "-c", code)
-    options = {"limit_s": 30, "is_pytest": False} | options
+    options = {"limit_s": 30, "kind": "program"} | options
     return gpu_check.Step("numerics", name, command, **options)
 
 
@@ -67,11 +68,41 @@ def test_what_the_budget_leaves_out_is_named(tmp_path):
 @pytest.mark.parametrize("report_only", [False, True])
 def test_a_missing_tool_is_named_and_the_rest_still_run(tmp_path, report_only):
     command = ("no-such-sanitizer", "--tool", "x")
-    missing = gpu_check.Step("sanitizer", "a", command, 9, False, report_only)
+    missing = gpu_check.Step("sanitizer", "a", command, 9, "program", report_only)
     status, results, text = _check(tmp_path, missing, _step("b", "pass"))
     assert status == (0 if report_only else 1)
     assert [r["outcome"] for r in results] == ["not run", "passed"]
     assert "no-such-sanitizer is not installed" in text
+
+
+_EXPERIMENT = """
+import json, os, sys
+print(json.dumps({{"experiment": "e", "expected": "error 715"}}), flush=True)
+{rest}
+"""
+
+
+@pytest.mark.parametrize(
+    ("rest", "outcome", "got"),
+    [
+        ("print(json.dumps({'got': 'error 715', 'gpu': 'g'}))", "passed", "error 715"),
+        ("print(json.dumps({'got': 'no error'})); sys.exit(3)", "unexpected", "no error"),
+        ("sys.exit('a traceback')", "failed", "exit status 1"),
+        ("os.kill(os.getpid(), 11)", "failed", "exit status -11"),
+        ("import time; time.sleep(60)", "timed out", "no end within 2 s"),
+    ],
+)
+def test_an_experiment_is_one_line_however_it_ends(tmp_path, rest, outcome, got):
+    code = _EXPERIMENT.format(rest=rest)
+    first = _step("e", code, kind="experiment", limit_s=2 if outcome == "timed out" else 30)
+    status, results, text = _check(tmp_path, first, _step("after", "pass"))
+    assert [r["outcome"] for r in results] == [outcome, "passed"]
+    assert status == (outcome != "passed") and got in text.splitlines()[0]
+    (line,) = (tmp_path / "experiments.jsonl").read_text().splitlines()
+    found = json.loads(line)
+    assert found.pop("seconds") > 0
+    kept = {"experiment": "e", "expected": "error 715", "got": got, "outcome": outcome}
+    assert found == kept | ({"gpu": "g"} if outcome == "passed" else {})
 
 
 def test_no_steps_is_no_success(tmp_path):
@@ -131,7 +162,7 @@ def test_every_test_for_a_gpu_belongs_to_a_step():
     )
     tests = [line for line in run.stdout.splitlines() if line.startswith("tests/")]
     assert len(tests) > 500, run.stdout[-2000:]
-    chosen = [step for step in gpu_check.steps() if step.is_pytest]
+    chosen = [step for step in gpu_check.steps(Path()) if step.kind == "pytest"]
     assert [test for test in tests if not any(_selects(step, test) for step in chosen)] == []
     empty = [step.name for step in chosen if not any(_selects(step, test) for test in tests)]
     assert empty == []
@@ -146,17 +177,17 @@ def test_options(capsys):
     assert "no step nothing" in capsys.readouterr().err
 
 
-# ---- Half an hour on a lent GPU ------------------------------------------------------------------
+# ---- A quarter of an hour on a lent GPU ----------------------------------------------------------
 
 _FAKE_PYTHON = r"""#!/bin/sh
 echo "$@" | head -n 1 >> "$CALLS"
 case "$*" in
-  .ci/gpu_check.py*) mkdir -p build/gpu-check; echo {} > build/gpu-check/gpu-check.json
-    echo all > build/gpu-check/summary.txt; exit $CHECK_STATUS ;;
+  .ci/gpu_check.py*) mkdir -p build/gpu-check/golden; echo {} > build/gpu-check/gpu-check.json
+    echo {} > build/gpu-check/experiments.jsonl; echo {} > build/gpu-check/golden/invented.json
+    echo all > build/gpu-check/summary.txt; exit $STATUS ;;
   *" bench "*) for last; do :; done; mkdir -p "$last"; echo {} > "$last/record.json"
-    echo "tuned by $JAX_FP8GEMM_TUNED" > "$last/report.md" ;;
-  *update_golden.py) mkdir -p tests/conformance/golden; sleep 0.1
-    echo {} > tests/conformance/golden/invented.json ;;
+    [ $STATUS = 0 ] || exec sleep 600
+    echo "a table" > "$last/report.md" ;;
   *" tune "*) echo {} > build/tuned.json; echo {} > build/tuned.measurements.json ;;
 esac
 """
@@ -175,43 +206,58 @@ def lent(tmp_path):
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
 
-    def call(number: int, check_status: int = 0):
+    def call(number: int, *, status: int = 0, budget_s: int = 0):
+        """Returns the run, its files, and the commands that it gave to Python."""
         out = tmp_path / f"out{number}"
         environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "OUT": str(out)}
-        environment |= {"CALLS": str(tmp_path / "calls"), "CHECK_STATUS": str(check_status)}
+        environment |= {"CALLS": str(tmp_path / "calls"), "STATUS": str(status)}
+        environment |= {"GPU_SESSION_BUDGET": str(budget_s)} if budget_s else {}
         command = ["bash", str(tmp_path / ".ci/gpu-session"), str(number)]
         run = subprocess.run(
             command, capture_output=True, text=True, check=False, env=environment, cwd="/"
         )
         calls = (tmp_path / "calls").read_text() if (tmp_path / "calls").exists() else ""
-        return run, {path.name: path for path in out.iterdir()} if out.exists() else {}, calls
+        files = {path.name for path in out.iterdir()} if out.exists() else set()
+        return run, files, calls.splitlines()
 
     return call
 
 
-@pytest.mark.parametrize(
-    ("number", "kept", "called"),
-    [
-        (1, {"check-1.json", "check-1.txt", "invented.json"}, "--parts conformance numerics"),
-        (2, {"bench-planned.json", "bench-planned.md"}, "bench --require-gpu --suites headline"),
-        (3, {"bench-tuned.json", "tuned.json", "tuned.measurements.json"}, "tune --file"),
-        (4, {"check-4.json", "check-4.txt"}, "--parts execution sanitizer rest"),
-    ],
-)
-def test_each_call_keeps_what_it_found(lent, number, kept, called):
-    run, files, calls = lent(number)
+def _budget(call: str) -> int:
+    return int(re.search(r"--budget (\d+)", call)[1])
+
+
+@pytest.mark.parametrize(("status", "exit_status"), [(0, 0), (1, 1)])
+def test_first_call(lent, status, exit_status):
+    run, files, calls = lent(1, status=status)
+    assert run.returncode == exit_status, run.stdout + run.stderr
+    kept = {"gpu-check.json", "experiments.jsonl", "summary.txt", "invented.json", "logs.tar.gz"}
+    assert files == kept | {"install-1.log"}
+    assert calls[-1].endswith("--parts experiments golden numerics")
+    assert 200 < _budget(calls[-1]) < 240 and "--limit" in calls[-1]
+    assert any("install --no-index" in call for call in calls[:-1])
+
+
+def test_second_call(lent):
+    run, files, calls = lent(2)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert kept <= set(files) and len(files) <= 8
-    assert called in calls and "install --no-index" in calls
-    if number == 3:
-        assert "tuned.json" in files["bench-tuned.md"].read_text()
+    kept = {"record.json", "report.md", "tuned.json", "tuned.measurements.json", "logs.tar.gz"}
+    assert files == kept | {"install-2.log"}
+    bench, tune = calls[-3], calls[-1]
+    assert "bench --require-gpu --suites headline" in bench and "tune --file" in tune
+    # What the benchmark did not need is tuned with; all of it ends in 8 minutes.
+    assert 240 < _budget(bench) < 300 and 300 < _budget(tune) < 480
 
 
-def test_a_failed_check_is_kept_and_fails_the_call(lent):
-    run, files, _ = lent(1, check_status=1)
-    assert run.returncode == 1 and "check-1.json" in files
+def test_a_benchmark_that_does_not_end_leaves_time_to_tune(lent):
+    """Its record of the cases so far is kept."""
+    begin = time.monotonic()
+    run, files, calls = lent(2, status=1, budget_s=10)
+    assert run.returncode == 1 and time.monotonic() - begin < 20
+    assert "tune --file" in calls[-1] and 0 < _budget(calls[-1]) < 4
+    assert {"record.json", "tuned.json"} <= files and "report.md" not in files
 
 
 def test_an_unknown_call_is_named(lent):
-    run, _, _ = lent(5)
-    assert run.returncode == 2 and "no call 5" in run.stderr
+    run, files, _ = lent(3)
+    assert run.returncode == 2 and "no call 3" in run.stderr and not files

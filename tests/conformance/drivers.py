@@ -26,6 +26,11 @@ _ALIGNMENT = 256
 class DriverError(RuntimeError):
     """A driver function failed; the message has its name, its code and the simulator's report."""
 
+    def __init__(self, name: str, status: int, report: str) -> None:
+        """Keeps the code, which tells a trap from a fault."""
+        super().__init__(f"{name} returned {status}. {report}")
+        self.status = status
+
 
 class _LaunchAttribute(ctypes.Structure):
     _fields_ = [
@@ -45,6 +50,17 @@ class _LaunchConfig(ctypes.Structure):
         ("attributes", ctypes.POINTER(_LaunchAttribute)),
         ("num_attributes", ctypes.c_uint),
     ]
+
+
+def _launch_config(kernel: MicroKernel, num_ctas: int) -> _LaunchConfig:
+    attribute = _LaunchAttribute(id=_CLUSTER_DIMENSION, cluster=(kernel.cluster, 1, 1))
+    return _LaunchConfig(
+        grid=(num_ctas, 1, 1),
+        block=(kernel.threads, 1, 1),
+        smem_bytes=kernel.smem_bytes,
+        attributes=ctypes.pointer(attribute),
+        num_attributes=1 if kernel.cluster > 1 else 0,
+    )
 
 
 class _Params(ctypes.Structure):
@@ -136,14 +152,7 @@ class Machine:
         return library
 
     def _launch(self, function, kernel: MicroKernel, num_ctas: int, params: _Params) -> None:
-        attribute = _LaunchAttribute(id=_CLUSTER_DIMENSION, cluster=(kernel.cluster, 1, 1))
-        config = _LaunchConfig(
-            grid=(num_ctas, 1, 1),
-            block=(kernel.threads, 1, 1),
-            smem_bytes=kernel.smem_bytes,
-            attributes=ctypes.pointer(attribute),
-            num_attributes=1 if kernel.cluster > 1 else 0,
-        )
+        config = _launch_config(kernel, num_ctas)
         arguments = (ctypes.c_void_p * 1)(ctypes.addressof(params))
         self._call("cuLaunchKernelEx", ctypes.byref(config), function, arguments, None)
         self._synchronize()
@@ -151,7 +160,7 @@ class Machine:
     def _call(self, name: str, *arguments: object) -> None:
         status = self._functions[name](*arguments)
         if status != 0:
-            raise DriverError(f"{name} returned {status}. {self._report()}")
+            raise DriverError(name, status, self._report())
 
     def _report(self) -> str:
         return ""
@@ -244,7 +253,7 @@ class CudaGpu(Machine):
             "cuInit cuDeviceGet cuDeviceGetName cuDeviceGetAttribute cuDevicePrimaryCtxRetain"
             " cuCtxSetCurrent cuCtxSynchronize cuDriverGetVersion cuLibraryLoadData"
             " cuLibraryGetKernel cuKernelGetFunction cuKernelSetAttribute cuLaunchKernelEx"
-            " cuTensorMapEncodeTiled"
+            " cuTensorMapEncodeTiled cuOccupancyMaxActiveClusters"
         ).split()
         functions = {name: getattr(driver, name) for name in plain}
         functions |= {name: getattr(driver, symbol) for name, symbol in versioned.items()}
@@ -262,6 +271,15 @@ class CudaGpu(Machine):
         self._call("cuDeviceGetName", name, len(name), self._device)
         self._call("cuDriverGetVersion", ctypes.byref(version))
         return {"gpu": name.value.decode(), "driver_cuda_version": str(version.value)}
+
+    def max_active_clusters(self, kernel: MicroKernel) -> int:
+        """Returns how many clusters of a kernel fit on the device at once."""
+        clusters, config = ctypes.c_int(), _launch_config(kernel, kernel.cluster)
+        function = self._function(kernel)
+        self._call(
+            "cuOccupancyMaxActiveClusters", ctypes.byref(clusters), function, ctypes.byref(config)
+        )
+        return clusters.value
 
     def _library(self, kernel: MicroKernel) -> ctypes.c_void_p:
         return self._cubin_library

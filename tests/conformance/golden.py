@@ -66,7 +66,7 @@ def write(path: Path, machine: Mapping[str, str], entries: Mapping[str, Mapping[
                 f"{path.name}: machine has no {name!r}: only a run on a GPU may write"
             )
     content = {"format": FORMAT, "machine": dict(machine), "cases": dict(sorted(entries.items()))}
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 

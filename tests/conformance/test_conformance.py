@@ -8,6 +8,7 @@ import shutil
 import golden
 import numpy as np
 import pytest
+import tma_cases
 import worlds
 from catalogue import KERNELS
 from conformance_models import round_to_bfloat16, round_to_float16
@@ -107,6 +108,12 @@ def test_a_hang_is_reported(simulator):
     num_bytes, *rest = case.problem.args
     with pytest.raises(DriverError, match="tx"):
         _simulate(simulator, _with_args(case, num_bytes + 16, *rest))
+
+
+@pytest.mark.parametrize("case", tma_cases.trapping(), ids=str)
+def test_what_traps_a_gpu_is_refused(simulator, case):
+    with pytest.raises(DriverError, match="multiple of 16 bytes, or a GPU traps"):
+        _simulate(simulator, case)
 
 
 def test_models_of_rounding_agree_with_numpy():

@@ -128,8 +128,18 @@ def _multicast(name: str, starts: tuple, masks: tuple[int, int]) -> Case:
     return Case(f"tma_multicast.{name}", "tma_multicast", problem, as_bytes(expected))
 
 
+def trapping() -> list[Case]:
+    """Returns boxes whose innermost coordinate is no multiple of 16 bytes.
+
+    A GPU ends the context with error 715, illegal instruction; the simulator refuses them.
+    """
+    scales = Tensor(_tensor(3, 100, "float32", 1), (1, 64), "float32")
+    results = Tensor(_tensor(70, 44, "float32", 4), (32, 32), "float32", 128, is_output=True)
+    return [_load("f32.row_from_1", scales, 1, 1), _store("f32.from_1", results, ((1, 0), (0, 32)))]
+
+
 def cases() -> list[Case]:
-    """Returns all cases of this file."""
+    """Returns all cases that a GPU runs."""
     return [
         *_load_cases(),
         *_store_cases(),

@@ -19,7 +19,7 @@ SIZE = 256
 REPLAYS = 12
 
 
-def main(implementation: str) -> None:
+def replay_moved(implementation: str) -> dict:
     """Runs the chain on new buffers each time and compares with single products."""
     weight = fp8.quantize(cases.normal((SIZE, SIZE), 1), (128, 128))
 
@@ -51,9 +51,8 @@ def main(implementation: str) -> None:
         if np.asarray(out).tobytes() != np.asarray(want).tobytes():
             mismatches.append(replay)
     addresses = {out.unsafe_buffer_pointer() for _, _, out in kept}
-    report = {"replays": REPLAYS, "mismatches": mismatches, "distinct_addresses": len(addresses)}
-    print(json.dumps(report))
+    return {"replays": REPLAYS, "mismatches": mismatches, "distinct_addresses": len(addresses)}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    print(json.dumps(replay_moved(sys.argv[1])))
