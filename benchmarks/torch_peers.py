@@ -6,6 +6,7 @@ Operands are those of JAX, handed over by DLPack.
 
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -170,7 +171,10 @@ def deep_gemm_function(*names: str) -> Callable:
 
 def prepared_deep_gemm(function: Callable[[], Any]) -> Prepared:
     """Returns one of its functions, ready to be timed."""
-    return prepared_torch(function, version=getattr(import_deep_gemm(), "__version__", "unknown"))
+    version = getattr(import_deep_gemm(), "__version__", "unknown")
+    # SGLang's wheel has the same module, built beforehand.
+    distributions = importlib.metadata.packages_distributions().get("deep_gemm", ["unknown"])
+    return prepared_torch(function, version=version, distribution=distributions[0])
 
 
 def _deep_gemm(operands: Operands) -> Prepared:

@@ -6,6 +6,7 @@ torch is installed; the peers' own code needs it.
 """
 
 import importlib
+import importlib.metadata
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +17,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # behind the installe
 
 torch = pytest.importorskip("torch", exc_type=ImportError)
 
-from benchmarks import operands, peers  # noqa: E402
+from benchmarks import operands, peers, torch_peers  # noqa: E402
 from benchmarks.cases import BenchCase  # noqa: E402
 from benchmarks.peer import MAX_ERROR, NotApplicableError, PeerMissingError  # noqa: E402
 
@@ -145,6 +146,35 @@ _NEW = {
     "m_grouped_fp8_gemm_nt_masked": _masked,
     "k_grouped_fp8_gemm_nt_contiguous": _k_grouped,
 }
+
+
+# The wheel sgl-deep-gemm 0.2.5 in its own words, which its torch operators do not bend.
+def _sgl_dense(a, b, d, c=None, recipe=None, recipe_a=None, recipe_b=None, compiled_dims=""):
+    assert isinstance(recipe, tuple | None)
+    _dense(a, b, d, c, recipe or (1, 128, 128))
+
+
+def _sgl_contiguous(a, b, d, grouped_layout, recipe=None, recipe_a=None, recipe_b=None):
+    _contiguous(a, b, d, grouped_layout)
+
+
+def _sgl_masked(a, b, d, masked_m, expected_m, recipe=None, recipe_a=None, recipe_b=None):
+    _masked(a, b, d, masked_m, expected_m)
+
+
+def _sgl_k_grouped(a, b, d, ks, grouped_layout, c=None, recipe=(1, 1, 128)):
+    assert type(ks) is list and all(type(k) is int for k in ks)
+    _k_grouped(a, b, d, ks, grouped_layout, c)
+
+
+_SGL = {
+    "__version__": "0.2.5",
+    "get_mn_major_tma_aligned_tensor": _aligned_scales,
+    "fp8_gemm_nt": _sgl_dense,
+    "m_grouped_fp8_gemm_nt_contiguous": _sgl_contiguous,
+    "m_grouped_fp8_gemm_nt_masked": _sgl_masked,
+    "k_grouped_fp8_gemm_nt_contiguous": _sgl_k_grouped,
+}
 # Of April to July 2025.
 _OLD = {
     "get_col_major_tma_aligned_tensor": _aligned_scales,
@@ -240,6 +270,18 @@ def test_deep_gemm(monkeypatch, case):
     monkeypatch.setitem(sys.modules, "deep_gemm", _deep_gemm(**_NEW))
     _check_spec(monkeypatch)
     assert _error("deep_gemm", case) <= MAX_ERROR
+
+
+@pytest.mark.parametrize("case", _CASES, ids=lambda case: case.name)
+def test_prebuilt_deep_gemm(monkeypatch, case):
+    """Its wheel is of another name than its module, and the record has both."""
+    monkeypatch.setitem(sys.modules, "deep_gemm", _deep_gemm(**_SGL))
+    _check_spec(monkeypatch)
+    found = {"deep_gemm": ["sgl-deep-gemm"]}
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: found)
+    assert _error("deep_gemm", case) <= MAX_ERROR
+    call = torch_peers.prepared_deep_gemm(lambda: None)
+    assert call.notes == {"version": "0.2.5", "distribution": "sgl-deep-gemm"}
 
 
 @pytest.mark.parametrize("case", _CASES[:5], ids=lambda case: case.name)
