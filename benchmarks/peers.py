@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 import jax_fp8gemm as fp8
+from benchmarks.cublaslt_peer import CUBLASLT_GROUPED
 from benchmarks.grouped_peers import with_groups
 from benchmarks.operands import Operands
 from benchmarks.peer import (
@@ -193,7 +194,7 @@ def _needs_gpu() -> None:
 def all_peers(platform: str) -> list[Peer]:
     """Returns every peer, ours first, and on a CPU those that need a GPU as missing ones."""
     chosen = []
-    for peer in map(with_groups, (*JAX_PEERS, *TORCH_PEERS)):
+    for peer in map(with_groups, (*JAX_PEERS, *TORCH_PEERS, CUBLASLT_GROUPED)):
         if platform in peer.platforms:
             chosen.append(peer)
         elif platform == "cpu" and not peer.name.startswith("ours"):

@@ -27,7 +27,9 @@ from benchmarks.peer import (
 )
 
 
-def _require(*modules: str) -> Callable[[], None]:
+def require(*modules: str) -> Callable[[], None]:
+    """Returns a probe that asks for modules, and for a GPU that torch sees."""
+
     def probe() -> None:
         for name in modules:
             if importlib.util.find_spec(name) is None:
@@ -221,7 +223,7 @@ TORCH_PEERS = (
         BLOCK_SCALED,
         _GPU,
         _cublaslt_block_scaled,
-        _require("torch"),
+        require("torch"),
     ),
     Peer(
         "cublaslt_tensor",
@@ -229,17 +231,17 @@ TORCH_PEERS = (
         TENSOR_WISE,
         _GPU,
         _cublaslt_tensor_wise,
-        _require("torch"),
+        require("torch"),
         same_product=False,
     ),
-    Peer("torch_bf16", "cuBLAS bfloat16 (torch)", WIDE, _GPU, _torch_bf16, _require("torch")),
+    Peer("torch_bf16", "cuBLAS bfloat16 (torch)", WIDE, _GPU, _torch_bf16, require("torch")),
     Peer(
         "triton_block",
         "Triton block-scaled",
         BLOCK_SCALED,
         _GPU,
         _triton_block_scaled,
-        _require("torch", "triton"),
+        require("torch", "triton"),
     ),
     Peer(
         "deep_gemm",
@@ -247,7 +249,7 @@ TORCH_PEERS = (
         BLOCK_SCALED,
         _GPU,
         _deep_gemm,
-        _require("torch", "deep_gemm"),
+        require("torch", "deep_gemm"),
         kinds=("forward", "wgrad"),
     ),
 )
