@@ -5,6 +5,7 @@ Both offer the same few functions, so that one `Machine` runs a micro-kernel on 
 """
 
 import ctypes
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from catalogue import MicroKernel
 from problems import Problem, Tensor
 
 NUM_ARGS = 12
+_DRIVER_HEADER = Path(__file__).resolve().parents[2] / "csrc/driver/driver.h"
 _MAX_DYNAMIC_SMEM = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _CLUSTER_DIMENSION = 4  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
 _SWIZZLE = {0: 0, 32: 1, 64: 2, 128: 3}  # span in bytes to CUtensorMapSwizzle
@@ -184,13 +186,8 @@ class SimulatedGpu(Machine):
         entry = self._simulator.Fp8GemmSimDriver
         entry.restype = ctypes.POINTER(ctypes.c_void_p)
         table = entry()
-        # Fields of DriverApi, in order.
-        names = (
-            "cuInit cuDriverGetVersion cuGetErrorName cuGetErrorString cuCtxGetDevice"
-            " cuDeviceGetAttribute cuDeviceGetName cuLibraryLoadData cuLibraryUnload"
-            " cuLibraryGetKernel cuKernelGetFunction cuKernelSetAttribute cuLaunchKernelEx"
-            " cuTensorMapEncodeTiled last_report"
-        ).split()
+        # The fields of DriverApi, in order.
+        names = re.findall(r"\(\*(\w+)\)\(", _DRIVER_HEADER.read_text())
         functions = {}
         for i, name in enumerate(names):
             result = ctypes.c_char_p if name == "last_report" else ctypes.c_int
