@@ -40,8 +40,8 @@ def _missing() -> str | None:
 pytestmark = pytest.mark.skipif(bool(_missing()), reason=f"XLA:GPU: {_missing()}")
 
 
-def _compile_programs(folder: Path) -> None:
-    command = [sys.executable, str(HERE / "_aot_programs.py"), str(folder)]
+def _compile(folder: Path, program: str, *arguments: str) -> None:
+    command = [sys.executable, str(HERE / program), *arguments]
     environment = {
         **os.environ,
         "JAX_FP8GEMM_CACHE_DIR": str(folder / "cache"),
@@ -55,7 +55,9 @@ def _compile_programs(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Compiles all programs in a process of their own; returns the folder of the dumps."""
-    return made_once(tmp_path_factory, "aot", _compile_programs)
+    return made_once(
+        tmp_path_factory, "aot", lambda folder: _compile(folder, "_aot_programs.py", str(folder))
+    )
 
 
 def _module(folder: Path, program: str) -> Module:
@@ -220,3 +222,21 @@ def test_rows_travel_to_their_experts_by_ragged_all_to_all(folder):
     assert {shape.partition("[")[0] for shape in rows} == {"bf16"}
     others = {shape.partition("[")[0] for shape, kind in found if kind != "ragged-all-to-all"}
     assert others == {"s32"}, found
+
+
+def _weights_written(tmp_path: Path, fusion: str) -> list[str]:
+    """Weights of a layer that the loop over the layers writes, and what writes them."""
+    path = tmp_path / f"{fusion}.hlo"
+    _compile(tmp_path, "_aot_slices.py", str(path), fusion)
+    body = next(part for part in path.read_text().split("\n\n") if "jax_fp8gemm.quantize" in part)
+    return re.findall(r" = f8e4m3fn\[1,512,512\]\S* (fusion|copy|dynamic-slice)\(", body)
+
+
+def test_slices_of_weights_are_read_where_they_lie(tmp_path):
+    """With dynamic-slice fusion each layer's weights are read once, and never written."""
+    assert _weights_written(tmp_path, "true") == []
+
+
+def test_without_slice_fusion_each_layer_is_copied(tmp_path):
+    """Read, written, and read again; and shows that the test above can fail."""
+    assert _weights_written(tmp_path, "false") == ["fusion"]

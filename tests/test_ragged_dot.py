@@ -179,7 +179,11 @@ ERRORS = [
     (lambda: fp8.ragged_dot(x0, w0[0, 0], sizes0), ValueError, "rhs must have shape"),
     (lambda: fp8.ragged_dot(x0, w0.swapaxes(1, 2), sizes0), ValueError, "rhs must have shape"),
     (lambda: fp8.ragged_dot(x0, w0, sizes0[:2]), ValueError, "group_sizes must have shape"),
-    (lambda: fp8.ragged_dot(x0, w0, dy0[0, :G]), TypeError, "group_sizes must have dtype"),
+    (
+        lambda: fp8.ragged_dot(x0, w0, dy0[0, :G]),
+        TypeError,
+        "group_sizes must have an integer dtype",
+    ),
     (lambda: fp8.ragged_dot(x0, w0, sizes0, "highest"), ValueError, "precision"),
     (
         lambda: fp8.ragged_dot(x0, w0, sizes0, group_offset=sizes0[:1]),

@@ -61,7 +61,10 @@ void CheckSpec(const TensorMapSpec& spec) {
   Require(spec.elem_bytes > 0 && spec.elem_bytes == ElementBytes(spec.type), spec,
           "elem_bytes must be the size of the data type", elem_bytes);
   Require(address != 0, spec, "base must not be null", address);
-  Require(address % kTmaAlignmentBytes == 0, spec, "base must be a multiple of 16", address);
+  Require(address % kTmaAlignmentBytes == 0, spec,
+          "base must be a multiple of 16 bytes, also of a slice that XLA passes where it lies (see "
+          "docs/models.md, Layers under lax.scan)",
+          address);
   Require(spec.dim0 >= 1 && spec.dim0 <= kMaxMapExtent, spec, "dim0 must be in 1..2^32", spec.dim0);
   Require(spec.dim1 >= 1 && spec.dim1 <= kMaxMapExtent, spec, "dim1 must be in 1..2^32", spec.dim1);
   Require(spec.pitch_bytes % kTmaAlignmentBytes == 0, spec, "pitch_bytes must be a multiple of 16",

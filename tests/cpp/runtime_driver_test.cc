@@ -73,7 +73,7 @@ void TestTensorMap() {
   TestBrokenRule([](Spec& s) { s.elem_bytes = 2; }, "elem_bytes must be the size");
   TestBrokenRule([](Spec& s) { s.base = nullptr; }, "base must not be null");
   TestBrokenRule([](Spec& s) { s.base = HandleOf<void*>(0x408); },
-                 "base must be a multiple of 16, got 1032");
+                 "base must be a multiple of 16 bytes, also of a slice that XLA passes where it");
   TestBrokenRule([](Spec& s) { s.dim0 = 0; }, "dim0 must be in 1..2^32, got 0");
   TestBrokenRule([](Spec& s) { s.dim1 = (uint64_t{1} << 32) + 1; }, "dim1 must be in 1..2^32");
   TestBrokenRule([](Spec& s) { s.pitch_bytes = 2052; }, "pitch_bytes must be a multiple of 16");

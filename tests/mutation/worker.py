@@ -47,6 +47,7 @@ def judge(key: str, problem_name: str, mode: dict) -> tuple[str, str]:
 def main(library: str, runs: str) -> None:
     """Runs until the first failure."""
     extension.sim_library = lambda: Path(library)
+    extension.core().set_sim_library(library)  # importing the package named the built one
     count = 0
     outcome, detail = "", ""
     with poisoned_memory():

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A libcuda.so.1 in the types of NVIDIA's cuda.h, for programs that drive a GPU where there is none.
+// A libcuda.so.1 in the types of NVIDIA's cuda.h, for programs that want a GPU where there is none.
 //
 // It refuses what a driver refuses, remembers every launch, and knows which device is current on a
 // thread. STAND_IN_FAULT names what it forgets, to show that callers notice: "shared_memory" (of
@@ -80,7 +80,8 @@ CUresult ReadParameter(const char* parameter, Launch& launch) {
   if (has_maps && reinterpret_cast<uintptr_t>(parameter) % 64 != 0) return CUDA_ERROR_INVALID_VALUE;
   for (unsigned i = 0; i < 5; ++i) {
     uint64_t words[kMapWords] = {};
-    std::memcpy(words, parameter + i * (has_maps ? sizeof(CUtensorMap) : 8), has_maps ? sizeof words : 8);
+    const size_t bytes = has_maps ? sizeof words : sizeof words[0];
+    std::memcpy(words, parameter + i * bytes, bytes);
     launch.pointers[i] = !has_maps || words[kMapWords - 1] == kMapMagic ? words[0] : 0;
   }
   return CUDA_SUCCESS;
@@ -198,7 +199,9 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction f, void** par
   if (function.device != current_device || DeviceOf(config->hStream) != current_device) {
     return CUDA_ERROR_INVALID_HANDLE;
   }
-  if (params == nullptr || params[0] == nullptr || extra != nullptr) return CUDA_ERROR_INVALID_VALUE;
+  if (params == nullptr || params[0] == nullptr || extra != nullptr) {
+    return CUDA_ERROR_INVALID_VALUE;
+  }
   const std::lock_guard lock(mutex);
   if (int(config->sharedMemBytes) > function.kernel->smem_bytes[current_device]) {
     return CUDA_ERROR_INVALID_VALUE;

@@ -40,6 +40,8 @@ bool Has(Fault one) { return fault == one; }
 // the result.
 enum class Probe { kRow, kColumn, kRowScale, kColumnScale, kAccumulatorRow, kAccumulatorColumn };
 
+constexpr uint32_t kKSteps = kBlockK / kMmaK;
+
 struct Counts {
   uint64_t kernels = 0, descriptors = 0, stored = 0, copied = 0;
 };
@@ -51,7 +53,12 @@ struct Launch {
   GemmProblem problem;
   Operands* operands;
   Probe probe;
-  std::vector<uint32_t> box;                       // cute_says::BoxOffsets
+  // CuTe's answers, found beforehand: simulated threads have little stack.
+  std::vector<uint64_t> a_descriptors;             // [stage][row block of 64][K step]
+  std::vector<uint64_t> b_descriptors;             // [stage][K step]
+  std::vector<cute_says::Element> fragments;
+  std::vector<cute_says::MatrixPlace> matrix_places;  // [lane][register]
+  std::vector<uint32_t> box;
   std::map<uint32_t, uint32_t> wgmma_of;           // CTA and thread: issued so far
   std::map<uint32_t, uint32_t> stmatrix_of;        // the same
   std::map<std::pair<uint32_t, uint32_t>, std::vector<std::array<uint32_t, 5>>> matrices;
@@ -73,13 +80,6 @@ Function* Hidden(Function*, const char* mangled) {
   void* const found = dlsym(RTLD_NEXT, mangled);
   if (found == nullptr) checks::Fail(__FILE__, __LINE__, mangled);
   return reinterpret_cast<Function*>(found);
-}
-
-const std::vector<cute_says::Element>& FragmentsOf(uint32_t n) {
-  static std::map<uint32_t, std::vector<cute_says::Element>> fragments;
-  auto& found = fragments[n];
-  if (found.empty()) found = cute_says::Fragments(n);
-  return found;
 }
 
 // ---- What the result must be --------------------------------------------------------------------
@@ -154,19 +154,16 @@ void Wgmma(float* d, uint32_t n, uint32_t, uint32_t, uint64_t a_desc, uint64_t b
   // Not used with swizzles: "assumed 1" in CuTe, 0 here.
   constexpr uint64_t kLeadingByteOffset = uint64_t{0x3fff} << 16;
   const GemmConfig& config = launch->config;
-  const SmemLayout layout = make_smem_layout(config);
   const uint32_t thread = ThreadIdx();
   const uint32_t issued = launch->wgmma_of[BlockIdx() << 16 | thread]++;
-  const uint32_t k_step = issued % 4;
-  const uint32_t slice = issued / 4 % config.row_slices();
-  const uint32_t stage = issued / 4 / config.row_slices() % config.num_stages;
+  const uint32_t k_step = issued % kKSteps;
+  const uint32_t slice = issued / kKSteps % config.row_slices();
+  const uint32_t stage = issued / kKSteps / config.row_slices() % config.num_stages;
   const uint32_t row_block = thread / kWarpgroupThreads * config.row_slices() + slice;
-  const uint32_t a = DynamicSmem() + layout.a + stage * layout.a_stage_bytes;
-  const uint32_t b = DynamicSmem() + layout.b + stage * layout.b_stage_bytes;
-  uint64_t a_wanted = cute_says::DescriptorOfA(a, row_block, k_step);
-  if (Has(Fault::kDescriptor)) a_wanted ^= uint64_t{1} << 32;
-  const uint64_t b_wanted =
-      cute_says::DescriptorOfB(b, n, Has(Fault::kKStep) ? k_step ^ 1 : k_step);
+  const uint32_t row_blocks = config.num_consumers * config.row_slices();
+  const uint64_t a_wanted =
+      launch->a_descriptors[(stage * row_blocks + row_block) * kKSteps + k_step];
+  const uint64_t b_wanted = launch->b_descriptors[stage * kKSteps + k_step];
   if (n != config.block_n || scale_d != (k_step != 0)) Differs("wgmma", "n %u, step %u", n, k_step);
   if (((a_desc ^ a_wanted) & ~kLeadingByteOffset) != 0) {
     Differs("descriptor of A", "%016lx, CuTe %016lx", long(a_desc), long(a_wanted));
@@ -176,7 +173,7 @@ void Wgmma(float* d, uint32_t n, uint32_t, uint32_t, uint64_t a_desc, uint64_t b
   }
   counts.descriptors += 2;
   const cute_says::Element* elements =
-      FragmentsOf(n).data() + thread % kWarpgroupThreads * (n / 2);
+      launch->fragments.data() + thread % kWarpgroupThreads * (n / 2);
   for (uint32_t i = 0; i < n / 2; ++i) {
     const int row = Has(Fault::kFragmentRow) ? elements[i].row ^ 8 : elements[i].row;
     const int column = Has(Fault::kFragmentColumn) ? elements[i].column ^ 1 : elements[i].column;
@@ -201,7 +198,7 @@ void StoreMatrixX4(uint32_t address, uint32_t m0, uint32_t m1, uint32_t m2, uint
   for (uint32_t lane = 0; lane < kWarpThreads; ++lane) {
     for (uint32_t i = 0; i < 4; ++i) {
       const cute_says::MatrixPlace place =
-          cute_says::StmatrixPlace(lane, Has(Fault::kStmatrix) ? i ^ 1 : i);
+          launch->matrix_places[4 * lane + (Has(Fault::kStmatrix) ? i ^ 1 : i)];
       StoreSharedU32(lanes[place.address_lane][4] + place.byte, lanes[lane][i]);
     }
   }
@@ -279,6 +276,31 @@ void FillOperands() {
   }
 }
 
+void AskCute(const GemmConfig& config, Launch& asked) {
+  const SmemLayout layout = make_smem_layout(config);
+  const uint32_t row_blocks = config.num_consumers * config.row_slices();
+  for (uint32_t stage = 0; stage < config.num_stages; ++stage) {
+    const uint32_t a = sim::DynamicSmem() + layout.a + stage * layout.a_stage_bytes;
+    const uint32_t b = sim::DynamicSmem() + layout.b + stage * layout.b_stage_bytes;
+    for (uint32_t i = 0; i < row_blocks * kKSteps; ++i) {
+      const uint64_t descriptor = cute_says::DescriptorOfA(a, i / kKSteps, i % kKSteps);
+      asked.a_descriptors.push_back(descriptor ^ uint64_t{Has(Fault::kDescriptor)} << 32);
+    }
+    for (uint32_t k_step = 0; k_step < kKSteps; ++k_step) {
+      asked.b_descriptors.push_back(
+          cute_says::DescriptorOfB(b, config.block_n, k_step ^ Has(Fault::kKStep)));
+    }
+  }
+  asked.fragments = cute_says::Fragments(config.block_n);
+  for (uint32_t i = 0; i < kWarpThreads * 4; ++i) {
+    asked.matrix_places.push_back(cute_says::StmatrixPlace(i / 4, i % 4));
+  }
+  int span_bytes = d_swizzle_bytes(config);
+  if (Has(Fault::kBox)) span_bytes = span_bytes == 128 ? 64 : 128;
+  asked.box = element_bytes(config.d_type) == 4 ? cute_says::BoxOffsets<float>(span_bytes)
+                                                : cute_says::BoxOffsets<uint16_t>(span_bytes);
+}
+
 void RunProbe(const DriverApi& api, const GemmConfig& config, Probe probe) {
   const GemmProblem problem = ProblemFor(config);
   Operands operands(problem, config);
@@ -287,10 +309,7 @@ void RunProbe(const DriverApi& api, const GemmConfig& config, Probe probe) {
   running.problem = problem;
   running.operands = &operands;
   running.probe = probe;
-  int span_bytes = d_swizzle_bytes(config);
-  if (Has(Fault::kBox)) span_bytes = span_bytes == 128 ? 64 : 128;
-  running.box = element_bytes(config.d_type) == 4 ? cute_says::BoxOffsets<float>(span_bytes)
-                                                  : cute_says::BoxOffsets<uint16_t>(span_bytes);
+  AskCute(config, running);
   launch = &running;
   FillOperands();
   LaunchKernel(api, config, problem, operands);

@@ -43,13 +43,15 @@ XLA_FFI_DataType DataType(const std::string& name) {
 XLA_FFI_Error* CreateError(XLA_FFI_Error_Create_Args* args) {
   return new XLA_FFI_Error{args->message};
 }
-void GetMessage(XLA_FFI_Error_GetMessage_Args* args) { args->message = args->error->message.c_str(); }
+void GetMessage(XLA_FFI_Error_GetMessage_Args* args) {
+  args->message = args->error->message.c_str();
+}
 void DestroyError(XLA_FFI_Error_Destroy_Args* args) { delete args->error; }
 XLA_FFI_Error* GetStream(XLA_FFI_Stream_Get_Args* args) {
   return args->stream = args->ctx->stream, nullptr;
 }
-// The state is the last field of the arguments in every version of the interface; before version 0.3
-// they had no stage. A handler may be built against an older one than this file.
+// The state is the last field of the arguments in every version of the interface: the first have no
+// stage there. A handler may be built against an older one than this file.
 template <typename Args>
 void*& StateOf(Args* args) {
   char* const end = reinterpret_cast<char*>(args) + args->struct_size;
@@ -102,9 +104,10 @@ struct Attributes {
       if (attribute.text != nullptr) text = {attribute.text, std::strlen(attribute.text)};
       scalars[i] = {attribute.is_flag ? XLA_FFI_DataType_PRED : XLA_FFI_DataType_S64,
                     const_cast<int64_t*>(&attribute.number)};
-      types.push_back(attribute.text != nullptr ? XLA_FFI_AttrType_STRING : XLA_FFI_AttrType_SCALAR);
+      const bool is_text = attribute.text != nullptr;
+      types.push_back(is_text ? XLA_FFI_AttrType_STRING : XLA_FFI_AttrType_SCALAR);
       names.push_back(&spans[2 * i]);
-      values.push_back(attribute.text != nullptr ? static_cast<void*>(&text) : &scalars[i]);
+      values.push_back(is_text ? static_cast<void*>(&text) : &scalars[i]);
     }
   }
   std::vector<XLA_FFI_ByteSpan> spans;

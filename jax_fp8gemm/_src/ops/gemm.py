@@ -36,6 +36,12 @@ def gemm(
     may differ is within `testing.TOLERANCE`. Results are the same bits from call to call;
     docs/models.md says what is so across shapes.
 
+    **Range.** The product of the two scales of a block must be a normal float32 number, from
+    2**-126 to 2**128. The kernels form it: below this range a block may count as 0, above it makes
+    the result infinite or NaN, also where the exact result is finite. Plain JAX, which multiplies
+    each operand by its own scale, may be right there. Scales of `quantize` are in range where the
+    largest magnitudes of the two blocks, multiplied, are from 2**-108 to 2**145.
+
     On a GPU the first use of a shape compiles a kernel unless the disk cache holds it; under
     `jax.jit` that happens while XLA compiles, never while the program runs.
 

@@ -166,8 +166,9 @@ class Operation:
         NotImplementedError.
         """
         self.check_extents(*operands)
-        is_default = self.implementation is None
-        if self.implementation == "xla" or (is_default and not platforms.default_is_kernels()):
+        if self.implementation == "xla":
+            return self.xla(*operands)
+        if self.implementation is None and not platforms.default_is_kernels():
             return self.xla(*operands)
         shapes = [x.shape for x in jax.tree.leaves(operands)]
         symbolic = next((shape for shape in shapes if not checks.is_static(shape)), None)
@@ -181,7 +182,7 @@ class Operation:
                 return self.xla
             return functools.partial(self.kernel, backend=backend)
 
-        if is_default:
+        if self.implementation is None:
             return lax.platform_dependent(*operands, cuda=kernel("cuda"), default=self.xla)
         platform = platforms.PLATFORM[self.implementation]
         chosen = {platform: kernel(self.implementation)}
