@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +22,8 @@ _FLAGS += ["-I", str(_ROOT / "csrc"), "-I", str(_CPP)]
 
 # Program -> the sources of csrc it is linked with.
 _PROGRAMS = {
-    "runtime_cache_test": ["jit/kernel_cache", "jit/disk_store"],
+    "runtime_cache_test": ["jit/kernel_cache", "jit/disk_store", "jit/trusted_directory"],
+    "runtime_trust_test": ["jit/kernel_cache", "jit/disk_store", "jit/trusted_directory"],
     "runtime_nvrtc_test": ["jit/build_identity", "jit/nvrtc"],
     "headers_test": ["jit/headers"],
     "runtime_driver_test": [
@@ -34,6 +36,7 @@ _PROGRAMS = {
         "jit/kernel",
         "jit/kernel_cache",
         "jit/nvrtc",
+        "jit/trusted_directory",
     ],
 }
 # Tests that import the extension run it.
@@ -164,6 +167,19 @@ def test_cache_concurrent_processes(programs, tmp_path):
         assert sum(map(int, output.split())) == num_keys
     assert len(list(tmp_path.iterdir())) == num_keys  # and no temporary file
     assert _run(*worker).split() == ["0", str(num_keys)]
+
+
+@pytest.mark.parametrize("what", ["directories", "entries", "created"])
+def test_cache_loads_only_what_nobody_else_can_have_written(programs, tmp_path, what):
+    _run(programs["runtime_trust_test"], what, tmp_path)
+
+
+def test_cache_and_other_users(programs):
+    if os.geteuid() != 0:
+        pytest.skip("needs root, who can give files away and be another user")
+    # Not under tmp_path, which other users cannot look into.
+    with tempfile.TemporaryDirectory() as folder:
+        _run(programs["runtime_trust_test"], "foreign", folder)
 
 
 def test_headers_that_a_source_reaches(programs):

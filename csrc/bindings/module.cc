@@ -239,12 +239,26 @@ void SetCacheWarningSink(nb::callable sink) {
   });
 }
 
+/// Why the directory of the cache is not used; empty if it is.
+std::string DiskCacheRefusal() {
+  const auto disk = ProcessKernelCache().Disk();
+  return disk != nullptr ? disk->Refusal() : std::string();
+}
+
+/// Entries as (file name, label, bytes).
 nb::list ListDiskCache() {
   nb::list entries;
-  for (const DiskEntry& entry : ProcessKernelCache().ListDisk()) {
-    entries.append(nb::make_tuple(entry.path, entry.label, entry.file_bytes));
+  const auto disk = ProcessKernelCache().Disk();
+  if (disk == nullptr) return entries;
+  for (const DiskEntry& entry : disk->List()) {
+    entries.append(nb::make_tuple(entry.name, entry.label, entry.file_bytes));
   }
   return entries;
+}
+
+size_t ClearDiskCache() {
+  const auto disk = ProcessKernelCache().Disk();
+  return disk != nullptr ? disk->Clear() : 0;
 }
 
 /// What the driver says of device `ordinal`. Raises if there is no driver or no such Hopper device.
@@ -302,11 +316,12 @@ NB_MODULE(_core, module) {
     ProcessKernelCache().SetDirectory(path);
   }, nb::arg("path"));
   module.def("set_cache_warning_sink", &SetCacheWarningSink, nb::arg("sink"));
+  module.def("disk_cache_refusal", &DiskCacheRefusal);
   module.def("list_disk_cache", &ListDiskCache);
   module.def("precompile", &Precompile, nb::arg("key"));
   module.def("kernel_image", &ImageOf, nb::arg("key"));
   module.def("cache_counters", &CacheCounters);
   module.def("clear_memory_cache", [] { ProcessKernelCache().ClearMemory(); });
-  module.def("clear_disk_cache", [] { return ProcessKernelCache().ClearDisk(); });
+  module.def("clear_disk_cache", &ClearDiskCache);
   module.def("device_info", &DeviceInfo, nb::arg("backend"), nb::arg("ordinal"));
 }

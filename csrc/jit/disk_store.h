@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Kernel images in a directory, safe for many threads, processes and hosts at once.
+// Kernel images in a trusted directory, safe for many threads, processes and hosts at once.
 //
 // One file per image: <label>-<128-bit hash of the key>.bin. A file appears by an atomic rename, so
 // a reader sees a whole entry or none; size fields and a checksum catch what a crash or a full disk
@@ -13,7 +13,7 @@
 namespace fp8gemm {
 
 struct DiskEntry {
-  std::string path;
+  std::string name;
   std::string label;
   uint64_t file_bytes = 0;
 };
@@ -26,13 +26,15 @@ class DiskStore {
     std::string image;  // empty unless kHit
   };
 
-  /// Touches nothing: the directory is created, with mode 0700, when the first image is stored.
+  /// Touches nothing: the directory is created when the first image is stored. Of a directory that
+  /// cannot be trusted nothing is read, written or removed.
   explicit DiskStore(const std::string& directory);
 
-  /// File of a key. Characters of the label that do not belong in a file name become '_'.
+  /// File of a key.
   std::string PathOf(const std::string& key_text, const std::string& label) const;
 
-  /// An entry that cannot be opened, of another key or of another format version is a miss.
+  /// An entry that cannot be opened, of another key or of another format version is a miss; one
+  /// that another user could have written is corrupt.
   Loaded Load(const std::string& key_text, const std::string& label) const;
 
   /// Writes or replaces an entry.
@@ -41,7 +43,10 @@ class DiskStore {
   std::string Store(const std::string& key_text, const std::string& label,
                     const std::string& image) const;
 
-  /// Finished entries, sorted by path; none if the directory does not exist.
+  /// Why the directory is not used, and what to do; empty if it is, or does not exist yet.
+  std::string Refusal() const;
+
+  /// Finished entries, sorted by name; none if the directory does not exist.
   std::vector<DiskEntry> List() const;
 
   /// Removes all entries and the temporary files that dead processes left; other files stay.

@@ -86,7 +86,7 @@ void TestThreads() {
   cache.ClearMemory();
   CHECK(*cache.GetOrBuild("key", "label", [] { return std::string("again"); }) == "again");
   CHECK(*images[0] == "image");
-  CHECK(cache.Directory().empty() && cache.ListDisk().empty() && cache.ClearDisk() == 0);
+  CHECK(cache.Disk() == nullptr);
 }
 
 std::string ReadFile(const std::string& path) {
@@ -156,16 +156,17 @@ void TestDisk(const std::string& root) {
   CHECK(store.List()[0].label == ".._up__" && store.List()[2].label == "tile");
   CHECK(store.List()[2].file_bytes == fs::file_size(path));
 
-  // A directory in the way of an entry is a miss that cannot be replaced: a warning, no more.
+  // A directory in the way of an entry cannot be replaced: a warning, no more.
   CHECK(fs::create_directory(store.PathOf("blocked", "tile")));
-  CHECK(store.Load("blocked", "tile").status == DiskStore::Status::kMiss);
+  CHECK(store.Load("blocked", "tile").status == DiskStore::Status::kCorrupt);
   CHECK_CONTAINS(store.Store("blocked", "tile", "x"), "cannot write");
 
-  WriteFile(directory + "/tile-0.bin.tmp-abc123", "left by a dead process");
+  const std::string temp = path + ".tmp-1-0";
+  WriteFile(temp, "left by a dead process");
   WriteFile(directory + "/notes.txt", "not ours");
   CHECK(store.Clear() == 3 && store.List().empty());
   CHECK(fs::exists(directory + "/notes.txt"));
-  CHECK(!fs::exists(directory + "/tile-0.bin.tmp-abc123"));
+  CHECK(!fs::exists(temp));
 }
 
 /// Builds two kernels over a disk that refuses; expects both images and one warning.

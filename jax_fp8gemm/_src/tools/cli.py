@@ -70,7 +70,7 @@ def _report(_: argparse.Namespace) -> int:
 def _cache(options: argparse.Namespace) -> int:
     directory = environment.cache_dir()
     if directory is None:
-        print(f"{environment.CACHE_DIR.name} is empty: no kernels are kept on disk")
+        print(environment.CACHE_IS_OFF)
         return 0
     if options.action == "path":
         print(directory)
