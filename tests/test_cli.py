@@ -24,7 +24,12 @@ class Core(types.SimpleNamespace):
 
     def __init__(self):
         super().__init__(
-            compiled=[], ranked=[], entries=[("a.bin", "a", 100)], nvrtc=(13, 0), refusal=""
+            compiled=[],
+            ranked=[],
+            entries=[("a.bin", "a", 100)],
+            faults=[],
+            nvrtc=(13, 0),
+            refusal="",
         )
 
     def nvrtc_version(self):
@@ -44,6 +49,9 @@ class Core(types.SimpleNamespace):
 
     def disk_cache_refusal(self):
         return self.refusal
+
+    def verify_disk_cache(self):
+        return self.faults
 
     def list_disk_cache(self):
         return self.entries
@@ -199,13 +207,28 @@ def test_explain_of_no_problem_is_a_usage_error(extension, words, capsys):
     assert capsys.readouterr().err.startswith("explain: ")
 
 
-def test_cache_lists_and_clears(core, tmp_path, capsys):
+def test_cache_shows_and_clears(core, tmp_path, capsys):
     assert cli.main(["cache"]) == 0
-    assert "1 kernels, 100 bytes" in capsys.readouterr().out
+    assert f"1 kernels, 100 bytes of at most {1 << 30}" in capsys.readouterr().out
     assert cli.main(["cache", "clear"]) == 0
     assert "removed 1 kernels" in capsys.readouterr().out and not core.entries
     assert cli.main(["cache", "path"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path)
+
+
+def test_cache_verify_fails_where_an_entry_is_bad(core, tmp_path, capsys):
+    assert cli.main(["cache", "verify"]) == 0
+    assert "1 kernels, 0 bad" in capsys.readouterr().out
+    core.faults = [("a.bin", "its checksum is wrong")]
+    assert cli.main(["cache", "verify"]) == 1
+    assert f"{tmp_path}/a.bin: its checksum is wrong" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("action", ["show", "verify", "clear"])
+def test_cache_that_is_not_used_is_an_error(core, action, capsys):
+    core.refusal = "/shared can be written to by other users"
+    assert cli.main(["cache", action]) == 1
+    assert core.refusal in capsys.readouterr().err and core.entries
 
 
 def test_cache_can_be_off(monkeypatch, capsys):
@@ -248,6 +271,20 @@ def test_cache_dir_without_a_home(monkeypatch):
     assert environment.cache_dir() == pathlib.Path("/home/me/.cache/jax_fp8gemm")
 
 
+def test_cache_limit(monkeypatch):
+    monkeypatch.delenv(environment.CACHE_LIMIT.name, raising=False)
+    assert environment.cache_limit_bytes() == 1 << 30
+    monkeypatch.setenv(environment.CACHE_LIMIT.name, "5")
+    assert environment.cache_limit_bytes() == 5 << 20 and environment.complaints() == {}
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1.5", "1 GiB", "9" * 5000])
+def test_wrong_cache_limits_are_named(monkeypatch, text):
+    monkeypatch.setenv(environment.CACHE_LIMIT.name, text)
+    assert environment.cache_limit_bytes() == 1 << 30
+    assert "whole number of MiB" in environment.complaints()[environment.CACHE_LIMIT.name]
+
+
 NO_PATHS = {
     "nobody's": "~no_such_user/x",
     "relative": "relative/x",
@@ -267,10 +304,12 @@ def test_wrong_paths_are_named(monkeypatch, text):
     assert (environment.cache_dir() is None) == (text != NO_PATHS["long"])
 
 
-@pytest.mark.parametrize("text", NO_PATHS.values(), ids=NO_PATHS)
-def test_import_and_doctor_outlive_wrong_paths(extension, tmp_path, text):
+@pytest.mark.parametrize("kind", ["nobody's", "no text", "long"])
+def test_import_and_doctor_outlive_wrong_paths(extension, tmp_path, kind):
+    text = NO_PATHS[kind]
     variables = {v.name: text for v in environment.VARIABLES if v.type == "path"}
     variables |= {"HOME": "", "CUDA_HOME": text, "JAX_PLATFORMS": "cpu"}
+    variables[environment.CACHE_LIMIT.name] = text
     run = subprocess.run(
         [sys.executable, "-m", "jax_fp8gemm", "doctor"],
         capture_output=True,
@@ -282,7 +321,8 @@ def test_import_and_doctor_outlive_wrong_paths(extension, tmp_path, text):
     lines = run.stdout.decode().splitlines()
     assert any(re.match(r"extension +loaded", line) for line in lines)
     wrong = {line.split()[0] for line in lines if "WRONG VALUE" in line}
-    assert wrong >= {environment.NVRTC.name, environment.TUNED.name}
+    names = {each.name for each in (environment.NVRTC, environment.TUNED, environment.CACHE_LIMIT)}
+    assert wrong >= names
     assert list(tmp_path.iterdir()) == []
 
 

@@ -6,8 +6,10 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -167,6 +169,35 @@ def test_cache_concurrent_processes(programs, tmp_path):
         assert sum(map(int, output.split())) == num_keys
     assert len(list(tmp_path.iterdir())) == num_keys  # and no temporary file
     assert _run(*worker).split() == ["0", str(num_keys)]
+
+
+def test_cache_keeps_to_its_limit_and_removes_what_dead_writers_left(programs, tmp_path):
+    _run(programs["runtime_cache_test"], "room", tmp_path / "cache")
+
+
+def test_cache_processes_that_make_room_at_once(programs, tmp_path):
+    num_keys, limit_bytes = 60, 300_000  # of which 14 entries fit
+    worker = [programs["runtime_cache_test"], "worker", tmp_path, num_keys, limit_bytes]
+    with ThreadPoolExecutor(2) as pool:
+        outputs = list(pool.map(lambda _: _run(*worker), range(2)))
+    for output in outputs:
+        assert sum(map(int, output.split())) == num_keys
+    sizes = [path.stat().st_size for path in tmp_path.iterdir()]
+    assert 0 < sum(sizes) <= limit_bytes and len(sizes) < num_keys
+
+
+def test_cache_outlives_killed_writers(programs, tmp_path):
+    """Whatever moment a writer is killed at, there is a whole entry or none."""
+    worker = [programs["runtime_cache_test"], "worker", tmp_path]
+    for i in range(30):
+        writer = subprocess.Popen([str(part) for part in [*worker, 100_000]])
+        time.sleep(0.001 * i)
+        writer.kill()
+        assert writer.wait() == -signal.SIGKILL
+    num_keys = len(list(tmp_path.glob("*.bin")))
+    assert num_keys > 0
+    # Fails at a damaged entry. What was begun and not finished is not found.
+    assert _run(*worker, num_keys).split() == ["0", str(num_keys)]
 
 
 @pytest.mark.parametrize("what", ["directories", "entries", "created"])

@@ -256,6 +256,17 @@ nb::list ListDiskCache() {
   return entries;
 }
 
+/// Entries that would not be loaded, as (file name, why).
+nb::list VerifyDiskCache() {
+  nb::list faults;
+  const auto disk = ProcessKernelCache().Disk();
+  if (disk == nullptr) return faults;
+  for (const DiskFault& fault : disk->Verify()) {
+    faults.append(nb::make_tuple(fault.name, fault.fault));
+  }
+  return faults;
+}
+
 size_t ClearDiskCache() {
   const auto disk = ProcessKernelCache().Disk();
   return disk != nullptr ? disk->Clear() : 0;
@@ -312,12 +323,13 @@ NB_MODULE(_core, module) {
   });
   module.def("nvrtc_path", &NvrtcPath);
   module.def("set_sim_library", &SetSimLibraryPath, nb::arg("path"));
-  module.def("set_cache_directory", [](const std::string& path) {
-    ProcessKernelCache().SetDirectory(path);
-  }, nb::arg("path"));
+  module.def("set_cache_directory", [](const std::string& path, uint64_t limit_bytes) {
+    ProcessKernelCache().SetDirectory(path, limit_bytes);
+  }, nb::arg("path"), nb::arg("limit_bytes") = DiskStore::kNoLimit);
   module.def("set_cache_warning_sink", &SetCacheWarningSink, nb::arg("sink"));
   module.def("disk_cache_refusal", &DiskCacheRefusal);
   module.def("list_disk_cache", &ListDiskCache);
+  module.def("verify_disk_cache", &VerifyDiskCache);
   module.def("precompile", &Precompile, nb::arg("key"));
   module.def("kernel_image", &ImageOf, nb::arg("key"));
   module.def("cache_counters", &CacheCounters);

@@ -4,14 +4,17 @@
 
 #include <algorithm>
 #include <cstring>
+#include <ctime>
 #include <filesystem>
 #include <string_view>
+#include <tuple>
 
 #include "jit/trusted_directory.h"
 
 namespace fp8gemm {
 namespace {
 
+using Found = TrustedDirectory::Found;
 using IfMissing = TrustedDirectory::IfMissing;
 
 constexpr char kMagic[8] = {'F', 'P', '8', 'G', 'E', 'M', 'M', '\n'};
@@ -60,11 +63,16 @@ bool IsPlain(char c) {
          c == '-' || c == '.';
 }
 
+// End of the name of a key's file.
+std::string TailOf(std::string_view key_text) {
+  return '-' + HashOf(key_text) + std::string(kSuffix);
+}
+
 // Characters of the label that do not belong in a file name become '_'.
 std::string NameOf(const std::string& key_text, const std::string& label) {
   std::string name = label.substr(0, kMaxLabelLength);
   std::replace_if(name.begin(), name.end(), [](char c) { return !IsPlain(c); }, '_');
-  return name + '-' + HashOf(key_text) + std::string(kSuffix);
+  return name + TailOf(key_text);
 }
 
 std::string Encode(const std::string& key_text, const std::string& image) {
@@ -81,25 +89,37 @@ std::string Encode(const std::string& key_text, const std::string& image) {
   return file;
 }
 
-DiskStore::Loaded Decode(const std::string& file, const std::string& key_text) {
-  DiskStore::Loaded corrupt{DiskStore::Status::kCorrupt, {}};
-  if (file.size() < sizeof(Header) + sizeof(Checksum)) return corrupt;
+// Why a file is no whole entry of any key, or nothing.
+const char* FaultOf(std::string_view file) {
+  if (file.size() < sizeof(Header) + sizeof(Checksum)) return "it is too short";
   Header header;
   std::memcpy(&header, file.data(), sizeof(header));
-  if (std::memcmp(header.magic, kMagic, sizeof(kMagic)) != 0) return corrupt;
-  if (header.version != kVersion) return {};
+  if (std::memcmp(header.magic, kMagic, sizeof(kMagic)) != 0) return "it is no kernel";
+  if (header.version != kVersion) return "it is of another version";
   const uint64_t body_bytes = file.size() - sizeof(Header) - sizeof(Checksum);
   if (header.key_bytes > body_bytes || header.image_bytes != body_bytes - header.key_bytes ||
       header.image_bytes == 0) {
-    return corrupt;
+    return "its size is wrong";
   }
-  const std::string_view text = file;
   Checksum stored;
   std::memcpy(&stored, file.data() + file.size() - sizeof(stored), sizeof(stored));
-  if (ChecksumOf(text.substr(0, file.size() - sizeof(Checksum))) != stored) return corrupt;
-  if (text.substr(sizeof(Header), header.key_bytes) != key_text) return {};
-  return {DiskStore::Status::kHit,
-          std::string(text.substr(sizeof(Header) + header.key_bytes, header.image_bytes))};
+  if (ChecksumOf(file.substr(0, file.size() - sizeof(stored))) != stored) {
+    return "its checksum is wrong";
+  }
+  return nullptr;
+}
+
+// The two parts of a file without a fault.
+struct Parts {
+  std::string_view key_text;
+  std::string_view image;
+};
+
+Parts PartsOf(std::string_view file) {
+  Header header;
+  std::memcpy(&header, file.data(), sizeof(header));
+  return {file.substr(sizeof(header), header.key_bytes),
+          file.substr(sizeof(header) + header.key_bytes, header.image_bytes)};
 }
 
 // Label of an entry's file name, or empty if the file is not an entry.
@@ -110,15 +130,41 @@ std::string LabelOf(const std::string& name) {
   return name.substr(0, name.size() - tail);
 }
 
-bool IsTemp(const std::string& name) {
-  const size_t mark = name.find(TrustedDirectory::kTempMark);
-  return mark != std::string::npos && !LabelOf(name.substr(0, mark)).empty();
+// What a writer left that died. Where it runs cannot be known, so one that is alive must be given
+// time: an hour is much more than any writes, and than clocks of hosts differ.
+bool IsOrphan(const TrustedDirectory::File& file) {
+  constexpr time_t kOldSeconds = 3600;
+  const size_t mark = file.name.find(TrustedDirectory::kTempMark);
+  return mark != std::string::npos && !LabelOf(file.name.substr(0, mark)).empty() &&
+         file.modified.tv_sec < time(nullptr) - kOldSeconds;
+}
+
+// Two processes that make room at once choose the same entries.
+void MakeRoom(const TrustedDirectory& directory, const std::string& kept, uint64_t limit_bytes) {
+  std::vector<TrustedDirectory::File> entries;
+  uint64_t total_bytes = 0;
+  for (const TrustedDirectory::File& file : directory.List()) {
+    if (IsOrphan(file)) directory.Remove(file.name);
+    if (LabelOf(file.name).empty()) continue;
+    total_bytes += file.bytes;
+    if (file.name != kept) entries.push_back(file);
+  }
+  std::sort(entries.begin(), entries.end(), [](const auto& x, const auto& y) {
+    return std::tie(x.modified.tv_sec, x.modified.tv_nsec, x.name) <
+           std::tie(y.modified.tv_sec, y.modified.tv_nsec, y.name);
+  });
+  for (const TrustedDirectory::File& entry : entries) {
+    if (total_bytes <= limit_bytes) return;
+    directory.Remove(entry.name);
+    total_bytes -= entry.bytes;
+  }
 }
 
 }  // namespace
 
-DiskStore::DiskStore(const std::string& directory)
-    : directory_(std::filesystem::path(directory).lexically_normal().string()) {
+DiskStore::DiskStore(const std::string& directory, uint64_t limit_bytes)
+    : directory_(std::filesystem::path(directory).lexically_normal().string()),
+      limit_bytes_(limit_bytes) {
   if (directory_.size() > 1 && directory_.back() == '/') directory_.pop_back();
 }
 
@@ -129,23 +175,28 @@ std::string DiskStore::PathOf(const std::string& key_text, const std::string& la
 DiskStore::Loaded DiskStore::Load(const std::string& key_text, const std::string& label) const {
   const TrustedDirectory directory(directory_, IfMissing::kStayClosed);
   if (!directory.is_open()) return {};
+  const std::string name = NameOf(key_text, label);
   std::string text;
-  switch (directory.Read(NameOf(key_text, label), text)) {
-    case TrustedDirectory::Found::kNothing:
-      return {};
-    case TrustedDirectory::Found::kUntrusted:
-      return {Status::kCorrupt, {}};
-    case TrustedDirectory::Found::kFile:
-      break;
+  const Found found = directory.Read(name, text);
+  if (found == Found::kNothing) return {};
+  if (found == Found::kUntrusted || FaultOf(text) != nullptr) {
+    directory.Remove(name);
+    return {Status::kCorrupt, {}};
   }
-  return Decode(text, key_text);
+  const Parts parts = PartsOf(text);
+  if (parts.key_text != key_text) return {};
+  directory.Touch(name);
+  return {Status::kHit, std::string(parts.image)};
 }
 
 std::string DiskStore::Store(const std::string& key_text, const std::string& label,
                              const std::string& image) const {
   const TrustedDirectory directory(directory_, IfMissing::kCreate);
   if (!directory.is_open()) return directory.refusal();
-  return directory.Replace(NameOf(key_text, label), Encode(key_text, image));
+  const std::string name = NameOf(key_text, label);
+  const std::string failure = directory.Replace(name, Encode(key_text, image));
+  if (failure.empty()) MakeRoom(directory, name, limit_bytes_);
+  return failure;
 }
 
 std::string DiskStore::Refusal() const {
@@ -165,13 +216,32 @@ std::vector<DiskEntry> DiskStore::List() const {
   return entries;
 }
 
+std::vector<DiskFault> DiskStore::Verify() const {
+  std::vector<DiskFault> faults;
+  const TrustedDirectory directory(directory_, IfMissing::kStayClosed);
+  for (const DiskEntry& entry : List()) {
+    if (!directory.is_open()) break;
+    std::string text;
+    const Found found = directory.Read(entry.name, text);
+    if (found == Found::kNothing) continue;  // evicted meanwhile
+    const char* fault = found == Found::kUntrusted
+                            ? "it is a link, or another user can have written it"
+                            : FaultOf(text);
+    if (fault == nullptr && !entry.name.ends_with(TailOf(PartsOf(text).key_text))) {
+      fault = "it is another kernel's";
+    }
+    if (fault != nullptr) faults.push_back({entry.name, fault});
+  }
+  return faults;
+}
+
 size_t DiskStore::Clear() const {
   size_t removed = 0;
   const TrustedDirectory directory(directory_, IfMissing::kStayClosed);
   if (!directory.is_open()) return removed;
   for (const TrustedDirectory::File& file : directory.List()) {
     if (!LabelOf(file.name).empty()) removed += directory.Remove(file.name) ? 1 : 0;
-    if (IsTemp(file.name)) directory.Remove(file.name);
+    if (IsOrphan(file)) directory.Remove(file.name);
   }
   return removed;
 }

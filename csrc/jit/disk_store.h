@@ -18,8 +18,15 @@ struct DiskEntry {
   uint64_t file_bytes = 0;
 };
 
+struct DiskFault {
+  std::string name;
+  std::string fault;
+};
+
 class DiskStore {
  public:
+  static constexpr uint64_t kNoLimit = ~uint64_t{0};
+
   enum class Status { kHit, kMiss, kCorrupt };
   struct Loaded {
     Status status = Status::kMiss;
@@ -28,16 +35,19 @@ class DiskStore {
 
   /// Touches nothing: the directory is created when the first image is stored. Of a directory that
   /// cannot be trusted nothing is read, written or removed.
-  explicit DiskStore(const std::string& directory);
+  ///
+  /// @param limit_bytes  What all entries may have together.
+  explicit DiskStore(const std::string& directory, uint64_t limit_bytes = kNoLimit);
 
   /// File of a key.
   std::string PathOf(const std::string& key_text, const std::string& label) const;
 
-  /// An entry that cannot be opened, of another key or of another format version is a miss; one
-  /// that another user could have written is corrupt.
+  /// An entry that cannot be opened or is of another key is a miss; one that is damaged, of another
+  /// format version, or that another user could have written is corrupt, and removed.
   Loaded Load(const std::string& key_text, const std::string& label) const;
 
-  /// Writes or replaces an entry.
+  /// Writes or replaces an entry. Makes room for it: removes the entries that were not loaded for
+  /// the longest time until all keep to the limit, and what writers that died have left.
   ///
   /// @return  Empty, or why the entry was not written; the previous one is then still in place.
   std::string Store(const std::string& key_text, const std::string& label,
@@ -49,7 +59,10 @@ class DiskStore {
   /// Finished entries, sorted by name; none if the directory does not exist.
   std::vector<DiskEntry> List() const;
 
-  /// Removes all entries and the temporary files that dead processes left; other files stay.
+  /// Reads every entry, changes nothing. Returns those that would not be loaded and why.
+  std::vector<DiskFault> Verify() const;
+
+  /// Removes all entries and what writers that died have left; other files stay.
   ///
   /// @return  Number of entries removed.
   size_t Clear() const;
@@ -58,6 +71,7 @@ class DiskStore {
 
  private:
   std::string directory_;
+  uint64_t limit_bytes_;
 };
 
 }  // namespace fp8gemm

@@ -96,8 +96,8 @@ void KernelCache::StoreOrWarn(const DiskStore& disk, const std::string& key_text
   }
 }
 
-void KernelCache::SetDirectory(const std::string& path) {
-  auto disk = path.empty() ? nullptr : std::make_shared<const DiskStore>(path);
+void KernelCache::SetDirectory(const std::string& path, uint64_t limit_bytes) {
+  auto disk = path.empty() ? nullptr : std::make_shared<const DiskStore>(path, limit_bytes);
   const std::lock_guard lock(mutex_);
   disk_ = std::move(disk);
   warned_ = false;

@@ -40,9 +40,9 @@ class KernelCache {
   Image GetOrBuild(const std::string& key_text, const std::string& label,
                    const std::function<std::string()>& build);
 
-  /// Directory of the entries on disk; "" keeps images in memory only (the initial state).
-  /// Images already in memory stay.
-  void SetDirectory(const std::string& path);
+  /// Directory of the entries on disk, and what they may have together; "" keeps images in memory
+  /// only (the initial state). Images already in memory stay.
+  void SetDirectory(const std::string& path, uint64_t limit_bytes = DiskStore::kNoLimit);
 
   /// The entries on disk, of this and of other processes; null where images stay in memory.
   std::shared_ptr<const DiskStore> Disk() const;

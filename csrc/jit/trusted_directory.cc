@@ -46,13 +46,13 @@ std::string DistrustOf(const std::string& path, const struct stat& info) {
 
 // Whoever can rename our directory can put another of this user's in its place. Groups are let
 // pass: with a umask of 002, ~/.cache often is writable by the user's private group.
-std::string DistrustOfParents(const fs::path& path) {
-  for (fs::path at = path; at.has_relative_path();) {
+std::string DistrustOfParents(const std::string& path, fs::path at) {
+  while (at.has_relative_path()) {
     at = at.parent_path();
     struct stat info = {};
     if (stat(at.c_str(), &info) != 0 || (info.st_mode & S_IWOTH) == 0) continue;
     if ((info.st_mode & S_ISVTX) != 0) continue;
-    return path.string() + " can be replaced by everyone, who can write to " + at.string() +
+    return path + " can be replaced by everyone, who can write to " + at.string() +
            ": run `chmod o-w " + at.string() + "` or " + kElsewhere;
   }
   return {};
@@ -64,8 +64,8 @@ std::string DistrustOfAllParents(const std::string& path) {
   const fs::path absolute = fs::absolute(path, error);
   const fs::path real = error ? fs::path() : fs::weakly_canonical(absolute, error);
   if (error) return Failure("cannot resolve " + path, error.value());
-  const std::string distrust = DistrustOfParents(absolute);
-  return distrust.empty() ? DistrustOfParents(real) : distrust;
+  const std::string distrust = DistrustOfParents(path, absolute);
+  return distrust.empty() ? DistrustOfParents(path, real) : distrust;
 }
 
 // With a umask of 002, the usual mode of parents would let a group in.

@@ -94,9 +94,12 @@ void TestDirectories(const std::string& root) {
   fs::create_directory_symlink(root, root + "/open/way");
   fs::create_directory(root + "/shut");
   fs::create_directory_symlink(root + "/open", root + "/shut/way");
+  fs::create_directory_symlink(root + "/open/shut", root + "/shut/long_way");
   Forge(root + "/open/cache");
+  Forge(root + "/open/shut/cache");
   SetMode(root + "/open", 0777);
-  for (const char* path : {"/open/cache", "/open/way/cache", "/shut/way/cache"}) {
+  for (const char* path :
+       {"/open/cache", "/open/way/cache", "/shut/way/cache", "/shut/long_way/cache"}) {
     CheckRefused(root + path, {"can be replaced", "chmod o-w"});
   }
   SetMode(root + "/open", 01777);

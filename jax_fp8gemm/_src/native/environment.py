@@ -3,6 +3,7 @@
 
 import os
 import pathlib
+import re
 from typing import NamedTuple
 
 
@@ -19,7 +20,13 @@ CACHE_DIR = Variable(
     "JAX_FP8GEMM_CACHE_DIR",
     "path",
     "$XDG_CACHE_HOME/jax_fp8gemm, or ~/.cache/jax_fp8gemm",
-    "Where compiled kernels are kept between processes; empty: nowhere.",
+    "Where compiled kernels are kept between processes, an absolute path; empty: nowhere.",
+)
+CACHE_LIMIT = Variable(
+    "JAX_FP8GEMM_CACHE_LIMIT",
+    "int",
+    "1024",
+    "How many MiB of them are kept; those that were not used for the longest time go first.",
 )
 PDL = Variable(
     "JAX_FP8GEMM_PDL",
@@ -39,7 +46,7 @@ TUNED = Variable(
     "the package's own tables",
     "A table of tuned configurations, before the package's own; empty: none at all.",
 )
-VARIABLES = (CACHE_DIR, PDL, NVRTC, TUNED)
+VARIABLES = (CACHE_DIR, CACHE_LIMIT, PDL, NVRTC, TUNED)
 # What `tuned` returns where no table is to be used.
 NO_TABLES = pathlib.Path("")
 # What to say where `cache_dir` returns None.
@@ -49,6 +56,7 @@ CACHE_IS_OFF = (
 
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
+_LIMIT = re.compile("[1-9][0-9]{0,11}")
 
 
 def _path(text: str) -> pathlib.Path:
@@ -84,6 +92,12 @@ def cache_dir() -> pathlib.Path | None:
     path = _path(text or f"{base}/jax_fp8gemm")
     # A relative path would be another cache in every folder that a program is started in.
     return path if path.is_absolute() and _is_utf8(str(path)) else None
+
+
+def cache_limit_bytes() -> int:
+    """Returns how large the kernel cache on disk may become; by default where that is no number."""
+    text = os.environ.get(CACHE_LIMIT.name, "")
+    return int(text if _LIMIT.fullmatch(text) else CACHE_LIMIT.default) << 20
 
 
 def pdl() -> bool:
@@ -132,6 +146,12 @@ def complaints() -> dict[str, str]:
         wrong[CACHE_DIR.name] = (
             "must be an absolute path in UTF-8, or ~ of a user who has a home, got"
             f" {os.environ[CACHE_DIR.name]!r}; kernels stay in memory."
+        )
+    limit = os.environ.get(CACHE_LIMIT.name, CACHE_LIMIT.default)
+    if not _LIMIT.fullmatch(limit):
+        wrong[CACHE_LIMIT.name] = (
+            f"must be a whole number of MiB, at least 1, got {limit!r};"
+            f" {CACHE_LIMIT.default} are kept."
         )
     for variable, path in ((NVRTC, nvrtc()), (TUNED, tuned())):
         # Unlike Path.is_file, this has an answer where looking is forbidden or the name too long.

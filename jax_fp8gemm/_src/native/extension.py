@@ -71,15 +71,23 @@ def sim_library() -> pathlib.Path:
     return folder / _SIM_LIBRARY
 
 
+def keep_kernels(core: Any) -> None:
+    """Has compiled kernels kept where the environment says."""
+    core.set_cache_directory(_text(environment.cache_dir()), environment.cache_limit_bytes())
+
+
 @functools.cache
 def core() -> Any:
     """Returns the extension module, set up and with its FFI targets registered."""
     from jax_fp8gemm import _core
 
-    _core.set_cache_directory(_text(environment.cache_dir()))
+    keep_kernels(_core)
     _core.set_cache_warning_sink(_warn)
-    if wrong := environment.complaints().get(environment.CACHE_DIR.name):
-        _warn(f"{environment.CACHE_DIR.name} {wrong}")
+    # Wrong values of the others raise where they are used; the cache can do without.
+    wrong = environment.complaints()
+    for name in (environment.CACHE_DIR.name, environment.CACHE_LIMIT.name):
+        if name in wrong:
+            _warn(f"{name} {wrong[name]}")
     candidates = [_text(path) for path in _nvrtc_candidates()]
     _core.set_nvrtc_search(_text(environment.nvrtc()), _plugin_cuda_major(), candidates)
     _core.set_sim_library(_text(sim_library()))
