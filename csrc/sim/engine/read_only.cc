@@ -8,7 +8,7 @@
 namespace fp8gemm::sim {
 namespace {
 
-constexpr uintptr_t kChunkBytes = 16;
+constexpr uintptr_t kGranuleBytes = 16;
 
 // Calls `visit(use, mask)` for each chunk that an access touches, with a bit per byte.
 template <typename Visitor>
@@ -16,9 +16,9 @@ void VisitChunks(const void* start, uint32_t bytes, const Visitor& visit) {
   uintptr_t at = reinterpret_cast<uintptr_t>(start);
   const uintptr_t end = at + bytes;
   while (at < end) {
-    const uintptr_t chunk_end = std::min(end, (at / kChunkBytes + 1) * kChunkBytes);
-    const uint32_t mask = ((1u << (chunk_end - at)) - 1) << at % kChunkBytes;
-    visit(world.global_use[at / kChunkBytes], static_cast<uint16_t>(mask));
+    const uintptr_t chunk_end = std::min(end, (at / kGranuleBytes + 1) * kGranuleBytes);
+    const uint32_t mask = ((1u << (chunk_end - at)) - 1) << at % kGranuleBytes;
+    visit(world.global_use[at / kGranuleBytes], static_cast<uint16_t>(mask));
     at = chunk_end;
   }
 }
