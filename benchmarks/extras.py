@@ -101,7 +101,7 @@ def compile_times(cases: Sequence[BenchCase]) -> list[dict]:
 
     Needs NVRTC, but no GPU.
     """
-    from jax_fp8gemm._src.native import environment, extension, ranking
+    from jax_fp8gemm._src.native import extension, ranking
 
     core = extension.core()
     num_sms, gpu = extension.planning_num_sms("cuda", None), extension.planning_gpu("cuda")
@@ -122,7 +122,7 @@ def compile_times(cases: Sequence[BenchCase]) -> list[dict]:
                 {"config": config, "case": key, "seconds": seconds, "cubin_bytes": size_bytes}
             )
     finally:
-        core.set_cache_directory(str(environment.cache_dir() or ""))
+        extension.keep_kernels(core)
     return results
 
 

@@ -31,6 +31,7 @@ BESIDE = {
     "gemm/sim_kernels": "which candidates the simulator has",
     "jit/build_identity": "the build of an NVRTC",
     "jit/disk_store": "the cache on disk",
+    "jit/trusted_directory": "who may have written to it",
     "jit/type_names": "element types as text",
     "shared/gemm_config": "what a kernel is specialized on",
     "shared/gemm_params": "the kernel's parameter",

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: exit statuses and what it says, with and without a compiler."""
 
+import os
+import pathlib
 import re
+import subprocess
+import sys
 import types
 
 import pytest
@@ -20,7 +24,12 @@ class Core(types.SimpleNamespace):
 
     def __init__(self):
         super().__init__(
-            compiled=[], ranked=[], entries=[("/cache/a.bin", "a", 100)], nvrtc=(13, 0)
+            compiled=[],
+            ranked=[],
+            entries=[("a.bin", "a", 100)],
+            faults=[],
+            nvrtc=(13, 0),
+            refusal="",
         )
 
     def nvrtc_version(self):
@@ -37,6 +46,12 @@ class Core(types.SimpleNamespace):
     def precompile(self, config):
         self.compiled.append(config)
         return 1234
+
+    def disk_cache_refusal(self):
+        return self.refusal
+
+    def verify_disk_cache(self):
+        return self.faults
 
     def list_disk_cache(self):
         return self.entries
@@ -88,6 +103,12 @@ def test_doctor_names_wrong_values_of_variables(core, monkeypatch, capsys, name)
     assert cli.main(["doctor"]) == 0
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith(name))
     assert "WRONG VALUE" in line and "/no/such/place" in line
+
+
+def test_doctor_says_why_the_cache_is_not_used(core, capsys):
+    core.refusal = "/shared can be written to by other users: run `chmod go-w /shared`"
+    assert cli.main(["doctor"]) == 0
+    assert f"kernel cache           NOT AVAILABLE: {core.refusal}" in capsys.readouterr().out
 
 
 def test_doctor_fails_where_the_extension_does_not_load(replace_ffi, capsys):
@@ -186,13 +207,28 @@ def test_explain_of_no_problem_is_a_usage_error(extension, words, capsys):
     assert capsys.readouterr().err.startswith("explain: ")
 
 
-def test_cache_lists_and_clears(core, tmp_path, capsys):
+def test_cache_shows_and_clears(core, tmp_path, capsys):
     assert cli.main(["cache"]) == 0
-    assert "1 kernels, 100 bytes" in capsys.readouterr().out
+    assert f"1 kernels, 100 bytes of at most {1 << 30}" in capsys.readouterr().out
     assert cli.main(["cache", "clear"]) == 0
     assert "removed 1 kernels" in capsys.readouterr().out and not core.entries
     assert cli.main(["cache", "path"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path)
+
+
+def test_cache_verify_fails_where_an_entry_is_bad(core, tmp_path, capsys):
+    assert cli.main(["cache", "verify"]) == 0
+    assert "1 kernels, 0 bad" in capsys.readouterr().out
+    core.faults = [("a.bin", "its checksum is wrong")]
+    assert cli.main(["cache", "verify"]) == 1
+    assert f"{tmp_path}/a.bin: its checksum is wrong" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("action", ["show", "verify", "clear"])
+def test_cache_that_is_not_used_is_an_error(core, action, capsys):
+    core.refusal = "/shared can be written to by other users"
+    assert cli.main(["cache", action]) == 1
+    assert core.refusal in capsys.readouterr().err and core.entries
 
 
 def test_cache_can_be_off(monkeypatch, capsys):
@@ -222,6 +258,72 @@ def test_cache_dir(monkeypatch, tmp_path):
     assert str(environment.cache_dir()) == "/elsewhere"
     monkeypatch.setenv(environment.CACHE_DIR.name, "")
     assert environment.cache_dir() is None
+    assert environment.complaints() == {}
+
+
+def test_cache_dir_without_a_home(monkeypatch):
+    monkeypatch.delenv(environment.CACHE_DIR.name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # is ignored
+    for home in ("", "relative"):
+        monkeypatch.setenv("HOME", home)
+        assert environment.cache_dir() is None
+    monkeypatch.setenv("HOME", "/home/me")
+    assert environment.cache_dir() == pathlib.Path("/home/me/.cache/jax_fp8gemm")
+
+
+def test_cache_limit(monkeypatch):
+    monkeypatch.delenv(environment.CACHE_LIMIT.name, raising=False)
+    assert environment.cache_limit_bytes() == 1 << 30
+    monkeypatch.setenv(environment.CACHE_LIMIT.name, "5")
+    assert environment.cache_limit_bytes() == 5 << 20 and environment.complaints() == {}
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1.5", "1 GiB", "9" * 5000])
+def test_wrong_cache_limits_are_named(monkeypatch, text):
+    monkeypatch.setenv(environment.CACHE_LIMIT.name, text)
+    assert environment.cache_limit_bytes() == 1 << 30
+    assert "whole number of MiB" in environment.complaints()[environment.CACHE_LIMIT.name]
+
+
+NO_PATHS = {
+    "nobody's": "~no_such_user/x",
+    "relative": "relative/x",
+    "no text": "/tmp/\udcff",
+    "long": "/" + 5000 * "x",
+}
+
+
+@pytest.mark.parametrize("text", NO_PATHS.values(), ids=NO_PATHS)
+def test_wrong_paths_are_named(monkeypatch, text):
+    for variable in (environment.CACHE_DIR, environment.NVRTC, environment.TUNED):
+        monkeypatch.setenv(variable.name, text)
+    wrong = environment.complaints()
+    assert environment.NVRTC.name in wrong and environment.TUNED.name in wrong
+    # Only the operating system knows what is too long; the first kernel says so.
+    assert (environment.CACHE_DIR.name in wrong) == (text != NO_PATHS["long"])
+    assert (environment.cache_dir() is None) == (text != NO_PATHS["long"])
+
+
+@pytest.mark.parametrize("kind", ["nobody's", "no text", "long"])
+def test_import_and_doctor_outlive_wrong_paths(extension, tmp_path, kind):
+    text = NO_PATHS[kind]
+    variables = {v.name: text for v in environment.VARIABLES if v.type == "path"}
+    variables |= {"HOME": "", "CUDA_HOME": text, "JAX_PLATFORMS": "cpu"}
+    variables[environment.CACHE_LIMIT.name] = text
+    run = subprocess.run(
+        [sys.executable, "-m", "jax_fp8gemm", "doctor"],
+        capture_output=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **variables},
+    )
+    assert run.returncode == 0, run.stderr.decode(errors="replace")[-3000:]
+    lines = run.stdout.decode().splitlines()
+    assert any(re.match(r"extension +loaded", line) for line in lines)
+    wrong = {line.split()[0] for line in lines if "WRONG VALUE" in line}
+    names = {each.name for each in (environment.NVRTC, environment.TUNED, environment.CACHE_LIMIT)}
+    assert wrong >= names
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("text", "want"), [("1", True), ("On", True), ("0", False), ("no", False)])

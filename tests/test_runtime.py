@@ -6,7 +6,10 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import subprocess
+import tempfile
+import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +24,8 @@ _FLAGS += ["-I", str(_ROOT / "csrc"), "-I", str(_CPP)]
 
 # Program -> the sources of csrc it is linked with.
 _PROGRAMS = {
-    "runtime_cache_test": ["jit/kernel_cache", "jit/disk_store"],
+    "runtime_cache_test": ["jit/kernel_cache", "jit/disk_store", "jit/trusted_directory"],
+    "runtime_trust_test": ["jit/kernel_cache", "jit/disk_store", "jit/trusted_directory"],
     "runtime_nvrtc_test": ["jit/build_identity", "jit/nvrtc"],
     "headers_test": ["jit/headers"],
     "runtime_driver_test": [
@@ -34,6 +38,7 @@ _PROGRAMS = {
         "jit/kernel",
         "jit/kernel_cache",
         "jit/nvrtc",
+        "jit/trusted_directory",
     ],
 }
 # Tests that import the extension run it.
@@ -164,6 +169,48 @@ def test_cache_concurrent_processes(programs, tmp_path):
         assert sum(map(int, output.split())) == num_keys
     assert len(list(tmp_path.iterdir())) == num_keys  # and no temporary file
     assert _run(*worker).split() == ["0", str(num_keys)]
+
+
+def test_cache_keeps_to_its_limit_and_removes_what_dead_writers_left(programs, tmp_path):
+    _run(programs["runtime_cache_test"], "room", tmp_path / "cache")
+
+
+def test_cache_processes_that_make_room_at_once(programs, tmp_path):
+    num_keys, limit_bytes = 60, 300_000  # of which 14 entries fit
+    worker = [programs["runtime_cache_test"], "worker", tmp_path, num_keys, limit_bytes]
+    with ThreadPoolExecutor(2) as pool:
+        outputs = list(pool.map(lambda _: _run(*worker), range(2)))
+    for output in outputs:
+        assert sum(map(int, output.split())) == num_keys
+    sizes = [path.stat().st_size for path in tmp_path.iterdir()]
+    assert 0 < sum(sizes) <= limit_bytes and len(sizes) < num_keys
+
+
+def test_cache_outlives_killed_writers(programs, tmp_path):
+    """Whatever moment a writer is killed at, there is a whole entry or none."""
+    worker = [programs["runtime_cache_test"], "worker", tmp_path]
+    for i in range(30):
+        writer = subprocess.Popen([str(part) for part in [*worker, 100_000]])
+        time.sleep(0.001 * i)
+        writer.kill()
+        assert writer.wait() == -signal.SIGKILL
+    num_keys = len(list(tmp_path.glob("*.bin")))
+    assert num_keys > 0
+    # Fails at a damaged entry. What was begun and not finished is not found.
+    assert _run(*worker, num_keys).split() == ["0", str(num_keys)]
+
+
+@pytest.mark.parametrize("what", ["directories", "entries", "created"])
+def test_cache_loads_only_what_nobody_else_can_have_written(programs, tmp_path, what):
+    _run(programs["runtime_trust_test"], what, tmp_path)
+
+
+def test_cache_and_other_users(programs):
+    if os.geteuid() != 0:
+        pytest.skip("needs root, who can give files away and be another user")
+    # Not under tmp_path, which other users cannot look into.
+    with tempfile.TemporaryDirectory() as folder:
+        _run(programs["runtime_trust_test"], "foreign", folder)
 
 
 def test_headers_that_a_source_reaches(programs):

@@ -16,7 +16,7 @@ _CPP = _ROOT / "tests" / "cpp"
 _INCLUDES = [_SIM / "device", _ROOT / "csrc" / "kernels", _ROOT / "csrc", _CPP]
 _FLAGS = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror"]
 _FLAGS += [f"-I{path}" for path in _INCLUDES]
-_PROGRAMS = ("sim_driver_test", "sim_engine_test", "sim_numerics_test")
+_PROGRAMS = ("sim_driver_test", "sim_engine_test", "sim_numerics_test", "sim_rules_test")
 
 
 def _run(*command: object) -> str:

@@ -239,12 +239,37 @@ void SetCacheWarningSink(nb::callable sink) {
   });
 }
 
+/// Why the directory of the cache is not used; empty if it is.
+std::string DiskCacheRefusal() {
+  const auto disk = ProcessKernelCache().Disk();
+  return disk != nullptr ? disk->Refusal() : std::string();
+}
+
+/// Entries as (file name, label, bytes).
 nb::list ListDiskCache() {
   nb::list entries;
-  for (const DiskEntry& entry : ProcessKernelCache().ListDisk()) {
-    entries.append(nb::make_tuple(entry.path, entry.label, entry.file_bytes));
+  const auto disk = ProcessKernelCache().Disk();
+  if (disk == nullptr) return entries;
+  for (const DiskEntry& entry : disk->List()) {
+    entries.append(nb::make_tuple(entry.name, entry.label, entry.file_bytes));
   }
   return entries;
+}
+
+/// Entries that would not be loaded, as (file name, why).
+nb::list VerifyDiskCache() {
+  nb::list faults;
+  const auto disk = ProcessKernelCache().Disk();
+  if (disk == nullptr) return faults;
+  for (const DiskFault& fault : disk->Verify()) {
+    faults.append(nb::make_tuple(fault.name, fault.fault));
+  }
+  return faults;
+}
+
+size_t ClearDiskCache() {
+  const auto disk = ProcessKernelCache().Disk();
+  return disk != nullptr ? disk->Clear() : 0;
 }
 
 /// What the driver says of device `ordinal`. Raises if there is no driver or no such Hopper device.
@@ -298,15 +323,17 @@ NB_MODULE(_core, module) {
   });
   module.def("nvrtc_path", &NvrtcPath);
   module.def("set_sim_library", &SetSimLibraryPath, nb::arg("path"));
-  module.def("set_cache_directory", [](const std::string& path) {
-    ProcessKernelCache().SetDirectory(path);
-  }, nb::arg("path"));
+  module.def("set_cache_directory", [](const std::string& path, uint64_t limit_bytes) {
+    ProcessKernelCache().SetDirectory(path, limit_bytes);
+  }, nb::arg("path"), nb::arg("limit_bytes") = DiskStore::kNoLimit);
   module.def("set_cache_warning_sink", &SetCacheWarningSink, nb::arg("sink"));
+  module.def("disk_cache_refusal", &DiskCacheRefusal);
   module.def("list_disk_cache", &ListDiskCache);
+  module.def("verify_disk_cache", &VerifyDiskCache);
   module.def("precompile", &Precompile, nb::arg("key"));
   module.def("kernel_image", &ImageOf, nb::arg("key"));
   module.def("cache_counters", &CacheCounters);
   module.def("clear_memory_cache", [] { ProcessKernelCache().ClearMemory(); });
-  module.def("clear_disk_cache", [] { return ProcessKernelCache().ClearDisk(); });
+  module.def("clear_disk_cache", &ClearDiskCache);
   module.def("device_info", &DeviceInfo, nb::arg("backend"), nb::arg("ordinal"));
 }

@@ -10,7 +10,7 @@
 namespace fp8gemm {
 namespace {
 
-constexpr uint64_t kMaxMapExtent = uint64_t{1} << 32;
+constexpr uint64_t kMaxMapExtent = uint64_t{1} << 31;
 constexpr uint64_t kPitchLimitBytes = uint64_t{1} << 40;
 constexpr uint32_t kMaxBoxExtent = 256;
 
@@ -65,8 +65,8 @@ void CheckSpec(const TensorMapSpec& spec) {
           "base must be a multiple of 16 bytes, also of a slice that XLA passes where it lies (see "
           "docs/models.md, Layers under lax.scan)",
           address);
-  Require(spec.dim0 >= 1 && spec.dim0 <= kMaxMapExtent, spec, "dim0 must be in 1..2^32", spec.dim0);
-  Require(spec.dim1 >= 1 && spec.dim1 <= kMaxMapExtent, spec, "dim1 must be in 1..2^32", spec.dim1);
+  Require(spec.dim0 >= 1 && spec.dim0 <= kMaxMapExtent, spec, "dim0 must be in 1..2^31", spec.dim0);
+  Require(spec.dim1 >= 1 && spec.dim1 <= kMaxMapExtent, spec, "dim1 must be in 1..2^31", spec.dim1);
   Require(spec.pitch_bytes % kTmaAlignmentBytes == 0, spec, "pitch_bytes must be a multiple of 16",
           spec.pitch_bytes);
   Require(spec.pitch_bytes < kPitchLimitBytes, spec, "pitch_bytes must be less than 2^40",

@@ -2,30 +2,26 @@
 // File format and atomic replacement of the kernel cache's entries.
 #include "jit/disk_store.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <filesystem>
 #include <string_view>
-#include <system_error>
+#include <tuple>
+
+#include "jit/trusted_directory.h"
 
 namespace fp8gemm {
 namespace {
 
-namespace fs = std::filesystem;
+using Found = TrustedDirectory::Found;
+using IfMissing = TrustedDirectory::IfMissing;
 
 constexpr char kMagic[8] = {'F', 'P', '8', 'G', 'E', 'M', 'M', '\n'};
 constexpr uint32_t kVersion = 1;
-constexpr uint64_t kMaxFileBytes = uint64_t{1} << 30;
 constexpr size_t kMaxLabelLength = 120;
 constexpr size_t kHashLength = 32;  // hexadecimal digits
 constexpr std::string_view kSuffix = ".bin";
-constexpr std::string_view kTempMark = ".bin.tmp-";
 
 // A file is this header, the key, the image, and a Checksum over all of that, in host byte order.
 struct Header {
@@ -37,26 +33,8 @@ struct Header {
 };
 using Checksum = uint64_t;
 
-class FileDescriptor {
- public:
-  explicit FileDescriptor(int fd) : fd_(fd) {}
-  ~FileDescriptor() { Close(); }
-  FileDescriptor(const FileDescriptor&) = delete;
-  FileDescriptor& operator=(const FileDescriptor&) = delete;
-
-  int get() const { return fd_; }
-  bool Close() {  // reports errors that some file systems only raise here
-    const int fd = fd_;
-    fd_ = -1;
-    return fd < 0 || close(fd) == 0;
-  }
-
- private:
-  int fd_;
-};
-
 // FNV-1a. Not cryptographic, and need not be: keys are compared in full and images are checksummed
-// against accidents, not against attackers, whom the directory's mode keeps out.
+// against accidents, not against attackers, whom TrustedDirectory keeps out.
 template <typename Word>
 Word Fnv1a(std::string_view text, Word basis, Word prime) {
   Word hash = basis;
@@ -80,14 +58,21 @@ std::string HashOf(std::string_view text) {
   return digits;
 }
 
-std::string FileNameOf(const std::string& label) {
+bool IsPlain(char c) {
+  return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_' ||
+         c == '-' || c == '.';
+}
+
+// End of the name of a key's file.
+std::string TailOf(std::string_view key_text) {
+  return '-' + HashOf(key_text) + std::string(kSuffix);
+}
+
+// Characters of the label that do not belong in a file name become '_'.
+std::string NameOf(const std::string& key_text, const std::string& label) {
   std::string name = label.substr(0, kMaxLabelLength);
-  for (char& c : name) {
-    const bool plain = (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') ||
-                       (c >= 'A' && c <= 'Z') || c == '_' || c == '-' || c == '.';
-    if (!plain) c = '_';
-  }
-  return name;
+  std::replace_if(name.begin(), name.end(), [](char c) { return !IsPlain(c); }, '_');
+  return name + TailOf(key_text);
 }
 
 std::string Encode(const std::string& key_text, const std::string& image) {
@@ -104,146 +89,160 @@ std::string Encode(const std::string& key_text, const std::string& image) {
   return file;
 }
 
-DiskStore::Loaded Decode(const std::string& file, const std::string& key_text) {
-  DiskStore::Loaded corrupt{DiskStore::Status::kCorrupt, {}};
-  if (file.size() < sizeof(Header) + sizeof(Checksum)) return corrupt;
+// Why a file is no whole entry of any key, or nothing.
+const char* FaultOf(std::string_view file) {
+  if (file.size() < sizeof(Header) + sizeof(Checksum)) return "it is too short";
   Header header;
   std::memcpy(&header, file.data(), sizeof(header));
-  if (std::memcmp(header.magic, kMagic, sizeof(kMagic)) != 0) return corrupt;
-  if (header.version != kVersion) return {};
+  if (std::memcmp(header.magic, kMagic, sizeof(kMagic)) != 0) return "it is no kernel";
+  if (header.version != kVersion) return "it is of another version";
   const uint64_t body_bytes = file.size() - sizeof(Header) - sizeof(Checksum);
   if (header.key_bytes > body_bytes || header.image_bytes != body_bytes - header.key_bytes ||
       header.image_bytes == 0) {
-    return corrupt;
+    return "its size is wrong";
   }
-  const std::string_view text = file;
   Checksum stored;
   std::memcpy(&stored, file.data() + file.size() - sizeof(stored), sizeof(stored));
-  if (ChecksumOf(text.substr(0, file.size() - sizeof(Checksum))) != stored) return corrupt;
-  if (text.substr(sizeof(Header), header.key_bytes) != key_text) return {};
-  return {DiskStore::Status::kHit,
-          std::string(text.substr(sizeof(Header) + header.key_bytes, header.image_bytes))};
-}
-
-bool ReadAll(int fd, std::string& text) {
-  size_t done = 0;
-  while (done < text.size()) {
-    const ssize_t got = read(fd, text.data() + done, text.size() - done);
-    if (got < 0 && errno == EINTR) continue;
-    if (got <= 0) return false;
-    done += static_cast<size_t>(got);
+  if (ChecksumOf(file.substr(0, file.size() - sizeof(stored))) != stored) {
+    return "its checksum is wrong";
   }
-  return true;
+  return nullptr;
 }
 
-bool WriteAll(int fd, std::string_view text) {
-  while (!text.empty()) {
-    const ssize_t put = write(fd, text.data(), text.size());
-    if (put < 0 && errno == EINTR) continue;
-    if (put < 0) return false;
-    text.remove_prefix(static_cast<size_t>(put));
-  }
-  return true;
-}
+// The two parts of a file without a fault.
+struct Parts {
+  std::string_view key_text;
+  std::string_view image;
+};
 
-// errno values of file systems that have no fsync; the rename is then as safe as it gets.
-bool Sync(int fd) { return fsync(fd) == 0 || errno == EINVAL || errno == ENOSYS; }
-
-std::string Failure(const std::string& action, int error) {
-  return action + ": " + std::system_category().message(error);
-}
-
-// Parents get the usual mode, the directory itself 0700: it holds code that will be executed.
-std::string CreateDirectory(const std::string& directory) {
-  std::error_code error;
-  const fs::path parent = fs::path(directory).parent_path();
-  if (!parent.empty()) fs::create_directories(parent, error);
-  if (error) return Failure("cannot create " + parent.string(), error.value());
-  if (mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST) {
-    const int cause = errno;
-    return Failure("cannot create " + directory, cause);
-  }
-  return {};
+Parts PartsOf(std::string_view file) {
+  Header header;
+  std::memcpy(&header, file.data(), sizeof(header));
+  return {file.substr(sizeof(header), header.key_bytes),
+          file.substr(sizeof(header) + header.key_bytes, header.image_bytes)};
 }
 
 // Label of an entry's file name, or empty if the file is not an entry.
 std::string LabelOf(const std::string& name) {
   const size_t tail = 1 + kHashLength + kSuffix.size();
   if (name.size() < tail || !name.ends_with(kSuffix) || name[name.size() - tail] != '-') return {};
+  if (!std::all_of(name.begin(), name.end(), IsPlain)) return {};
   return name.substr(0, name.size() - tail);
+}
+
+// What a writer left that died. Where it runs cannot be known, so one that is alive must be given
+// time: an hour is much more than any writes, and than clocks of hosts differ.
+bool IsOrphan(const TrustedDirectory::File& file) {
+  constexpr time_t kOldSeconds = 3600;
+  const size_t mark = file.name.find(TrustedDirectory::kTempMark);
+  return mark != std::string::npos && !LabelOf(file.name.substr(0, mark)).empty() &&
+         file.modified.tv_sec < time(nullptr) - kOldSeconds;
+}
+
+// Two processes that make room at once choose the same entries.
+void MakeRoom(const TrustedDirectory& directory, const std::string& kept, uint64_t limit_bytes) {
+  std::vector<TrustedDirectory::File> entries;
+  uint64_t total_bytes = 0;
+  for (const TrustedDirectory::File& file : directory.List()) {
+    if (IsOrphan(file)) directory.Remove(file.name);
+    if (LabelOf(file.name).empty()) continue;
+    total_bytes += file.bytes;
+    if (file.name != kept) entries.push_back(file);
+  }
+  std::sort(entries.begin(), entries.end(), [](const auto& x, const auto& y) {
+    return std::tie(x.modified.tv_sec, x.modified.tv_nsec, x.name) <
+           std::tie(y.modified.tv_sec, y.modified.tv_nsec, y.name);
+  });
+  for (const TrustedDirectory::File& entry : entries) {
+    if (total_bytes <= limit_bytes) return;
+    directory.Remove(entry.name);
+    total_bytes -= entry.bytes;
+  }
 }
 
 }  // namespace
 
-DiskStore::DiskStore(const std::string& directory)
-    : directory_(fs::path(directory).lexically_normal().string()) {
+DiskStore::DiskStore(const std::string& directory, uint64_t limit_bytes)
+    : directory_(std::filesystem::path(directory).lexically_normal().string()),
+      limit_bytes_(limit_bytes) {
   if (directory_.size() > 1 && directory_.back() == '/') directory_.pop_back();
 }
 
 std::string DiskStore::PathOf(const std::string& key_text, const std::string& label) const {
-  return directory_ + '/' + FileNameOf(label) + '-' + HashOf(key_text) + std::string(kSuffix);
+  return directory_ + '/' + NameOf(key_text, label);
 }
 
 DiskStore::Loaded DiskStore::Load(const std::string& key_text, const std::string& label) const {
-  FileDescriptor file(open(PathOf(key_text, label).c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
-  struct stat info = {};
-  if (file.get() < 0 || fstat(file.get(), &info) != 0 || !S_ISREG(info.st_mode)) return {};
-  const auto file_bytes = static_cast<uint64_t>(info.st_size);
-  if (file_bytes > kMaxFileBytes) return {Status::kCorrupt, {}};
-  std::string text(file_bytes, '\0');
-  if (!ReadAll(file.get(), text)) return {Status::kCorrupt, {}};
-  return Decode(text, key_text);
+  const TrustedDirectory directory(directory_, IfMissing::kStayClosed);
+  if (!directory.is_open()) return {};
+  const std::string name = NameOf(key_text, label);
+  std::string text;
+  const Found found = directory.Read(name, text);
+  if (found == Found::kNothing) return {};
+  if (found == Found::kUntrusted || FaultOf(text) != nullptr) {
+    directory.Remove(name);
+    return {Status::kCorrupt, {}};
+  }
+  const Parts parts = PartsOf(text);
+  if (parts.key_text != key_text) return {};
+  directory.Touch(name);
+  return {Status::kHit, std::string(parts.image)};
 }
 
 std::string DiskStore::Store(const std::string& key_text, const std::string& label,
                              const std::string& image) const {
-  const std::string failure = CreateDirectory(directory_);
-  if (!failure.empty()) return failure;
-  const std::string path = PathOf(key_text, label);
-  // mkstemp creates with O_EXCL, so the name is unique among processes and hosts alike.
-  std::string temp =
-      path.substr(0, path.size() - kSuffix.size()) + std::string(kTempMark) + "XXXXXX";
-  FileDescriptor file(mkostemp(temp.data(), O_CLOEXEC));
-  if (file.get() < 0) {
-    const int cause = errno;
-    return Failure("cannot create a file in " + directory_, cause);
-  }
-  // mkstemp's 0600 would hide entries in a directory that users share on purpose.
-  const bool written = fchmod(file.get(), 0644) == 0 &&
-                       WriteAll(file.get(), Encode(key_text, image)) && Sync(file.get()) &&
-                       file.Close() && rename(temp.c_str(), path.c_str()) == 0;
-  if (written) return {};
-  const int cause = errno;
-  unlink(temp.c_str());
-  return Failure("cannot write " + path, cause);
+  const TrustedDirectory directory(directory_, IfMissing::kCreate);
+  if (!directory.is_open()) return directory.refusal();
+  const std::string name = NameOf(key_text, label);
+  const std::string failure = directory.Replace(name, Encode(key_text, image));
+  if (failure.empty()) MakeRoom(directory, name, limit_bytes_);
+  return failure;
+}
+
+std::string DiskStore::Refusal() const {
+  return TrustedDirectory(directory_, IfMissing::kStayClosed).refusal();
 }
 
 std::vector<DiskEntry> DiskStore::List() const {
   std::vector<DiskEntry> entries;
-  std::error_code error;
-  fs::directory_iterator it(directory_, error);
-  for (; !error && it != fs::directory_iterator(); it.increment(error)) {
-    const std::string label = LabelOf(it->path().filename().string());
-    std::error_code size_error;  // the file may be gone by now
-    const uint64_t file_bytes = label.empty() ? 0 : it->file_size(size_error);
-    if (!label.empty() && !size_error) entries.push_back({it->path().string(), label, file_bytes});
+  const TrustedDirectory directory(directory_, IfMissing::kStayClosed);
+  if (!directory.is_open()) return entries;
+  for (const TrustedDirectory::File& file : directory.List()) {
+    const std::string label = LabelOf(file.name);
+    if (!label.empty()) entries.push_back({file.name, label, file.bytes});
   }
   std::sort(entries.begin(), entries.end(),
-            [](const DiskEntry& x, const DiskEntry& y) { return x.path < y.path; });
+            [](const DiskEntry& x, const DiskEntry& y) { return x.name < y.name; });
   return entries;
+}
+
+std::vector<DiskFault> DiskStore::Verify() const {
+  std::vector<DiskFault> faults;
+  const TrustedDirectory directory(directory_, IfMissing::kStayClosed);
+  for (const DiskEntry& entry : List()) {
+    if (!directory.is_open()) break;
+    std::string text;
+    const Found found = directory.Read(entry.name, text);
+    if (found == Found::kNothing) continue;  // evicted meanwhile
+    const char* fault = found == Found::kUntrusted
+                            ? "it is a link, or another user can have written it"
+                            : FaultOf(text);
+    if (fault == nullptr && !entry.name.ends_with(TailOf(PartsOf(text).key_text))) {
+      fault = "it is another kernel's";
+    }
+    if (fault != nullptr) faults.push_back({entry.name, fault});
+  }
+  return faults;
 }
 
 size_t DiskStore::Clear() const {
   size_t removed = 0;
-  for (const DiskEntry& entry : List()) removed += unlink(entry.path.c_str()) == 0 ? 1 : 0;
-  std::vector<std::string> temps;
-  std::error_code error;
-  fs::directory_iterator it(directory_, error);
-  for (; !error && it != fs::directory_iterator(); it.increment(error)) {
-    const std::string path = it->path().string();
-    if (path.find(kTempMark, directory_.size()) != std::string::npos) temps.push_back(path);
+  const TrustedDirectory directory(directory_, IfMissing::kStayClosed);
+  if (!directory.is_open()) return removed;
+  for (const TrustedDirectory::File& file : directory.List()) {
+    if (!LabelOf(file.name).empty()) removed += directory.Remove(file.name) ? 1 : 0;
+    if (IsOrphan(file)) directory.Remove(file.name);
   }
-  for (const std::string& temp : temps) unlink(temp.c_str());
   return removed;
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Kernel images in a directory, safe for many threads, processes and hosts at once.
+// Kernel images in a trusted directory, safe for many threads, processes and hosts at once.
 //
 // One file per image: <label>-<128-bit hash of the key>.bin. A file appears by an atomic rename, so
 // a reader sees a whole entry or none; size fields and a checksum catch what a crash or a full disk
@@ -13,38 +13,56 @@
 namespace fp8gemm {
 
 struct DiskEntry {
-  std::string path;
+  std::string name;
   std::string label;
   uint64_t file_bytes = 0;
 };
 
+struct DiskFault {
+  std::string name;
+  std::string fault;
+};
+
 class DiskStore {
  public:
+  static constexpr uint64_t kNoLimit = ~uint64_t{0};
+
   enum class Status { kHit, kMiss, kCorrupt };
   struct Loaded {
     Status status = Status::kMiss;
     std::string image;  // empty unless kHit
   };
 
-  /// Touches nothing: the directory is created, with mode 0700, when the first image is stored.
-  explicit DiskStore(const std::string& directory);
+  /// Touches nothing: the directory is created when the first image is stored. Of a directory that
+  /// cannot be trusted nothing is read, written or removed.
+  ///
+  /// @param limit_bytes  What all entries may have together.
+  explicit DiskStore(const std::string& directory, uint64_t limit_bytes = kNoLimit);
 
-  /// File of a key. Characters of the label that do not belong in a file name become '_'.
+  /// File of a key.
   std::string PathOf(const std::string& key_text, const std::string& label) const;
 
-  /// An entry that cannot be opened, of another key or of another format version is a miss.
+  /// An entry that cannot be opened or is of another key is a miss; one that is damaged, of another
+  /// format version, or that another user could have written is corrupt, and removed.
   Loaded Load(const std::string& key_text, const std::string& label) const;
 
-  /// Writes or replaces an entry.
+  /// Writes or replaces an entry. Makes room for it: removes the entries that were not loaded for
+  /// the longest time until all keep to the limit, and what writers that died have left.
   ///
   /// @return  Empty, or why the entry was not written; the previous one is then still in place.
   std::string Store(const std::string& key_text, const std::string& label,
                     const std::string& image) const;
 
-  /// Finished entries, sorted by path; none if the directory does not exist.
+  /// Why the directory is not used, and what to do; empty if it is, or does not exist yet.
+  std::string Refusal() const;
+
+  /// Finished entries, sorted by name; none if the directory does not exist.
   std::vector<DiskEntry> List() const;
 
-  /// Removes all entries and the temporary files that dead processes left; other files stay.
+  /// Reads every entry, changes nothing. Returns those that would not be loaded and why.
+  std::vector<DiskFault> Verify() const;
+
+  /// Removes all entries and what writers that died have left; other files stay.
   ///
   /// @return  Number of entries removed.
   size_t Clear() const;
@@ -53,6 +71,7 @@ class DiskStore {
 
  private:
   std::string directory_;
+  uint64_t limit_bytes_;
 };
 
 }  // namespace fp8gemm

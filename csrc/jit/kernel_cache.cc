@@ -91,22 +91,21 @@ void KernelCache::StoreOrWarn(const DiskStore& disk, const std::string& key_text
     if (!std::exchange(warned_, true)) sink = warning_sink_;
   }
   if (sink) {
-    sink("The kernel cache is not usable for writing (" + failure +
-         "), so every process compiles its kernels again; set JAX_FP8GEMM_CACHE_DIR to a writable "
-         "directory.");
+    sink("Compiled kernels are not kept on disk, so every process compiles them again: " + failure +
+         ".");
   }
 }
 
-void KernelCache::SetDirectory(const std::string& path) {
-  auto disk = path.empty() ? nullptr : std::make_shared<const DiskStore>(path);
+void KernelCache::SetDirectory(const std::string& path, uint64_t limit_bytes) {
+  auto disk = path.empty() ? nullptr : std::make_shared<const DiskStore>(path, limit_bytes);
   const std::lock_guard lock(mutex_);
   disk_ = std::move(disk);
   warned_ = false;
 }
 
-std::string KernelCache::Directory() const {
+std::shared_ptr<const DiskStore> KernelCache::Disk() const {
   const std::lock_guard lock(mutex_);
-  return disk_ != nullptr ? disk_->directory() : std::string();
+  return disk_;
 }
 
 void KernelCache::SetWarningSink(std::function<void(std::string)> sink) {
@@ -117,24 +116,6 @@ void KernelCache::SetWarningSink(std::function<void(std::string)> sink) {
 KernelCache::Counters KernelCache::GetCounters() const {
   const std::lock_guard lock(mutex_);
   return counters_;
-}
-
-std::vector<DiskEntry> KernelCache::ListDisk() const {
-  std::shared_ptr<const DiskStore> disk;
-  {
-    const std::lock_guard lock(mutex_);
-    disk = disk_;
-  }
-  return disk != nullptr ? disk->List() : std::vector<DiskEntry>();
-}
-
-size_t KernelCache::ClearDisk() {
-  std::shared_ptr<const DiskStore> disk;
-  {
-    const std::lock_guard lock(mutex_);
-    disk = disk_;
-  }
-  return disk != nullptr ? disk->Clear() : 0;
 }
 
 void KernelCache::ClearMemory() {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Compiled kernels by key: in memory with single flight, and optionally on disk.
 #pragma once
-#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <future>
@@ -9,7 +8,6 @@
 #include <mutex>
 #include <string>
 #include <unordered_map>
-#include <vector>
 
 #include "jit/disk_store.h"
 
@@ -25,7 +23,7 @@ class KernelCache {
     uint64_t memory_hits = 0;     // includes threads that waited for another thread's build
     uint64_t disk_hits = 0;
     uint64_t builds = 0;          // started, whether they succeeded or not
-    uint64_t corrupt = 0;         // entries on disk that were damaged and rebuilt
+    uint64_t corrupt = 0;         // entries on disk that were damaged or not ours, and rebuilt
     uint64_t write_failures = 0;
   };
 
@@ -42,22 +40,18 @@ class KernelCache {
   Image GetOrBuild(const std::string& key_text, const std::string& label,
                    const std::function<std::string()>& build);
 
-  /// Directory of the entries on disk; "" keeps images in memory only (the initial state).
-  /// Images already in memory stay.
-  void SetDirectory(const std::string& path);
-  std::string Directory() const;
+  /// Directory of the entries on disk, and what they may have together; "" keeps images in memory
+  /// only (the initial state). Images already in memory stay.
+  void SetDirectory(const std::string& path, uint64_t limit_bytes = DiskStore::kNoLimit);
+
+  /// The entries on disk, of this and of other processes; null where images stay in memory.
+  std::shared_ptr<const DiskStore> Disk() const;
 
   /// Receives the reason when an entry cannot be written, once per directory. Called without a lock
   /// on a thread that builds, after the image is ready; must not throw.
   void SetWarningSink(std::function<void(std::string)> sink);
 
   Counters GetCounters() const;
-
-  /// Entries on disk, of this and of other processes.
-  std::vector<DiskEntry> ListDisk() const;
-
-  /// Removes all entries on disk. Returns how many there were.
-  size_t ClearDisk();
 
   /// Forgets all images in memory; holders of an image, and builds under way, are not disturbed.
   void ClearMemory();

@@ -21,6 +21,10 @@ constexpr size_t kMaxKeyBytes = 4096;
 constexpr unsigned kMaxSmemPerBlock = 232448;
 constexpr unsigned kDefaultSmemPerBlock = 48 * 1024;
 constexpr unsigned kMaxCluster = 8;  // more is not portable between GPUs
+constexpr unsigned kMaxGrid = (1u << 31) - 1;
+constexpr unsigned kMaxThreads = 1024;
+constexpr unsigned kMaxRegisters = 65536;  // of a CTA
+constexpr unsigned kRegisterUnit = 8;      // per thread, that a warp gets them by
 constexpr size_t kParamsAlignment = 64;
 
 // A library, its only kernel and that kernel's function are one object.
@@ -33,10 +37,14 @@ LoadedKernelImage* FromHandle(void* handle) { return static_cast<LoadedKernelIma
 
 struct LaunchAttributes {
   unsigned cluster = 1;
+  bool has_cluster = false;
   bool is_dependent = false;
 };
 
 CUresult ReadAttributes(const CUlaunchConfig& config, LaunchAttributes& attributes) {
+  if (config.numAttrs != 0 && config.attrs == nullptr) {
+    return Fail(CUDA_ERROR_INVALID_VALUE, "the launch attributes must not be null");
+  }
   for (unsigned i = 0; i < config.numAttrs; ++i) {
     const CUlaunchAttribute& attribute = config.attrs[i];
     switch (attribute.id) {
@@ -45,6 +53,7 @@ CUresult ReadAttributes(const CUlaunchConfig& config, LaunchAttributes& attribut
           return Fail(CUDA_ERROR_INVALID_CLUSTER_SIZE, "clusters must be one-dimensional");
         }
         attributes.cluster = attribute.value.clusterDim.x;
+        attributes.has_cluster = true;
         break;
       case CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION:
         attributes.is_dependent = attribute.value.programmaticStreamSerializationAllowed != 0;
@@ -63,12 +72,39 @@ std::string Got(const char* rule, unsigned got, unsigned wanted) {
          std::to_string(wanted);
 }
 
+// What one CTA of the kernel may have of an SM.
+CUresult CheckResources(const CUlaunchConfig& config, const LoadedKernelImage& image) {
+  const SimKernel& kernel = *image.kernel;
+  if (kernel.threads > kMaxThreads) {
+    return Fail(CUDA_ERROR_INVALID_VALUE, Got("threads per CTA", kernel.threads, kMaxThreads));
+  }
+  const unsigned registers =
+      (kernel.launch_registers + kRegisterUnit - 1) / kRegisterUnit * kRegisterUnit;
+  if (kernel.threads * registers > kMaxRegisters) {
+    return Fail(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES,
+                Got("registers per CTA", kernel.threads * registers, kMaxRegisters));
+  }
+  if (config.sharedMemBytes > image.max_smem_bytes) {
+    return Fail(CUDA_ERROR_INVALID_VALUE,
+                Got("dynamic shared memory allowed by the kernel's attribute",
+                    config.sharedMemBytes, image.max_smem_bytes));
+  }
+  if (config.sharedMemBytes < kernel.smem_bytes) {
+    return Fail(CUDA_ERROR_INVALID_VALUE, Got("dynamic shared memory the kernel addresses",
+                                              config.sharedMemBytes, kernel.smem_bytes));
+  }
+  return CUDA_SUCCESS;
+}
+
 CUresult CheckGeometry(const CUlaunchConfig& config, const LaunchAttributes& attributes,
                        const LoadedKernelImage& image) {
   const SimKernel& kernel = *image.kernel;
   if (config.gridDimX == 0 || config.gridDimY != 1 || config.gridDimZ != 1 ||
       config.blockDimY != 1 || config.blockDimZ != 1) {
     return Fail(CUDA_ERROR_INVALID_VALUE, "grid and block must be one-dimensional, not empty");
+  }
+  if (config.gridDimX > kMaxGrid) {
+    return Fail(CUDA_ERROR_INVALID_VALUE, Got("CTAs per grid", config.gridDimX, kMaxGrid));
   }
   if (attributes.cluster == 0 || attributes.cluster > kMaxCluster) {
     return Fail(CUDA_ERROR_INVALID_CLUSTER_SIZE,
@@ -86,16 +122,7 @@ CUresult CheckGeometry(const CUlaunchConfig& config, const LaunchAttributes& att
     return Fail(CUDA_ERROR_INVALID_CLUSTER_SIZE,
                 Got("cluster the kernel is built for", attributes.cluster, kernel.cluster));
   }
-  if (config.sharedMemBytes > image.max_smem_bytes) {
-    return Fail(CUDA_ERROR_INVALID_VALUE,
-                Got("dynamic shared memory allowed by the kernel's attribute",
-                    config.sharedMemBytes, image.max_smem_bytes));
-  }
-  if (config.sharedMemBytes < kernel.smem_bytes) {
-    return Fail(CUDA_ERROR_INVALID_VALUE, Got("dynamic shared memory the kernel addresses",
-                                              config.sharedMemBytes, kernel.smem_bytes));
-  }
-  return CUDA_SUCCESS;
+  return CheckResources(config, image);
 }
 
 // The driver copies parameters at launch, so later changes by the caller do not matter.
@@ -189,6 +216,9 @@ CUresult OccupancyMaxActiveClusters(int* clusters, CUfunction function,
   }
   LaunchAttributes attributes;
   CUresult result = ReadAttributes(*config, attributes);
+  if (result == CUDA_SUCCESS && !attributes.has_cluster) {
+    return Fail(CUDA_ERROR_INVALID_VALUE, "the question needs the size of a cluster");
+  }
   if (result == CUDA_SUCCESS) result = CheckGeometry(*config, attributes, *FromHandle(function));
   if (result != CUDA_SUCCESS) return result;
   const std::lock_guard lock(State().mutex);
@@ -213,9 +243,13 @@ CUresult KernelSetAttribute(CUfunction_attribute attribute, int value, CUkernel 
   return CUDA_SUCCESS;
 }
 
-CUresult LaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void** params, void**) {
+CUresult LaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void** params,
+                        void** extra) {
   if (config == nullptr || function == nullptr || params == nullptr || params[0] == nullptr) {
     return Fail(CUDA_ERROR_INVALID_VALUE, "a launch needs a configuration, function, parameter");
+  }
+  if (extra != nullptr) {
+    return Fail(CUDA_ERROR_INVALID_VALUE, "parameters come in one way: kernelParams or extra");
   }
   const LoadedKernelImage& image = *FromHandle(function);
   LaunchAttributes attributes;

@@ -8,7 +8,7 @@
 namespace fp8gemm::sim {
 namespace {
 
-constexpr uint64_t kMaxDim = uint64_t{1} << 32;
+constexpr uint64_t kMaxDim = uint64_t{1} << 31;  // 2^32 until CUDA 13.1, 2^31 in 13.5
 constexpr uint64_t kStrideLimitBytes = uint64_t{1} << 40;
 constexpr uint32_t kMaxBox = 256;
 
@@ -43,7 +43,7 @@ class Rules {
 void CheckExtents(Rules& rules, const SimTensorMap& map, const uint32_t* element_strides) {
   const uint64_t row_bytes = uint64_t{map.box[0]} * map.elem_bytes;
   for (uint32_t i = 0; i < map.rank; ++i) {
-    rules.Require(map.dims[i] >= 1 && map.dims[i] <= kMaxDim, "a dimension must be 1 to 2^32",
+    rules.Require(map.dims[i] >= 1 && map.dims[i] <= kMaxDim, "a dimension must be 1 to 2^31",
                   map.dims[i]);
     rules.Require(map.box[i] >= 1 && map.box[i] <= kMaxBox, "a box extent must be 1 to 256",
                   map.box[i]);

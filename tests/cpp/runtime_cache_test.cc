@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Kernel cache: single flight, damaged entries, disks that cannot be written, many processes.
 //
-// Usage: runtime_cache_test threads | disk DIR | unwritable DIR | full DIR | worker DIR NUM_KEYS
+// Usage: runtime_cache_test threads | disk DIR | unwritable DIR | full DIR | room DIR
+//                           | worker DIR NUM_KEYS [LIMIT_BYTES]
 #include <sys/resource.h>
 #include <sys/stat.h>
 
@@ -86,7 +87,7 @@ void TestThreads() {
   cache.ClearMemory();
   CHECK(*cache.GetOrBuild("key", "label", [] { return std::string("again"); }) == "again");
   CHECK(*images[0] == "image");
-  CHECK(cache.Directory().empty() && cache.ListDisk().empty() && cache.ClearDisk() == 0);
+  CHECK(cache.Disk() == nullptr);
 }
 
 std::string ReadFile(const std::string& path) {
@@ -109,6 +110,10 @@ KernelCache::Counters Reopen(const std::string& directory, bool may_build) {
   return cache.GetCounters();
 }
 
+void Age(const std::string& path, int seconds) {
+  fs::last_write_time(path, fs::file_time_type::clock::now() - std::chrono::seconds(seconds));
+}
+
 void TestDamage(const std::string& directory, const std::string& path) {
   const std::string good = ReadFile(path);
   for (size_t size = 0; size < good.size(); ++size) {
@@ -117,13 +122,17 @@ void TestDamage(const std::string& directory, const std::string& path) {
     CHECK(counters.corrupt == 1 && counters.builds == 1 && counters.disk_hits == 0);
     CHECK(ReadFile(path) == good);
   }
-  for (size_t i = 0; i < good.size(); ++i) {
+  const DiskStore store(directory);
+  for (size_t i = 0; i < 8 * good.size(); ++i) {
     std::string bad = good;
-    bad[i] = static_cast<char>(bad[i] ^ 0x10);
+    bad[i / 8] = static_cast<char>(bad[i / 8] ^ (1 << i % 8));
     WriteFile(path, bad);
-    CHECK(Reopen(directory, true).builds == 1);  // never a damaged image
-    CHECK(ReadFile(path) == good);
+    CHECK(store.Verify().size() == 1 && path.ends_with('/' + store.Verify()[0].name));
+    CHECK(store.Load("key", "tile").status == DiskStore::Status::kCorrupt);
+    CHECK(!fs::exists(path));
   }
+  CHECK(Reopen(directory, true).builds == 1);
+  CHECK(ReadFile(path) == good && store.Verify().empty());
   WriteFile(path, good + "x");
   CHECK(Reopen(directory, true).corrupt == 1);
   CHECK(Reopen(directory, false).disk_hits == 1);
@@ -147,6 +156,10 @@ void TestDisk(const std::string& root) {
   fs::rename(store.PathOf("other key", "tile"), path);
   const auto collided = Reopen(directory, true);
   CHECK(collided.builds == 1 && collided.corrupt == 0 && collided.disk_hits == 0);
+  CHECK(store.Store("other key", "tile", "other image").empty() && store.Verify().empty());
+  fs::rename(store.PathOf("other key", "tile"), path);
+  CHECK(store.Verify().size() == 1);
+  CHECK_CONTAINS(store.Verify()[0].fault, "another kernel's");
 
   // Labels cannot leave the directory, and long ones fit in a file name.
   CHECK(store.Store("k", "../up/\n", "x").empty());
@@ -156,16 +169,19 @@ void TestDisk(const std::string& root) {
   CHECK(store.List()[0].label == ".._up__" && store.List()[2].label == "tile");
   CHECK(store.List()[2].file_bytes == fs::file_size(path));
 
-  // A directory in the way of an entry is a miss that cannot be replaced: a warning, no more.
+  // A directory in the way of an entry cannot be replaced: a warning, no more.
   CHECK(fs::create_directory(store.PathOf("blocked", "tile")));
-  CHECK(store.Load("blocked", "tile").status == DiskStore::Status::kMiss);
+  CHECK(store.Load("blocked", "tile").status == DiskStore::Status::kCorrupt);
   CHECK_CONTAINS(store.Store("blocked", "tile", "x"), "cannot write");
 
-  WriteFile(directory + "/tile-0.bin.tmp-abc123", "left by a dead process");
+  const std::string temp = path + ".tmp-1-0", live = path + ".tmp-1-1";
+  WriteFile(temp, "left by a dead process");
+  Age(temp, 3700);
+  WriteFile(live, "being written");
   WriteFile(directory + "/notes.txt", "not ours");
   CHECK(store.Clear() == 3 && store.List().empty());
   CHECK(fs::exists(directory + "/notes.txt"));
-  CHECK(!fs::exists(directory + "/tile-0.bin.tmp-abc123"));
+  CHECK(!fs::exists(temp) && fs::exists(live));
 }
 
 /// Builds two kernels over a disk that refuses; expects both images and one warning.
@@ -202,10 +218,35 @@ void TestFull(const std::string& directory) {
   CHECK(fs::is_empty(directory));
 }
 
-void Work(const std::string& directory, int num_keys) {
+void TestRoom(const std::string& directory) {
+  const std::string image(1000, 'i');
+  const DiskStore store(directory, 3500);  // three entries of 1,000 and some bytes
+  const std::vector<std::string> keys = {"a", "b", "c", "d"};
+  for (int i = 0; i < 3; ++i) {
+    CHECK(store.Store(keys[i], "tile", image).empty());
+    Age(store.PathOf(keys[i], "tile"), 300 - 100 * i);
+  }
+  const std::string old = store.PathOf("b", "tile") + ".tmp-7-7", live = old + "7";
+  const std::string notes = directory + "/notes.txt", notes_temp = notes + ".tmp-7-7";
+  for (const auto& path : {old, live, notes, notes_temp}) WriteFile(path, std::string(9000, 'x'));
+  for (const auto& path : {old, notes, notes_temp}) Age(path, 3700);
+  Age(live, 3500);
+  // A load makes the oldest the newest, so the second oldest goes.
+  CHECK(store.Load("a", "tile").status == DiskStore::Status::kHit);
+  CHECK(store.Store("d", "tile", image).empty());
+  for (const auto& key : keys) CHECK(fs::exists(store.PathOf(key, "tile")) == (key != "b"));
+  CHECK(!fs::exists(old) && fs::exists(live) && fs::exists(notes) && fs::exists(notes_temp));
+  // What is larger than the limit is kept until the next one comes.
+  CHECK(store.Store("e", "tile", std::string(5000, 'i')).empty() && store.List().size() == 1);
+  CHECK(store.Load("e", "tile").status == DiskStore::Status::kHit);
+  CHECK(store.Store("a", "tile", image).empty() && store.List().size() == 1);
+  CHECK(store.Load("a", "tile").status == DiskStore::Status::kHit);
+}
+
+void Work(const std::string& directory, int num_keys, uint64_t limit_bytes) {
   KernelCache cache;
   cache.SetWarningSink([](std::string warning) { checks::Fail("warning", 0, warning); });
-  cache.SetDirectory(directory);
+  cache.SetDirectory(directory, limit_bytes);
   for (int i = 0; i < num_keys; ++i) {
     const std::string key = "key " + std::to_string(i);
     const std::string image(20000 + i, static_cast<char>('a' + i % 26));
@@ -231,7 +272,10 @@ int main(int argc, char** argv) {
   } else if (mode == "full") {
     fp8gemm::TestFull(directory);
   } else if (mode == "worker") {
-    fp8gemm::Work(directory, std::stoi(argv[3]));
+    fp8gemm::Work(directory, std::stoi(argv[3]),
+                  argc > 4 ? std::stoull(argv[4]) : fp8gemm::DiskStore::kNoLimit);
+  } else if (mode == "room") {
+    fp8gemm::TestRoom(directory);
   } else {
     checks::Fail("usage", 0, "unknown mode '" + mode + "'");
   }

@@ -74,8 +74,8 @@ void TestTensorMap() {
   TestBrokenRule([](Spec& s) { s.base = nullptr; }, "base must not be null");
   TestBrokenRule([](Spec& s) { s.base = HandleOf<void*>(0x408); },
                  "base must be a multiple of 16 bytes, also of a slice that XLA passes where it");
-  TestBrokenRule([](Spec& s) { s.dim0 = 0; }, "dim0 must be in 1..2^32, got 0");
-  TestBrokenRule([](Spec& s) { s.dim1 = (uint64_t{1} << 32) + 1; }, "dim1 must be in 1..2^32");
+  TestBrokenRule([](Spec& s) { s.dim0 = 0; }, "dim0 must be in 1..2^31, got 0");
+  TestBrokenRule([](Spec& s) { s.dim1 = (uint64_t{1} << 31) + 1; }, "dim1 must be in 1..2^31");
   TestBrokenRule([](Spec& s) { s.pitch_bytes = 2052; }, "pitch_bytes must be a multiple of 16");
   TestBrokenRule([](Spec& s) { s.pitch_bytes = uint64_t{1} << 40; }, "less than 2^40");
   TestBrokenRule([](Spec& s) { s.pitch_bytes = 2032; },

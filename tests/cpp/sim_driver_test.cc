@@ -11,7 +11,11 @@ using namespace fp8gemm;
 
 void DoNothing(const void*) {}
 
-const sim::SimKernel kKernels[] = {{"idle", &DoNothing, 4, 128, 2, 60000, 128, nullptr}};
+const sim::SimKernel kKernels[] = {
+    {"idle", &DoNothing, 4, 128, 2, 60000, 128, nullptr},
+    {"crowded", &DoNothing, 4, 1152, 1, 0, 32, nullptr},
+    {"greedy", &DoNothing, 4, 512, 1, 0, 129, nullptr},
+};
 const sim::KernelTable kTable(kKernels);
 
 const DriverApi& Api() { return *Fp8GemmSimDriver(); }
@@ -83,6 +87,89 @@ void TestLaunches() {
   CHECK(LaunchChanged([](Geometry& g) { g.cluster = 16; }) == CUDA_ERROR_INVALID_CLUSTER_SIZE);
   CHECK(LaunchChanged([](Geometry& g) { g.smem_bytes = 59999; }) == CUDA_ERROR_INVALID_VALUE);
   CHECK_CONTAINS(Api().last_report(), "shared memory the kernel addresses");
+}
+
+// What one CTA may have, of kernels that ask for too much.
+void TestResources() {
+  uint32_t params = 0;
+  CHECK(Launch("crowded", {1, 1152, 1, 0}, &params) == CUDA_ERROR_INVALID_VALUE);
+  CHECK_CONTAINS(Api().last_report(), "threads per CTA: got 1152");
+  CHECK(Launch("greedy", {1, 512, 1, 0}, &params) == CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES);
+  CHECK_CONTAINS(Api().last_report(), "registers per CTA: got 69632");
+}
+
+// "idle" as a function, with a configuration that it accepts.
+struct Idle {
+  Idle() {
+    CUkernel kernel;
+    CHECK(Api().cuLibraryLoadData(&library, "fp8gemm-sim\nidle\n", nullptr, nullptr, 0, nullptr,
+                                  nullptr, 0) == CUDA_SUCCESS);
+    CHECK(Api().cuLibraryGetKernel(&kernel, library, "kernel") == CUDA_SUCCESS);
+    CHECK(Api().cuKernelGetFunction(&function, kernel) == CUDA_SUCCESS);
+    CHECK(Api().cuKernelSetAttribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, 60000, kernel,
+                                     0) == CUDA_SUCCESS);
+    cluster.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+    cluster.value.clusterDim = {2, 1, 1};
+    config = {2, 1, 1, 128, 1, 1, 60000, nullptr, &cluster, 1};
+  }
+  Idle(const Idle&) = delete;
+  ~Idle() { CHECK(Api().cuLibraryUnload(library) == CUDA_SUCCESS); }
+
+  CUresult Launch(void** extra = nullptr) {
+    uint32_t params = 0;
+    void* kernel_params[] = {&params};
+    return Api().cuLaunchKernelEx(&config, function, kernel_params, extra);
+  }
+
+  CUlibrary library;
+  CUfunction function;
+  CUlaunchAttribute cluster = {};
+  CUlaunchConfig config;
+};
+
+void TestLaunchArguments() {
+  Idle idle;
+  CHECK(idle.Launch() == CUDA_SUCCESS);
+  void* extra[] = {nullptr};
+  CHECK(idle.Launch(extra) == CUDA_ERROR_INVALID_VALUE);
+  CHECK_CONTAINS(Api().last_report(), "kernelParams or extra");
+  idle.config.gridDimX = 1u << 31;
+  CHECK(idle.Launch() == CUDA_ERROR_INVALID_VALUE);
+  CHECK_CONTAINS(Api().last_report(), "CTAs per grid");
+  idle.config.gridDimX = 2;
+  idle.config.gridDimY = 2;
+  CHECK(idle.Launch() == CUDA_ERROR_INVALID_VALUE);
+  CHECK_CONTAINS(Api().last_report(), "one-dimensional, not empty");
+  idle.config.gridDimY = 1;
+  idle.config.attrs = nullptr;
+  CHECK(idle.Launch() == CUDA_ERROR_INVALID_VALUE);
+  CHECK_CONTAINS(Api().last_report(), "attributes must not be null");
+}
+
+void TestLaunchAttributes() {
+  Idle idle;
+  idle.cluster.value.clusterDim = {1, 2, 1};
+  CHECK(idle.Launch() == CUDA_ERROR_INVALID_CLUSTER_SIZE);
+  CHECK_CONTAINS(Api().last_report(), "clusters must be one-dimensional");
+  idle.cluster.id = static_cast<CUlaunchAttributeID>(63);
+  CHECK(idle.Launch() == CUDA_ERROR_INVALID_VALUE);
+  CHECK_CONTAINS(Api().last_report(), "launch attribute 63");
+}
+
+void TestOccupancy() {
+  Idle idle;
+  int clusters = 0;
+  const auto ask = [&] {
+    return Api().cuOccupancyMaxActiveClusters(&clusters, idle.function, &idle.config);
+  };
+  CHECK(ask() == CUDA_SUCCESS && clusters == 3);  // on 7 SMs
+  sim::SimOptions options;
+  options.num_sms = 1;
+  Fp8GemmSimSetOptions(&options);
+  CHECK(ask() == CUDA_SUCCESS && clusters == 1);
+  idle.config.numAttrs = 0;
+  CHECK(ask() == CUDA_ERROR_INVALID_VALUE);
+  CHECK_CONTAINS(Api().last_report(), "needs the size of a cluster");
 }
 
 void TestSmemAttribute() {
@@ -158,9 +245,9 @@ using Args = EncodeArguments;
 void TestMapExtents() {
   CHECK(EncodeChanged([](Args&) {}) == CUDA_SUCCESS);
   CHECK(EncodeChanged([](Args& a) { a.rank = 3; }) == CUDA_SUCCESS);
-  CHECK(EncodeChanged([](Args& a) { a.dims[1] = uint64_t{1} << 32; }) == CUDA_SUCCESS);
-  Rejects("1 to 2^32", [](Args& a) { a.dims[1] = (uint64_t{1} << 32) + 1; });
-  Rejects("1 to 2^32", [](Args& a) { a.dims[0] = 0; });
+  CHECK(EncodeChanged([](Args& a) { a.dims[1] = uint64_t{1} << 31; }) == CUDA_SUCCESS);
+  Rejects("1 to 2^31", [](Args& a) { a.dims[1] = (uint64_t{1} << 31) + 1; });
+  Rejects("1 to 2^31", [](Args& a) { a.dims[0] = 0; });
   CHECK(EncodeChanged([](Args& a) { a.box[1] = 256; }) == CUDA_SUCCESS);
   Rejects("box extent must be 1 to 256", [](Args& a) { a.box[1] = 257; });
   Rejects("box extent must be 1 to 256", [](Args& a) { a.box[1] = 0; });
@@ -197,6 +284,10 @@ int main() {
   sim_test::TestDevice();
   sim_test::TestImages();
   sim_test::TestLaunches();
+  sim_test::TestResources();
+  sim_test::TestLaunchArguments();
+  sim_test::TestLaunchAttributes();
+  sim_test::TestOccupancy();
   sim_test::TestSmemAttribute();
   sim_test::TestSmemDefault();
   sim_test::TestMapExtents();

@@ -43,6 +43,7 @@ void StoreSharedV4U32(uint32_t address, uint32_t x, uint32_t y, uint32_t z, uint
 void CopySharedToGlobal16(void* dst, uint32_t src);
 // `bytes` at an address that is a multiple of them.
 void LoadGlobal(void* to, const void* address, uint32_t bytes);
+void LoadGlobalReadOnly(void* to, const void* address, uint32_t bytes);
 void StoreGlobal(void* address, const void* from, uint32_t bytes);
 
 uint32_t PackBf16x2(float high, float low);

@@ -52,7 +52,9 @@ void CheckThreadExit() {
     CheckWgmmaAtExit(warp);
     LeaveClusterBarrier(warp);
   }
-  if (--cta.live_threads == 0) CheckCtaExit(cta);
+  if (--cta.live_threads != 0) return;
+  CheckRegistersAtExit(cta);
+  CheckCtaExit(cta);
 }
 
 }  // namespace fp8gemm::sim

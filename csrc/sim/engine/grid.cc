@@ -16,6 +16,7 @@ Thread* current = nullptr;
 namespace {
 
 constexpr uint32_t kSmemAlignment = 1024;
+constexpr uint32_t kFirstElectedLane = 5;  // with seed 0; small seeds do not elect lane 0
 constexpr int kPoison = 0xff;  // NaN in e4m3, e5m2 and f32
 
 // Exceptions cannot unwind into another stack, so this ends the process instead.
@@ -117,6 +118,8 @@ GridResult RunGrid(const GridLaunch& launch, const SimOptions& options,
   world.grid = launch.grid;
   world.smem_bytes = launch.smem_bytes;
   world.is_dependent_launch = launch.is_dependent;
+  world.elected_lane = static_cast<uint32_t>((options.seed + kFirstElectedLane) % kWarpLanes);
+  world.global_use.clear();
   ClearReport();
   SeedRandom(options.seed);
   ReserveCtas(cluster);

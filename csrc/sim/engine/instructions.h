@@ -26,6 +26,10 @@ uint32_t SmemOffset(uint32_t address, uint32_t bytes, uint32_t alignment, const 
 /// Checks an access to global memory: in range, and after griddepcontrol.wait if that is needed.
 void CheckGlobal(const void* start, uint64_t bytes, const char* what);
 
+/// ld.global.nc reads and any store writes this memory: no launch may do both.
+void NoteReadOnly(const void* start, uint32_t bytes);
+void NoteWritten(const void* start, uint32_t bytes, const char* what);
+
 /// The current CTA's mbarrier at `bar`; fatal if there is none.
 Mbarrier& FindMbarrier(uint32_t bar, const char* what);
 /// As above, in another CTA of the cluster; the initializer must have fenced.
@@ -66,6 +70,7 @@ void CountMatrixConflicts(const std::array<uint32_t, kWarpLanes>& addresses);
 /// Checks what the current thread leaves behind, and its warp and CTA if it is their last.
 void CheckThreadExit();
 void CheckWgmmaAtExit(const Warp& warp);
+void CheckRegistersAtExit(const Cta& cta);
 void CheckCtaExit(Cta& cta);
 /// The warp counts as arrived at the cluster barrier from now on.
 void LeaveClusterBarrier(Warp& warp);

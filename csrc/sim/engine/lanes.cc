@@ -148,9 +148,10 @@ uint32_t ShflIdx(uint32_t value, uint32_t source) {
   });
 }
 
+// The same lane every time, but the instruction set does not say which.
 bool ElectSync() {
   if (MeetLanes(Op::kElect)) ReleaseLanes(*current->warp);
-  return current->lane() == 0;
+  return current->lane() == world.elected_lane;
 }
 
 void BarWarpSync() {

@@ -30,12 +30,21 @@ Mbarrier& CheckInitialized(Mbarrier* barrier, uint32_t bar, const char* what) {
   return *barrier;
 }
 
+// Somebody must have seen a phase complete before anybody arrives in the next one ("Phase of the
+// mbarrier object"). Seen at any time before: a multicast load may be all that orders the two.
+void CheckPhaseSeen(const Mbarrier& barrier) {
+  if (!world.checks_order() || barrier.phase == 0 || !barrier.observers.empty()) return;
+  Hazard("mbarrier %s: an arrival in phase %u, but no wait has seen phase %u complete yet",
+         SmemName(barrier.address).c_str(), barrier.phase, barrier.phase - 1);
+}
+
 void Arrive(Mbarrier& barrier, uint32_t tx_bytes) {
   if (barrier.pending == 0) {
     Hazard("mbarrier %s: more arrivals in one phase than its count of %u",
            SmemName(barrier.address).c_str(), barrier.count);
     return;
   }
+  CheckPhaseSeen(barrier);
   const int64_t tx_count = int64_t{barrier.tx_count} + tx_bytes;
   if (tx_count > kMaxCount) {
     Hazard("mbarrier %s: tx-count %lld is beyond the range of 2^20 - 1",

@@ -55,6 +55,17 @@ void CheckGlobalAlignment(const void* address, uint32_t bytes, const char* what)
   }
 }
 
+// A CTA must know that a peer has started before it touches the peer's shared memory: anything that
+// orders it after one of the peer's warps tells ("Cluster of cooperative thread arrays").
+void CheckStarted(const Cta& cta, const char* what) {
+  if (!world.checks_order()) return;
+  const VectorClock& known = current->warp->clock;
+  for (const Warp& warp : cta.warps) {
+    if (known.time[warp.number] != 0) return;
+  }
+  Hazard("%s to cta %u, but nothing orders it after that cta has started", what, cta.rank);
+}
+
 }  // namespace
 
 uint32_t SmemOffset(uint32_t address, uint32_t bytes, uint32_t alignment, const char* what) {
@@ -118,6 +129,7 @@ void StoreSharedClusterV4F32(uint32_t address, uint32_t cta_rank, float x, float
     return;
   }
   Warp& warp = *current->warp;
+  CheckStarted(cta, kWhat);
   if (&cta != current->cta) {
     cta.remote_arrivals[warp.number] = warp.clock.time[warp.number];
     warp.has_remote_writes = true;
@@ -156,6 +168,7 @@ void CopySharedToGlobal16(void* dst, uint32_t src) {
   const Chunk chunk = LoadShared<Chunk>(src, "ld.shared.v4.b32");
   CheckGlobal(dst, sizeof chunk, "st.global");
   CheckGlobalAlignment(dst, sizeof chunk, "st.global.v4.b32");
+  NoteWritten(dst, sizeof chunk, "st.global");
   std::memcpy(dst, &chunk, sizeof chunk);
 }
 
@@ -165,9 +178,15 @@ void LoadGlobal(void* to, const void* address, uint32_t bytes) {
   std::memcpy(to, address, bytes);
 }
 
+void LoadGlobalReadOnly(void* to, const void* address, uint32_t bytes) {
+  LoadGlobal(to, address, bytes);
+  NoteReadOnly(address, bytes);
+}
+
 void StoreGlobal(void* address, const void* from, uint32_t bytes) {
   CheckGlobal(address, bytes, "st.global");
   CheckGlobalAlignment(address, bytes, "st.global");
+  NoteWritten(address, bytes, "st.global");
   std::memcpy(address, from, bytes);
 }
 

@@ -152,6 +152,10 @@ void Shadow::GenericRead(const Thread& thread, uint32_t offset, uint32_t bytes) 
   for (uint32_t at = offset; at < offset + bytes; at += 4) {
     if (!CheckGenericChunk(thread, chunks_[at / kChunkBytes], at, false)) return;
     Word& word = Words(at / kChunkBytes)[at / 4 % kWordsPerChunk];
+    if (word.holds_barrier) {
+      Hazard("ld.shared at %s reads an mbarrier", SmemName(at + kSmemBase).c_str());
+      return;
+    }
     if (!CheckWordRaces(*thread.warp, word, at, false, "ld.shared")) return;
     if (!CheckLaneRaces(thread, word, at, false)) return;
     if (world.checks_order()) RecordRead(word, thread);

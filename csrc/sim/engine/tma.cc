@@ -23,6 +23,13 @@ const SimTensorMap& CheckTensorMap(const TensorMap* map, const char* what) {
   if (decoded.magic != kTensorMapMagic) {
     Fatal("%s: the tensor map was not encoded by cuTensorMapEncodeTiled", what);
   }
+  // A map that the kernel copied is in local memory, where TMA cannot read it.
+  const uintptr_t offset = reinterpret_cast<uintptr_t>(map) -
+                           reinterpret_cast<uintptr_t>(world.params);
+  if (offset >= world.kernel->params_bytes) {
+    Fatal("%s: the tensor map at %p is not in the kernel's parameters", what,
+          static_cast<const void*>(map));
+  }
   return decoded;
 }
 
@@ -188,7 +195,10 @@ void FinishTmaStore(const TmaCopy& copy) {
       std::memcpy(row_data + i * kChunkBytes, copy.cta->smem + *chunk++, kChunkBytes);
     }
     const RowSpan span = ClipRow(copy, row);
-    if (span.bytes != 0) std::memcpy(span.gmem, row_data + span.first_byte, span.bytes);
+    if (span.bytes != 0) {
+      std::memcpy(span.gmem, row_data + span.first_byte, span.bytes);
+      NoteWritten(span.gmem, span.bytes, "TMA store");
+    }
     world.stats.bytes_stored += span.bytes;
   }
   copy.cta->shadow.EndAsync(false, copy.chunks.data(), static_cast<uint32_t>(copy.chunks.size()));

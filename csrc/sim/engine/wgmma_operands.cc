@@ -8,6 +8,8 @@ namespace fp8gemm::sim {
 namespace {
 
 constexpr uint32_t kGroupRows = 8;
+// Start, leading offset, stride, base offset and swizzle.
+constexpr uint64_t kFieldBits = 0xc00e3fff3fff3fff;
 
 struct Descriptor {
   uint32_t start;           // address
@@ -53,6 +55,10 @@ uint64_t Fingerprint(const WgmmaOperands& operands) {
 }
 
 void ListChunks(uint64_t descriptor_bits, uint32_t rows, const char* what, uint32_t* chunks) {
+  if ((descriptor_bits & ~kFieldBits) != 0) {
+    Fatal("%s descriptor %#llx: bits outside its fields, as after a carry out of the start", what,
+          static_cast<unsigned long long>(descriptor_bits));
+  }
   const Descriptor descriptor = Decode(descriptor_bits);
   CheckStart(descriptor, what);
   const bool is_swizzled = descriptor.swizzle_bytes != 0;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <unordered_map>
 #include <vector>
 
 #include "sim/engine/fiber.h"
@@ -217,6 +218,12 @@ struct WgmmaGroup {
   uint32_t committed_warps = 0;
 };
 
+// One setmaxnreg of a warp.
+struct RegisterChange {
+  uint32_t registers;
+  uint32_t clock;  // of the warp, then
+};
+
 struct Warpgroup {
   Cta* cta = nullptr;
   uint32_t index = 0;  // in the CTA
@@ -227,7 +234,7 @@ struct Warpgroup {
   std::vector<Thread*> waiting;
   std::vector<std::unique_ptr<Accumulator>> accumulators;
   std::vector<std::unique_ptr<WgmmaOp>> spare_ops;
-  std::array<std::vector<uint32_t>, kWarpgroupWarps> register_changes;  // setmaxnreg operands
+  std::array<std::vector<RegisterChange>, kWarpgroupWarps> register_changes;
 };
 
 struct Cta {
@@ -255,16 +262,24 @@ struct ClusterBarrier {
   VectorClock released;
 };
 
+// Bytes of 16 in global memory, a bit each, that this launch uses in one of two ways.
+struct GlobalUse {
+  uint16_t read_only = 0;
+  uint16_t written = 0;
+};
+
 struct World {
   SimOptions options;
   SimStats stats = {};
   std::vector<SimRange> ranges;
+  std::unordered_map<uintptr_t, GlobalUse> global_use;  // [address / 16]
 
   const SimKernel* kernel = nullptr;
   const void* params = nullptr;
   uint32_t grid = 0;
   uint32_t smem_bytes = 0;
   bool is_dependent_launch = false;
+  uint32_t elected_lane = 0;
 
   std::deque<Cta> ctas;
   std::vector<Thread> threads;  // [cta][thread]

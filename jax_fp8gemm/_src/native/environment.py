@@ -3,6 +3,7 @@
 
 import os
 import pathlib
+import re
 from typing import NamedTuple
 
 
@@ -19,7 +20,13 @@ CACHE_DIR = Variable(
     "JAX_FP8GEMM_CACHE_DIR",
     "path",
     "$XDG_CACHE_HOME/jax_fp8gemm, or ~/.cache/jax_fp8gemm",
-    "Where compiled kernels are kept between processes; empty: nowhere.",
+    "Where compiled kernels are kept between processes, an absolute path; empty: nowhere.",
+)
+CACHE_LIMIT = Variable(
+    "JAX_FP8GEMM_CACHE_LIMIT",
+    "int",
+    "1024",
+    "How many MiB of them are kept; those that were not used for the longest time go first.",
 )
 PDL = Variable(
     "JAX_FP8GEMM_PDL",
@@ -39,25 +46,58 @@ TUNED = Variable(
     "the package's own tables",
     "A table of tuned configurations, before the package's own; empty: none at all.",
 )
-VARIABLES = (CACHE_DIR, PDL, NVRTC, TUNED)
+VARIABLES = (CACHE_DIR, CACHE_LIMIT, PDL, NVRTC, TUNED)
 # What `tuned` returns where no table is to be used.
 NO_TABLES = pathlib.Path("")
+# What to say where `cache_dir` returns None.
+CACHE_IS_OFF = (
+    f"no kernels are kept on disk: {CACHE_DIR.name} is empty or wrong, or no home is known"
+)
 
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
+_LIMIT = re.compile("[1-9][0-9]{0,11}")
+
+
+def _path(text: str) -> pathlib.Path:
+    """Returns a path. A ~ stays where no home is known, as in some containers: it leads nowhere."""
+    if not os.environ.get("HOME", "/"):  # empty, which `expanduser` would take for the root
+        return pathlib.Path(text)
+    try:
+        return pathlib.Path(text).expanduser()
+    except RuntimeError:
+        return pathlib.Path(text)
+
+
+def _is_utf8(text: str) -> bool:
+    """Returns whether a text of the environment, where bytes may be anything, can go to C++."""
+    try:
+        os.fsencode(text).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def cache_dir() -> pathlib.Path | None:
-    """Returns the directory of the kernel cache, or None where disk caching is off."""
+    """Returns the directory of the kernel cache, or None where kernels stay in memory.
+
+    That is where the variable is empty or wrong, and where there is no home directory.
+    """
     text = os.environ.get(CACHE_DIR.name)
-    if text is not None:
-        return pathlib.Path(text).expanduser() if text else None
-    base = os.environ.get("XDG_CACHE_HOME")
-    try:
-        root = pathlib.Path(base) if base else pathlib.Path("~/.cache").expanduser()
-    except RuntimeError:  # a user without a home, as in some containers: keep kernels in memory
+    if text == "":
         return None
-    return root / "jax_fp8gemm"
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not base.startswith("/"):  # the XDG specification wants relative ones to be ignored
+        base = "~/.cache"
+    path = _path(text or f"{base}/jax_fp8gemm")
+    # A relative path would be another cache in every folder that a program is started in.
+    return path if path.is_absolute() and _is_utf8(str(path)) else None
+
+
+def cache_limit_bytes() -> int:
+    """Returns how large the kernel cache on disk may become; by default where that is no number."""
+    text = os.environ.get(CACHE_LIMIT.name, "")
+    return int(text if _LIMIT.fullmatch(text) else CACHE_LIMIT.default) << 20
 
 
 def pdl() -> bool:
@@ -73,7 +113,7 @@ def pdl() -> bool:
 def nvrtc() -> pathlib.Path | None:
     """Returns the libnvrtc that the user chose, or None."""
     text = os.environ.get(NVRTC.name)
-    return pathlib.Path(text).expanduser() if text else None
+    return _path(text) if text else None
 
 
 def tuned() -> pathlib.Path | None:
@@ -81,13 +121,13 @@ def tuned() -> pathlib.Path | None:
     text = os.environ.get(TUNED.name)
     if text is None:
         return None
-    return pathlib.Path(text).expanduser() if text else NO_TABLES
+    return _path(text) if text else NO_TABLES
 
 
 def cuda_home() -> pathlib.Path | None:
     """Returns the CUDA toolkit that the environment names, or None."""
     text = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    return pathlib.Path(text).expanduser() if text else None
+    return _path(text) if text else None
 
 
 def first_visible_gpu() -> str:
@@ -102,9 +142,23 @@ def complaints() -> dict[str, str]:
         pdl()
     except ValueError as error:
         wrong[PDL.name] = str(error)
+    if os.environ.get(CACHE_DIR.name) and cache_dir() is None:
+        wrong[CACHE_DIR.name] = (
+            "must be an absolute path in UTF-8, or ~ of a user who has a home, got"
+            f" {os.environ[CACHE_DIR.name]!r}; kernels stay in memory."
+        )
+    limit = os.environ.get(CACHE_LIMIT.name, CACHE_LIMIT.default)
+    if not _LIMIT.fullmatch(limit):
+        wrong[CACHE_LIMIT.name] = (
+            f"must be a whole number of MiB, at least 1, got {limit!r};"
+            f" {CACHE_LIMIT.default} are kept."
+        )
     for variable, path in ((NVRTC, nvrtc()), (TUNED, tuned())):
-        if path not in (None, NO_TABLES) and not path.is_file():
+        # Unlike Path.is_file, this has an answer where looking is forbidden or the name too long.
+        if path not in (None, NO_TABLES) and not os.path.isfile(path):
             wrong[variable.name] = f"{path} is no file."
+    if not _is_utf8(os.environ.get(NVRTC.name, "")):
+        wrong[NVRTC.name] = f"must be a path in UTF-8, got {os.environ[NVRTC.name]!r}."
     return wrong
 
 

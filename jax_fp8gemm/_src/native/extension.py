@@ -8,6 +8,7 @@ another process; no CUDA library and no simulator is loaded before a kernel need
 import contextlib
 import functools
 import importlib.util
+import os
 import pathlib
 import warnings
 from typing import Any
@@ -44,7 +45,8 @@ def _nvrtc_candidates() -> list[str]:
     folders = [
         root / wheel / "lib" for wheel in ("cu13", "cuda_nvrtc") for root in nvidia_folders()
     ]
-    if home := environment.cuda_home():
+    home = environment.cuda_home()
+    if home and os.path.isdir(home / "lib64"):  # `glob` raises where a name is too long
         folders.append(home / "lib64")
     paths = [path for each in folders for path in sorted(each.glob("libnvrtc.so.*"), reverse=True)]
     found = [str(path) for path in paths if ".alt." not in path.name]
@@ -57,6 +59,11 @@ def _warn(text: str) -> None:
         warnings.warn(f"jax_fp8gemm: {text}", RuntimeWarning, stacklevel=2)
 
 
+def _text(path: object) -> str:
+    """Returns a path for C++; what is not UTF-8 becomes a name that only shows what it was."""
+    return os.fsencode(str(path or "")).decode(errors="backslashreplace")
+
+
 def sim_library() -> pathlib.Path:
     """Returns where the simulator lies if this installation has it: beside the extension."""
     spec = importlib.util.find_spec("jax_fp8gemm._core")
@@ -64,18 +71,26 @@ def sim_library() -> pathlib.Path:
     return folder / _SIM_LIBRARY
 
 
+def keep_kernels(core: Any) -> None:
+    """Has compiled kernels kept where the environment says."""
+    core.set_cache_directory(_text(environment.cache_dir()), environment.cache_limit_bytes())
+
+
 @functools.cache
 def core() -> Any:
     """Returns the extension module, set up and with its FFI targets registered."""
     from jax_fp8gemm import _core
 
-    directory = environment.cache_dir()
-    _core.set_cache_directory(str(directory) if directory else "")
+    keep_kernels(_core)
     _core.set_cache_warning_sink(_warn)
-    _core.set_nvrtc_search(
-        str(environment.nvrtc() or ""), _plugin_cuda_major(), _nvrtc_candidates()
-    )
-    _core.set_sim_library(str(sim_library()))
+    # Wrong values of the others raise where they are used; the cache can do without.
+    wrong = environment.complaints()
+    for name in (environment.CACHE_DIR.name, environment.CACHE_LIMIT.name):
+        if name in wrong:
+            _warn(f"{name} {wrong[name]}")
+    candidates = [_text(path) for path in _nvrtc_candidates()]
+    _core.set_nvrtc_search(_text(environment.nvrtc()), _plugin_cuda_major(), candidates)
+    _core.set_sim_library(_text(sim_library()))
     registrations = _core.registrations()
     for name, target in (("gemm", GEMM_TARGET), ("quantize", QUANTIZE_TARGET)):
         handlers = registrations[name]

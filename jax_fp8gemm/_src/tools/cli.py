@@ -3,7 +3,9 @@
 
 import argparse
 import pathlib
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 from jax_fp8gemm._src.native import environment, extension
 from jax_fp8gemm._src.tools import cli_bench, cli_kernels
@@ -19,7 +21,8 @@ _EXAMPLES = """examples:
   python -m jax_fp8gemm tune --file problems.txt --output h100.json
   python -m jax_fp8gemm tune 64x136x256 --simulate --rounds 2
   python -m jax_fp8gemm bench --suites headline --budget 400
-  python -m jax_fp8gemm cache list
+  python -m jax_fp8gemm cache show
+  python -m jax_fp8gemm cache verify
   python -m jax_fp8gemm cache clear
 """
 
@@ -44,8 +47,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.set_defaults(run=None)
 
-    cache = commands.add_parser("cache", help="show or empty the kernel cache")
-    cache.add_argument("action", nargs="?", choices=("list", "path", "clear"), default="list")
+    cache = commands.add_parser("cache", help="show, check or empty the kernel cache")
+    cache.add_argument("action", nargs="?", choices=("path", *_CACHE), default="show")
     cache.set_defaults(run=_cache)
     return parser
 
@@ -70,18 +73,41 @@ def _report(_: argparse.Namespace) -> int:
 def _cache(options: argparse.Namespace) -> int:
     directory = environment.cache_dir()
     if directory is None:
-        print(f"{environment.CACHE_DIR.name} is empty: no kernels are kept on disk")
+        print(environment.CACHE_IS_OFF)
         return 0
     if options.action == "path":
         print(directory)
         return 0
     core = extension.core()
-    if options.action == "clear":
-        print(f"removed {core.clear_disk_cache()} kernels from {directory}")
-        return 0
+    if refusal := core.disk_cache_refusal():
+        print(f"cache: {refusal}", file=sys.stderr)
+        return 1
+    return _CACHE[options.action](core, directory)
+
+
+def _show_cache(core: Any, directory: pathlib.Path) -> int:
     entries = core.list_disk_cache()
-    for path, label, size_bytes in sorted(entries, key=lambda entry: entry[1]):
-        print(f"{size_bytes:10} {label}  {pathlib.Path(path).name}")
+    for name, label, size_bytes in sorted(entries, key=lambda entry: entry[1]):
+        print(f"{size_bytes:10} {label}  {name}")
     total_bytes = sum(size_bytes for _, _, size_bytes in entries)
-    print(f"{len(entries)} kernels, {total_bytes} bytes in {directory}")
+    limit_bytes = environment.cache_limit_bytes()
+    print(f"{len(entries)} kernels, {total_bytes} bytes of at most {limit_bytes}, in {directory}")
     return 0
+
+
+def _verify_cache(core: Any, directory: pathlib.Path) -> int:
+    faults = core.verify_disk_cache()
+    for name, fault in faults:
+        print(f"{directory / name}: {fault}")
+    print(f"{len(core.list_disk_cache())} kernels, {len(faults)} bad, in {directory}")
+    if faults:
+        print("a bad one is never loaded, and is replaced when its kernel is compiled again")
+    return 1 if faults else 0
+
+
+def _clear_cache(core: Any, directory: pathlib.Path) -> int:
+    print(f"removed {core.clear_disk_cache()} kernels from {directory}")
+    return 0
+
+
+_CACHE = {"show": _show_cache, "verify": _verify_cache, "clear": _clear_cache}

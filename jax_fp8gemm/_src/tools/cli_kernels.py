@@ -173,9 +173,9 @@ def _explain_problem(options: argparse.Namespace) -> int:
 
 
 def _precompile_problems(options: argparse.Namespace) -> int:
-    # A program's kernels carry this mark where they launch with programmatic dependent launch.
-    suffix = ".pdl" if environment.pdl() else ""
     try:
+        # A program's kernels carry this mark where they launch with programmatic dependent launch.
+        suffix = ".pdl" if environment.pdl() else ""
         problems = _problems(options)
         configs = {p: precompile_lib.best_key(p, options.gpu) + suffix for p in problems}
     except (_UsageError, ValueError) as error:
@@ -187,7 +187,7 @@ def _precompile_problems(options: argparse.Namespace) -> int:
         return _complain("precompile", error, 1)
     directory = environment.cache_dir()
     if directory is None:
-        print(f"{environment.CACHE_DIR.name} is empty: the kernels were not kept", file=sys.stderr)
+        print(environment.CACHE_IS_OFF, file=sys.stderr)
     else:
         print(f"in {directory}")
     for problem, config in configs.items():

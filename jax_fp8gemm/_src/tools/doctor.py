@@ -85,7 +85,9 @@ def _simulation() -> Finding:
 def _kernel_cache(core: Any) -> Finding:
     directory = environment.cache_dir()
     if directory is None:
-        return Finding("kernel cache", "off")
+        return Finding("kernel cache", environment.CACHE_IS_OFF)
+    if refusal := core.disk_cache_refusal():
+        return Finding("kernel cache", refusal, is_good=False)
     return Finding("kernel cache", f"{len(core.list_disk_cache())} kernels in {directory}")
 
 

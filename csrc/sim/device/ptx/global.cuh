@@ -18,39 +18,39 @@ FP8GEMM_DEVICE int32_t ld_global_s32(const int32_t* addr) {
 
 FP8GEMM_DEVICE uint32_t ld_global_nc_u8(const void* addr) {
   uint8_t value;
-  sim::LoadGlobal(&value, addr, sizeof value);
+  sim::LoadGlobalReadOnly(&value, addr, sizeof value);
   return value;
 }
 FP8GEMM_DEVICE uint32_t ld_global_nc_u16(const void* addr) {
   uint16_t value;
-  sim::LoadGlobal(&value, addr, sizeof value);
+  sim::LoadGlobalReadOnly(&value, addr, sizeof value);
   return value;
 }
 FP8GEMM_DEVICE uint32_t ld_global_nc_u32(const void* addr) {
   uint32_t value;
-  sim::LoadGlobal(&value, addr, sizeof value);
+  sim::LoadGlobalReadOnly(&value, addr, sizeof value);
   return value;
 }
 FP8GEMM_DEVICE float ld_global_nc_f32(const float* addr) {
   float value;
-  sim::LoadGlobal(&value, addr, sizeof value);
+  sim::LoadGlobalReadOnly(&value, addr, sizeof value);
   return value;
 }
 FP8GEMM_DEVICE int32_t ld_global_nc_s32(const int32_t* addr) {
   int32_t value;
-  sim::LoadGlobal(&value, addr, sizeof value);
+  sim::LoadGlobalReadOnly(&value, addr, sizeof value);
   return value;
 }
 FP8GEMM_DEVICE void ld_global_nc_v2_u32(const void* addr, uint32_t& x, uint32_t& y) {
   uint32_t words[2];
-  sim::LoadGlobal(words, addr, sizeof words);
+  sim::LoadGlobalReadOnly(words, addr, sizeof words);
   x = words[0];
   y = words[1];
 }
 FP8GEMM_DEVICE void ld_global_nc_v4_u32(const void* addr, uint32_t& x, uint32_t& y, uint32_t& z,
                                         uint32_t& w) {
   uint32_t words[4];
-  sim::LoadGlobal(words, addr, sizeof words);
+  sim::LoadGlobalReadOnly(words, addr, sizeof words);
   x = words[0];
   y = words[1];
   z = words[2];
