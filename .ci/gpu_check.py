@@ -205,14 +205,15 @@ def run_step(step: Step, out: Path, deadline: float) -> Result:
         limit_s = min(step.limit_s, left_s)
         status = _run_process(command, log, limit_s, events)
         ended_on = _read_events(events, result) if step.kind == "pytest" else None
-        # Killed, or ended by a signal in the middle of a test.
-        if ended_on is None:
+        # Killed, or ended by a signal in the middle of a test; or there was no more time for it.
+        if ended_on is None or (status is None and limit_s < step.limit_s):
             break
         result.hung.append(ended_on)
     result.seconds = round(time.monotonic() - begin, 1)
     if status is None or result.hung:
         result.outcome = "timed out" if status is None else "failed"
-        result.reason = ", ".join(result.hung) or f"no end within {limit_s:.3g} s"
+        short = "the budget left it" if limit_s < step.limit_s else "no end within"
+        result.reason = ", ".join(result.hung) or f"{short} {limit_s:.3g} s"
     elif status != 0 or result.failed:
         result.outcome = "failed"
         result.reason = f"exit status {status}"

@@ -63,6 +63,18 @@ def test_what_the_budget_leaves_out_is_named(tmp_path):
     status, results, text = _check(tmp_path, slow, _step("late", "pass"), budget_s=0.5)
     assert status == 1 and [r["outcome"] for r in results] == ["timed out", "not run"]
     assert "not run    numerics/late" in text and "budget of 0.5 s" in text
+    assert "the budget left it 0." in text.splitlines()[0]
+
+
+def test_a_test_that_the_budget_cuts_short_does_not_count_as_hanging(tmp_path):
+    path = tmp_path / "test_long.py"
+    path.write_text("import time\n\ndef test_short(): pass\ndef test_long(): time.sleep(600)\n")
+    options = ("-p", "gpu_check_events", "-p", "no:cacheprovider", "-c", os.devnull)
+    command = (sys.executable, "-m", "pytest", *options, f"--rootdir={tmp_path}", str(path))
+    step = gpu_check.Step("rest", "r", command, 600)
+    status, (result,), text = _check(tmp_path, step, budget_s=8)
+    assert status == 1 and result["outcome"] == "timed out" and result["passed"] == 1
+    assert result["hung"] == [] and "the budget left it" in text
 
 
 @pytest.mark.parametrize("report_only", [False, True])
