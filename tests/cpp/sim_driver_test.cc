@@ -219,7 +219,10 @@ struct EncodeArguments {
   uint32_t element_strides[3] = {1, 1, 1};
   int interleave = 0;
   CUtensorMapSwizzle swizzle = CU_TENSOR_MAP_SWIZZLE_128B;
+  int l2_promotion = CU_TENSOR_MAP_L2_PROMOTION_L2_256B;
+  int fill = CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE;
   int map_shift = 0;
+  bool has_dims = true;
 };
 
 template <typename Change>
@@ -229,9 +232,11 @@ CUresult EncodeChanged(Change change) {
   alignas(64) static uint8_t memory[sizeof(CUtensorMap) + 64];
   return Api().cuTensorMapEncodeTiled(
       reinterpret_cast<CUtensorMap*>(memory + arguments.map_shift), arguments.type, arguments.rank,
-      reinterpret_cast<void*>(arguments.base), arguments.dims, arguments.strides, arguments.box,
-      arguments.element_strides, static_cast<CUtensorMapInterleave>(arguments.interleave),
-      arguments.swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+      reinterpret_cast<void*>(arguments.base), arguments.has_dims ? arguments.dims : nullptr,
+      arguments.strides, arguments.box, arguments.element_strides,
+      static_cast<CUtensorMapInterleave>(arguments.interleave), arguments.swizzle,
+      static_cast<CUtensorMapL2promotion>(arguments.l2_promotion),
+      static_cast<CUtensorMapFloatOOBfill>(arguments.fill));
 }
 
 template <typename Change>
@@ -275,6 +280,9 @@ void TestMapOthers() {
   Rejects("base must be aligned", [](Args& a) { a.base = 0; });
   Rejects("map must be aligned", [](Args& a) { a.map_shift = 32; });
   Rejects("interleave", [](Args& a) { a.interleave = 1; });
+  Rejects("unknown L2 promotion", [](Args& a) { a.l2_promotion = 4; });
+  Rejects("out-of-bounds fill", [](Args& a) { a.fill = 1; });
+  Rejects("arrays must not be null", [](Args& a) { a.has_dims = false; });
 }
 
 }  // namespace
