@@ -172,6 +172,13 @@ def test_precompile_without_a_compiler_says_what_to_install(core, capsys):
     assert "pip install nvidia-cuda-nvrtc" in capsys.readouterr().err
 
 
+def test_precompile_that_keeps_nothing_fails(core, capsys):
+    core.refusal = "/shared can be written to by other users"
+    assert cli.main(["precompile", "64x64x64"]) == 1
+    output = capsys.readouterr()
+    assert f"no kernel was kept: {core.refusal}" in output.err and "in /" not in output.out
+
+
 def test_precompile_without_problems_is_a_usage_error(core, tmp_path, capsys):
     assert cli.main(["precompile"]) == 2
     assert cli.main(["precompile", "--file", str(tmp_path / "missing")]) == 2

@@ -215,6 +215,7 @@ _QUANTIZE_SOURCES = (
     "jit/kernel",
     "jit/kernel_cache",
     "jit/nvrtc",
+    "jit/trusted_directory",
     "jit/type_names",
     "quantize/quantize_key",
     "quantize/quantize_plan",

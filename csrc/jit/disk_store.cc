@@ -139,7 +139,8 @@ bool IsOrphan(const TrustedDirectory::File& file) {
          file.modified.tv_sec < time(nullptr) - kOldSeconds;
 }
 
-// Two processes that make room at once choose the same entries.
+// Removes the entries that were not used for the longest time until all keep to the limit, and what
+// dead writers left. Two processes that do so at once choose the same entries.
 void MakeRoom(const TrustedDirectory& directory, const std::string& kept, uint64_t limit_bytes) {
   std::vector<TrustedDirectory::File> entries;
   uint64_t total_bytes = 0;

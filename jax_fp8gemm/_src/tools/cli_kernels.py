@@ -188,6 +188,8 @@ def _precompile_problems(options: argparse.Namespace) -> int:
     directory = environment.cache_dir()
     if directory is None:
         print(environment.CACHE_IS_OFF, file=sys.stderr)
+    elif refusal := extension.core().disk_cache_refusal():
+        return _complain("precompile", RuntimeError(f"no kernel was kept: {refusal}"), 1)
     else:
         print(f"in {directory}")
     for problem, config in configs.items():
