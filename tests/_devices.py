@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs sharded programs on 8 virtual CPU devices: python tests/_devices.py OUTPUT.json.
+"""Runs sharded programs on 8 virtual CPU devices: python tests/_devices.py OUTPUT.json PERIOD.
 
 Run by test_sharding.py in a process of its own, because XLA reads its flags once, with
 JAX_PLATFORMS=cpu and XLA_FLAGS=--xla_force_host_platform_device_count=8. Writes what each program
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from _expert_devices import expert_programs, exported_expert_programs
 from _grouped_devices import grouped_programs, ragged_dot_programs, vmapped_programs
+from _tiers import in_sample
 from _virtual_devices import (
     AUTO,
     EXPLICIT,
@@ -381,10 +382,13 @@ PROGRAMS = (
 
 
 def main() -> None:
-    """Runs every program; an error becomes a result."""
+    """Runs one in PERIOD programs; an error becomes a result."""
+    period = int(sys.argv[2])
     results = {}
     for programs in PROGRAMS:
         for kind, name, run in programs():
+            if not in_sample(f"{kind}: {name}", period):
+                continue
             context = (kind == EXPLICIT and "without" not in name) or "ambient" in name
             mesh = MESHES[EXPLICIT if kind == EXPLICIT else AUTO]
             try:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import sys
+import zlib
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 
@@ -62,6 +63,11 @@ def covering(keys: Sequence[str]) -> list[str]:
 def slow_unless(is_fast: bool, *values, id: str | None = None):
     """Returns a parameter set that the fast tier leaves out unless `is_fast`."""
     return pytest.param(*values, id=id, marks=() if is_fast else pytest.mark.slow)
+
+
+def in_sample(name: str, period: int) -> bool:
+    """Returns whether a name is one of about every `period` that the fast tier has."""
+    return zlib.crc32(name.encode()) % period == 0
 
 
 def rotating(rows: Iterable, columns: Iterable, period: int) -> list:

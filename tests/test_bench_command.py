@@ -41,6 +41,7 @@ def _command(*arguments: object) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_run_on_a_cpu(extension, tmp_path):
     run = _command("--suites", "smoke", "--rounds", 2, "--no-extras", "--output", tmp_path)
     assert run.returncode == 0, run.stderr[-4000:]
@@ -169,6 +170,7 @@ def test_a_wrong_grouped_product_is_failed(extension):
         assert given.error_of(np.roll(right, 1, axis=0)) > MAX_ERROR
 
 
+@pytest.mark.slow
 def test_steps_of_whole_layers(extension):
     """Both layers run on the CPU, and the report names them."""
     timer = timers.best_timer("cpu")

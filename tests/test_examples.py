@@ -21,7 +21,7 @@ EXAMPLES = {
 }
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example_runs(tmp_path, name):
     packages, arguments = EXAMPLES[name]

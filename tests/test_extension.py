@@ -240,6 +240,7 @@ def test_launches_on_more_than_2_to_the_31_elements(extension, tmp_path):
     run_with_simulator("gemm_params_test", _PARAMS_SOURCES, extension, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("simulator_library")
 def test_quantizers_take_buffers_at_any_address(extension, tmp_path):
     """XLA may pass a slice where it lies: --xla_gpu_enable_dynamic_slice_fusion."""

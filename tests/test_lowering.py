@@ -177,6 +177,7 @@ def lowered(f, arguments):
     return jax.jit(f).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.usefixtures("extension")
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_default_is_plain_jax_beside_another_gpu(gpus, name):

@@ -68,6 +68,7 @@ def spoiled(x: np.ndarray, kind: str, rng) -> np.ndarray:
     return x
 
 
+@pytest.mark.sampled(4)
 @every_quantizer
 @every_x_dtype
 @every_dtype
@@ -78,6 +79,7 @@ def test_shapes(name, x_dtype, dtype, scale_format, shape):
     assert_kernel_is_plain_jax(QUANTIZERS[name], x, dtype=dtype, scale_format=scale_format)
 
 
+@pytest.mark.sampled(4)
 @every_quantizer
 @every_x_dtype
 @every_dtype
@@ -101,6 +103,7 @@ def test_every_float16_beside_every_scale(dtype, scale_format):
     assert_kernel_is_plain_jax(fp8.quantize, x, dtype=dtype, scale_format=scale_format)
 
 
+@pytest.mark.sampled(3)
 @every_x_dtype
 @pytest.mark.parametrize("case", GROUPED_CASES, ids=str)
 def test_groups(x_dtype, case):

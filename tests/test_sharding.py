@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import pytest
 from _made_once import made_once
+from _tiers import in_sample, slow_unless
 
 HERE = Path(__file__).parent
 NONE: dict[str, int] = {}
@@ -199,30 +200,47 @@ NEEDS_BATCH_AXES = {
 }
 
 
-def _run_programs(folder: Path) -> None:
+def _run_programs(folder: Path, period: int) -> None:
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(sys.path),
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
     }
-    command = [sys.executable, str(HERE / "_devices.py"), str(folder / "results.json")]
+    command = [sys.executable, HERE / "_devices.py", folder / "results.json", str(period)]
     run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert run.returncode == 0, run.stderr[-4000:]
 
 
+# The fast tier has one in this many programs.
+FAST_PERIOD = 4
+
+
+def _is_fast(name: str) -> bool:
+    return in_sample(name, FAST_PERIOD)
+
+
 @pytest.fixture(scope="module")
-def results(tmp_path_factory) -> dict:
-    """Runs all programs in a process that has 8 devices."""
-    folder = made_once(tmp_path_factory, "sharding", _run_programs)
+def period(request) -> int:
+    """One in how many programs runs: all unless the slow ones are left out."""
+    return FAST_PERIOD if request.config.option.markexpr == "not slow" else 1
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, period) -> dict:
+    """Runs the programs in a process that has 8 devices."""
+    folder = made_once(
+        tmp_path_factory, f"sharding-{period}", lambda folder: _run_programs(folder, period)
+    )
     return json.loads((folder / "results.json").read_text())
 
 
-def test_every_program_is_judged(results):
-    assert set(results) == {*EXPECTED, *(f"explicit: {name}" for name in REFUSED)}
+def test_every_program_is_judged(results, period):
+    every = {*EXPECTED, *(f"explicit: {name}" for name in REFUSED)}
+    assert set(results) == {name for name in every if in_sample(name, period)}
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize("name", [slow_unless(_is_fast(name), name) for name in EXPECTED])
 def test_collectives_and_values(results, name):
     if name in NEEDS_BATCH_AXES and jax.__version_info__ < (0, 10):
         pytest.skip("jax.vmap over a dimension that an explicit mesh shards needs jax 0.10")
@@ -233,6 +251,7 @@ def test_collectives_and_values(results, name):
     assert result["error"] <= bound
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["step", "grouped_gemm_masked", "gradient of ragged_dot"])
 def test_exported_program_names_versioned_targets(results, name):
     exported = results[f"manual: exported {name}"]
@@ -240,8 +259,14 @@ def test_exported_program_names_versioned_targets(results, name):
     assert (exported["devices"], exported["targets"]) == (8, targets)
 
 
-@pytest.mark.parametrize("kind", ["auto", "explicit"])
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        slow_unless(_is_fast(f"{kind}: {name}"), kind, name)
+        for kind in ("auto", "explicit")
+        for name in SPECS
+    ],
+)
 def test_results_stay_where_the_operands_are(results, kind, name):
     def normal(spec):
         entries = ast.literal_eval(spec)
@@ -253,7 +278,9 @@ def test_results_stay_where_the_operands_are(results, kind, name):
     assert list(map(normal, got)) == list(map(normal, SPECS[name]))
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize(
+    "name", [slow_unless(_is_fast(f"explicit: {name}"), name) for name in REFUSED]
+)
 def test_explicit_meshes_refuse_to_move_an_operand(results, name):
     message = results[f"explicit: {name}"]["raised"]
     assert all(part in message for part in REFUSED[name]), message

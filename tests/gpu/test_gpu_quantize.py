@@ -33,6 +33,7 @@ def _check(quantize, implementation: str, *arguments, **options) -> None:
         assert_same_bits(*(jnp.where(nan, jnp.zeros_like(x), x) for x in (a, b)))
 
 
+@pytest.mark.sampled(4)
 @every_quantizer
 @pytest.mark.parametrize("dtype", [E4M3, E5M2], ids=lambda d: jnp.dtype(d).name)
 @pytest.mark.parametrize("scale_format", ["float32", "pow2"])
@@ -43,6 +44,7 @@ def test_edges(implementation, name, dtype, scale_format, shape):
         _check(QUANTIZERS[name], implementation, x, dtype=dtype, scale_format=scale_format)
 
 
+@pytest.mark.sampled(3)
 @every_quantizer
 @pytest.mark.parametrize("scale_format", ["float32", "pow2"])
 def test_extremes(implementation, name, scale_format):
@@ -55,6 +57,7 @@ def test_extremes(implementation, name, scale_format):
         _check(QUANTIZERS[name], implementation, x, dtype=dtype, scale_format=scale_format)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("case", cases.GROUPED_CASES, ids=str)
 def test_groups(implementation, case):
     x = cases.normal((case.num_rows, 70), seed=3, dtype=jnp.bfloat16)

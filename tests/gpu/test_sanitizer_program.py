@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_program_runs_simulated(simulated):
     command = [sys.executable, str(Path(__file__).with_name("sanitizer_program.py")), "sim"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}

@@ -45,6 +45,22 @@ MUTANTS = (
         (RAGGED_256,),
     ),
     Mutant(
+        "a consumer of one row does not multiply",
+        "fp8_gemm/consumer.cuh",
+        "first_row >= tile.valid_rows)",
+        "first_row + 1 >= tile.valid_rows)",
+        "Only a consumer whose rows are all past the group's end has nothing to multiply.",
+        (RAGGED,),
+    ),
+    Mutant(
+        "a consumer of padding keeps its slots",
+        "fp8_gemm/consumer.cuh",
+        "pipe.parity);\n        release_stage<kConfig>(smem, pipe.stage, lane);\n",
+        "pipe.parity);\n",
+        "The loaders wait for all consumers, also for those that multiply nothing.",
+        (RAGGED_PAIR,),
+    ),
+    Mutant(
         "group sizes not summed across a warp",
         "warp_scan.cuh",
         "if (lane >= delta) value",

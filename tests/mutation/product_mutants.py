@@ -107,8 +107,8 @@ MUTANTS = (
     Mutant(
         "row scales of the tile above",
         "fp8_gemm/consumer.cuh",
-        "const uint32_t scale_row = first_row + (has_rows ? fragment_row : 0);",
-        "const uint32_t scale_row = has_rows ? fragment_row : 0;",
+        "const uint32_t tile_scale_row = first_row + (has_rows ? fragment_row : 0);",
+        "const uint32_t tile_scale_row = has_rows ? fragment_row : 0;",
         "The second consumer scales its rows with those of the first.",
         (TWO,),
     ),

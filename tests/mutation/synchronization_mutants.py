@@ -22,7 +22,9 @@ _LOADER_WAIT = """\
         wait_for_free_slot<kConfig>(smem, pipe.stage, pipe.parity);
         ptx::mbarrier_arrive_expect_tx(full, stage_tx_bytes(kConfig));
 """
-_CONSUMER_WAIT = "ptx::mbarrier_wait_parity(smem.full(pipe.stage), pipe.parity);"
+_CONSUMER_WAIT = (
+    "ptx::mbarrier_wait_parity(smem.full(pipe.stage), pipe.parity);\n      // wgmma is for"
+)
 _STORE_SCALES = """\
         if (lane == holder) {
           FP8GEMM_UNROLL
@@ -69,7 +71,7 @@ MUTANTS = (
         "consumer does not wait for operands",
         "fp8_gemm/consumer.cuh",
         _CONSUMER_WAIT,
-        "",
+        "// wgmma is for",
         "wgmma reads slots that TMA is still writing.",
         (ONE,),
     ),
