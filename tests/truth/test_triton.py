@@ -120,7 +120,9 @@ def test_descriptors_are_tritons(ptx, tmp_path_factory):
     ours = set(map(int, run(program).stdout.split()))
     assert len(ours) == 4
     for product, text in ptx.items():
-        assert descriptors(text) == ours, product
+        theirs = descriptors(text)
+        # Triton 3.8 writes the four steps along K as constants, 3.9 adds the last three as it runs.
+        assert min(ours) in theirs and theirs <= ours, product
 
 
 def test_forms_tell_instructions_apart():
