@@ -205,23 +205,12 @@ _PARAMS_SOURCES = (
 )
 
 
-_QUANTIZE_SOURCES = (
-    "driver/device_limits",
-    "driver/driver",
-    "driver/tensor_map",
-    "jit/build_identity",
-    "jit/disk_store",
-    "jit/headers",
-    "jit/kernel",
-    "jit/kernel_cache",
-    "jit/nvrtc",
-    "jit/trusted_directory",
-    "jit/type_names",
-    "quantize/quantize_key",
-    "quantize/quantize_plan",
-    "quantize/quantize_problem",
-    "quantize/quantize_source",
-)
+# All of the layers that a quantizer is made of.
+_QUANTIZE_SOURCES = [
+    f"{layer}/{path.stem}"
+    for layer in ("driver", "jit", "quantize")
+    for path in sorted((_CSRC / layer).glob("*.cc"))
+]
 
 
 def run_with_simulator(name, parts, extension, folder):
