@@ -22,7 +22,10 @@ from jax_fp8gemm._src.ops.quantize_transposed import quantize_k_grouped as quant
 from jax_fp8gemm._src.ops.quantize_transposed import quantize_transposed as quantize_transposed
 from jax_fp8gemm._src.training.dot import dot as dot
 from jax_fp8gemm._src.training.dot_general import dot_general as dot_general
+from jax_fp8gemm._src.training.master_weight import MasterWeight as MasterWeight
 from jax_fp8gemm._src.training.ragged_dot import ragged_dot as ragged_dot
+from jax_fp8gemm._src.training.recipe import Recipe as Recipe
+from jax_fp8gemm._src.training.recipe import use_recipe as use_recipe
 
 # Pickles, tracebacks and generated documentation name the public place of a public object.
 for _public in [each for each in vars().values() if callable(each)]:

@@ -30,12 +30,14 @@ class Grouped(Operation):
         result_dtype: Dtype of the result.
         implementation: As in Operation.
         num_sms: Most SMs of one launch, or None.
+        reduce_dtype: As in Operation.
     """
 
     op_name: str
     result_dtype: np.dtype
     implementation: str | None
     num_sms: int | None = None
+    reduce_dtype: np.dtype | None = None
 
     def result_shape(self, *operands) -> tuple[int, ...]:
         """Returns the shape of the result."""
@@ -62,9 +64,6 @@ class Grouped(Operation):
     def is_empty(self, *operands) -> bool:
         shape = self.result_shape(*operands)
         return 0 in (*shape, *operands[0].shape, *operands[2].shape)
-
-    def partial_sum(self) -> "Grouped":
-        return dataclasses.replace(self, result_dtype=np.dtype(np.float32))
 
     def xla(self, *operands) -> jax.Array:
         if not self.is_empty(*operands):

@@ -49,6 +49,9 @@ class Product(Operation):
         dtypes: Dtypes of lhs and rhs where their values come as bits (`uint8`), or None.
         batch_dims: Names of the batch dimensions; each operand's are some of the result's, in
             order.
+        rhs_is_kn: Whether rhs comes as `(*batch.rhs, K, N)`, with square blocks. Devices exchange
+            it as it comes: once for a product with it and one with its transpose.
+        reduce_dtype: As in Operation.
     """
 
     op_name: str
@@ -58,16 +61,21 @@ class Product(Operation):
     num_sms: int | None = None
     dtypes: tuple[np.dtype | None, np.dtype | None] = (None, None)
     batch_dims: BatchDims = BatchDims()
+    rhs_is_kn: bool = False
+    reduce_dtype: np.dtype | None = None
 
     def layout(self, *operands) -> Layout:
         n_blocks = "n" if self.rhs_block == checks.ROW_BLOCK else "n/128"
         dims = self.batch_dims
+        rhs, rhs_blocks = ("n", "k"), (n_blocks, "k/128")
+        if self.rhs_is_kn:
+            rhs, rhs_blocks = rhs[::-1], rhs_blocks[::-1]
         return Layout(
             operands=(
                 (*dims.lhs, "m", "k"),
                 (*dims.lhs, "m", "k/128"),
-                (*dims.rhs, "n", "k"),
-                (*dims.rhs, n_blocks, "k/128"),
+                (*dims.rhs, *rhs),
+                (*dims.rhs, *rhs_blocks),
                 (*dims.accumulator, "m", "n"),
             ),
             results=((*dims.result, "m", "n"),),
@@ -77,7 +85,8 @@ class Product(Operation):
 
     def result_types(self, *operands) -> jax.ShapeDtypeStruct:
         lhs, _, rhs, *_ = operands
-        shape = (*self._batch_shape(operands), lhs.shape[-2], rhs.shape[-2])
+        n = rhs.shape[-1 if self.rhs_is_kn else -2]
+        shape = (*self._batch_shape(operands), lhs.shape[-2], n)
         return like(shape, self.result_dtype)
 
     def is_empty(self, *operands) -> bool:
@@ -101,9 +110,6 @@ class Product(Operation):
         )
         return apply(dataclasses.replace(self, batch_dims=deeper), operands)
 
-    def partial_sum(self) -> "Product":
-        return dataclasses.replace(self, result_dtype=jnp.dtype(jnp.float32))
-
     def finish(self, total, *operands):
         if operands[4] is not None:
             dims = self.batch_dims
@@ -114,10 +120,11 @@ class Product(Operation):
         *factors, accumulator = self._typed(operands)
         dims = self.batch_dims
         have = tuple(name for name in dims.result if name in {*dims.lhs, *dims.rhs})
+        rhs = ("k", "n") if self.rhs_is_kn else ("n", "k")
         out = xla_gemm.product(
             *factors,
             rhs_block=self.rhs_block,
-            axes=((*dims.lhs, "m", "k"), (*dims.rhs, "n", "k"), (*have, "m", "n")),
+            axes=((*dims.lhs, "m", "k"), (*dims.rhs, *rhs), (*have, "m", "n")),
         )
         out = over_dims(out, have, dims.result)
         if accumulator is not None:
@@ -127,6 +134,10 @@ class Product(Operation):
         return out.astype(self.result_dtype)
 
     def kernel(self, *operands, backend: str) -> jax.Array:
+        if self.rhs_is_kn:
+            rhs = (jnp.swapaxes(x, -1, -2) for x in operands[2:4])
+            rows = dataclasses.replace(self, rhs_is_kn=False)
+            return rows.kernel(*operands[:2], *rhs, operands[4], backend=backend)
         operands = self._typed(operands)
         if self.batch_dims.rhs:
             return self._grouped_kernel(operands, backend)

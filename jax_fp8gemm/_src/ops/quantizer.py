@@ -62,6 +62,7 @@ class Quantizer(Operation):
             results=tuple((*batch, *dims) for dims in results),
             names=(self.name, "x scales", "group_sizes"),
             replicated=replicated,
+            can_cut=dims if operands[1] is None and not replicated else (),
         ).of_present(operands)
 
     def result_types(self, *operands) -> tuple:
@@ -94,6 +95,18 @@ class Quantizer(Operation):
             return xla_quantize.quantize_transposed(leaves, group_sizes, *last)
         block = checks.ROW_BLOCK if self.kind == "rows" else checks.SQUARE_BLOCK
         return xla_quantize.quantize(x, block, *last)
+
+    def local_of_cut(self, cut, *operands) -> tuple[jax.Array, jax.Array]:
+        """Shares the largest magnitude of a block among its devices; in plain JAX."""
+        x, *_ = operands
+        mesh_axes = tuple(cut.get(axis, ()) for axis in self.layout(*operands).operands[0][-2:])
+        if self.kind != "transposed":
+            block = checks.ROW_BLOCK if self.kind == "rows" else checks.SQUARE_BLOCK
+            return xla_quantize.quantize_part(x, block, self.dtype, self.scale_format, mesh_axes)
+        block = (_BLOCK, 1)
+        leaves = xla_quantize.quantize_part(x, block, self.dtype, self.scale_format, mesh_axes)
+        values, scales = (jnp.swapaxes(leaf, -1, -2) for leaf in leaves)
+        return values, scales
 
     def kernel(self, *operands, backend: str) -> tuple[jax.Array, jax.Array]:
         """Calls the kernel with batch dimensions merged to one, or into the rows."""

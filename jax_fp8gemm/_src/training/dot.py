@@ -2,16 +2,21 @@
 """dot: a layer's product in FP8, with gradients."""
 
 import functools
+import warnings
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled, as_block_scaled
 from jax_fp8gemm._src.ops.product import BatchDims, Product
 from jax_fp8gemm._src.ops.quantizer import KINDS, RuleQuantizer
+from jax_fp8gemm._src.training import master_weight
+from jax_fp8gemm._src.training.master_weight import MasterWeight
+from jax_fp8gemm._src.training.recipe import Recipe, chosen
 from jax_fp8gemm._src.training.residuals import Residual, keep
 from jax_fp8gemm._src.training.weight_gradient import WeightGradient
 from jax_fp8gemm._src.transforms import meshes, platforms
@@ -32,15 +37,23 @@ class Options(NamedTuple):
     x_dtype: np.dtype
     w_dtype: np.dtype | None  # None for a weight that came quantized
     implementation: str | None
-    out_sharding: Any = None
+    recipe: Recipe
+    out_sharding: PartitionSpec | None = None
+    w_is_nk: bool = False
+    has_master: bool = False
+
+
+Weight = jax.Array | BlockScaled | MasterWeight
 
 
 def dot(
     x: jax.Array,
-    w: jax.Array | BlockScaled,
+    w: Weight,
     *,
     preferred_element_type: Any = None,
     implementation: str | None = None,
+    recipe: Recipe | None = None,
+    out_sharding: NamedSharding | PartitionSpec | None = None,
 ) -> jax.Array:
     """Multiplies activations by a weight in FP8, `x @ w`, for training and inference.
 
@@ -58,18 +71,24 @@ def dot(
 
     Args:
         x: `(..., K)`, `bfloat16`, `float16` or `float32`; any extents.
-        w: `(K, N)` of one of these dtypes; or the weight as `BlockScaled` of shape `(N, K)` and
-            block (128, 128), as `quantize(w.T, (128, 128))` gives it. That gets no gradient: zero.
+        w: `(K, N)` of one of these dtypes; or a `MasterWeight` of that shape, which is not
+            quantized again; or the weight as `BlockScaled` of shape `(N, K)` and block (128, 128),
+            as `quantize(w.T, (128, 128))` gives it. That gets no gradient: zero, with a warning.
         preferred_element_type: Dtype of the result; None for the promoted one of `x` and `w`.
         implementation: None, "cuda", "xla" or "sim", as for `gemm`.
+        recipe: Formats of gradients and sums over devices; None for that of `use_recipe`, or else
+            `Recipe()`, which is what the formulas above say.
+        out_sharding: How an explicit mesh shards the result, or None for what moves nothing but
+            operands along K, as `x @ w` does.
 
     Returns:
         `(..., N)`. Each gradient has the dtype of its operand.
 
     Raises:
         TypeError: An argument has an unsupported type or dtype; or forward mode is asked for.
-        ValueError: Shapes disagree, `implementation` is unknown, or an explicit mesh shards a
-            block of 128, or shards the operands so that one would have to move.
+        ValueError: Shapes disagree, `implementation` is unknown, an explicit mesh cuts a block of
+            128 along N, or shards two dimensions of the result over one of its axes, or
+            `out_sharding` is given without one.
         NotImplementedError: As `gemm`.
         jax.errors.JaxRuntimeError: As `gemm`.
 
@@ -80,33 +99,47 @@ def dot(
         that of `vmap` is formed for each example and summed then.
         Sharding: of `x` and `w` over their outer dimensions is kept without communication; K
         sharded on both sides, and tokens in `dw`, cost one all-reduce, or one reduce-scatter where
-        the result is sharded over the same devices.
+        the result is sharded over the same devices. Weights that have to be gathered travel in
+        FP8, once for a backward pass that computes the forward pass again.
 
     Example:
         >>> y = dot(activations, weight.T)                 # (M, K) x (K, N) -> (M, N)
         >>> loss = lambda w: dot(activations, w).astype(jnp.float32).mean()
         >>> dw = jax.grad(loss)(weight.T)                  # (K, N)
     """
-    return dot_with_sharding("dot", x, w, preferred_element_type, implementation, None)
+    spec = meshes.explicit_spec("dot", out_sharding, *jax.tree.leaves((x, w)))
+    return dot_of("dot", x, w, preferred_element_type, implementation, recipe, spec)
 
 
-def dot_with_sharding(
-    op_name: str, x, w, preferred_element_type, implementation: str | None, out_sharding
+def dot_of(
+    op_name: str,
+    x: jax.Array,
+    w: Weight,
+    preferred_element_type: Any,
+    implementation: str | None,
+    recipe: Recipe | None,
+    out_sharding: PartitionSpec | None,
+    *,
+    w_is_nk: bool = False,
 ) -> jax.Array:
-    """Returns `dot`, with the result sharded as `out_sharding` in an explicit mesh."""
+    """Returns `dot`, of a weight `(N, K)` if `w_is_nk`, for the function that messages name."""
     implementation = checks.implementation(op_name, implementation)
+    recipe = chosen(op_name, recipe)
     x = checks.floating(op_name, "x", x)
     if not x.shape:
         raise ValueError(f"{op_name}: x must have shape (..., K), got ().")
     checks.addressable(op_name, "x", x.shape)
+    w_dtype = None
     if isinstance(w, BlockScaled):
-        w = as_block_scaled(op_name, "w", w, (checks.SQUARE_BLOCK,))
-        checks.matrix(op_name, "w", w)
-        k, w_dtype, shape_name = w.shape[1], None, "(N, K)"
+        w, w_is_nk = as_block_scaled(op_name, "w", w, (checks.SQUARE_BLOCK,)), True
+    elif isinstance(w, MasterWeight):
+        w = master_weight.validated(op_name, "w", w)
+        w_dtype = jnp.dtype(w.dtype)
     else:
         w = checks.floating(op_name, "w", w)
-        checks.matrix(op_name, "w", w)
-        k, w_dtype, shape_name = w.shape[0], jnp.dtype(w.dtype), "(K, N)"
+        w_dtype = jnp.dtype(w.dtype)
+    checks.matrix(op_name, "w", w)
+    k, shape_name = (w.shape[1], "(N, K)") if w_is_nk else (w.shape[0], "(K, N)")
     if x.shape[-1] != k:
         raise ValueError(
             f"{op_name}: w must have shape {shape_name} with the K of x = {x.shape[-1]},"
@@ -118,89 +151,162 @@ def dot_with_sharding(
     result_dtype = checks.dtype_of(
         op_name, "preferred_element_type", preferred_element_type, checks.RESULT_DTYPES
     )
-    options = Options(op_name, result_dtype, x_dtype, w_dtype, implementation, out_sharding)
+    options = Options(
+        op_name,
+        result_dtype,
+        x_dtype,
+        w_dtype,
+        implementation,
+        recipe,
+        out_sharding,
+        w_is_nk,
+        has_master=isinstance(w, MasterWeight),
+    )
     return _apply(*platforms.unify_varying((x, w)), options)
 
 
 # Compiled as one program when called outside of jax.jit, inlined when called inside.
 @functools.partial(jax.jit, static_argnums=2, inline=True)
-def _apply(x: jax.Array, w: jax.Array | BlockScaled, options: Options) -> jax.Array:
+def _apply(x: jax.Array, w: Weight, options: Options) -> jax.Array:
     if x.ndim == 1:
-        spec = options.out_sharding and jax.sharding.PartitionSpec(None, *options.out_sharding)
+        spec = options.out_sharding and PartitionSpec(None, *options.out_sharding)
         x, options = x[None], options._replace(out_sharding=spec)
         return cast(jax.Array, _dot(x, w, options))[0]
     return _dot(x, w, options)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _dot(x: jax.Array, w: jax.Array | BlockScaled, options: Options) -> jax.Array:
-    return _forward(x, w, options)[0]
+def _dot(x: jax.Array, w: Weight, options: Options) -> jax.Array:
+    return _product_of(x, w, options)[0]
 
 
 def quantized(
     options: Options,
     x: jax.Array,
     block: tuple[int, int],
-    scale_format: str = "float32",
     *,
     name: str,
     axes: tuple[str, str],
+    dtype: np.dtype = _E4M3,
+    scale_format: str = "float32",
 ) -> BlockScaled:
-    """Returns x in e4m3, inside a derivative rule; messages call it and its dimensions so."""
+    """Returns x in FP8, inside a derivative rule; messages call it and its dimensions so."""
+    scale_format = options.recipe.scale_format or scale_format
     op = RuleQuantizer(
-        options.op_name, KINDS[block], _E4M3, scale_format, options.implementation, name, axes
+        options.op_name, KINDS[block], dtype, scale_format, options.implementation, name, axes
     )
     return BlockScaled.tree_unflatten(block, apply(op, (x, None, None)))
 
 
 def keep_both(
-    options: Options,
-    x: jax.Array,
-    w: jax.Array | BlockScaled,
-    *,
-    called: tuple[str, str],
-    rows: str,
+    options: Options, x: jax.Array, w: Weight, *, called: tuple[str, str], rows: str
 ) -> tuple[Residual, Residual]:
-    """Returns activations `(..., K)` and weights `(..., K, N)` in FP8, for both passes.
+    """Returns activations `(..., K)` and the weights in FP8, for both passes.
 
     Messages call them as `called` says, and the rows of the activations `rows`.
     """
     x_name, w_name = called
-    x_rows = quantized(options, x, checks.ROW_BLOCK, "pow2", name=x_name, axes=(rows, "k"))
+    x_axes, w_axes = (rows, "k"), ("n", "k") if options.w_is_nk else ("k", "n")
+    x_rows = quantized(options, x, checks.ROW_BLOCK, name=x_name, axes=x_axes, scale_format="pow2")
     kept_x = keep(x_rows, ACTIVATION_NAME)
     if isinstance(w, BlockScaled):
-        return kept_x, keep(w).transpose()
-    w_blocks = quantized(options, w, checks.SQUARE_BLOCK, name=w_name, axes=("k", "n"))
+        return kept_x, keep(w)
+    if isinstance(w, MasterWeight):
+        return kept_x, keep(w.quantized)
+    w_blocks = quantized(options, w, checks.SQUARE_BLOCK, name=w_name, axes=w_axes)
     return kept_x, keep(w_blocks, WEIGHT_NAME)
 
 
-def _forward(x: jax.Array, w: jax.Array | BlockScaled, options: Options):
-    """Returns the product and what the backward pass needs: x, and w as `(K, N)`, in FP8."""
+def quantized_cotangent(options: Options, dy: jax.Array, rows: str) -> BlockScaled:
+    """Returns the gradient that arrives in FP8, scaled along N."""
+    return quantized(
+        options,
+        dy,
+        checks.ROW_BLOCK,
+        name=COTANGENT,
+        axes=(rows, "n"),
+        dtype=options.recipe.gradient_dtype,
+    )
+
+
+def values_and_perturbed(op_name: str, name: str, w):
+    """Returns the weight of a forward pass; warns if a gradient of its bits is asked for."""
+    leaves, structure = jax.tree.flatten(w, is_leaf=lambda leaf: hasattr(leaf, "perturbed"))
+    values = structure.unflatten([leaf.value for leaf in leaves])
+    if isinstance(values, BlockScaled) and any(leaf.perturbed for leaf in leaves):
+        warnings.warn(
+            f"{op_name}: {name} is a BlockScaled, which has no gradient: zeros take its place. For"
+            f" the gradient of the array that it was made of, give the array itself, or a"
+            " MasterWeight, which holds both; for none, use jax.lax.stop_gradient on it.",
+            stacklevel=2,
+        )
+    return values
+
+
+def _forward(x, w, options: Options):
+    """Returns the product and what the backward pass needs: x and w in FP8, and a sum to add to."""
+    w = values_and_perturbed(options.op_name, "w", w)
+    y, kept = _product_of(x.value, w, options)
+    return y, (*kept, w.gradient if isinstance(w, MasterWeight) else None)
+
+
+def _product_of(x: jax.Array, w: Weight, options: Options):
     kept_x, kept_w = keep_both(options, x, w, called=("x", "w"), rows="m")
-    y = _product(kept_x, kept_w.transpose(), options.result_dtype, options, options.out_sharding)
+    y = _product(
+        kept_x,
+        kept_w,
+        options.result_dtype,
+        options,
+        out_sharding=options.out_sharding,
+        allow_reshard=options.out_sharding is not None,
+        is_kn=not options.w_is_nk,
+    )
     return y, (kept_x, kept_w)
 
 
 # Compiled as one program where jax.grad is called outside of jax.jit.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _backward(options: Options, residuals, dy: jax.Array):
-    x, w = residuals
+    x, w, gradient = residuals
+    dy_bits = keep(quantized_cotangent(options, dy, "m"))
     # The operands follow the division of the gradients, which is not theirs to choose.
-    dy_rows = quantized(options, dy, checks.ROW_BLOCK, name=COTANGENT, axes=("m", "n"))
-    like_x = meshes.spec_of(x.bits)
-    dx = _product(keep(dy_rows), w, options.x_dtype, options, like_x, allow_reshard=True)
+    dx = _product(
+        dy_bits,
+        w,
+        options.x_dtype,
+        options,
+        out_sharding=meshes.spec_of(x.bits),
+        allow_reshard=True,
+        is_kn=options.w_is_nk,
+    )
     if options.w_dtype is None:
         return dx, None
+    dy_again = (
+        (dy_bits.bits, dy_bits.scales) if options.recipe.rounds_gradients_once else (dy, None)
+    )
     dw = apply(
-        WeightGradient(options.op_name, jnp.dtype(jnp.float32), options.implementation),
-        (x.bits, x.scales, dy),
+        WeightGradient(
+            options.op_name,
+            options.w_dtype if gradient is None else gradient.dtype,
+            options.implementation,
+            options.recipe,
+            is_nk=options.w_is_nk,
+        ),
+        (x.bits, x.scales, *dy_again, gradient),
         out_sharding=meshes.spec_of(w.bits),
         allow_reshard=True,
     )
-    return dx, dw.astype(options.w_dtype)
+    return dx, gradient_of(options, dw, gradient)
 
 
-_dot.defvjp(_forward, _backward)
+def gradient_of(options: Options, dw: jax.Array, gradient: jax.Array | None):
+    """Returns what a backward pass gives for the weight, of its gradient or of the sum."""
+    if not options.has_master:
+        return dw
+    return MasterWeight(dw, None, None) if gradient is None else MasterWeight(None, None, dw)
+
+
+_dot.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _product(
@@ -208,10 +314,12 @@ def _product(
     w: Residual,
     result_dtype: np.dtype,
     options: Options,
-    out_sharding: Any,
-    allow_reshard: bool = False,
+    *,
+    out_sharding: PartitionSpec | None,
+    allow_reshard: bool,
+    is_kn: bool,
 ) -> jax.Array:
-    """Returns x times the transpose of w, x with any leading dimensions."""
+    """Returns x, with any leading dimensions, times w `(K, N)` if `is_kn`, or `(N, K)`."""
     batch = names("b", x.bits.ndim - 2)
     op = Product(
         options.op_name,
@@ -220,6 +328,8 @@ def _product(
         options.implementation,
         dtypes=(x.dtype, w.dtype),
         batch_dims=BatchDims(result=batch, lhs=batch),
+        rhs_is_kn=is_kn,
+        reduce_dtype=options.recipe.reduce_dtype,
     )
     operands = (x.bits, x.scales, w.bits, w.scales, None)
     return apply(op, operands, out_sharding=out_sharding, allow_reshard=allow_reshard)

@@ -10,7 +10,9 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_fp8gemm._src.operands import checks
-from jax_fp8gemm._src.training.dot import dot_with_sharding
+from jax_fp8gemm._src.training.dot import dot_of
+from jax_fp8gemm._src.training.master_weight import MasterWeight, validated
+from jax_fp8gemm._src.training.recipe import Recipe
 from jax_fp8gemm._src.transforms import meshes
 
 _WHERE = "dot_general"
@@ -18,7 +20,7 @@ _WHERE = "dot_general"
 
 def dot_general(
     lhs: jax.Array,
-    rhs: jax.Array,
+    rhs: jax.Array | MasterWeight,
     dimension_numbers: tuple[
         tuple[Sequence[int], Sequence[int]], tuple[Sequence[int], Sequence[int]]
     ],
@@ -27,6 +29,7 @@ def dot_general(
     *,
     out_sharding: NamedSharding | PartitionSpec | None = None,
     implementation: str | None = None,
+    recipe: Recipe | None = None,
 ) -> jax.Array:
     """Multiplies as `dot` does, over any dimensions, with `jax.lax.dot_general`'s arguments.
 
@@ -39,13 +42,15 @@ def dot_general(
 
     Args:
         lhs: Array of `bfloat16`, `float16` or `float32`.
-        rhs: Array of one of these dtypes.
+        rhs: Array of one of these dtypes; or a matrix as `MasterWeight`. A weight stored as
+            `(N, K)` is quantized as it lies: only its bits are transposed.
         dimension_numbers: `((lhs_contracting, rhs_contracting), (lhs_batch, rhs_batch))`. Scale
             blocks are cut along the contracted dimensions in their order.
         precision: None or `jax.lax.Precision.DEFAULT`: operands are FP8 and there is no other one.
         preferred_element_type: Dtype of the result; None for the promoted one of the operands.
         out_sharding: How an explicit mesh shards the result, or None for what moves no operand.
         implementation: None, "cuda", "xla" or "sim", as for `gemm`.
+        recipe: As for `dot`.
 
     Returns:
         The product: batch dimensions, then those of `lhs`, then those of `rhs`.
@@ -65,13 +70,12 @@ def dot_general(
         >>> y = dot_general(activations, weight.T, (((1,), (0,)), ((), ())))    # (M, N)
     """
     lhs = checks.floating(_WHERE, "lhs", lhs)
-    rhs = checks.floating(_WHERE, "rhs", rhs)
+    if isinstance(rhs, MasterWeight):
+        rhs = validated(_WHERE, "rhs", rhs)
+    else:
+        rhs = checks.floating(_WHERE, "rhs", rhs)
     checks.default_precision(_WHERE, precision)
-    if out_sharding is not None and not meshes.mesh_of(lhs, rhs).explicit_axes:
-        raise ValueError(
-            f"{_WHERE}: out_sharding needs a mesh with explicit axes, got {out_sharding};"
-            " constrain the result with jax.lax.with_sharding_constraint."
-        )
+    spec = meshes.explicit_spec(_WHERE, out_sharding, lhs, *jax.tree.leaves(rhs))
     (lhs_k, rhs_k), (lhs_b, rhs_b) = _validated(dimension_numbers, lhs, rhs)
     lhs_free = [i for i in range(lhs.ndim) if i not in (*lhs_k, *lhs_b)]
     rhs_free = [i for i in range(rhs.ndim) if i not in (*rhs_k, *rhs_b)]
@@ -79,22 +83,40 @@ def dot_general(
     free_shape = [rhs.shape[i] for i in rhs_free]
 
     x = lax.transpose(lhs, (*lhs_b, *lhs_free, *lhs_k))
-    w = lax.transpose(rhs, (*rhs_b, *rhs_k, *rhs_free))
     x = _merged("lhs", x, x.ndim - len(lhs_k), x.ndim)
-    w = _merged("rhs", w, num_batch + len(rhs_k), w.ndim)
-    w = _merged("rhs", w, num_batch, num_batch + len(rhs_k))
-    spec = out_sharding.spec if isinstance(out_sharding, NamedSharding) else out_sharding
+    # A weight stored as (N, K) stays so: its bits are transposed, where they have to be.
+    w_is_nk = (*rhs_b, *rhs_free, *rhs_k) == tuple(range(rhs.ndim)) and bool(rhs_free)
+    matrix = (rhs_free, rhs_k) if w_is_nk else (rhs_k, rhs_free)
+    if isinstance(rhs, MasterWeight):
+        w = _matrix(rhs, dimension_numbers)
+    else:
+        w = lax.transpose(rhs, (*rhs_b, *matrix[0], *matrix[1]))
+        w = _merged("rhs", w, num_batch + len(matrix[0]), w.ndim)
+        w = _merged("rhs", w, num_batch, num_batch + len(matrix[0]))
 
     # What the product itself can scatter its sum over: one matrix, with dimensions as they are.
     wanted = spec if not num_batch and len(rhs_free) == 1 else None
 
     def product(x, w):
-        return dot_with_sharding(_WHERE, x, w, preferred_element_type, implementation, wanted)
+        options = (preferred_element_type, implementation, recipe, wanted)
+        return dot_of(_WHERE, x, w, *options, w_is_nk=w_is_nk)
 
     for _ in range(num_batch):
         product = jax.vmap(product)
     out = _split_last(product(x, w), free_shape)
     return out if spec is None else meshes.reshard(out, spec, meshes.mesh_of(out))
+
+
+def _matrix(rhs: MasterWeight, dimension_numbers) -> MasterWeight:
+    """Returns a weight that is one matrix already, which alone its bits are good for."""
+    (_, rhs_k), (_, rhs_b) = dimension_numbers
+    if rhs.ndim != 2 or len(rhs_k) != 1 or len(rhs_b):
+        raise ValueError(
+            f"{_WHERE}: rhs must be a matrix with one contracted dimension where it is a"
+            f" MasterWeight, got shape {tuple(rhs.shape)} and dimension_numbers"
+            f" {dimension_numbers}."
+        )
+    return rhs
 
 
 def _validated(dimension_numbers, lhs, rhs):

@@ -13,7 +13,17 @@ from jax_fp8gemm._src.operands.block_scaled import BlockScaled, as_block_scaled
 from jax_fp8gemm._src.ops.grouped_gemm import Ragged
 from jax_fp8gemm._src.ops.k_grouped_gemm import KGrouped
 from jax_fp8gemm._src.ops.quantizer import Quantizer
-from jax_fp8gemm._src.training.dot import COTANGENT, Options, keep_both, quantized
+from jax_fp8gemm._src.training import master_weight
+from jax_fp8gemm._src.training.dot import (
+    Options,
+    Weight,
+    gradient_of,
+    keep_both,
+    quantized_cotangent,
+    values_and_perturbed,
+)
+from jax_fp8gemm._src.training.master_weight import MasterWeight
+from jax_fp8gemm._src.training.recipe import Recipe, chosen
 from jax_fp8gemm._src.training.residuals import Residual
 from jax_fp8gemm._src.transforms import platforms
 from jax_fp8gemm._src.transforms.apply import apply
@@ -24,13 +34,14 @@ _E4M3 = jnp.dtype(jnp.float8_e4m3fn)
 
 def ragged_dot(
     lhs: jax.Array,
-    rhs: jax.Array | BlockScaled,
+    rhs: Weight,
     group_sizes: jax.Array,
     precision: Any = None,
     preferred_element_type: Any = None,
     group_offset: jax.Array | None = None,
     *,
     implementation: str | None = None,
+    recipe: Recipe | None = None,
 ) -> jax.Array:
     """Multiplies groups of rows, each by a weight of its own, in FP8, for training and inference.
 
@@ -46,13 +57,15 @@ def ragged_dot(
 
     Args:
         lhs: `(T, K)`, `bfloat16`, `float16` or `float32`, sorted by group.
-        rhs: `(G, K, N)` of one of these dtypes; or the weights as `BlockScaled` of shape
-            `(G, N, K)` and block (128, 128), which get no gradient: zero.
+        rhs: `(G, K, N)` of one of these dtypes; or a `MasterWeight` of that shape; or the weights
+            as `BlockScaled` of shape `(G, N, K)` and block (128, 128), which get no gradient: zero,
+            with a warning.
         group_sizes: `(G,)` of any integer dtype, read on the device only, as for `grouped_gemm`.
         precision: None or `jax.lax.Precision.DEFAULT`: operands are FP8 and there is no other one.
         preferred_element_type: Dtype of the result; None for the promoted one of the operands.
         group_offset: None; others are not supported, as in `jax.lax.ragged_dot`.
         implementation: None, "cuda", "xla" or "sim", as for `gemm`.
+        recipe: As for `dot`; weight gradients are computed in FP8.
 
     Returns:
         `(T, N)`. Each gradient has the dtype of its operand.
@@ -76,9 +89,17 @@ def ragged_dot(
         raise NotImplementedError(f"{_NAME}: group_offset must be None, got {group_offset!r}.")
     lhs = checks.floating(_NAME, "lhs", lhs)
     checks.matrix(_NAME, "lhs", lhs)
+    recipe = chosen(_NAME, recipe)
+    if recipe.weight_gradient != "fp8":
+        raise ValueError(
+            f"{_NAME}: recipe.weight_gradient must be 'fp8', got {recipe.weight_gradient!r}."
+        )
     if isinstance(rhs, BlockScaled):
         rhs = as_block_scaled(_NAME, "rhs", rhs, (checks.SQUARE_BLOCK,))
         extents, k_dim, rhs_dtype = "G, N, K", 2, None
+    elif isinstance(rhs, MasterWeight):
+        rhs = master_weight.validated(_NAME, "rhs", rhs)
+        extents, k_dim, rhs_dtype = "G, K, N", 1, jnp.dtype(rhs.dtype)
     else:
         rhs = checks.floating(_NAME, "rhs", rhs)
         extents, k_dim, rhs_dtype = "G, K, N", 1, jnp.dtype(rhs.dtype)
@@ -99,13 +120,22 @@ def ragged_dot(
     result_dtype = checks.dtype_of(
         _NAME, "preferred_element_type", preferred_element_type, checks.RESULT_DTYPES
     )
-    options = Options(_NAME, result_dtype, lhs_dtype, rhs_dtype, implementation)
+    options = Options(
+        _NAME,
+        result_dtype,
+        lhs_dtype,
+        rhs_dtype,
+        implementation,
+        recipe,
+        w_is_nk=k_dim == 2,
+        has_master=isinstance(rhs, MasterWeight),
+    )
     return _apply(*platforms.unify_varying((lhs, rhs, group_sizes)), options)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _ragged_dot(lhs, rhs, group_sizes, options: Options) -> jax.Array:
-    return _forward(lhs, rhs, group_sizes, options)[0]
+    return _product_of(lhs, rhs, group_sizes, options)[0]
 
 
 # Compiled as one program when called outside of jax.jit, inlined when called inside.
@@ -114,33 +144,47 @@ _apply = jax.jit(_ragged_dot, static_argnums=3, inline=True)
 
 def _forward(lhs, rhs, group_sizes, options: Options):
     """Returns the product and what the backward pass needs: both operands in FP8, and the sizes."""
-    lhs, rhs = keep_both(options, lhs, rhs, called=("lhs", "rhs"), rows="t")
-    y = _product(lhs.restore(), rhs.transpose(), group_sizes, options.result_dtype, options)
-    return y, (lhs, rhs, group_sizes)
+    rhs = values_and_perturbed(_NAME, "rhs", rhs)
+    y, kept = _product_of(lhs.value, rhs, group_sizes.value, options)
+    return y, (*kept, group_sizes.value, rhs.gradient if isinstance(rhs, MasterWeight) else None)
+
+
+def _product_of(lhs, rhs: Weight, group_sizes, options: Options):
+    kept = keep_both(options, lhs, rhs, called=("lhs", "rhs"), rows="t")
+    weights = kept[1] if options.w_is_nk else kept[1].transpose()
+    y = _product(kept[0].restore(), weights, group_sizes, options.result_dtype, options)
+    return y, kept
 
 
 # Compiled as one program where jax.grad is called outside of jax.jit.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _backward(options: Options, residuals, dy: jax.Array):
-    lhs, rhs, group_sizes = residuals
-    dy_rows = quantized(options, dy, checks.ROW_BLOCK, name=COTANGENT, axes=("t", "n"))
-    dlhs = _product(dy_rows, rhs, group_sizes, options.x_dtype, options)
+    lhs, rhs, group_sizes, gradient = residuals
+    dy_rows = quantized_cotangent(options, dy, "t")
+    weights = rhs.transpose() if options.w_is_nk else rhs
+    dlhs = _product(dy_rows, weights, group_sizes, options.x_dtype, options)
     if options.w_dtype is None:
         return dlhs, None, None
 
-    def columns(x, scales, scale_format):
-        op = Quantizer(options.op_name, "k_grouped", _E4M3, scale_format, options.implementation)
+    def columns(x, scales, dtype, scale_format):
+        op = Quantizer(options.op_name, "k_grouped", dtype, scale_format, options.implementation)
         return apply(op, (x, scales, group_sizes))
 
     # Powers of two: scaled along tokens, lhs is not rounded again but where it becomes subnormal.
     lhs = lhs.restore()
-    lhs_columns = columns(lhs.values, lhs.scales, "pow2")
-    op = KGrouped(options.op_name, jnp.dtype(jnp.float32), options.implementation)
-    operands = (*lhs_columns, *columns(dy, None, "float32"), group_sizes, None)
-    return dlhs, apply(op, operands).astype(options.w_dtype), None
+    lhs_columns = columns(lhs.values, lhs.scales, _E4M3, "pow2")
+    if options.recipe.rounds_gradients_once:
+        dy_columns = columns(dy_rows.values, dy_rows.scales, _E4M3, "pow2")
+    else:
+        scale_format = options.recipe.scale_format or "float32"
+        dy_columns = columns(dy, None, options.recipe.gradient_dtype, scale_format)
+    result_dtype = options.w_dtype if gradient is None else gradient.dtype
+    op = KGrouped(options.op_name, result_dtype, options.implementation)
+    drhs = apply(op, (*lhs_columns, *dy_columns, group_sizes, gradient))
+    return dlhs, gradient_of(options, drhs, gradient), None
 
 
-_ragged_dot.defvjp(_forward, _backward)
+_ragged_dot.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _product(
@@ -148,5 +192,10 @@ def _product(
 ) -> jax.Array:
     """Returns the rows of each group times the transpose of its weight."""
     weights = rhs.restore()
-    op = Ragged(options.op_name, result_dtype, options.implementation)
+    op = Ragged(
+        options.op_name,
+        result_dtype,
+        options.implementation,
+        reduce_dtype=options.recipe.reduce_dtype,
+    )
     return apply(op, (lhs.values, lhs.scales, weights.values, weights.scales, group_sizes))

@@ -40,6 +40,9 @@ def shards_explicitly(*operands: jax.Array | None) -> bool:
 
 def _local(op: Operation, planned: Plan, operands: tuple) -> Any:
     """Computes one device's results from what it holds of the operands."""
+    if planned.cut:
+        cut = {axis: planned.axes[axis] for axis in sorted(planned.cut)}
+        return op.local_of_cut(cut, *unify_varying(operands))
     if not planned.reduced:
         return op.local(*unify_varying(operands))
     layout = op.layout(*operands)
@@ -235,6 +238,23 @@ def reshard(x: jax.Array, wanted: PartitionSpec | NamedSharding, mesh: AbstractM
 def spec_of(x: jax.Array) -> PartitionSpec | None:
     """Returns how an explicit mesh shards x; None without one."""
     return jax.typeof(x).sharding.spec if mesh_of(x).explicit_axes else None
+
+
+def explicit_spec(op_name: str, out_sharding: Any, *operands: jax.Array) -> PartitionSpec | None:
+    """Returns `out_sharding` as a PartitionSpec, which needs an explicit mesh."""
+    if out_sharding is None:
+        return None
+    if not isinstance(out_sharding, NamedSharding | PartitionSpec):
+        raise TypeError(
+            f"{op_name}: out_sharding must be a NamedSharding or a PartitionSpec, got"
+            f" {type(out_sharding).__name__}."
+        )
+    if not mesh_of(*operands).explicit_axes:
+        raise ValueError(
+            f"{op_name}: out_sharding needs a mesh with explicit axes, got {out_sharding};"
+            " constrain the result with jax.lax.with_sharding_constraint."
+        )
+    return out_sharding.spec if isinstance(out_sharding, NamedSharding) else out_sharding
 
 
 def divide(

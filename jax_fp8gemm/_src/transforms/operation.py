@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Operation: what an operation computes and how it can be sharded, said once for all transforms."""
 
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ class Layout(NamedTuple):
         added: Indices of operands that are added to a sum over devices, and not summed.
         units: Units of axes, `(axis, elements)`, that no dimension shows: what is sharded must be
             a multiple.
+        can_cut: Axes whose blocks may lie on several devices: `Operation.local_of_cut` shares them.
     """
 
     operands: tuple[Dims | None, ...]
@@ -38,6 +40,7 @@ class Layout(NamedTuple):
     replicated: tuple[str, ...] = ()
     added: tuple[int, ...] = ()
     units: tuple[tuple[str, int], ...] = ()
+    can_cut: tuple[str, ...] = ()
 
     def batched(self, name: str, in_batched: Sequence[bool]) -> "Layout":
         """Returns the layout of a batch, which some operands and all results have in front."""
@@ -94,11 +97,13 @@ class Operation:
         op_name: Public name of the function that asks for it, for messages.
         implementation: None, "cuda", "xla" or "sim", as in the public functions.
         result_dtype: Dtype of the result, for operations that sum over devices.
+        reduce_dtype: Dtype in which devices add up their results; None for `result_dtype`.
     """
 
     op_name: str
     implementation: str | None
     result_dtype: np.dtype
+    reduce_dtype: np.dtype | None = None
 
     def layout(self, *operands) -> Layout:
         """Returns the dimensions of operands and results."""
@@ -147,15 +152,25 @@ class Operation:
         """Whether XLA's partitioner shards the plain-JAX form well by itself."""
         return False
 
-    # ---- Sums over devices ---------------------------------------------------------------------
+    # ---- Several devices -----------------------------------------------------------------------
 
     def partial_sum(self) -> "Operation":
-        """Returns the operation whose float32 results devices add up."""
-        raise NotImplementedError
+        """Returns the operation whose results devices add up."""
+        dtype = self.reduce_dtype or self.result_dtype
+        return dataclasses.replace(cast(Any, self), result_dtype=dtype)
 
     def finish(self, total: jax.Array, *operands) -> jax.Array:
         """Returns the result, made of the sum over all devices."""
         return total.astype(self.result_dtype)
+
+    def local_of_cut(self, cut: Mapping[str, tuple[str, ...]], *operands) -> Any:
+        """Returns one device's results where blocks lie on several devices.
+
+        Args:
+            cut: By axis of `Layout.can_cut`, the mesh axes whose devices share its blocks.
+            operands: What the device holds.
+        """
+        raise NotImplementedError
 
     # ---- What one device computes --------------------------------------------------------------
 

@@ -14,11 +14,19 @@ Axes = tuple[str, ...]  # of a mesh
 
 
 class Plan(NamedTuple):
-    """Who has what: mesh axes of each axis, those summed over, and where the sum is scattered."""
+    """Who has what.
+
+    Attributes:
+        axes: Mesh axes of each axis.
+        reduced: Mesh axes that results are summed over.
+        scattered: Mesh axes over which the sum is scattered, by axis of the result.
+        cut: Axes whose blocks lie on several devices, each of which has all of their scales.
+    """
 
     axes: Mapping[str, Axes]
     reduced: Axes
     scattered: Mapping[str, Axes]
+    cut: frozenset[str] = frozenset()
 
     def operand_spec(self, layout: Layout, index: int) -> PartitionSpec:
         """Returns how an operand is sharded; one that is added to the sum is as the result."""
@@ -32,6 +40,8 @@ class Plan(NamedTuple):
         every = []
         for dim in dims or ():
             axes = self.axes.get(axis_of(dim), ())
+            if axis_of(dim) in self.cut and "/" in dim:
+                axes = ()
             if after_sum:
                 axes += self.scattered.get(axis_of(dim), ())
             every.append(axes or None)
@@ -59,12 +69,16 @@ def sizes_of(layout: Layout, shapes: Sequence[tuple[int, ...] | None]) -> dict[s
 
 
 class _Planner:
-    """Plans one operation. A strict planner raises ValueError instead of moving an operand."""
+    """Plans one operation.
+
+    A strict planner raises ValueError instead of moving an operand along an axis of the result.
+    """
 
     def __init__(self, op_name: str, layout: Layout, sizes, mesh_sizes, operand_specs, strict):
         self.op_name, self.layout = op_name, layout
         self.sizes, self.mesh_sizes = sizes, mesh_sizes
         self.strict = strict
+        self.cut: set[str] = set()
         # Mesh axes by operand and axis. Scales follow their values.
         self.given = [
             {dim: e for dim, e in zip(dims, entries(spec, len(dims)), strict=True) if e}
@@ -76,7 +90,8 @@ class _Planner:
 
     def refuse(self, text: str) -> None:
         if self.strict:
-            raise ValueError(f"{self.op_name}: {text}; use jax.sharding.reshard first.")
+            remedy = "give out_sharding if the function has it, or use jax.sharding.reshard first"
+            raise ValueError(f"{self.op_name}: {text}; {remedy}.")
 
     def offered(self, axis: str) -> Axes:
         """Returns the mesh axes over which the operands have an axis sharded."""
@@ -96,13 +111,18 @@ class _Planner:
             self.refuse(f"operands must be sharded alike along {axis.upper()}, got {offers}")
         return next(iter(offers.values()), ())
 
-    def fitting(self, axis: str, axes: Axes) -> Axes:
-        """Returns the most of the mesh axes that divide an axis into whole units."""
+    def fitting(self, axis: str, axes: Axes, *, or_gather: bool = False) -> Axes:
+        """Returns the most of the mesh axes that an axis can be sharded over."""
         unit = self.layout.unit(axis)
         for count in range(len(axes), 0, -1):
             shards = math.prod(self.mesh_sizes[a] for a in axes[:count])
             if self.sizes[axis] % (unit * shards) == 0:
                 return axes[:count]
+            if axis in self.layout.can_cut and self.sizes[axis] % shards == 0:
+                self.cut.add(axis)
+                return axes[:count]
+            if or_gather:
+                continue
             blocks = f" into whole blocks of {unit}" if unit > 1 else ""
             self.refuse(
                 f"{axis.upper()} = {self.sizes[axis]} cannot be sharded among {shards} devices"
@@ -121,17 +141,10 @@ class _Planner:
         return False
 
     def contraction(self, axis: str) -> Axes:
-        """Returns the mesh axes that an axis is summed over."""
+        """Returns the mesh axes that an axis is summed over; over others operands are gathered."""
         offered = self.offered(axis)
-        for count, mesh_axis in enumerate(offered):
-            if self.moves(axis, mesh_axis):
-                self.refuse(
-                    f"mesh axis {mesh_axis!r} shards {axis.upper()} of one operand and another"
-                    " dimension of the other"
-                )
-                offered = offered[:count]
-                break
-        return self.fitting(axis, offered)
+        moved = (count for count, a in enumerate(offered) if self.moves(axis, a))
+        return self.fitting(axis, offered[: next(moved, None)], or_gather=True)
 
     def plan(self, wanted: Mapping[str, Axes]) -> Plan:
         """Returns the plan that gives the results the mesh axes `wanted`, where it can."""
@@ -157,7 +170,7 @@ class _Planner:
             if tail and asked == axes[axis] + tail and self.sizes[axis] % shards == 0:
                 scattered[axis] = tail
             used |= {*axes[axis], *scattered.get(axis, ())}
-        return Plan(axes, reduced, scattered)
+        return Plan(axes, reduced, scattered, frozenset(self.cut))
 
 
 def plan(

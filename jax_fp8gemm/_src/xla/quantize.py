@@ -22,6 +22,78 @@ def quantize(x: jax.Array, block, dtype, scale_format: str) -> tuple[jax.Array, 
     return block_values(x, scales, block, dtype, scale_format), scales
 
 
+def quantize_part(
+    x: jax.Array, block, dtype, scale_format: str, mesh_axes: tuple[tuple[str, ...], ...]
+) -> tuple[jax.Array, jax.Array]:
+    """Returns values of one device's part of an array, and scales of all blocks of that array.
+
+    Devices exchange the largest magnitudes of the blocks, and nothing else.
+
+    Args:
+        x: The part; parts along a dimension have the same extent.
+        block: As in `quantize`.
+        dtype: As in `quantize`.
+        scale_format: As in `quantize`.
+        mesh_axes: Of each of the last two dimensions, mesh axes whose devices have parts of it
+            that may begin and end inside a block; none where blocks are whole.
+    """
+    dims = [_Dim(x, dim, block[dim], axes) for dim, axes in zip((-2, -1), mesh_axes, strict=True)]
+    dims.sort(key=lambda dim: bool(dim.mesh_axes))  # the others make few numbers of many
+    amax_bits = _magnitude_bits(xla_gemm.as_float32(x))
+    for dim in dims:
+        amax_bits = dim.block_maxima(amax_bits)
+    amax_bits = lax.pmax(amax_bits, sum(mesh_axes, ()))
+    scales = _scales_of(amax_bits, dtype, scale_format)
+    own = scales
+    for dim in dims:
+        own = dim.per_element(own)
+    return block_values(x, own, (1, 1), dtype, scale_format), scales
+
+
+class _Dim:
+    """A dimension of one device's part of an array, whose blocks may lie on several devices."""
+
+    def __init__(self, x: jax.Array, dim: int, extent: int, mesh_axes: tuple[str, ...]):
+        """Says where the part lies; `extent` is that of a block."""
+        self.dim, self.extent, self.mesh_axes = dim, extent, mesh_axes
+        self.size = x.shape[dim]
+        if mesh_axes:
+            start = lax.axis_index(mesh_axes) * self.size
+            self.first, self.offset = start // extent, start % extent
+            self.whole = self.size * lax.axis_size(mesh_axes)
+            self.touched = -(-(self.size - 1) // extent) + 1  # at most so many blocks
+        else:
+            self.first, self.offset = 0, 0
+            self.whole, self.touched = self.size, -(-self.size // extent)
+
+    def block_maxima(self, bits: jax.Array) -> jax.Array:
+        """Returns the largest of each block of the whole array: 0 where other devices have all."""
+        dim = bits.ndim + self.dim
+        framed = _placed(bits, dim, self.offset, self.touched * self.extent)
+        shape = (*bits.shape[:dim], self.touched, self.extent, *bits.shape[dim + 1 :])
+        maxima = jnp.max(framed.reshape(shape), axis=dim + 1)
+        num_blocks = -(-self.whole // self.extent)
+        # With room for blocks that are not touched after all.
+        every = _placed(maxima, dim, self.first, num_blocks + self.touched)
+        return lax.slice_in_dim(every, 0, num_blocks, axis=dim)
+
+    def per_element(self, scales: jax.Array) -> jax.Array:
+        """Returns the scale of each element of the part."""
+        dim = scales.ndim + self.dim
+        if self.mesh_axes:
+            room = [(0, self.touched if i == dim else 0) for i in range(scales.ndim)]
+            padded = jnp.pad(scales, room, constant_values=1)
+            scales = lax.dynamic_slice_in_dim(padded, self.first, self.touched, dim)
+        scales = jnp.repeat(scales, self.extent, axis=dim)
+        return lax.dynamic_slice_in_dim(scales, self.offset, self.size, dim)
+
+
+def _placed(x: jax.Array, dim: int, start, size: int) -> jax.Array:
+    """Returns x from `start` on among zeros, of extent `size` along a dimension."""
+    shape = (*x.shape[:dim], size, *x.shape[dim + 1 :])
+    return lax.dynamic_update_slice_in_dim(lax.full_like(x, 0, shape=shape), x, start, dim)
+
+
 def quantize_transposed(
     leaves: tuple, group_sizes: jax.Array | None, dtype, scale_format: str
 ) -> tuple[jax.Array, jax.Array]:
@@ -80,8 +152,8 @@ def _aligned(x: jax.Array, group_sizes: jax.Array | None) -> jax.Array:
 def block_scales(x: jax.Array, block, dtype, scale_format: str) -> jax.Array:
     """Returns the scales; blocks may have any shape."""
     blocks = _split(xla_gemm.as_float32(x), block)  # (..., R / r, r, K / c, c)
-    scales = _scales(_amax_bits(blocks), float(jnp.finfo(dtype).max))
-    return _round_up_to_pow2(scales) if scale_format == "pow2" else scales
+    amax_bits = jnp.max(_magnitude_bits(blocks), axis=(-3, -1), initial=0)
+    return _scales_of(amax_bits, dtype, scale_format)
 
 
 def block_values(x: jax.Array, scales: jax.Array, block, dtype, scale_format: str) -> jax.Array:
@@ -115,14 +187,19 @@ def _per_element(scales: jax.Array) -> jax.Array:
     return scales[..., :, None, :, None]
 
 
-def _amax_bits(blocks: jax.Array) -> jax.Array:
-    """Returns the bit pattern of each block's largest magnitude.
+def _magnitude_bits(x: jax.Array) -> jax.Array:
+    """Returns the bit patterns of magnitudes, for finding the largest of them.
 
-    On integers, because magnitudes order as their bits do with Inf and then NaN at the top, while
-    the floating-point maximum of XLA's CPU backend drops NaN and flushes subnormals to zero.
+    As integers, magnitudes order as they do with Inf and then NaN at the top, while the
+    floating-point maximum of XLA's CPU backend drops NaN and flushes subnormals to zero.
     """
-    magnitudes = lax.bitcast_convert_type(blocks, jnp.uint32) & jnp.uint32(0x7FFFFFFF)
-    return jnp.max(magnitudes, axis=(-3, -1), initial=0)
+    return lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0x7FFFFFFF)
+
+
+def _scales_of(amax_bits: jax.Array, dtype, scale_format: str) -> jax.Array:
+    """Returns the scales of blocks with these largest magnitudes."""
+    scales = _scales(amax_bits, float(jnp.finfo(dtype).max))
+    return _round_up_to_pow2(scales) if scale_format == "pow2" else scales
 
 
 def _scales(amax_bits: jax.Array, largest: float) -> jax.Array:

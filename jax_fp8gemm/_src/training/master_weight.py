@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MasterWeight: a weight beside its quantized form, so that it is quantized once for many uses."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_fp8gemm._src.operands import checks
+from jax_fp8gemm._src.operands.block_scaled import BlockScaled
+from jax_fp8gemm._src.ops.quantize import quantize
+from jax_fp8gemm._src.training.residuals import keep
+
+_NAME = "MasterWeight"
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("master", "quantized", "gradient"),
+    meta_fields=(),
+)
+@dataclasses.dataclass(frozen=True)
+class MasterWeight:
+    """A weight in floating point, its quantized form, and where its gradients add up, if anywhere.
+
+    `dot`, `dot_general` and `ragged_dot` take one where they take the weight: products read the
+    quantized form, and gradients go to the master, bit by bit as with the master alone. What reads
+    one weight often, such as microbatches, so quantizes it once::
+
+        def add_gradients(total, batch):
+            w = weight.accumulate_into(total)
+            return jax.grad(loss)(w, batch).gradient, None
+
+        weight = MasterWeight.quantize(w)
+        total, _ = jax.lax.scan(add_gradients, jnp.zeros(w.shape), batches)
+
+    With `gradient`, the kernel that computes the weight's gradient adds it to that array in
+    float32: `jax.grad` returns the sum as the gradient's `gradient`, and zeros as its `master`.
+
+    Attributes:
+        master: `(K, N)`, `(G, K, N)` or as `dot_general` takes it; `bfloat16`, `float16` or
+            `float32`.
+        quantized: `BlockScaled` of the same shape with block (128, 128).
+        gradient: float32 of the same shape, or None.
+
+    Transformations:
+        A pytree: it passes through every transformation of JAX.
+    """
+
+    master: jax.Array
+    quantized: BlockScaled
+    gradient: jax.Array | None = None
+
+    @classmethod
+    def quantize(cls, w: jax.Array, *, implementation: str | None = None) -> "MasterWeight":
+        """Returns a weight beside what the products make of it.
+
+        Args:
+            w: As `master`.
+            implementation: None, "cuda", "xla" or "sim", as for `quantize`.
+
+        Raises:
+            TypeError: `w` has an unsupported dtype.
+            ValueError: As `quantize`.
+        """
+        w = checks.floating(_NAME, "w", w)
+        bits = quantize(jax.lax.stop_gradient(w), (128, 128), implementation=implementation)
+        return cls(w, bits)
+
+    @classmethod
+    def all_gather(
+        cls, w: jax.Array, axis_name: Any, *, axis: int = 0, implementation: str | None = None
+    ) -> "MasterWeight":
+        """Returns the whole weight under `jax.shard_map`, where each device has a part of it.
+
+        Devices exchange the quantized parts, and in the backward pass the gradient's sums, by one
+        reduce-scatter. The master is gathered by name only: no product reads it.
+
+        Args:
+            w: One device's part, of whole blocks of 128.
+            axis_name: Mesh axis, or several, over which the parts lie.
+            axis: Dimension along which they lie.
+            implementation: As in `quantize`.
+
+        Raises:
+            TypeError: `w` has an unsupported dtype.
+            ValueError: The part is not of whole blocks.
+        """
+        w = checks.floating(_NAME, "w", w)
+        if axis % w.ndim >= w.ndim - 2 and w.shape[axis] % 128:
+            raise ValueError(
+                f"{_NAME}.all_gather: w must have a multiple of 128 elements along dimension"
+                f" {axis}, got shape {tuple(w.shape)}."
+            )
+        gather = functools.partial(
+            jax.lax.all_gather, axis_name=axis_name, axis=axis % w.ndim, tiled=True
+        )
+        part = keep(cls.quantize(w, implementation=implementation).quantized)
+        return cls(gather(w), jax.tree.map(gather, part).restore())
+
+    def accumulate_into(self, gradient: jax.Array) -> "MasterWeight":
+        """Returns the weight with an array that its gradients are added to.
+
+        Args:
+            gradient: float32, of the shape of the master.
+        """
+        return dataclasses.replace(self, gradient=gradient)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the master."""
+        return self.master.shape
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions of the master."""
+        return len(self.master.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Dtype of the master."""
+        return self.master.dtype
+
+
+def validated(op_name: str, name: str, w: MasterWeight) -> MasterWeight:
+    """Returns the weight, whose parts fit together."""
+    master = checks.floating(op_name, f"{name}.master", w.master)
+    bits = w.quantized
+    if not isinstance(bits, BlockScaled):
+        got = type(bits).__name__
+        raise TypeError(f"{op_name}: {name}.quantized must be a BlockScaled, got {got}.")
+    if bits.block != checks.SQUARE_BLOCK:
+        raise ValueError(
+            f"{op_name}: {name}.quantized must have block {checks.SQUARE_BLOCK}, got {bits.block}."
+        )
+    parts: list[tuple[str, Any]] = [("quantized", bits)]
+    if w.gradient is not None:
+        checks.array(op_name, f"{name}.gradient", w.gradient, (jnp.dtype(jnp.float32),))
+        parts.append(("gradient", w.gradient))
+    for part, x in parts:
+        if tuple(x.shape) != tuple(master.shape):
+            raise ValueError(
+                f"{op_name}: {name}.{part} must have the shape of the master ="
+                f" {tuple(master.shape)}, got {tuple(x.shape)}."
+            )
+    return MasterWeight(master, bits, w.gradient)

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MasterWeight: bit by bit the product and gradients of its master, quantized once."""
+
+import functools
+import re
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_dot import inputs, relative
+from test_lowering import QUANTIZER, custom_calls, lowered
+
+import jax_fp8gemm as fp8
+
+x0, w0, dy0 = inputs((3, 40, 256), (256, 200))
+SIZES = jnp.asarray([20, 0, 15])
+NK = (((2,), (1,)), ((), ()))
+
+xla = {"implementation": "xla"}
+# Function of the weight, the weight, and what its result is multiplied by.
+USES = {
+    "dot": (lambda w: fp8.dot(x0, w, **xla), w0, dy0),
+    "dot_general": (lambda w: fp8.dot_general(x0, w, NK, **xla), w0.T, dy0),
+    "ragged_dot": (
+        lambda w: fp8.ragged_dot(x0[0], w, SIZES, **xla),
+        jnp.stack([w0, -w0, 2 * w0]),
+        dy0[0],
+    ),
+    "vmap of dot": (
+        lambda w: jax.vmap(lambda x: fp8.dot(x, w, **xla))(x0),
+        w0,
+        dy0,
+    ),
+    "checkpoint": (jax.checkpoint(lambda w: fp8.dot(x0, w, **xla)), w0, dy0),
+}
+
+
+def quantized(w):
+    return fp8.MasterWeight.quantize(w, **xla)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("name", USES)
+def test_bits_are_those_of_the_master(name, jit):
+    f, w, dy = USES[name]
+
+    def loss(w):
+        y = f(w)
+        return (y * dy).sum(), y
+
+    gradients = jax.grad(loss, has_aux=True)
+    gradients = jax.jit(gradients) if jit else gradients
+    want, want_y = gradients(w)
+    got, got_y = gradients(quantized(w))
+    np.testing.assert_array_equal(got_y, want_y)
+    np.testing.assert_array_equal(got.master, want)
+    assert got.gradient is None
+    assert not np.asarray(got.quantized.values, np.float32).any()
+    assert not np.asarray(got.quantized.scales).any()
+
+
+@pytest.mark.parametrize("implementation", ["xla", "sim"])
+@pytest.mark.parametrize("name", ["dot", "dot_general", "ragged_dot"])
+def test_gradients_add_up_in_the_given_array(name, implementation):
+    options = {"implementation": implementation, "preferred_element_type": jnp.float32}
+    products = {
+        "dot": lambda x, w: fp8.dot(x, w, **options),
+        "dot_general": lambda x, w: fp8.dot_general(x, w, (((1,), (1,)), ((), ())), **options),
+        "ragged_dot": lambda x, w: fp8.ragged_dot(x, w, jnp.asarray([20, 20]), **options),
+    }
+    w = {"dot": w0, "dot_general": w0.T, "ragged_dot": jnp.stack([w0, -w0])}[name]
+    w = w.astype(jnp.bfloat16)
+
+    def loss(w, x, dy):
+        return (products[name](x, w) * dy).sum()
+
+    @jax.jit
+    def total(weight, start):
+        def add(total, batch):
+            grads = jax.grad(loss)(weight.accumulate_into(total), *batch)
+            return grads.gradient, jnp.abs(grads.master).max()
+
+        return jax.lax.scan(add, start, (x0, dy0))
+
+    start = cases.normal(w.shape, seed=5)
+    got, masters = total(quantized(w), start)
+    w = w.astype(jnp.float32)  # whose gradients are not rounded
+    parts = [jax.grad(loss)(w, x, dy) for x, dy in zip(x0, dy0, strict=True)]
+    assert not np.asarray(masters, np.float32).any()
+    assert relative(got, sum(map(np.float64, parts), np.float64(start))) < 1e-6
+
+
+@pytest.mark.usefixtures("extension")
+def test_microbatches_do_not_quantize_the_weight():
+    """In the program of a step for a GPU, beside one that is given the master alone."""
+
+    def step(weight, xs, dys):
+        def gradient(_, batch):
+            x, dy = batch
+            return None, jax.grad(lambda w: (fp8.dot(x, w) * dy).sum())(weight)
+
+        return jax.lax.scan(gradient, None, (xs, dys))[1]
+
+    once, each = (custom_calls(lowered(step, (w, x0, dy0)), QUANTIZER) for w in (quantized(w0), w0))
+    assert once == each - 1
+
+
+def test_gradient_of_bits_is_not_silently_zero():
+    def loss(w):
+        return fp8.dot(x0, fp8.quantize(w.T, (128, 128)), **xla).sum()
+
+    with pytest.warns(UserWarning, match="dot: w is a BlockScaled.* MasterWeight"):
+        jax.grad(loss)(w0)
+    experts = jnp.stack([w0, w0, w0]).swapaxes(1, 2)
+
+    def ragged_loss(w):
+        rhs = fp8.quantize(w, (128, 128))
+        return fp8.ragged_dot(x0[0], rhs, SIZES, **xla).sum()
+
+    with pytest.warns(UserWarning, match="ragged_dot: rhs is a BlockScaled"):
+        jax.grad(ragged_loss)(experts)
+    # Whoever wants none says so; gradients of other operands warn of nothing.
+    stopped = fp8.quantize(w0.T, (128, 128))
+    jax.grad(lambda x: fp8.dot(x, stopped, **xla).sum())(x0)
+    jax.grad(lambda w: fp8.dot(x0, jax.lax.stop_gradient(w), **xla).sum(), allow_int=True)(stopped)
+
+
+def test_passes_through_jax_as_a_tree():
+    weight = quantized(w0)
+    assert (weight.shape, weight.ndim, weight.dtype) == (w0.shape, 2, w0.dtype)
+    again = jax.tree.map(lambda leaf: leaf, weight)
+    assert isinstance(again, fp8.MasterWeight)
+    stacked = jax.vmap(quantized)(jnp.stack([w0, w0]))
+    y = jax.lax.scan(lambda c, w: (c, fp8.dot(x0, w, **xla)), 0, stacked)[1]
+    np.testing.assert_array_equal(y[1], fp8.dot(x0, w0, **xla))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (
+            lambda w: fp8.MasterWeight(w, fp8.quantize(w)),
+            ValueError,
+            r"w\.quantized must have block \(128, 128\), got \(1, 128\)",
+        ),
+        (
+            lambda w: fp8.MasterWeight(w, fp8.quantize(w.T, (128, 128))),
+            ValueError,
+            r"w\.quantized must have the shape of the master = \(256, 200\), got \(200, 256\)",
+        ),
+        (lambda w: fp8.MasterWeight(w, w), TypeError, r"w\.quantized must be a BlockScaled"),
+        (
+            lambda w: quantized(w).accumulate_into(jnp.zeros((200, 256))),
+            ValueError,
+            r"w\.gradient must have the shape of the master",
+        ),
+        (
+            lambda w: quantized(w).accumulate_into(jnp.zeros(w.shape, jnp.bfloat16)),
+            TypeError,
+            r"w\.gradient must have dtype float32, got bfloat16",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit(make, error, message):
+    with pytest.raises(error, match=f"dot: {message}"):
+        fp8.dot(x0, make(w0))
+
+
+def test_dot_general_of_more_than_a_matrix():
+    weight = quantized(w0.reshape(256, 2, 100))
+    with pytest.raises(ValueError, match="rhs must be a matrix with one contracted dimension"):
+        fp8.dot_general(x0, weight, (((2,), (0,)), ((), ())))
+
+
+def test_weight_of_out_by_in_is_transposed_as_bits():
+    """No transpose in floating point, of the weight or of its gradient, in the whole program."""
+
+    def transposes(f, *arguments):
+        text = str(jax.make_jaxpr(f)(*arguments))
+        return re.findall(r"\w+:([a-z]\w*)\[\d+,\d+\] = transpose", text)
+
+    f = functools.partial(fp8.dot_general, dimension_numbers=NK, implementation="cuda")
+    found = transposes(jax.grad(lambda x, w: (f(x, w) * dy0).sum(), (0, 1)), x0, w0.T)
+    assert transposes(lambda w: w.T, w0) == ["f32"]
+    assert "f32" not in found
+    assert "u8" in found

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipe: each choice with its error, its cost in custom calls, and where it is taken from."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_dot import MARGIN, RMS_ROUNDING, inputs, relative, value_and_gradients
+from test_lowering import PRODUCT, QUANTIZER, custom_calls, lowered
+
+import jax_fp8gemm as fp8
+
+# The same estimate for e5m2, which has one bit less of mantissa: twice the error.
+E5M2_ROUNDING = 2 * RMS_ROUNDING
+ROOT2 = math.sqrt(2)
+E5M2 = jnp.float8_e5m2
+# Recipe: error of dx and dw beside its estimate, and products and quantizers of a step for a GPU.
+RECIPES = {
+    "default": (fp8.Recipe(), RMS_ROUNDING * ROOT2, RMS_ROUNDING * ROOT2, 3, 5),
+    "e5m2": (
+        fp8.Recipe(gradient_dtype=E5M2),
+        math.hypot(RMS_ROUNDING, E5M2_ROUNDING),
+        math.hypot(RMS_ROUNDING, E5M2_ROUNDING),
+        3,
+        5,
+    ),
+    # The activations of the weight gradient are rounded twice.
+    "float32": (
+        fp8.Recipe(scale_format="float32"),
+        RMS_ROUNDING * ROOT2,
+        RMS_ROUNDING * math.sqrt(3),
+        3,
+        5,
+    ),
+    "pow2": (fp8.Recipe(scale_format="pow2"), RMS_ROUNDING * ROOT2, RMS_ROUNDING * ROOT2, 3, 5),
+    # One rounding, of the activations; nothing is scaled along tokens.
+    "bfloat16": (fp8.Recipe(weight_gradient="bfloat16"), RMS_ROUNDING * ROOT2, RMS_ROUNDING, 2, 3),
+}
+
+
+def step(recipe, x, w, dy, implementation="xla"):
+    product = functools.partial(fp8.dot, recipe=recipe, implementation=implementation)
+    return value_and_gradients(product, x, w, dy)
+
+
+@pytest.fixture(scope="module")
+def operands():
+    return inputs((3, 200, 384), (384, 256))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_error_is_that_of_its_roundings(operands, name):
+    recipe, dx_error, dw_error, *_ = RECIPES[name]
+    _, *got = step(recipe, *operands)
+    _, *want = value_and_gradients(jnp.matmul, *operands)
+    for result, exact, estimate in zip(got, want, (dx_error, dw_error), strict=True):
+        assert estimate / MARGIN <= relative(result, exact) <= estimate * MARGIN
+
+
+@pytest.mark.usefixtures("extension")
+@pytest.mark.parametrize("name", RECIPES)
+def test_cost_in_custom_calls(operands, name):
+    recipe, _, _, *counts = RECIPES[name]
+    text = lowered(functools.partial(step, recipe, implementation=None), operands)
+    assert [custom_calls(text, target) for target in (PRODUCT, QUANTIZER)] == counts
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_simulator_agrees(operands, name):
+    x, w, dy = (t[..., :128] for t in operands)
+    w = w[:128]
+    recipe = RECIPES[name][0]
+    want = step(recipe, x, w, dy)
+    got = step(recipe, x, w, dy, implementation="sim")
+    assert all(relative(a, b) < 1e-6 for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("name", ["default", "e5m2", "float32", "pow2"])
+def test_ragged_dot(operands, name):
+    """One group is a dot, bit by bit."""
+    x, w, dy = operands
+    x, dy = x[0], dy[0]
+    recipe = RECIPES[name][0]
+    sizes = jnp.asarray([len(x)])
+
+    def ragged(x, w):
+        return fp8.ragged_dot(x, w, sizes, recipe=recipe, implementation="xla")
+
+    got = value_and_gradients(ragged, x, w[None], dy)
+    want = step(recipe, x, w, dy)
+    assert relative(got[2][0], want[2]) < 1e-6
+    assert all(relative(a, b) < 1e-6 for a, b in zip(got[:2], want[:2], strict=True))
+
+
+def test_gradients_that_are_rounded_once_are_those_of_dx():
+    x, w, dy = inputs((256, 128), (128, 128))
+    recipe = fp8.Recipe(scale_format="pow2")
+    rounded = fp8.quantize(dy, scale_format="pow2").dequantize()
+    np.testing.assert_array_equal(step(recipe, x, w, dy)[2], step(recipe, x, w, rounded)[2])
+    assert relative(step(fp8.Recipe(), x, w, dy)[2], step(fp8.Recipe(), x, w, rounded)[2]) > 1e-3
+
+
+# ---- Where a recipe comes from -------------------------------------------------------------------
+
+
+def gradient_of(f, operands):
+    x, w, dy = operands
+    return jax.vjp(f, x, w)[1](dy)[0]
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_recipe_in_use(operands, jit):
+    """A jitted function is traced again under another recipe; an argument goes first."""
+    dot = functools.partial(fp8.dot, implementation="xla")
+    dot = jax.jit(dot) if jit else dot
+    wide = fp8.Recipe(gradient_dtype=E5M2)
+    default = gradient_of(dot, operands)
+    with fp8.use_recipe(wide) as recipe:
+        assert recipe is wide
+        np.testing.assert_array_equal(gradient_of(dot, operands), step(wide, *operands)[1])
+        given = functools.partial(fp8.dot, implementation="xla", recipe=fp8.Recipe())
+        np.testing.assert_array_equal(gradient_of(given, operands), default)
+        general = functools.partial(
+            fp8.dot_general, dimension_numbers=(((2,), (0,)), ((), ())), implementation="xla"
+        )
+        np.testing.assert_array_equal(gradient_of(general, operands), step(wide, *operands)[1])
+    np.testing.assert_array_equal(gradient_of(dot, operands), default)
+
+
+def test_recipes_are_values():
+    assert fp8.Recipe(gradient_dtype="float8_e5m2") == fp8.Recipe(gradient_dtype=E5M2)
+    assert hash(fp8.Recipe(reduce_dtype="float32")) == hash(fp8.Recipe(reduce_dtype=jnp.float32))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        fp8.Recipe().scale_format = "pow2"
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"gradient_dtype": jnp.bfloat16}, TypeError, "gradient_dtype must be one of float8"),
+        ({"scale_format": "ue8m0"}, ValueError, "scale_format must be one of .* got 'ue8m0'"),
+        ({"weight_gradient": "fp16"}, ValueError, "weight_gradient must be one of"),
+        ({"reduce_dtype": jnp.int32}, TypeError, "reduce_dtype must be one of .* got int32"),
+    ],
+)
+def test_bad_fields(fields, error, message):
+    with pytest.raises(error, match=f"Recipe: {message}"):
+        fp8.Recipe(**fields)
+
+
+def test_bad_arguments(operands):
+    x, w, _ = operands
+    with pytest.raises(TypeError, match="dot: recipe must be a Recipe, got str"):
+        fp8.dot(x, w, recipe="pow2")
+    with pytest.raises(TypeError, match="use_recipe: recipe must be a Recipe, got dict"):
+        with fp8.use_recipe({}):
+            pass
+    with pytest.raises(ValueError, match=r"ragged_dot: recipe\.weight_gradient must be 'fp8'"):
+        recipe = fp8.Recipe(weight_gradient="bfloat16")
+        fp8.ragged_dot(x[0], w[None], jnp.asarray([3]), recipe=recipe)

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What devices exchange in a layer that is trained, in FP8 beside bfloat16: bytes, and sums."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from _made_once import made_once
+from _source import ROOT
+from _tiers import slow_unless
+from test_aot import _missing
+
+HERE = Path(__file__).parent
+KINDS = ("auto", "explicit", "manual")
+# Most that FP8 sends, of what bfloat16 sends, among 8 H100s.
+MOST = {
+    "data parallel": 1.0,
+    "FSDP, along K": 0.67,
+    "FSDP, along the output": 0.67,
+    "FSDP, blocks cut": 0.67,
+    "tensor parallel": 1.0,
+    "tensor and sequence parallel": 0.92,
+    "tensor and sequence parallel, pow2": 0.71,
+}
+FAST = "FSDP, blocks cut"  # the one that is compiled for the CPU too
+SCALES = 4 / 128  # bytes of scales, with one for a row of a block
+
+
+def _measure(folder: Path, *arguments: str) -> None:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    }
+    command = [sys.executable, HERE / "_traffic.py", folder / "results.json", *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert run.returncode == 0, run.stderr[-4000:]
+    (folder / "table").write_text(run.stdout)
+
+
+@pytest.fixture(scope="module")
+def on_cpus(tmp_path_factory) -> dict:
+    """Returns what a layout sends among 8 virtual devices."""
+    folder = made_once(tmp_path_factory, "traffic", lambda folder: _measure(folder, FAST))
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def for_h100s(tmp_path_factory) -> Path:
+    """Returns the folder of what all layouts send among 8 H100s."""
+    return made_once(tmp_path_factory, "traffic-h100", lambda folder: _measure(folder, "h100"))
+
+
+def gathers(sent: dict) -> dict:
+    return {name: count for name, count in sent.items() if name.startswith("all-gather")}
+
+
+@pytest.mark.parametrize("kind", KINDS[:2])
+def test_what_is_gathered_is_fp8(on_cpus, kind):
+    """XLA's CPU backend sends bfloat16 as float32, so that bytes of the two do not compare."""
+    given = gathers(on_cpus[f"{kind}: {FAST}: fp8"])
+    bits = given.pop("all-gather u8")
+    assert sum(given.values()) <= SCALES * bits
+    # Once for each time that bfloat16 is gathered.
+    assert bits == sum(gathers(on_cpus[f"{kind}: {FAST}: bfloat16"]).values()) / 4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(_missing()), reason=f"XLA:GPU: {_missing()}")
+def test_fp8_never_sends_more(for_h100s):
+    results = json.loads((for_h100s / "results.json").read_text())
+    for layout, most in MOST.items():
+        totals = set()
+        for kind in KINDS:
+            both = [results.get(f"{kind}: {layout}: {name}") for name in ("fp8", "bfloat16")]
+            if None not in both:
+                ours, theirs = (sum(sent.values()) for sent in both)
+                assert ours <= most * theirs, (kind, layout, both)
+                totals.add((ours, theirs))
+        assert len(totals) == 1, layout  # in every kind of mesh the same
+    assert {key.split(": ")[1] for key in results} == set(MOST)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(_missing()), reason=f"XLA:GPU: {_missing()}")
+def test_table_of_the_guide(for_h100s):
+    page = (ROOT / "docs" / "models.md").read_text()
+    shown = page.split("<!-- traffic:begin -->\n")[1].split("<!-- traffic:end -->")[0]
+    assert shown == (for_h100s / "table").read_text()
+
+
+# ---- Sums over devices ---------------------------------------------------------------------------
+
+SUMS = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+import jax_fp8gemm as fp8
+
+out, dtype = sys.argv[1:]
+mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
+rng = np.random.default_rng(0)
+x = jax.device_put(rng.standard_normal((64, 1024), np.float32), NamedSharding(mesh, P(None, "d")))
+w = jax.device_put(rng.standard_normal((1024, 128), np.float32), NamedSharding(mesh, P("d")))
+recipe = fp8.Recipe(reduce_dtype=None if dtype == "None" else dtype)
+f = lambda x, w: fp8.dot(x, w, recipe=recipe, preferred_element_type=jnp.bfloat16)
+y = jax.jit(f, out_shardings=NamedSharding(mesh, P()))(x, w)
+x, w = fp8.quantize(x, scale_format="pow2"), fp8.quantize(w, (128, 128))
+np.savez(out, y=np.asarray(y, np.float32), x=x.dequantize(), w=w.dequantize())
+"""
+
+
+@pytest.mark.parametrize("dtype", [slow_unless(d == "None", d) for d in ("None", "float32")])
+def test_error_of_sums_over_devices(tmp_path, dtype):
+    """Each of 8 partial sums, and each addition, rounds once to the dtype: docs/models.md."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    }
+    file = tmp_path / "sums.npz"
+    subprocess.run([sys.executable, "-c", SUMS, file, dtype], check=True, env=environment)
+    stored = np.load(file)
+    x, w = (stored[name].astype(np.float64) for name in "xw")
+    parts = [x[:, i : i + 128] @ w[i : i + 128] for i in range(0, 1024, 128)]
+    error = np.abs(stored["y"] - sum(parts))
+    magnitude = sum(map(np.abs, parts))
+    unit = float(jnp.finfo(jnp.bfloat16).eps) / 2
+    one_rounding = unit * np.abs(sum(parts)) + 1e-5 * magnitude
+    if dtype == "float32":
+        assert (error <= one_rounding).all()
+    else:
+        assert (error <= 8 * unit * magnitude).all()
+        assert (error > one_rounding).mean() > 0.1  # which is what float32 is for
