@@ -2,7 +2,8 @@
 """DeepGEMM's names over this package's functions, for people who come from it.
 
 The functions return their result instead of writing into an argument, and take the scales in
-the layout of `BlockScaled`; whatever layout the kernels want is arranged inside.
+the layout of `BlockScaled`; whatever layout the kernels want is arranged inside. Names of DeepGEMM
+before its version 2 are kept: `gemm_fp8_fp8_bf16_nt` is `fp8_gemm_nt`, and so on.
 """
 
 import jax
@@ -12,6 +13,7 @@ from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.ops.gemm import Operand, gemm
 from jax_fp8gemm._src.ops.grouped_gemm import contiguous_alignment, grouped_gemm_contiguous
 from jax_fp8gemm._src.ops.grouped_gemm_masked import grouped_gemm_masked
+from jax_fp8gemm._src.ops.k_grouped_gemm import k_grouped_gemm
 
 # Mutable because DeepGEMM's interface is; gemm's own num_sms is the better way.
 _settings = {"num_sms": 0}
@@ -19,15 +21,16 @@ _settings = {"num_sms": 0}
 TMA_ALIGNMENT_BYTES = 16
 
 
-def gemm_fp8_fp8_bf16_nt(lhs: Operand, rhs: Operand) -> jax.Array:
-    """Returns `gemm(lhs, rhs)` in bfloat16, on `get_num_sms()` SMs.
+def fp8_gemm_nt(lhs: Operand, rhs: Operand, c: jax.Array | None = None) -> jax.Array:
+    """Returns `gemm(lhs, rhs)` in bfloat16, or added to `c` in its dtype, on `get_num_sms()` SMs.
 
     Args:
         lhs: `(values, scales)` of shapes `(M, K)` and `(M, ceil(K / 128))`.
         rhs: `(values, scales)` of shapes `(N, K)` and `(ceil(N / 128), ceil(K / 128))`.
+        c: `(M, N)` `float32`, `bfloat16` or `float16` to add the product to, or None.
 
     Returns:
-        `(M, N)` `bfloat16`.
+        `(M, N)` `bfloat16`, or of the dtype of `c`.
 
     Raises:
         TypeError: As `gemm`.
@@ -37,14 +40,14 @@ def gemm_fp8_fp8_bf16_nt(lhs: Operand, rhs: Operand) -> jax.Array:
         As `gemm`; the SM count is read while tracing.
 
     Example:
-        >>> out = gemm_fp8_fp8_bf16_nt((x, x_scales), (w, w_scales))
+        >>> out = fp8_gemm_nt((x, x_scales), (w, w_scales))
     """
-    return gemm(lhs, rhs, num_sms=get_num_sms() or None)
+    dtype = jnp.bfloat16 if c is None else c.dtype
+    options = {"preferred_element_type": dtype, "num_sms": get_num_sms() or None}
+    return gemm(lhs, rhs, accumulator=c, **options)
 
 
-def m_grouped_gemm_fp8_fp8_bf16_nt_contiguous(
-    lhs: Operand, rhs: Operand, m_indices: jax.Array
-) -> jax.Array:
+def m_grouped_fp8_gemm_nt_contiguous(lhs: Operand, rhs: Operand, m_indices: jax.Array) -> jax.Array:
     """Returns `grouped_gemm_contiguous(lhs, rhs, m_indices)` in bfloat16, on `get_num_sms()` SMs.
 
     Args:
@@ -64,14 +67,14 @@ def m_grouped_gemm_fp8_fp8_bf16_nt_contiguous(
         As `grouped_gemm_contiguous`; the SM count is read while tracing.
 
     Example:
-        >>> out = m_grouped_gemm_fp8_fp8_bf16_nt_contiguous(
+        >>> out = m_grouped_fp8_gemm_nt_contiguous(
         ...     (x, x_scales), (experts, expert_scales), m_indices
         ... )
     """
     return grouped_gemm_contiguous(lhs, rhs, m_indices, num_sms=get_num_sms() or None)
 
 
-def m_grouped_gemm_fp8_fp8_bf16_nt_masked(
+def m_grouped_fp8_gemm_nt_masked(
     lhs: Operand, rhs: Operand, masked_m: jax.Array, expected_m: int
 ) -> jax.Array:
     """Returns `grouped_gemm_masked(lhs, rhs, masked_m)` in bfloat16, on `get_num_sms()` SMs.
@@ -93,7 +96,7 @@ def m_grouped_gemm_fp8_fp8_bf16_nt_masked(
         As `grouped_gemm_masked`; the SM count is read while tracing.
 
     Example:
-        >>> out = m_grouped_gemm_fp8_fp8_bf16_nt_masked(
+        >>> out = m_grouped_fp8_gemm_nt_masked(
         ...     (slots, slot_scales), (experts, expert_scales), masked_m, 8
         ... )
     """
@@ -105,6 +108,45 @@ def m_grouped_gemm_fp8_fp8_bf16_nt_masked(
         padding="unspecified",
         num_sms=get_num_sms() or None,
     )
+
+
+def k_grouped_fp8_gemm_tn_contiguous(
+    lhs: tuple[jax.Array, jax.Array],
+    rhs: tuple[jax.Array, jax.Array],
+    ks: jax.Array,
+    c: jax.Array | None = None,
+) -> jax.Array:
+    """Returns `k_grouped_gemm` of operands with tokens in front, in float32, added to `c` if given.
+
+    The kernels want tokens last, as `quantize_k_grouped` writes them: XLA transposes the values.
+
+    Args:
+        lhs: `(values, scales)` of shapes `(T, M)` and `(T / 128, M)`, one scale per 128 tokens.
+        rhs: `(values, scales)` of shapes `(T, N)` and `(T / 128, N)`.
+        ks: `(G,)` integers, how many tokens each group has: multiples of 128.
+        c: `(G, M, N)` `float32` to add the products to, or None.
+
+    Returns:
+        `(G, M, N)` `float32`.
+
+    Raises:
+        TypeError: As `k_grouped_gemm`.
+        ValueError: As `k_grouped_gemm`.
+
+    Transformations:
+        As `k_grouped_gemm`; the SM count is read while tracing.
+
+    Example:
+        >>> dw = k_grouped_fp8_gemm_tn_contiguous((dy, dy_scales), (x, x_scales), ks)
+    """
+    columns = [tuple(jnp.swapaxes(leaf, 0, 1) for leaf in operand) for operand in (lhs, rhs)]
+    return k_grouped_gemm(*columns, ks, accumulator=c, num_sms=get_num_sms() or None)
+
+
+# The names before DeepGEMM's version 2.
+gemm_fp8_fp8_bf16_nt = fp8_gemm_nt
+m_grouped_gemm_fp8_fp8_bf16_nt_contiguous = m_grouped_fp8_gemm_nt_contiguous
+m_grouped_gemm_fp8_fp8_bf16_nt_masked = m_grouped_fp8_gemm_nt_masked
 
 
 def set_num_sms(num_sms: int) -> None:

@@ -13,6 +13,7 @@ from jax_fp8gemm._src.operands.block_scaled import Operand, as_block_scaled
 from jax_fp8gemm._src.ops import grouped
 from jax_fp8gemm._src.transforms.apply import apply, batch_all
 from jax_fp8gemm._src.transforms.operation import Layout
+from jax_fp8gemm._src.xla import gemm as xla_gemm
 from jax_fp8gemm._src.xla import grouped as xla_grouped
 
 # Rows of a tile at most, so that no tile of a contiguous layout holds two groups.
@@ -24,6 +25,7 @@ def grouped_gemm(
     rhs: Operand,
     group_sizes: jax.Array,
     *,
+    accumulator: jax.Array | None = None,
     preferred_element_type: Any = jnp.bfloat16,
     implementation: str | None = None,
     num_sms: int | None = None,
@@ -45,6 +47,8 @@ def grouped_gemm(
         group_sizes: `(G,)` of any integer dtype, zeros allowed. A negative size counts as 0 and
             what passes T is cut off; the rows that this shifts are unspecified.
             `testing.check_groups` reports it.
+        accumulator: `(T, N)` of dtype `preferred_element_type`, added before the rounding, also to
+            rows of no group; or None. It is added to the kernel's float32 result, in one more pass.
         preferred_element_type: Dtype of the result: `bfloat16`, `float16` or `float32`.
         implementation: None, "cuda", "xla" or "sim", as for `gemm`.
         num_sms: Use at most this many SMs, 1 to 1024; None for all of them.
@@ -76,9 +80,14 @@ def grouped_gemm(
         >>> w = quantize(experts, block=(128, 128))        # (G, N, K)
         >>> y = grouped_gemm(x, w, group_sizes)            # (T, N) bfloat16
     """
-    return grouped_product(
-        "grouped_gemm", lhs, rhs, group_sizes, preferred_element_type, implementation, num_sms
-    )
+    op_name = "grouped_gemm"
+    options = (preferred_element_type, implementation, num_sms)
+    if accumulator is None:
+        return grouped_product(op_name, lhs, rhs, group_sizes, *options)
+    _, dtype, *rest = grouped.options(op_name, *options)
+    out = grouped_product(op_name, lhs, rhs, group_sizes, jnp.float32, *rest)
+    checks.accumulator(op_name, accumulator, out.shape, dtype, "T, N")
+    return (out + xla_gemm.as_float32(accumulator)).astype(dtype)
 
 
 def grouped_product(

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_fp8gemm._src.operands import checks, group_checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled, as_block_scaled
@@ -24,9 +25,10 @@ from jax_fp8gemm._src.training.dot import (
 )
 from jax_fp8gemm._src.training.master_weight import MasterWeight
 from jax_fp8gemm._src.training.recipe import Recipe, chosen
-from jax_fp8gemm._src.training.residuals import Residual
-from jax_fp8gemm._src.transforms import platforms
+from jax_fp8gemm._src.training.residuals import Residual, keep
+from jax_fp8gemm._src.transforms import meshes, platforms
 from jax_fp8gemm._src.transforms.apply import apply
+from jax_fp8gemm._src.xla import grouped as xla_grouped
 
 _NAME = "ragged_dot"
 _E4M3 = jnp.dtype(jnp.float8_e4m3fn)
@@ -42,6 +44,7 @@ def ragged_dot(
     *,
     implementation: str | None = None,
     recipe: Recipe | None = None,
+    out_sharding: NamedSharding | PartitionSpec | None = None,
 ) -> jax.Array:
     """Multiplies groups of rows, each by a weight of its own, in FP8, for training and inference.
 
@@ -60,12 +63,16 @@ def ragged_dot(
         rhs: `(G, K, N)` of one of these dtypes; or a `MasterWeight` of that shape; or the weights
             as `BlockScaled` of shape `(G, N, K)` and block (128, 128), which get no gradient: zero,
             with a warning.
-        group_sizes: `(G,)` of any integer dtype, read on the device only, as for `grouped_gemm`.
+        group_sizes: `(G,)` of any integer dtype, read on the device only, as for `grouped_gemm`;
+            with `group_offset`, of at least that many more than `rhs` has groups.
         precision: None or `jax.lax.Precision.DEFAULT`: operands are FP8 and there is no other one.
         preferred_element_type: Dtype of the result; None for the promoted one of the operands.
-        group_offset: None; others are not supported, as in `jax.lax.ragged_dot`.
+        group_offset: `()` or `(1,)` integer: `rhs` has the weights of the groups from this one on,
+            of all that `group_sizes` has, as where devices divide the experts. Rows of other groups
+            give 0. Rows are moved to the front and back, in two more passes. None for 0.
         implementation: None, "cuda", "xla" or "sim", as for `gemm`.
         recipe: As for `dot`; weight gradients are computed in FP8.
+        out_sharding: As for `dot`.
 
     Returns:
         `(T, N)`. Each gradient has the dtype of its operand.
@@ -73,7 +80,7 @@ def ragged_dot(
     Raises:
         TypeError: An argument has an unsupported type or dtype; or forward mode is asked for.
         ValueError: Shapes disagree, `precision` is another one or `implementation` is unknown.
-        NotImplementedError: `group_offset` is not None; or as `gemm`.
+        NotImplementedError: As `gemm`.
         jax.errors.JaxRuntimeError: As `gemm`.
 
     Transformations:
@@ -85,8 +92,6 @@ def ragged_dot(
     """
     implementation = checks.implementation(_NAME, implementation)
     checks.default_precision(_NAME, precision)
-    if group_offset is not None:
-        raise NotImplementedError(f"{_NAME}: group_offset must be None, got {group_offset!r}.")
     lhs = checks.floating(_NAME, "lhs", lhs)
     checks.matrix(_NAME, "lhs", lhs)
     recipe = chosen(_NAME, recipe)
@@ -113,7 +118,12 @@ def ragged_dot(
             f"{_NAME}: rhs must have shape ({extents}) with the K of lhs = {lhs.shape[1]},"
             f" got {tuple(rhs.shape)}."
         )
-    group_sizes = group_checks.sizes(_NAME, group_sizes, lhs.shape[0], num_groups=num_groups)
+    first_row = None
+    if group_offset is None:
+        group_sizes = group_checks.sizes(_NAME, group_sizes, lhs.shape[0], num_groups=num_groups)
+    else:
+        group_sizes, first_row = _groups_from(group_offset, group_sizes, lhs.shape[0], num_groups)
+        lhs = jnp.roll(lhs, -first_row, 0)
     lhs_dtype = jnp.dtype(lhs.dtype)
     if preferred_element_type is None:
         preferred_element_type = checks.promoted(lhs_dtype, rhs_dtype or lhs_dtype)
@@ -127,10 +137,28 @@ def ragged_dot(
         rhs_dtype,
         implementation,
         recipe,
+        meshes.explicit_spec(_NAME, out_sharding, *jax.tree.leaves((lhs, rhs))),
         w_is_nk=k_dim == 2,
         has_master=isinstance(rhs, MasterWeight),
     )
-    return _apply(*platforms.unify_varying((lhs, rhs, group_sizes)), options)
+    out = _apply(*platforms.unify_varying((lhs, rhs, group_sizes)), options)
+    return out if first_row is None else jnp.roll(out, first_row, 0)
+
+
+def _groups_from(group_offset, group_sizes, num_rows: int, num_groups: int):
+    """Returns the sizes of so many groups from an offset on, and where the first one starts."""
+    offset = group_checks.int32(_NAME, "group_offset", group_offset)
+    if offset.size != 1 or offset.ndim > 1:
+        raise ValueError(f"{_NAME}: group_offset must have shape () or (1,), got {offset.shape}.")
+    sizes = group_checks.sizes(_NAME, group_sizes, num_rows)
+    if len(sizes) < num_groups:
+        raise ValueError(
+            f"{_NAME}: group_sizes must have at least the groups of rhs = {num_groups},"
+            f" got {len(sizes)}."
+        )
+    first = jnp.clip(offset.reshape(()), 0, len(sizes) - num_groups)
+    starts = xla_grouped.starts_of(xla_grouped.running_ends(sizes, num_rows))
+    return jax.lax.dynamic_slice_in_dim(sizes, first, num_groups), starts[first]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -152,7 +180,10 @@ def _forward(lhs, rhs, group_sizes, options: Options):
 def _product_of(lhs, rhs: Weight, group_sizes, options: Options):
     kept = keep_both(options, lhs, rhs, called=("lhs", "rhs"), rows="t")
     weights = kept[1] if options.w_is_nk else kept[1].transpose()
-    y = _product(kept[0].restore(), weights, group_sizes, options.result_dtype, options)
+    spec = options.out_sharding
+    y = _product(
+        kept[0], weights, group_sizes, options.result_dtype, options, spec, spec is not None
+    )
     return y, kept
 
 
@@ -160,9 +191,10 @@ def _product_of(lhs, rhs: Weight, group_sizes, options: Options):
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _backward(options: Options, residuals, dy: jax.Array):
     lhs, rhs, group_sizes, gradient = residuals
-    dy_rows = quantized_cotangent(options, dy, "t")
+    dy_rows = keep(quantized_cotangent(options, dy, "t"))
     weights = rhs.transpose() if options.w_is_nk else rhs
-    dlhs = _product(dy_rows, weights, group_sizes, options.x_dtype, options)
+    like_lhs = meshes.spec_of(lhs.bits)
+    dlhs = _product(dy_rows, weights, group_sizes, options.x_dtype, options, like_lhs, True)
     if options.w_dtype is None:
         return dlhs, None, None
 
@@ -171,10 +203,11 @@ def _backward(options: Options, residuals, dy: jax.Array):
         return apply(op, (x, scales, group_sizes))
 
     # Powers of two: scaled along tokens, lhs is not rounded again but where it becomes subnormal.
-    lhs = lhs.restore()
-    lhs_columns = columns(lhs.values, lhs.scales, _E4M3, "pow2")
+    restored = lhs.restore()
+    lhs_columns = columns(restored.values, restored.scales, _E4M3, "pow2")
     if options.recipe.rounds_gradients_once:
-        dy_columns = columns(dy_rows.values, dy_rows.scales, _E4M3, "pow2")
+        restored = dy_rows.restore()
+        dy_columns = columns(restored.values, restored.scales, _E4M3, "pow2")
     else:
         scale_format = options.recipe.scale_format or "float32"
         dy_columns = columns(dy, None, options.recipe.gradient_dtype, scale_format)
@@ -188,14 +221,21 @@ _ragged_dot.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _product(
-    lhs: BlockScaled, rhs: Residual, group_sizes, result_dtype: np.dtype, options: Options
+    lhs: Residual,
+    rhs: Residual,
+    group_sizes: jax.Array,
+    result_dtype: np.dtype,
+    options: Options,
+    out_sharding: PartitionSpec | None,
+    allow_reshard: bool,
 ) -> jax.Array:
     """Returns the rows of each group times the transpose of its weight."""
-    weights = rhs.restore()
     op = Ragged(
         options.op_name,
         result_dtype,
         options.implementation,
         reduce_dtype=options.recipe.reduce_dtype,
     )
-    return apply(op, (lhs.values, lhs.scales, weights.values, weights.scales, group_sizes))
+    rows, weights = lhs.restore(), rhs.restore()
+    operands = (rows.values, rows.scales, weights.values, weights.scales, group_sizes)
+    return apply(op, operands, out_sharding=out_sharding, allow_reshard=allow_reshard)
