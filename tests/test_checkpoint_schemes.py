@@ -75,6 +75,18 @@ def test_becomes_block_fp8_by_another_config(tmp_path, rng, scheme):
     np.testing.assert_array_equal(exact(checkpoint.load(tmp_path / "new")[Q]), dense[Q])
 
 
+def test_becomes_another_scheme_by_another_config(tmp_path, rng):
+    """Whose scales have the same name and another shape."""
+    tensors, dense, quantization = in_scheme(rng, "AutoFP8")
+    loaded = checkpoint.load(write(tmp_path, tensors, quantization=quantization))
+    config = {"quantization_config": compressed_tensors("block", [])}
+    checkpoint.save(tmp_path / "new", loaded, config=config)
+    config["quantization_config"]["ignore"].append("lm_head")
+    assert config_of(tmp_path / "new") == config
+    assert content(tmp_path / "new")[Q + "_scale"][:2] == ("F32", (2, 3))
+    np.testing.assert_array_equal(exact(checkpoint.load(tmp_path / "new")[Q]), dense[Q])
+
+
 @pytest.mark.parametrize("keys", [("text_config",), ("thinker_config", "text_config")])
 @pytest.mark.parametrize("scheme", ["compressed-tensors, block", "ModelOpt FP8"])
 def test_a_config_inside_the_config(tmp_path, rng, scheme, keys):
@@ -293,7 +305,7 @@ ENTRIES = {
     "wildcard of modules around it": (modelopt("FP8_PB_WO", ignore=["m*"]), "m"),
 }
 OTHERS = [
-    compressed_tensors("block", ["m", "m.q_proj", "re:m.q", "Linear"]),
+    compressed_tensors("block", ["m", "m.q_proj", "re:m.q", "m*", "Linear"]),
     modelopt("FP8_PB_WO", ignore=["m.q.*", "q", "*.k"]),
 ]
 

@@ -16,8 +16,9 @@ _MIN_EXPONENT = -126  # of a normal float32
 # element of f * 2**e, f from 0.5 to 1, is at most 448 times the scale 2**(e - 9).
 _HEADROOM = 9
 _ZERO = -1000  # an exponent that no element has
-# Elements of exponent d beside the scale: all are 0 at the lowest, and none is above 448 * 2**7.
-_LOWEST, _HIGHEST = -16, 7
+# Powers of two between groups and the scale of their block: at the lowest all elements round to 0,
+# at the highest they are 0.5 or 0, and where it is higher still, 0.
+_LOWEST, _HIGHEST = -16, _HEADROOM
 
 _MAGNITUDES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 _CODES = np.concatenate([_MAGNITUDES, -_MAGNITUDES])

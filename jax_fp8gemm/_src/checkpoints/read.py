@@ -201,10 +201,11 @@ def _check_mxfp4(value: Tensor, scale: Tensor) -> None:
     for tensor in (value, scale):
         if tensor.dtype_name != "U8":
             raise TypeError(f"{_NAME}: {tensor} must have dtype U8, got {tensor.dtype_name}.")
-    if len(value.shape) < 3 or value.shape[-1] != mxfp4.GROUP_BYTES:
+    # Where a dimension is empty, a file may have any other.
+    if len(value.shape) < 3 or value.shape[-1] != mxfp4.GROUP_BYTES or 0 in value.shape:
         raise ValueError(
             f"{_NAME}: {value} must have shape (..., N, K / {mxfp4.GROUP}, {mxfp4.GROUP_BYTES}),"
-            f" got {value.shape}."
+            f" none of them 0, got {value.shape}."
         )
     if scale.shape != value.shape[:-1]:
         raise ValueError(
@@ -305,6 +306,7 @@ def find_sharding(name: str, source: Source, sharding: Any) -> jax.sharding.Shar
         if shard[axis] != source.shape[axis] and shard[axis] % fmt.BLOCK[axis]:
             raise ValueError(
                 f"{op_name}: sharding must not split a block of {fmt.BLOCK}: {chosen} gives shards"
-                f" of shape {shard} of {name!r} of shape {source.shape}."
+                f" of shape {shard} of {name!r} of shape {source.shape}: divide it among fewer"
+                " devices or along another axis."
             )
     return chosen

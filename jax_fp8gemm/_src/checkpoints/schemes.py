@@ -55,8 +55,8 @@ class Scheme(NamedTuple):
 class LeftOut:
     """Modules that are not quantized.
 
-    Entries may have wildcards (*). Regular expressions, "re:...", are kept and not run: one may be
-    written to take for ever.
+    Entries may have wildcards (*), but those of one module each. Regular expressions, "re:...",
+    are kept and not run: one may be written to take for ever.
     """
 
     def __init__(self, entries: Iterable[Any], is_exact: bool):
@@ -64,7 +64,7 @@ class LeftOut:
         self.entries = list(entries)
         self._is_exact = is_exact
         self._names = {entry for entry in self.entries if isinstance(entry, str)}
-        patterns = [name for name in self._names if "*" in name and not name.startswith("re:")]
+        patterns = [name for name in self._names if "*" in name and not is_exact]
         self._patterns = re.compile("|".join(map(fnmatch.translate, patterns)) or "(?!)")
 
     def modules(self, name: str) -> list[str]:
