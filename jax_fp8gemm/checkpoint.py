@@ -13,8 +13,9 @@ import jax
 import jax.export
 
 from jax_fp8gemm._src.checkpoints import format as fmt
+from jax_fp8gemm._src.checkpoints import place as placer
 from jax_fp8gemm._src.checkpoints import read as reader
-from jax_fp8gemm._src.checkpoints import safetensors_files
+from jax_fp8gemm._src.checkpoints import safetensors_files, schemes, write_config
 from jax_fp8gemm._src.checkpoints import write as writer
 from jax_fp8gemm._src.checkpoints.format import Stored
 from jax_fp8gemm._src.operands import checks
@@ -48,8 +49,8 @@ class Checkpoint(dict[str, BlockScaled | jax.Array]):
 
     Example:
         >>> weights = load(folder)
-        >>> weights.stored["model.layers.0.mlp.down_proj.weight"]
-        Stored(dtype='F8_E4M3', scale_dtypes=('F32',), is_stacked=False)
+        >>> weights.stored["model.layers.0.mlp.down_proj.weight"][:3]
+        ('F8_E4M3', ('F32',), False)
         >>> jax.device_put(weights, jax.devices()[0]).config == weights.config
         True
     """
@@ -115,8 +116,8 @@ class Checkpoint(dict[str, BlockScaled | jax.Array]):
     def _read_static(data: bytes) -> Any:
         names, config, stored = json.loads(bytes(data))
         items = (
-            (name, Stored(dtype, tuple(scale_dtypes), is_stacked))
-            for name, (dtype, scale_dtypes, is_stacked) in stored
+            (name, Stored(dtype, tuple(scale_dtypes), *others))
+            for name, (dtype, scale_dtypes, *others) in stored
         )
         return tuple(names), config, tuple(items)
 
@@ -138,26 +139,37 @@ def load(
     include: Callable[[str], bool] | None = None,
     sharding: Placement | Callable[[str, tuple[int, ...]], Placement] = None,
     stack_experts: bool = True,
+    requantize: bool = False,
 ) -> Checkpoint:
-    """Loads a block-quantized checkpoint, as DeepSeek-V3, Qwen3-FP8 and Kimi-K2 are stored.
+    """Loads a quantized checkpoint, as DeepSeek-V3, llm-compressor or gpt-oss store it.
 
-    A `float8_e4m3fn` tensor `X` with its scales `X_scale_inv` becomes a `BlockScaled` of block
-    `(128, 128)`, every other tensor a plain array. Weights stay float8 throughout: files are
-    memory-mapped, and each device is given its slice of them. The scales multiply, despite their
-    name; they are widened to `float32`, from UE8M0 too (`F8_E8M0`, or `U8` with its bits).
+    A `float8_e4m3fn` tensor `X` with its scales `X_scale_inv` or `X_scale`, as the
+    `quantization_config` has them, becomes a `BlockScaled` of block `(128, 128)`, every other
+    tensor a plain array. Weights stay float8 throughout: files are memory-mapped, and each device
+    is given its slice of them. The scales multiply, despite their name; they are widened to
+    `float32`, from UE8M0 too (`F8_E8M0`, or `U8` with its bits).
+
+    Scales may be those of blocks, of tensors, of which each block gets a copy, or of rows that are
+    the same for all rows of a block. MXFP4, `X_blocks` with `X_scales`, becomes a `BlockScaled`
+    `X` whose scales are powers of two; it is encoded anew on the host, a result at a time. What
+    is not exact so is refused, or rounded with `requantize=True`. docs/models.md has the schemes.
 
     On a CPU an array may be the mapped file itself: do not overwrite a file in place while
     arrays from it are in use. 64-bit tensors get the dtype that JAX gives them.
 
     Args:
         folder: Holds `config.json`, and `model.safetensors` or `model.safetensors.index.json`
-            with the files that it names.
+            with the files that it names. Where `config.json` has no `quantization_config`, not in
+            a config inside it either, ModelOpt's `hf_quant_config.json` says the same.
         include: Takes the name of a result and says whether to load it; None loads everything.
         sharding: Where results go: a device, a `jax.sharding.Sharding`, None for JAX's default
             device, or a function from name and shape to one of these. Scales are sharded as
             their values are, so that no shard may split a block of 128 rows or columns.
         stack_experts: Whether tensors `P.experts.0.S`, `P.experts.1.S`, ... become one result
             `P.experts.S` with a leading dimension of experts, as the grouped GEMMs take them.
+        requantize: Whether weights that no block FP8 has exactly are rounded to it: rows with
+            scales of their own are scaled again as by `quantize`, and elements of MXFP4 too small
+            beside others of their block rounded to e4m3.
 
     Returns:
         Every result by its name, in the order of the checkpoint, and what `save` needs to write
@@ -170,8 +182,9 @@ def load(
         ValueError: A file is malformed, or its JSON nested more than 64 deep; the index names
             something else than files of `folder`, which may be links; scales are missing or have
             the wrong shape or nothing to scale; `quantization_config` names another method,
-            format, scheme or block; the experts of a stack are not numbered from 0 without a gap,
-            or differ; or a sharding does not fit a tensor or splits a block of it.
+            format, scheme or block, or differs from an equally deep one; weights are not exact in
+            block FP8 without `requantize`; the experts of a stack are not numbered from 0 without
+            a gap, or differ; or a sharding does not fit a tensor or splits a block of it.
 
         Messages name the tensor, its file, the rule and what was found. Of a checkpoint of another
         scheme they name its `quant_method`, its `weight_block_size` and its scales.
@@ -186,16 +199,22 @@ def load(
         ((160, 256), 'float8_e4m3fn', (128, 128))
     """
     folder = pathlib.Path(folder)
-    config = reader.read_config(folder / fmt.CONFIG_FILE)
+    config = reader.read_config(folder)
     files = safetensors_files.open_folder(folder)
-    results = reader.find_results(files, include, stack_experts)
+    scheme = schemes.guess(schemes.locate("checkpoint.load: config.json", config or {})[1])
+    results = reader.find_results(files, include, stack_experts, scheme)
     # Before the tensors: those of another scheme are called and shaped as that one has them.
-    reader.check_config(folder / fmt.CONFIG_FILE, config, results, files)
-    sources = {name: reader.pair(name, experts, files) for name, experts in results.items()}
+    reader.check_config(folder / fmt.CONFIG_FILE, config, results, files, scheme)
+    sources = {
+        name: reader.pair(name, experts, files, scheme, requantize)
+        for name, experts in results.items()
+    }
     shardings = {
         name: reader.find_sharding(name, source, sharding) for name, source in sources.items()
     }  # all of them, before the first is read
-    tensors = {name: reader.place(source, shardings[name]) for name, source in sources.items()}
+    tensors = {
+        name: placer.place(source, shardings[name], requantize) for name, source in sources.items()
+    }
     stored = {name: source.stored for name, source in sources.items()}
     return Checkpoint(tensors, config=config, stored=stored)
 
@@ -208,21 +227,24 @@ def save(
     max_file_bytes: int = MAX_FILE_BYTES,
     unstack_experts: bool = True,
 ) -> None:
-    """Writes a block-quantized checkpoint that `load` and the loaders of other projects read.
+    """Writes a quantized checkpoint that `load` and the loaders of other projects read.
 
-    A `BlockScaled` named `X` is written as `X` and `X_scale_inv`, a plain array as it is. Beside
+    A `BlockScaled` named `X` is written as `X` and `X_scale_inv`, or in the scheme that the
+    `quantization_config` of `config` describes; a plain array as it is. Beside
     the safetensors files come `config.json`, with its `quantization_config`, and the index
     `model.safetensors.index.json` where there is more than one file. One file after another is
     brought to the host and written.
 
-    `save(folder, load(other))` writes the same tensors. Names that a `Checkpoint` was loaded with
-    are stored as they were: one tensor per expert, as many as there are now, or one for all;
-    64-bit tensors in 64 bits, of what `load` left of them; scales in their dtype, or in `float32`
-    where that does not hold all scales of a result exactly.
+    `save(folder, load(other))` writes the same tensors, but MXFP4 as block FP8. Names that a
+    `Checkpoint` was loaded with are stored as they were: one tensor per expert, as many as there
+    are now, or one for all; 64-bit tensors in 64 bits, of what `load` left of them; scales in
+    their shape and dtype, or in `float32` where that does not hold all scales of a result exactly.
+    A `config` without `quantization_config` makes block FP8 of any checkpoint.
 
-    In `quantization_config`, `modules_to_not_convert` keeps its entries and gets the modules of
-    plain matrices `M.weight` that none covers; not those that a `Checkpoint` was loaded with as
-    plain and unlisted. `scale_fmt: ue8m0` is left out if a scale is not a power of two.
+    In `quantization_config`, `modules_to_not_convert` (`ignored_layers`, `ignore`) keeps its
+    entries and gets the modules of plain matrices `M.weight` that none covers; not those that a
+    `Checkpoint` was loaded with as plain and unlisted. Entries that are regular expressions are
+    not run. `scale_fmt: ue8m0` is left out if a scale is not a power of two.
 
     Files get their names when all are written; that by which `load` finds the others is the last.
     A call that fails leaves nothing, a process that is killed a folder `.saving-*`.
@@ -244,10 +266,10 @@ def save(
         FileExistsError: `folder` holds a checkpoint or `config.json`.
         TypeError: A tensor is not an array, has an unsupported dtype, or is float8 and no
             `BlockScaled`; JSON cannot hold `config`; or `max_file_bytes` is not an int.
-        ValueError: A `BlockScaled` has another block; a name is written twice or ends in
-            `_scale_inv`; a tensor has parts on other hosts; `config` names another quantization,
-            or a module of a `BlockScaled` under `modules_to_not_convert`; or `max_file_bytes` is
-            below 1.
+        ValueError: A `BlockScaled` has another block, or scales of blocks that differ where the
+            scheme has one for a tensor or a row; a name is written twice or ends as scales do; a
+            tensor has parts on other hosts; `config` names another quantization, or a module of a
+            `BlockScaled` under `modules_to_not_convert`; or `max_file_bytes` is below 1.
 
     Transformations:
         None: it writes files, outside of any transformation.
@@ -263,8 +285,9 @@ def save(
     loaded = tensors if isinstance(tensors, Checkpoint) else Checkpoint()
     given = loaded.config if config is None else config
     given = json.loads(fmt.config_text("checkpoint.save", given))
-    parts = writer.find_parts(tensors, loaded.stored, unstack_experts)
-    completed = writer.complete_config(given, loaded.config, loaded.stored, parts)
+    target = write_config.find_target(given, loaded.config, loaded.stored)
+    parts = writer.find_parts(tensors, loaded.stored, unstack_experts, target.scheme)
+    completed = write_config.complete(target, loaded.stored, parts)
     writer.check_free(folder)
     files = writer.split_into_files(chain(*parts.values()), limit)
     writer.write(folder, files, completed)

@@ -2,10 +2,14 @@
 """Small block-quantized checkpoints, written by hand with numpy and the safetensors package."""
 
 import json
+import os
+import subprocess
+import sys
 
 import ml_dtypes
 import numpy as np
 import safetensors
+from _source import ROOT
 from safetensors.numpy import save_file
 
 E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
@@ -69,6 +73,25 @@ def content(folder):
 def config_of(folder):
     """Returns what config.json says."""
     return json.loads((folder / "config.json").read_text())
+
+
+def run_program(text, *arguments, num_devices=1):
+    """Runs a program in a process of its own; returns what it printed, as JSON."""
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), *sys.path]),
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", text, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    return json.loads(run.stdout)
 
 
 _ATTENTION = {  # of multi-head latent attention, whose ranks are no multiples of 128

@@ -2,8 +2,6 @@
 """checkpoint: block-quantized safetensors against hand dequantization, memory, sharding, files."""
 
 import json
-import os
-import subprocess
 import sys
 import tracemalloc
 
@@ -12,12 +10,11 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from _source import ROOT
 
 pytest.importorskip("safetensors")
 
 import safetensors
-from _checkpoints import E4M3, quantized, write
+from _checkpoints import E4M3, quantized, run_program, write
 
 import jax_fp8gemm as fp8
 from jax_fp8gemm import checkpoint
@@ -155,25 +152,6 @@ def test_makes_no_copy_of_a_weight(tmp_path):
     assert peak("m.experts.weight") < 1.05 * 4 * size
 
 
-def run_program(text, *arguments, num_devices=1):
-    """Runs a program in a process of its own; returns what it printed, as JSON."""
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), *sys.path]),
-    }
-    run = subprocess.run(
-        [sys.executable, "-c", text, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    return json.loads(run.stdout)
-
-
 MEMORY_PROGRAM = """
 import json, resource, sys
 import jax
@@ -207,7 +185,7 @@ import json, sys
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from jax_fp8gemm import checkpoint
-from jax_fp8gemm._src.checkpoints import read as reader
+from jax_fp8gemm._src.checkpoints import place as reader
 folder, case = sys.argv[1:]
 mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 specs = {"n": P("x", None), "k": P(None, "y"), "nk": P("x", "y"), "all": P(("x", "y"), None)}

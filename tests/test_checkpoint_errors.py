@@ -98,7 +98,7 @@ CONTENTS = {
         tensors(),
         quantization(weight_block_size=None),
         ValueError,
-        r"weight_block_size.*\[128, 128\].*None",
+        rf"{S}.*must have shape \(\) or \(1,\) for values of shape \(200, 300\).*got \(2, 3\)",
     ),
     "no_quantization": (
         tensors(),
@@ -110,7 +110,7 @@ CONTENTS = {
         tensors(),
         quantization(modules_to_not_convert=["lm_head", "model.layers.0"]),
         ValueError,
-        f"{W}.*{FILE}.*must not be float8.*modules_to_not_convert.*'model.layers.0'",
+        f"{W}.*{FILE}.*must not be quantized.*modules_to_not_convert.*'model.layers.0'",
     ),
     "not_to_convert_text": (
         tensors(),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """checkpoint.load of files that are other than they should be: refused by file, field and value."""
 
+import copy
 import json
 import os
 import struct
@@ -12,6 +13,7 @@ import pytest
 pytest.importorskip("safetensors")
 
 from _checkpoints import QUANTIZATION, quantized, write
+from _schemes import AUTO_FP8, compressed_tensors, modelopt
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -24,31 +26,69 @@ FILE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "conf
 F32 = np.float32
 
 # Of each scheme: its scales, what its quantization_config says, and what the message names first.
+METHODS = "'fp8' or 'compressed-tensors' or 'modelopt' or 'mxfp4'"
+ROWS, ONE = {W + "_scale": np.ones((128, 1), F32)}, {W + "_scale": np.array(0.1, F32)}
 SCHEMES = {
-    "compressed-tensors, blocks": (
-        {W + "_scale": np.ones((1, 2), F32)},
-        {"quant_method": "compressed-tensors", "format": "float-quantized"},
-        "quant_method must be 'fp8', got 'compressed-tensors'",
-    ),
-    "ModelOpt, per tensor": (
-        {W + "_scale": np.array(0.1, F32), "m.q_proj.input_scale": np.array(0.1, F32)},
-        {"quant_method": "modelopt", "quant_algo": "FP8"},
-        "quant_method must be 'fp8', got 'modelopt'",
-    ),
     "FBGEMM, per channel": (
-        {W + "_scale": np.ones((128, 1), F32)},
+        ROWS,
         {"quant_method": "fbgemm_fp8"},
-        "quant_method must be 'fp8', got 'fbgemm_fp8'",
+        f"quant_method must be {METHODS}, got 'fbgemm_fp8'",
     ),
-    "Ministral, static and per tensor": (
-        {S: np.array(0.1, F32)},
-        {**QUANTIZATION, "activation_scheme": "static", "weight_block_size": None},
-        "activation_scheme must be 'dynamic', got 'static'",
+    "compressed-tensors, packed": (
+        ROWS,
+        {**compressed_tensors("channel"), "format": "pack-quantized"},
+        "format must be 'float-quantized' or 'naive-quantized', got 'pack-quantized'",
     ),
-    "per tensor": (
-        {S: np.array(0.1, F32)},
-        {**QUANTIZATION, "weight_block_size": None},
-        r"weight_block_size must be \[128, 128\], got None",
+    "compressed-tensors, int8": (
+        ROWS,
+        compressed_tensors("channel", type="int"),
+        "config_groups.group_0.weights.type must be 'float', got 'int'",
+    ),
+    "compressed-tensors, 4 bits": (
+        ROWS,
+        compressed_tensors("channel", num_bits=4),
+        "weights.num_bits must be 8, got 4",
+    ),
+    "compressed-tensors, groups": (
+        {W + "_scale": np.ones((128, 2), F32)},
+        compressed_tensors("group", group_size=128),
+        "weights.strategy must be 'block' or 'tensor' or 'channel', got 'group'",
+    ),
+    "compressed-tensors, blocks of 64": (
+        {W + "_scale": np.ones((2, 4), F32)},
+        compressed_tensors("block", block_structure=[64, 64]),
+        r"weights.block_structure must be \[128, 128\], got \[64, 64\]",
+    ),
+    "compressed-tensors, zero points": (
+        ROWS,
+        compressed_tensors("channel", symmetric=False),
+        "weights.symmetric must be True, got False",
+    ),
+    "compressed-tensors, no groups": (
+        ROWS,
+        {"quant_method": "compressed-tensors", "config_groups": {}},
+        "config_groups must be a mapping of at least one group, got {}",
+    ),
+    "compressed-tensors, a group of another type": (
+        ROWS,
+        {"quant_method": "compressed-tensors", "config_groups": {"FP8": [1]}},
+        "config_groups.FP8.weights.type must be 'float', got None",
+    ),
+    "ModelOpt, NVFP4": (
+        ONE,
+        modelopt("NVFP4"),
+        "quant_algo must be 'FP8' or 'FP8_PER_CHANNEL_PER_TOKEN' or 'FP8_PB_WO', got 'NVFP4'",
+    ),
+    "ModelOpt, in its own words": (
+        ONE,
+        {"quant_method": "modelopt", "quantization": {"quant_algo": ["FP8"]}},
+        r"quantization.quant_algo must be .* got \['FP8'\]",
+    ),
+    "per tensor, e5m2": (ONE, {**AUTO_FP8, "fmt": "e5m2"}, "fmt must be 'e4m3', got 'e5m2'"),
+    "scales of another format": (
+        {S: SCALES},
+        {**QUANTIZATION, "scale_fmt": "ue4m3"},
+        "scale_fmt must be 'float' or 'ue8m0', got 'ue4m3'",
     ),
     "blocks of 32x32": (
         {S: np.ones((4, 8), F32)},
@@ -202,10 +242,31 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
     max_leaves=6,
 )
-FIELDS = st.sampled_from([*QUANTIZATION, "modules_to_not_convert"])
-CONFIGS = JSON | st.fixed_dictionaries(
-    {"quantization_config": JSON | st.builds(lambda k, v: {**QUANTIZATION, k: v}, FIELDS, JSON)}
-)
+BASES = [
+    {**QUANTIZATION, "modules_to_not_convert": [], "scale_fmt": "ue8m0"},
+    AUTO_FP8,
+    compressed_tensors("block"),
+    modelopt("FP8"),
+    {"quant_method": "modelopt", "quantization": {"quant_algo": "FP8", "exclude_modules": []}},
+    {"quant_method": "mxfp4", "modules_to_not_convert": []},
+]
+
+
+@st.composite
+def changed(draw):
+    """A quantization_config with anything in one place of it, and maybe inside another config."""
+    config = {"quantization_config": copy.deepcopy(draw(st.sampled_from(BASES)))}
+    place = config
+    while True:
+        key = draw(st.sampled_from(sorted(place)))
+        if not isinstance(place[key], dict) or draw(st.booleans()):
+            break
+        place = place[key]
+    place[key] = draw(JSON)
+    return {"text_config": config} if draw(st.booleans()) else config
+
+
+CONFIGS = JSON | changed()
 NAMES = st.sampled_from([W, S]) | st.text(max_size=5)
 INDEXES = JSON | st.fixed_dictionaries(
     {"weight_map": JSON | st.dictionaries(NAMES, JSON | st.just(FILE), max_size=3)}
@@ -227,11 +288,18 @@ def load_or_refuse(folder):
 
 
 @FUZZED
-@given(config=CONFIGS)
-def test_config_of_any_type(tmp_path, config):
-    write(tmp_path, {W: VALUES, S: SCALES})
-    (tmp_path / CONFIG).write_text(json.dumps(config))
+@given(config=CONFIGS, file=st.sampled_from([CONFIG, "hf_quant_config.json"]))
+def test_config_of_any_type(tmp_path, config, file):
+    tensors = {
+        W: VALUES,
+        S: SCALES,
+        W + "_scale": SCALES,
+        "x_blocks": np.zeros((1, 1, 16), np.uint8),
+    }
+    write(tmp_path, {**tensors, "x_scales": np.zeros((1, 1), np.uint8)}, quantization=None)
+    (tmp_path / file).write_text(json.dumps(config))
     load_or_refuse(tmp_path)
+    (tmp_path / file).unlink()
 
 
 @FUZZED

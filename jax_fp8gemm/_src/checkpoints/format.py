@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from jax_fp8gemm._src.operands import checks
 
 CONFIG_FILE = "config.json"
-SCALE_SUFFIX = "_scale_inv"  # the scales multiply, whatever the name says
 SCALE_DTYPES = ("F32", "BF16", "F16", "F8_E8M0", "U8")  # U8: the bits of F8_E8M0
 E4M3 = jnp.dtype(jnp.float8_e4m3fn)
 E8M0 = jnp.dtype(jnp.float8_e8m0fnu)
 BLOCK = checks.SQUARE_BLOCK
-# What quantization_config must say, where it says it; weight_block_size it must say.
+HF_QUANT_CONFIG_FILE = "hf_quant_config.json"  # of ModelOpt
+# The quantization_config of what is written where nothing else was loaded.
 QUANTIZATION = {
     "quant_method": "fp8",
     "fmt": "e4m3",
@@ -38,11 +38,16 @@ class Stored(NamedTuple):
     scale_dtypes: Of the scales: one, or one for each expert where they differ; () if there are
         no scales.
     is_stacked: Whether there is a tensor for each expert.
+    scale_suffix: What the names of the scales end in after that of the values.
+    layout: Of the scales: "block", "tensor", "channel" say what shares one; with "_1d" or "_4d"
+        they are stored with so many dimensions where there are other ways; or "mxfp4".
     """
 
     dtype: str
     scale_dtypes: tuple[str, ...]
     is_stacked: bool
+    scale_suffix: str = "_scale_inv"
+    layout: str = "block"
 
 
 def without_expert(name: str) -> tuple[str, int] | None:
@@ -121,30 +126,3 @@ def config_text(op_name: str, config: Mapping[str, Any]) -> str:
     except (TypeError, ValueError, RecursionError) as error:  # ValueError: it holds itself
         raise TypeError(f"{op_name}: config must hold what JSON can: {error}.") from error
     return text
-
-
-def modules_to_not_convert(quantization: Mapping[str, Any]) -> list[str]:
-    """Returns the entries of a `quantization_config`, which need not have been checked."""
-    entries = quantization.get("modules_to_not_convert")
-    return list(entries) if isinstance(entries, list | tuple) else []
-
-
-def check_quantization_config(op_name: str, found: Mapping[str, Any], context: str = "") -> None:
-    """Checks that a `quantization_config` describes what this package reads and writes.
-
-    Messages about another scheme end with `context`.
-    """
-    for key, wanted in QUANTIZATION.items():
-        value = found.get(key, None if key == "weight_block_size" else wanted)
-        value = list(value) if isinstance(value, tuple) else value
-        if value != wanted:
-            raise ValueError(
-                f"{op_name}: quantization_config.{key} must be {wanted!r}, got {value!r}{context}."
-            )
-    kept = found.get("modules_to_not_convert")
-    is_list = isinstance(kept, list | tuple) and all(isinstance(name, str) for name in kept)
-    if kept is not None and not is_list:
-        raise ValueError(
-            f"{op_name}: quantization_config.modules_to_not_convert must be a list of names,"
-            f" got {kept!r}."
-        )

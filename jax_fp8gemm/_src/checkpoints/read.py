@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the tensors of a checkpoint to arrays on devices, each device reading its slices."""
+"""From the tensors of a checkpoint to what each result is made of, checked before any is read."""
 
 import pathlib
 import re
@@ -7,18 +7,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jax_fp8gemm._src.checkpoints import format as fmt
-from jax_fp8gemm._src.checkpoints import safetensors_files
+from jax_fp8gemm._src.checkpoints import layouts, mxfp4, safetensors_files, schemes
 from jax_fp8gemm._src.checkpoints.safetensors_files import Tensor, Tensors
-from jax_fp8gemm._src.operands import checks
-from jax_fp8gemm._src.operands.block_scaled import BlockScaled
+from jax_fp8gemm._src.checkpoints.schemes import Scheme
 
 _NAME = "checkpoint.load"
-_ALIGNMENT_BYTES = 64
-_F32 = jnp.dtype(jnp.float32)
+MXFP4 = "mxfp4"  # a layout of values and scales
 
 
 class Source(NamedTuple):
@@ -27,12 +24,21 @@ class Source(NamedTuple):
     values: tuple[Tensor, ...]
     scales: tuple[Tensor, ...]  # none where it is not quantized
     is_stacked: bool
+    scale_suffix: str = "_scale_inv"
+    layout: str = "block"
+    is_exact: bool = True  # whether blocks can have the scales of all; of MXFP4 it shows later
+
+    @property
+    def each_shape(self) -> tuple[int, ...]:
+        """Shape of the result of one tensor."""
+        shape = self.values[0].shape
+        return (*shape[:-2], shape[-2] * mxfp4.GROUP) if self.layout == MXFP4 else shape
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the result."""
         lead = (len(self.values),) if self.is_stacked else ()
-        return (*lead, *self.values[0].shape)
+        return (*lead, *self.each_shape)
 
     @property
     def stored(self) -> fmt.Stored:
@@ -40,7 +46,8 @@ class Source(NamedTuple):
         scale_dtypes = tuple(scale.dtype_name for scale in self.scales)
         if len(set(scale_dtypes)) == 1:
             scale_dtypes = scale_dtypes[:1]
-        return fmt.Stored(self.values[0].dtype_name, scale_dtypes, self.is_stacked)
+        dtype = self.values[0].dtype_name
+        return fmt.Stored(dtype, scale_dtypes, self.is_stacked, self.scale_suffix, self.layout)
 
 
 # The tensors of a result: of each expert by its number, or of one by None.
@@ -48,20 +55,25 @@ Experts = dict[int | None, Tensor]
 
 
 def find_results(
-    tensors: Tensors, include: Callable[[str], bool] | None, stack_experts: bool
+    tensors: Tensors,
+    include: Callable[[str], bool] | None,
+    stack_experts: bool,
+    scheme: Scheme = schemes.BLOCK_FP8,
 ) -> dict[str, Experts]:
     """Returns the tensors of each result, scales left out."""
     results: dict[str, Experts] = {}
     for name, tensor in tensors.listed.items():
-        base = name.removesuffix(fmt.SCALE_SUFFIX)
+        scaled = _scaled_by(name, scheme, tensors)
+        base = name.removesuffix(scheme.values_suffix) if scaled is None else scaled
         found = fmt.without_expert(base) if stack_experts else None
         stack, expert = found or (base, None)
         if include is not None and not include(stack):
             continue
-        if base != name:
-            if base not in tensors.listed:
+        if scaled is not None:
+            values = base + scheme.values_suffix
+            if values not in tensors.listed:
                 raise ValueError(
-                    f"{_NAME}: {tensor} must scale a tensor {base!r}, {tensors.absence(base)}."
+                    f"{_NAME}: {tensor} must scale a tensor {values!r}, {tensors.absence(values)}."
                 )
             continue
         experts = results.setdefault(stack, {})
@@ -71,7 +83,37 @@ def find_results(
     return results
 
 
-def pair(name: str, experts: Experts, tensors: Tensors) -> Source:
+def _scaled_by(name: str, scheme: Scheme, tensors: Tensors) -> str | None:
+    """Returns the result that a tensor has the scales of, or None for no scales."""
+
+    def is_float8(base: str) -> bool:
+        return base in tensors.listed and safetensors_files.is_float8(tensors.listed[base].dtype)
+
+    return scheme.scaled_by(name, is_float8)
+
+
+def _find_scale(value: Tensor, scheme: Scheme, tensors: Tensors) -> tuple[Tensor | None, str]:
+    """Returns the scales of a tensor, or None, and the suffix of their name."""
+    base = value.name.removesuffix(scheme.values_suffix)
+    is_value = base != value.name or not scheme.values_suffix
+    found = [
+        (tensors.listed[base + suffix], suffix)
+        for suffix in (scheme.suffixes if is_value else ())
+        if base + suffix in tensors.listed and _scaled_by(base + suffix, scheme, tensors) == base
+    ]
+    if len(found) > 1:
+        names = " and ".join(repr(scale.name) for scale, _ in found)
+        raise ValueError(f"{_NAME}: {value} must have one tensor of scales, got {names}.")
+    return found[0] if found else (None, scheme.suffixes[0])
+
+
+def pair(
+    name: str,
+    experts: Experts,
+    tensors: Tensors,
+    scheme: Scheme = schemes.BLOCK_FP8,
+    requantize: bool = False,
+) -> Source:
     """Returns the tensors of a result with their scales, after checking that they fit."""
     numbers = sorted(i for i in experts if i is not None)
     is_stacked = None not in experts
@@ -82,37 +124,62 @@ def pair(name: str, experts: Experts, tensors: Tensors) -> Source:
             f" got {len(experts)} of them and no {missing}."
         )
     values = tuple(experts[i] for i in numbers) if is_stacked else (experts[None],)
-    scales = []
+    sources = []
     for value in values:
-        scale = tensors.listed.get(value.name + fmt.SCALE_SUFFIX)
-        _check_pair(value, scale, tensors)
-        if scale is not None:
-            scales.append(scale)
+        sources.append(_pair_one(value, tensors, scheme, requantize))
+        first, each = sources[0], sources[-1]
         if (value.shape, value.dtype) != (values[0].shape, values[0].dtype):
             raise ValueError(
                 f"{_NAME}: {value} must be as expert 0 of {name!r}, {values[0].dtype_name}"
                 f" {values[0].shape}, got {value.dtype_name} {value.shape}."
             )
-    return Source(values, tuple(scales), is_stacked)
+        if (each.scale_suffix, each.layout) != (first.scale_suffix, first.layout):
+            raise ValueError(
+                f"{_NAME}: scales of {value} must be as those of expert 0 of {name!r}, like"
+                f" {first.scales[0].name!r} of shape {first.scales[0].shape}, got"
+                f" {each.scales[0].name!r} of shape {each.scales[0].shape}."
+            )
+    scales = tuple(scale for source in sources for scale in source.scales)
+    is_exact = all(source.is_exact for source in sources)
+    return sources[0]._replace(
+        values=values, scales=scales, is_stacked=is_stacked, is_exact=is_exact
+    )
 
 
-def _check_pair(value: Tensor, scale: Tensor | None, tensors: Tensors) -> None:
-    """Checks that float8 values, and no others, have scales, and that these fit."""
+def _pair_one(value: Tensor, tensors: Tensors, scheme: Scheme, requantize: bool) -> Source:
+    """Checks that quantized values, and no others, have scales, and that these fit."""
+    scale, suffix = _find_scale(value, scheme, tensors)
+    is_packed = bool(scheme.values_suffix) and value.name.endswith(scheme.values_suffix)
     if value.dtype is None:
         known = ", ".join(safetensors_files.DTYPES)
         raise TypeError(f"{_NAME}: {value} must have a dtype of {known}, got {value.dtype_name}.")
     if scale is None:
-        if safetensors_files.is_float8(value.dtype):
-            wanted = value.name + fmt.SCALE_SUFFIX
+        if safetensors_files.is_float8(value.dtype) or is_packed:
+            wanted = value.name.removesuffix(scheme.values_suffix) + suffix
             raise ValueError(
                 f"{_NAME}: {value} has dtype {value.dtype.name} and must have scales"
                 f" {wanted!r}, {tensors.absence(wanted)}; found {_scales_of(value, tensors)}."
             )
-        return
+        return Source((value,), (), False)
+    if is_packed:
+        _check_mxfp4(value, scale)
+        return Source((value,), (scale,), False, suffix, MXFP4)
+    layout = _layout_of(value, scale, scheme)
+    is_exact = layouts.is_exact(layout, scale.view(), value.shape)
+    if not (is_exact or requantize):
+        raise ValueError(
+            f"{_NAME}: {scale} must have one number for all {fmt.BLOCK[0]} rows of a block, got"
+            f" rows that differ: pass requantize=True to scale {value.name!r} again, with rounding."
+        )
+    return Source((value,), (scale,), False, suffix, layout, is_exact)
+
+
+def _layout_of(value: Tensor, scale: Tensor, scheme: Scheme) -> str:
+    """Returns the layout that scales have, one of those of their scheme."""
     if value.dtype != fmt.E4M3:
         raise TypeError(
             f"{_NAME}: {value} has scales and must have dtype {fmt.E4M3.name},"
-            f" got {value.dtype.name}."
+            f" got {value.dtype.name if value.dtype else value.dtype_name}."
         )
     if scale.dtype_name not in fmt.SCALE_DTYPES:
         raise TypeError(
@@ -121,12 +188,34 @@ def _check_pair(value: Tensor, scale: Tensor | None, tensors: Tensors) -> None:
         )
     if len(value.shape) < 2:
         raise ValueError(f"{_NAME}: {value} must have shape (..., N, K), got {value.shape}.")
-    wanted = checks.scales_shape(value.shape, fmt.BLOCK)
-    if scale.shape != wanted:
+    shapes = {layouts.shape_of(layout, value.shape): layout for layout in scheme.layouts}
+    if scale.shape not in shapes:
         raise ValueError(
-            f"{_NAME}: {scale} must have shape {wanted} for values of shape {value.shape} and"
-            f" block {fmt.BLOCK}, got {scale.shape}."
+            f"{_NAME}: {scale} must have shape {' or '.join(map(str, shapes))} for values of shape"
+            f" {value.shape}, as quantization_config has it, got {scale.shape}."
         )
+    return shapes[scale.shape]
+
+
+def _check_mxfp4(value: Tensor, scale: Tensor) -> None:
+    for tensor in (value, scale):
+        if tensor.dtype_name != "U8":
+            raise TypeError(f"{_NAME}: {tensor} must have dtype U8, got {tensor.dtype_name}.")
+    # Where a dimension is empty, a file may have any other.
+    if len(value.shape) < 3 or value.shape[-1] != mxfp4.GROUP_BYTES or 0 in value.shape:
+        raise ValueError(
+            f"{_NAME}: {value} must have shape (..., N, K / {mxfp4.GROUP}, {mxfp4.GROUP_BYTES}),"
+            f" none of them 0, got {value.shape}."
+        )
+    if scale.shape != value.shape[:-1]:
+        raise ValueError(
+            f"{_NAME}: {scale} must have shape {value.shape[:-1]} for {value.name!r} of shape"
+            f" {value.shape}, got {scale.shape}."
+        )
+    is_nan = scale.view() == mxfp4.NAN
+    if is_nan.any():
+        index = tuple(int(i) for i in np.argwhere(is_nan)[0])
+        raise ValueError(f"{_NAME}: {scale} must not be NaN ({mxfp4.NAN}), got it at {index}.")
 
 
 def _scales_of(value: Tensor, tensors: Tensors) -> str:
@@ -137,9 +226,17 @@ def _scales_of(value: Tensor, tensors: Tensors) -> str:
     return f"scales {', '.join(found)}" if found else "no scales"
 
 
-def read_config(path: pathlib.Path) -> dict[str, Any] | None:
-    """Returns config.json, or None where there is none."""
-    return fmt.read_json(path) if fmt.is_file(path) else None
+def read_config(folder: pathlib.Path) -> dict[str, Any] | None:
+    """Returns config.json, or None where there is none.
+
+    It gets a `quantization_config` of ModelOpt's hf_quant_config.json where it has none itself.
+    """
+    path, other = folder / fmt.CONFIG_FILE, folder / fmt.HF_QUANT_CONFIG_FILE
+    config = fmt.read_json(path) if fmt.is_file(path) else None
+    if fmt.is_file(other) and not schemes.locate(f"{_NAME}: {path}", config or {})[1]:
+        found = {"quant_method": "modelopt", **fmt.read_json(other)}
+        return {**(config or {}), schemes.KEY: found}
+    return config
 
 
 def check_config(
@@ -147,14 +244,15 @@ def check_config(
     config: Mapping[str, Any] | None,
     results: Mapping[str, Experts],
     tensors: Tensors,
+    scheme: Scheme,
 ) -> None:
-    """Checks that config.json describes the float8 tensors that there are."""
+    """Checks that config.json describes the quantized tensors that there are."""
     values = [value for experts in results.values() for value in experts.values()]
     quantized = [
         value
         for value in values
         if safetensors_files.is_float8(value.dtype)
-        or value.name + fmt.SCALE_SUFFIX in tensors.listed
+        or _find_scale(value, scheme, tensors)[0] is not None
     ]
     if not quantized:
         return
@@ -165,20 +263,22 @@ def check_config(
     described = (
         f"{quantized[0]} is {quantized[0].dtype_name} and has {_scales_of(quantized[0], tensors)}"
     )
-    found = config.get("quantization_config")
+    op_name = f"{_NAME}: {path}"
+    keys, found = schemes.locate(op_name, config)
     if not isinstance(found, dict):
         raise ValueError(
-            f"{_NAME}: {path} must have a quantization_config, because {described}; got {found!r}."
+            f"{op_name} must have a {schemes.KEY}, because {described}; got {found!r}."
         )
-    scheme = ", ".join(f"{key} {found.get(key)!r}" for key in ("quant_method", "weight_block_size"))
-    fmt.check_quantization_config(f"{_NAME}: {path}", found, f" ({scheme}); {described}")
-    kept = frozenset(fmt.modules_to_not_convert(found))
+    named = ", ".join(f"{key} {found.get(key)!r}" for key in ("quant_method", "weight_block_size"))
+    where = f"{op_name}: {'.'.join(keys)}"
+    schemes.recognise(where, found, f" ({named}); {described}")
+    left_out = scheme.left_out(found)
     for value in quantized:
-        module = next(filter(kept.__contains__, fmt.modules_of(value.name)), None)
+        module = left_out.module_of(value.name)
         if module is not None:
             raise ValueError(
-                f"{_NAME}: {value} must not be float8, because modules_to_not_convert in {path}"
-                f" names {module!r}."
+                f"{_NAME}: {value} must not be quantized, because"
+                f" {'.'.join(scheme.unquantized)} in {path} names {module!r}."
             )
 
 
@@ -206,58 +306,7 @@ def find_sharding(name: str, source: Source, sharding: Any) -> jax.sharding.Shar
         if shard[axis] != source.shape[axis] and shard[axis] % fmt.BLOCK[axis]:
             raise ValueError(
                 f"{op_name}: sharding must not split a block of {fmt.BLOCK}: {chosen} gives shards"
-                f" of shape {shard} of {name!r} of shape {source.shape}."
+                f" of shape {shard} of {name!r} of shape {source.shape}: divide it among fewer"
+                " devices or along another axis."
             )
     return chosen
-
-
-def place(source: Source, sharding: jax.sharding.Sharding | None) -> BlockScaled | jax.Array:
-    """Brings one result to its devices."""
-    dtype = jax.dtypes.canonicalize_dtype(source.values[0].dtype)
-    values = _place_array(source.values, source.is_stacked, dtype, sharding)
-    if not source.scales:
-        return values
-    scales = _place_array(source.scales, source.is_stacked, _F32, sharding)
-    return BlockScaled(values, scales, fmt.BLOCK)
-
-
-def _place_array(
-    tensors: tuple[Tensor, ...],
-    is_stacked: bool,
-    dtype: np.dtype,
-    sharding: jax.sharding.Sharding | None,
-) -> jax.Array:
-    # Any: the index is a tuple of slices, to which JAX's annotation adds None.
-    def read(index: Any) -> np.ndarray:
-        if not is_stacked:
-            return _read(tensors[0], index, dtype)
-        return _stack([_read(tensor, index[1:], dtype) for tensor in tensors[index[0]]])
-
-    shape = (len(tensors), *tensors[0].shape) if is_stacked else tensors[0].shape
-    if sharding is None:
-        array = jax.device_put(read((slice(None),) * len(shape)))
-    else:
-        array = jax.make_array_from_callback(shape, sharding, read)
-    # Stacks are assembled on the host: no more than one of them at a time.
-    return jax.block_until_ready(array) if is_stacked else array
-
-
-def _read(tensor: Tensor, index: tuple[slice, ...], dtype: np.dtype) -> np.ndarray:
-    """Reads a slice of a tensor; converts scales and 64-bit numbers, never weights."""
-    array = tensor.view()[index]
-    if dtype == _F32 and array.dtype == np.uint8:
-        array = array.view(fmt.E8M0)
-    return array.astype(dtype, copy=False)
-
-
-def _stack(parts: list[np.ndarray]) -> np.ndarray:
-    """Stacks arrays where JAX can use the result on a CPU without another copy."""
-    first = parts[0]
-    num_bytes = len(parts) * first.nbytes
-    room = np.empty(num_bytes + _ALIGNMENT_BYTES, np.uint8)
-    start = -room.ctypes.data % _ALIGNMENT_BYTES
-    stack = room[start : start + num_bytes].view(first.dtype).reshape(len(parts), *first.shape)
-    integer = f"u{first.dtype.itemsize}"  # numpy copies what it knows several times faster
-    for i, part in enumerate(parts):
-        stack.view(integer)[i] = part.view(integer)
-    return stack

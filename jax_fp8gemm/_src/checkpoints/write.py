@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From arrays to the tensors, the files and the configuration of a checkpoint."""
+"""From arrays to the tensors and the files of a checkpoint."""
 
 import contextlib
 import itertools
@@ -7,13 +7,14 @@ import json
 import pathlib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import numpy as np
 
 from jax_fp8gemm._src.checkpoints import format as fmt
-from jax_fp8gemm._src.checkpoints import safetensors_files
+from jax_fp8gemm._src.checkpoints import layouts, safetensors_files
+from jax_fp8gemm._src.checkpoints.schemes import Scheme
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled
 
@@ -49,28 +50,32 @@ Groups = list[list[Part]]
 
 
 def find_parts(
-    tensors: Mapping[str, Any], stored: Mapping[str, fmt.Stored], unstack_experts: bool
+    tensors: Mapping[str, Any],
+    stored: Mapping[str, fmt.Stored],
+    unstack_experts: bool,
+    scheme: Scheme,
 ) -> dict[str, Groups]:
     """Returns the tensors to write, by the name of the result that they are of."""
     parts: dict[str, Groups] = {}
     taken: set[str] = set()
     for name, tensor in tensors.items():
         _check(name, tensor)
-        parts[name] = list(_find_groups(name, tensor, stored.get(name), unstack_experts))
+        parts[name] = list(_find_groups(name, tensor, stored.get(name), unstack_experts, scheme))
         names = {part.name for part in itertools.chain(*parts[name])}
         if not taken.isdisjoint(names):
             raise ValueError(f"{_NAME}: {name!r} must not be written as {taken & names} again.")
         taken |= names
-        if name.endswith(fmt.SCALE_SUFFIX):
+        scaled = scheme.scaled_by(name, lambda base: isinstance(tensors.get(base), BlockScaled))
+        if scaled is not None:
             raise ValueError(
-                f"{_NAME}: tensor {name!r} must not end in {fmt.SCALE_SUFFIX!r}, as scales do:"
-                " give them with their values, as a BlockScaled."
+                f"{_NAME}: tensor {name!r} must not end in {name.removeprefix(scaled)!r}, as scales"
+                " do: give them with their values, as a BlockScaled."
             )
     return parts
 
 
 def _find_groups(
-    name: str, tensor: Any, stored: fmt.Stored | None, unstack_experts: bool
+    name: str, tensor: Any, stored: fmt.Stored | None, unstack_experts: bool, scheme: Scheme
 ) -> Iterator[list[Part]]:
     is_block_scaled = isinstance(tensor, BlockScaled)
     if stored is None:
@@ -79,31 +84,64 @@ def _find_groups(
         is_stack = stored.is_stacked and tensor.ndim > (2 if is_block_scaled else 0)
     is_stack = is_stack and tensor.shape[0] > 0 and fmt.with_expert(name, 0) is not None
     experts = range(tensor.shape[0]) if is_stack else (None,)
-    scale_dtypes = _scale_dtypes(tensor, stored, is_stack) if is_block_scaled else ()
+    suffix, scales, scale_dtypes = "", None, []
+    if is_block_scaled:
+        suffix, scales = _file_scales(name, tensor, stored, scheme)
+        scale_dtypes = _scale_dtypes(scales, stored, is_stack, scheme)
     for i, expert in enumerate(experts):
         numbered = None if expert is None else fmt.with_expert(name, expert)
         key = numbered or name
         if is_block_scaled:
-            scales = Part(key + fmt.SCALE_SUFFIX, tensor.scales, expert, scale_dtypes[i])
-            yield [Part(key, tensor.values, expert, fmt.E4M3), scales]
+            values = Part(key, tensor.values, expert, fmt.E4M3)
+            yield [values, Part(key + suffix, scales, expert, scale_dtypes[i])]
         else:
             yield [Part(key, tensor, expert, _plain_dtype(tensor.dtype, stored))]
 
 
-def _scale_dtypes(tensor: BlockScaled, stored: fmt.Stored | None, is_stack: bool) -> list[np.dtype]:
+def _is_kept(stored: fmt.Stored | None, scheme: Scheme) -> TypeGuard[fmt.Stored]:
+    """Whether scales are written as they were stored: not those that had another scheme."""
+    return (
+        stored is not None
+        and stored.layout in scheme.layouts
+        and stored.scale_suffix in scheme.suffixes
+    )
+
+
+def _file_scales(
+    name: str, tensor: BlockScaled, stored: fmt.Stored | None, scheme: Scheme
+) -> tuple[str, Any]:
+    """Returns what the name of the scales ends in, and all of them in the layout of files."""
+    suffix, layout = scheme.suffixes[0], scheme.layouts[0]
+    if _is_kept(stored, scheme):
+        suffix, layout = stored.scale_suffix, stored.layout
+    if layout == "block":
+        return suffix, tensor.scales
+    scales = layouts.from_blocks(layout, np.asarray(tensor.scales), tensor.shape)
+    if scales is None:
+        raise ValueError(
+            f"{_NAME}: tensor {name!r} must have scales that a file can hold in shape"
+            f" {layouts.shape_of(layout, tensor.shape)}, as quantization_config has it, got one for"
+            " each block: write block FP8 by a config without quantization_config."
+        )
+    return suffix, scales
+
+
+def _scale_dtypes(
+    scales: Any, stored: fmt.Stored | None, is_stack: bool, scheme: Scheme
+) -> list[np.dtype]:
     """Returns the dtypes of the scales of each tensor: as stored if they hold all, or float32."""
-    count = tensor.shape[0] if is_stack else 1
-    names = stored.scale_dtypes if stored else ()
+    count = scales.shape[0] if is_stack else 1
+    names = stored.scale_dtypes if _is_kept(stored, scheme) else ()
     if set(names) <= {"F32"}:
         return [_F32] * count
     dtypes = [safetensors_files.DTYPES[names[min(i, len(names) - 1)]] for i in range(count)]
-    scales = np.asarray(tensor.scales)
+    scales = np.asarray(scales)
     each = scales if is_stack else [scales]
-    is_exact = all(_holds(dtype, array) for dtype, array in zip(dtypes, each, strict=True))
+    is_exact = all(holds(dtype, array) for dtype, array in zip(dtypes, each, strict=True))
     return dtypes if is_exact else [_F32] * count
 
 
-def _holds(dtype: np.dtype, scales: np.ndarray) -> bool:
+def holds(dtype: np.dtype, scales: np.ndarray) -> bool:
     """Whether a dtype of scales has each of these numbers, bit by bit where they are widened."""
     with np.errstate(all="ignore"):
         back = scales.astype(fmt.E8M0 if dtype == _U8 else dtype).astype(_F32)
@@ -152,75 +190,6 @@ def split_into_files(groups: Iterable[list[Part]], limit: int) -> dict[str, list
     if count == 1:
         return {safetensors_files.SINGLE_FILE: files[0]}
     return {f"model-{i:05d}-of-{count:05d}.safetensors": f for i, f in enumerate(files, 1)}
-
-
-def complete_config(
-    config: Mapping[str, Any],
-    loaded: Mapping[str, Any],
-    stored: Mapping[str, fmt.Stored],
-    parts: Mapping[str, Groups],
-) -> dict[str, Any]:
-    """Makes `quantization_config` describe what is written.
-
-    `loaded` is the config of the checkpoint that `stored` is of. Its `quantization_config` is
-    complete where it is given again, and what it need not list stays unlisted.
-    """
-    given = config.get("quantization_config") or {}
-    quantized = [group for group in itertools.chain(*parts.values()) if len(group) == 2]
-    if not quantized and not (given and _is_dequantized(stored, parts)):
-        return dict(config)
-    if not isinstance(given, Mapping):
-        raise TypeError(f"{_NAME}: config: quantization_config must be a mapping, got {given!r}.")
-    fmt.check_quantization_config(f"{_NAME}: config", {**fmt.QUANTIZATION, **given})
-    modules = {module: part.name for part, _ in quantized for module in fmt.modules_of(part.name)}
-    kept = fmt.modules_to_not_convert(given)
-    for entry in kept:
-        if entry in modules:
-            raise ValueError(
-                f"{_NAME}: tensor {modules[entry]!r} must not be a BlockScaled, because"
-                f" modules_to_not_convert in config names {entry!r}."
-            )
-    known = loaded.get("quantization_config")
-    plain = _find_plain(known if isinstance(known, Mapping) else {}, stored, parts)
-    found = [name for name in plain if name not in modules and not _is_listed(name, kept)]
-    is_complete = given == known and "weight_block_size" in given
-    quantization = dict(given) if is_complete else {**given, **fmt.QUANTIZATION}
-    if found or not is_complete:
-        quantization["modules_to_not_convert"] = kept + found
-    if quantization.get("scale_fmt") == "ue8m0" and not _are_powers_of_two(quantized):
-        del quantization["scale_fmt"]
-    return {**config, "quantization_config": quantization}
-
-
-def _is_dequantized(stored: Mapping[str, fmt.Stored], parts: Mapping[str, Groups]) -> bool:
-    """Whether a result that was float8 is plain."""
-    return any(name in stored and stored[name].scale_dtypes for name in parts)
-
-
-def _find_plain(
-    known: Mapping[str, Any], stored: Mapping[str, fmt.Stored], parts: Mapping[str, Groups]
-) -> Iterator[str]:
-    """Yields the modules of plain matrices, but those that were plain and `known` did not list."""
-    listed = fmt.modules_to_not_convert(known)
-    for name, groups in parts.items():
-        was_plain = bool(known) and name in stored and not stored[name].scale_dtypes
-        for first, *scales in groups:
-            rank = first.array.ndim - (first.expert is not None)
-            module = first.name.removesuffix(".weight")
-            if scales or rank != 2 or module == first.name:
-                continue
-            if not was_plain or _is_listed(module, listed):
-                yield module
-
-
-def _is_listed(module: str, entries: Iterable[str]) -> bool:
-    """Whether one of `modules_to_not_convert` is this module or one that it is in."""
-    return module in entries or any(outer in entries for outer in fmt.modules_of(module))
-
-
-def _are_powers_of_two(quantized: Groups) -> bool:
-    arrays = {id(scales.array): scales.array for _, scales in quantized}  # once for all experts
-    return all(_holds(fmt.E8M0, np.asarray(array)) for array in arrays.values())
 
 
 def check_free(folder: pathlib.Path) -> None:
