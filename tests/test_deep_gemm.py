@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jax_fp8gemm as fp8
 from jax_fp8gemm import deep_gemm
-from jax_fp8gemm.testing import assert_gemm_close
+from jax_fp8gemm.testing import assert_gemm_close, assert_grouped_gemm_close
 
 
 @pytest.fixture
@@ -19,20 +20,47 @@ def reset_num_sms():
 def test_gemm(extension, reset_num_sms):
     lhs, rhs = cases.gemm_operands(cases.GemmCase("", 64, 136, 256))
     operands = (lhs.values, lhs.scales), (rhs.values, rhs.scales)
-    out = deep_gemm.gemm_fp8_fp8_bf16_nt(*operands)
+    out = deep_gemm.fp8_gemm_nt(*operands)
     assert out.dtype == jnp.bfloat16
     assert_gemm_close(out, lhs, rhs, implementation=None)
     deep_gemm.set_num_sms(2)
-    assert_gemm_close(deep_gemm.gemm_fp8_fp8_bf16_nt(*operands), lhs, rhs, implementation=None)
+    assert_gemm_close(deep_gemm.fp8_gemm_nt(*operands), lhs, rhs, implementation=None)
+
+
+def test_gemm_adds_to_c(extension):
+    lhs, rhs = cases.gemm_operands(cases.GemmCase("", 64, 136, 256))
+    c = cases.normal((64, 136), seed=3)
+    out = deep_gemm.fp8_gemm_nt(lhs, rhs, c)
+    assert_gemm_close(out, lhs, rhs, c, implementation=None)
+
+
+def test_k_grouped():
+    """Tokens come first, as in DeepGEMM."""
+    sizes = jnp.asarray([128, 0, 256])
+    lhs, rhs = (fp8.quantize_transposed(cases.normal((384, n), n)) for n in (72, 40))
+    c = cases.normal((3, 72, 40), seed=3)
+    out = deep_gemm.k_grouped_fp8_gemm_tn_contiguous(
+        *((x.values.T, x.scales.T) for x in (lhs, rhs)), sizes, c
+    )
+    assert_grouped_gemm_close(out, lhs, rhs, sizes, c, kind="k_grouped", implementation=None)
+
+
+def test_names_of_before_are_those_of_today():
+    for before, today in (
+        ("gemm_fp8_fp8_bf16_nt", "fp8_gemm_nt"),
+        ("m_grouped_gemm_fp8_fp8_bf16_nt_contiguous", "m_grouped_fp8_gemm_nt_contiguous"),
+        ("m_grouped_gemm_fp8_fp8_bf16_nt_masked", "m_grouped_fp8_gemm_nt_masked"),
+    ):
+        assert getattr(deep_gemm, before) is getattr(deep_gemm, today)
 
 
 def test_num_sms(reset_num_sms, monkeypatch):
     assert deep_gemm.get_num_sms() == 0
     seen = []
-    monkeypatch.setattr(deep_gemm, "gemm", lambda lhs, rhs, num_sms: seen.append(num_sms))
+    monkeypatch.setattr(deep_gemm, "gemm", lambda *_, num_sms, **__: seen.append(num_sms))
     for value in (0, 1, 100, np.int32(7)):
         deep_gemm.set_num_sms(value)
-        deep_gemm.gemm_fp8_fp8_bf16_nt(None, None)
+        deep_gemm.fp8_gemm_nt(None, None)
         assert deep_gemm.get_num_sms() == value
     assert seen == [None, 1, 100, 7]
 

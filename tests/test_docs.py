@@ -38,6 +38,7 @@ MODULE_FUNCTIONS = {
     for module in MODULES
     for name, value in vars(module).items()
     if inspect.isfunction(value)
+    and value.__name__ == name  # no alias
     and not name.startswith("_")
     and inspect.getmodule(inspect.unwrap(value)) is module
 }
@@ -168,9 +169,16 @@ SPECIAL_INPUTS = {
     "assert_gemm_close": lambda d: {"gemm": lambda *a: fp8.gemm(*a, implementation="xla")},
     "assert_grouped_gemm_close": _quantized,
     "check_groups": _quantized,
-    "m_grouped_gemm_fp8_fp8_bf16_nt_contiguous": _deep_gemm_grouped,
-    "m_grouped_gemm_fp8_fp8_bf16_nt_masked": _deep_gemm_grouped,
-    "gemm_fp8_fp8_bf16_nt": lambda d: {
+    "m_grouped_fp8_gemm_nt_contiguous": _deep_gemm_grouped,
+    "m_grouped_fp8_gemm_nt_masked": _deep_gemm_grouped,
+    "k_grouped_fp8_gemm_tn_contiguous": lambda d: {
+        "dy": d["w"].values[:128],
+        "dy_scales": d["w"].dequantize()[:1],
+        "x": d["w"].values[:128],
+        "x_scales": d["w"].dequantize()[:1],
+        "ks": jnp.asarray([0, 128]),
+    },
+    "fp8_gemm_nt": lambda d: {
         "x": d["x"].values,
         "x_scales": d["x"].scales,
         "w": d["w"].values,

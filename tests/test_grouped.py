@@ -84,6 +84,26 @@ def test_accumulator(dtype, donate, implementation):
     assert accumulator.is_deleted() == donate
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_accumulator_of_ragged_rows(dtype, implementation):
+    """Rounded once, behind the float32 product; rows of no group keep theirs."""
+    lhs, rhs, sizes = cases.ragged_operands(SMALL)
+    accumulator = cases.normal((lhs.shape[0], SMALL.n), seed=9, dtype=dtype)
+    options = {"implementation": implementation}
+    product = fp8.grouped_gemm(lhs, rhs, sizes, preferred_element_type=jnp.float32, **options)
+    testing.assert_grouped_gemm_close(product, lhs, rhs, sizes, kind="ragged", **options)
+    out = fp8.grouped_gemm(
+        lhs, rhs, sizes, accumulator=accumulator, preferred_element_type=dtype, **options
+    )
+    want = (product + accumulator.astype(jnp.float32)).astype(dtype)
+    np.testing.assert_array_equal(out, want)
+    np.testing.assert_array_equal(out[sum(SMALL.sizes) :], accumulator[sum(SMALL.sizes) :])
+    with pytest.raises(ValueError, match=r"accumulator must have shape \(T, N\)"):
+        fp8.grouped_gemm(
+            lhs, rhs, sizes, accumulator=accumulator[1:], preferred_element_type=dtype, **options
+        )
+
+
 def test_nan_in_an_accumulator_of_another_group_stays_there(implementation):
     operands = cases.k_grouped_operands(SMALL)
     accumulator = jnp.zeros((len(SMALL.sizes), 72, SMALL.n)).at[2].set(jnp.nan)

@@ -226,12 +226,12 @@ ERRORS = {
     ),
     # deep_gemm
     "m_indices": (
-        lambda: deep_gemm.m_grouped_gemm_fp8_fp8_bf16_nt_contiguous(*CONTIGUOUS[:2], SIZES),
+        lambda: deep_gemm.m_grouped_fp8_gemm_nt_contiguous(*CONTIGUOUS[:2], SIZES),
         ValueError,
         "group_ids",
     ),
     "deep_gemm_expected_m": (
-        lambda: deep_gemm.m_grouped_gemm_fp8_fp8_bf16_nt_masked(*MASKED, -1),
+        lambda: deep_gemm.m_grouped_fp8_gemm_nt_masked(*MASKED, -1),
         ValueError,
         "expected_m",
     ),

@@ -177,10 +177,10 @@ def test_gradients():
 
 def test_names_of_deep_gemm():
     lhs, rhs, ids = CONTIGUOUS
-    f = deep_gemm.m_grouped_gemm_fp8_fp8_bf16_nt_contiguous
+    f = deep_gemm.m_grouped_fp8_gemm_nt_contiguous
     assert_same(f(lhs, rhs, np.asarray(ids, np.int64)), f(lhs, rhs, ids))
     lhs, rhs, counts = cases.masked_operands(CASE)
-    f = deep_gemm.m_grouped_gemm_fp8_fp8_bf16_nt_masked
+    f = deep_gemm.m_grouped_fp8_gemm_nt_masked
     assert_same(f(lhs, rhs, np.asarray(counts, np.uint64), 8), f(lhs, rhs, counts, 8))
 
 

@@ -173,6 +173,25 @@ def test_residuals_are_the_bits_of_float8():
     assert {leaf.dtype.name for leaf in kept} == {"uint8"}
 
 
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_group_offset(jit, shape):
+    """Parts of the experts give parts of the result, which add up; gradients too."""
+    x, w, sizes, dy = inputs(SIZES["rows left over"])
+    want = value_and_gradients(ragged_dot, x, w, sizes, dy)
+
+    def part(first):
+        product = functools.partial(ragged_dot, group_offset=jnp.full(shape, first))
+        step = lambda x, w, dy: value_and_gradients(product, x, w, sizes, dy)  # noqa: E731
+        return (jax.jit(step) if jit else step)(x, w[first : first + 2], dy)
+
+    parts = [part(0), part(2)]
+    for i in range(2):  # the result, and the gradient of the activations
+        np.testing.assert_array_equal(parts[0][i] + parts[1][i], want[i])
+        assert not (np.asarray(parts[0][i]) * np.asarray(parts[1][i])).any()
+    np.testing.assert_array_equal(np.concatenate([each[2] for each in parts]), want[2])
+
+
 ERRORS = [
     (lambda: fp8.ragged_dot(dy0[0], w0, sizes0), ValueError, "lhs must be a matrix"),
     (lambda: fp8.ragged_dot(x0, w0[0], sizes0), ValueError, "rhs must have shape"),
@@ -186,9 +205,19 @@ ERRORS = [
     ),
     (lambda: fp8.ragged_dot(x0, w0, sizes0, "highest"), ValueError, "precision"),
     (
-        lambda: fp8.ragged_dot(x0, w0, sizes0, group_offset=sizes0[:1]),
-        NotImplementedError,
-        "group_offset",
+        lambda: fp8.ragged_dot(x0, w0, sizes0, group_offset=sizes0[:2]),
+        ValueError,
+        r"group_offset must have shape \(\) or \(1,\), got \(2,\)",
+    ),
+    (
+        lambda: fp8.ragged_dot(x0, w0, sizes0, group_offset=0.0),
+        TypeError,
+        "group_offset must be an array",
+    ),
+    (
+        lambda: fp8.ragged_dot(x0, w0, sizes0[:3], group_offset=sizes0[0]),
+        ValueError,
+        "group_sizes must have at least the groups of rhs = 4, got 3",
     ),
 ]
 

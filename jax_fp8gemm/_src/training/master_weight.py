@@ -28,26 +28,27 @@ class MasterWeight:
 
     `dot`, `dot_general` and `ragged_dot` take one where they take the weight: products read the
     quantized form, and gradients go to the master, bit by bit as with the master alone. What reads
-    one weight often, such as microbatches, so quantizes it once::
+    one weight often, such as microbatches, so quantizes it once. With `gradient`, the kernel that
+    computes the weight's gradient adds it to that array in float32: `jax.grad` returns the sum as
+    the gradient's `gradient`, and zeros as its `master`.
 
-        def add_gradients(total, batch):
-            w = weight.accumulate_into(total)
-            return jax.grad(loss)(w, batch).gradient, None
-
-        weight = MasterWeight.quantize(w)
-        total, _ = jax.lax.scan(add_gradients, jnp.zeros(w.shape), batches)
-
-    With `gradient`, the kernel that computes the weight's gradient adds it to that array in
-    float32: `jax.grad` returns the sum as the gradient's `gradient`, and zeros as its `master`.
-
-    Attributes:
+    Args:
         master: `(K, N)`, `(G, K, N)` or as `dot_general` takes it; `bfloat16`, `float16` or
             `float32`.
         quantized: `BlockScaled` of the same shape with block (128, 128).
         gradient: float32 of the same shape, or None.
 
+    Raises:
+        Nothing: the products check that the parts fit together, by TypeError and ValueError.
+
     Transformations:
         A pytree: it passes through every transformation of JAX.
+
+    Example:
+        >>> w = MasterWeight.quantize(weight.T)            # (K, N)
+        >>> loss = lambda w, x: dot(x, w).astype(jnp.float32).mean()
+        >>> add = lambda sum, x: (jax.grad(loss)(w.accumulate_into(sum), x).gradient, None)
+        >>> dw, _ = jax.lax.scan(add, jnp.zeros(w.shape), activations[None])
     """
 
     master: jax.Array

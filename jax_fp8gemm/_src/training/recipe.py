@@ -39,6 +39,9 @@ class Recipe:
         TypeError: A dtype is none of the above.
         ValueError: Another argument is none of the above.
 
+    Transformations:
+        None: it holds no arrays. Equal recipes are equal keys of JAX's caches.
+
     Example:
         >>> wide = Recipe(gradient_dtype=jnp.float8_e5m2, reduce_dtype=jnp.float32)
         >>> y = dot(activations, weight.T, recipe=wide)
@@ -87,11 +90,14 @@ def use_recipe(recipe: Recipe) -> Iterator[Recipe]:
     Args:
         recipe: The recipe.
 
-    Yields:
-        The recipe.
+    Returns:
+        A context manager, whose value is the recipe.
 
     Raises:
         TypeError: `recipe` is not a Recipe.
+
+    Transformations:
+        The recipe is taken where a product is traced, and so for the gradients of that product.
 
     Example:
         >>> with use_recipe(Recipe(weight_gradient="bfloat16")):
