@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from _expert_devices import expert_programs, exported_expert_programs
 from _grouped_devices import grouped_programs, ragged_dot_programs, vmapped_programs
-from _quantize_devices import quantize_programs
+from _quantize_devices import dequantize_programs, quantize_programs
 from _tiers import in_sample
 from _virtual_devices import (
     AUTO,
@@ -305,6 +305,7 @@ def export_programs():
 PROGRAMS = (
     gemm_programs,
     quantize_programs,
+    dequantize_programs,
     step_programs,
     split_block_programs,
     dot_general_programs,

@@ -14,22 +14,22 @@ SIZES = np.asarray([300, 0, 212, 500], np.int32)
 
 def rows(x):
     """Activations."""
-    return jax.tree.leaves(fp8.quantize(x))
+    return fp8.quantize(x)
 
 
 def square(x):
     """Weights."""
-    return jax.tree.leaves(fp8.quantize(x, (128, 128)))
+    return fp8.quantize(x, (128, 128))
 
 
 def transposed(x):
     """What weight gradients read."""
-    return jax.tree.leaves(fp8.quantize_transposed(x))
+    return fp8.quantize_transposed(x)
 
 
 def k_grouped(x):
     """What the weight gradients of experts read."""
-    return jax.tree.leaves(fp8.quantize_k_grouped(x, SIZES))
+    return fp8.quantize_k_grouped(x, SIZES)
 
 
 QUANTIZATIONS = {
@@ -63,10 +63,73 @@ def quantize_programs():
 
             def run(kind=kind, name=name, f=f, spec=spec):
                 given = narrow if "split" in name else x
-                want = [np.asarray(leaf, np.float32) for leaf in f(given)]
+                want = jax.device_get(f(given))
                 if kind == MANUAL:
-                    kind, out = AUTO, [QUANTIZED_BY_HAND[name]] * 2
+                    kind, out = AUTO, QUANTIZED_BY_HAND[name]
                     f = jax.shard_map(f, mesh=MESHES[AUTO], in_specs=spec, out_specs=out)
                 return measure(f, (put(kind, given, spec),), want)
 
             yield kind, f"quantize {name}", run
+
+
+def dequantized_and_gradient(quantizer):
+    """Returns what becomes of x, and a gradient through both ways."""
+
+    def both(x):
+        loss = lambda x: (quantizer(x).dequantize() ** 2).sum()  # noqa: E731
+        return quantizer(x).dequantize(), jax.grad(loss)(x)
+
+    return both
+
+
+def dequantize_programs():
+    """Yields dequantized arrays and gradients for each division that leaves blocks whole."""
+    x = normal(3, N, K)
+    for kind in (AUTO, EXPLICIT, MANUAL):
+        for name, (quantizer, spec) in QUANTIZATIONS.items():
+            is_split = "split" in name or name == "k_grouped, rows"
+            if is_split or (kind == MANUAL and name not in QUANTIZED_BY_HAND):
+                continue
+
+            def run(kind=kind, name=name, quantizer=quantizer, spec=spec):
+                f = dequantized_and_gradient(quantizer)
+                want = jax.device_get(f(x))
+                if kind == MANUAL:
+                    kind, out = AUTO, (QUANTIZED_BY_HAND[name], spec)
+                    f = jax.shard_map(f, mesh=MESHES[AUTO], in_specs=spec, out_specs=out)
+                return measure(f, (put(kind, x, spec),), want)
+
+            yield kind, f"dequantize {name}", run
+
+    def vmapped():
+        f = jax.vmap(dequantized_and_gradient(square))
+        batch = normal(3, 4, M, M)
+        return measure(f, (put(EXPLICIT, batch, P("y")),), jax.device_get(f(batch)))
+
+    yield EXPLICIT, "vmap of dequantize", vmapped
+
+    def joined():
+        """Parts, factors and joins where they cut no device's part."""
+
+        def f(x):
+            w = square(x)
+            parts = [w[:, 128 * i : 128 * (i + 1)] for i in range(2)]
+            layers = fp8.stack(
+                [fp8.concatenate([*parts, 2 * w], 1), -fp8.concatenate([w, *parts], -1)]
+            )
+            return layers[1].mT
+
+        x = normal(3, N, M)
+        return measure(f, (put(EXPLICIT, x, P("y")),), jax.device_get(f(x)))
+
+    yield EXPLICIT, "joined parts", joined
+
+    for kind in (AUTO, EXPLICIT):
+
+        def split(kind=kind):
+            w = square(normal(3, 500, 128))  # of 4 devices, each with 125 rows and a scale
+            return measure(
+                lambda w: w.dequantize(), (put(kind, w, P("y")),), jax.device_get(w.dequantize())
+            )
+
+        yield kind, "dequantize, a block split", split

@@ -46,6 +46,13 @@ EITHER_MESH = {
     "quantize square, rows and columns": (NONE, 0),
     "quantize transposed, rows and columns": (NONE, 0),
     "quantize k_grouped, columns": (NONE, 0),
+    "dequantize rows": (NONE, 0),
+    "dequantize rows and columns": (NONE, 0),
+    "dequantize columns": (NONE, 0),
+    "dequantize square, rows": (NONE, 0),
+    "dequantize square, rows and columns": (NONE, 0),
+    "dequantize transposed, rows and columns": (NONE, 0),
+    "dequantize k_grouped, columns": (NONE, 0),
     # One sum for both weight gradients and the loss, which XLA combines.
     "step data": (SUM, REROUNDED),
     "step data over both": ({"all-reduce": 3}, OTHER_BLOCKS),
@@ -98,6 +105,10 @@ BY_HAND = (
     "quantize square, rows and columns",
     "quantize transposed, rows and columns",
     "quantize k_grouped, columns",
+    "dequantize rows and columns",
+    "dequantize square, rows and columns",
+    "dequantize transposed, rows and columns",
+    "dequantize k_grouped, columns",
 )
 EXPECTED = {
     **{
@@ -121,6 +132,9 @@ EXPECTED = {
     "auto: gemm, a block split": ({"all-gather": 2, "all-reduce": 1}, SAME),
     "auto: quantize square, a block split": ({"all-gather": 1}, 0),
     "auto: quantize transposed, a block split": ({"all-gather": 1}, 0),
+    "auto: dequantize, a block split": (None, 0),
+    "explicit: vmap of dequantize": (NONE, 0),
+    "explicit: joined parts": (NONE, 0),
     "auto: quantize k_grouped, rows": ({"all-gather": 1}, 0),
     # What knows its groups by where they lie cannot be divided there.
     "auto: masked, M": ({"all-gather": 2}, SAME),
@@ -170,6 +184,8 @@ SPECS = {
     "quantize square, rows and columns": ["('x', 'y')"] * 2,
     "step data and tensor": ["()", "(None, 'y')", "('y',)"],
     "quantize transposed, rows and columns": ["('y', 'x')"] * 2,
+    "dequantize square, rows and columns": ["('x', 'y')"] * 2,
+    "dequantize transposed, rows and columns": ["('y', 'x')", "('x', 'y')"],
     "masked, experts x N": ["('x', None, 'y')"],
     "contiguous, rows x N": ["('x', 'y')"],
     "k_grouped, M x N": ["(None, 'x', 'y')"],
@@ -181,6 +197,7 @@ REFUSED = {
     "gemm, a block split": ("gemm: K = 512", "8 devices", "blocks of 128"),
     "quantize square, a block split": ("quantize: R = 256", "4 devices", "blocks of 128"),
     "quantize transposed, a block split": ("quantize_transposed: T = 256", "blocks of 128"),
+    "dequantize, a block split": ("BlockScaled.dequantize: dimension 0 of 500", "blocks of 128"),
     "quantize k_grouped, rows": ("quantize_k_grouped: x", "along T"),
     "step data, tensor and sequence": ("dot: ", "'y'", "N"),
     "step fully sharded data": ("dot: ", "'x'", "K"),
@@ -192,6 +209,7 @@ REFUSED = {
     "ragged_dot, rows": ("ragged_dot: lhs", "along T"),
 }
 NEEDS_BATCH_AXES = {
+    "explicit: vmap of dequantize",
     "explicit: grad(vmap(dot)) over a divided batch",
     "explicit: gradients of a batch of dots, experts x N",
     "explicit: dot_general with a batch",

@@ -3,7 +3,8 @@
 
 import dataclasses
 import json
-from collections.abc import Hashable
+import math
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from jax_fp8gemm._src.operands import checks
+from jax_fp8gemm._src.operands import block_index, checks
 from jax_fp8gemm._src.xla import gemm as xla_gemm
 
 
@@ -30,6 +31,20 @@ class BlockScaled:
     `values` and `scales`, in that order, and whose `block` is static. The constructor validates;
     rebuilding a pytree never does, so that JAX may put tracers, shardings or None in the leaves.
 
+    What an array can do and a scale per block allows is exact, and raises where it would not be:
+
+    * `w[index]` of leading dimensions, and of rows with block (1, 128), as of any array: integers,
+      also traced ones, slices, integer arrays, None. In a dimension with blocks, slices from a
+      multiple of the block to another or to the end. At least two dimensions remain.
+    * `w.mT`, and `w.T` of a matrix, with block (128, 128).
+    * `2 * w`, `w * 2`, `w / 2`, `-w`: a real number, also a traced one, changes the scales alone,
+      which are rounded to float32: not at all for a power of two in range.
+    * `len(w)`, and iteration over the first dimension where there are more than two.
+    * `concatenate` and `stack`.
+
+    `jax.tree.map` over the leaves is not exact: joined or cut, they say something else wherever
+    their blocks do not line up, and a factor would be applied twice.
+
     Args:
         values: `(..., R, K)`, `float8_e4m3fn` or `float8_e5m2`.
         scales: `(..., ceil(R / block[0]), ceil(K / block[1]))` `float32` multipliers, never
@@ -39,18 +54,24 @@ class BlockScaled:
     Raises:
         TypeError: `values`, `scales` or `block` has the wrong type or dtype.
         ValueError: `values` has less than two dimensions, `block` is another block, or `scales`
-            has another shape.
+            has another shape; an index, or a transpose, would cut or turn a block.
+        IndexError: An integer is out of range, or there are too many indices or too few dimensions
+            left.
 
     Transformations:
-        A pytree: it passes through every transformation of JAX.
+        A pytree: it passes through every transformation of JAX. Explicit meshes follow it as they
+        follow its leaves.
 
     Example:
         >>> weight = BlockScaled(values, scales, block=(128, 128))  # as checkpoints store it
         >>> weight.dequantize().shape == weight.shape
         True
+        >>> (0.5 * weight[128:]).mT.shape                           # of the last 32 rows
+        (256, 32)
     """
 
     __slots__ = ("block", "scales", "values")
+    __array_ufunc__ = None  # NumPy's numbers leave products to this class
 
     values: jax.Array
     scales: jax.Array
@@ -102,6 +123,80 @@ class BlockScaled:
         """The float8 dtype of the values."""
         return self.values.dtype
 
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of values and scales."""
+        return sum(math.prod(x.shape) * x.dtype.itemsize for x in (self.values, self.scales))
+
+    @property
+    def sharding(self) -> jax.sharding.Sharding:
+        """Sharding of the values; one for the scales too, which have the same dimensions."""
+        return self.values.sharding
+
+    @property
+    def mT(self) -> "BlockScaled":  # noqa: N802 (as arrays have it)
+        """The array with its last two dimensions swapped; ValueError with block (1, 128)."""
+        if self.block[0] != self.block[1]:
+            raise ValueError(
+                f"BlockScaled: transposition needs block {checks.SQUARE_BLOCK}, got {self.block};"
+                " use quantize_transposed on what was quantized, or dequantize first."
+            )
+        return self._of(self.values.swapaxes(-1, -2), self.scales.swapaxes(-1, -2))
+
+    @property
+    def T(self) -> "BlockScaled":  # noqa: N802 (as arrays have it)
+        """The transpose of a matrix; ValueError with block (1, 128)."""
+        if self.ndim != 2:
+            raise ValueError(
+                f"BlockScaled: T is of matrices, got shape {self.shape}; use mT for the last two"
+                " dimensions."
+            )
+        return self.mT
+
+    def _of(self, values: Any, scales: Any) -> "BlockScaled":
+        return type(self).tree_unflatten(self.block, (values, scales))
+
+    def __getitem__(self, index: Any) -> "BlockScaled":
+        """Returns a part in whole blocks; the class says which."""
+        of_values, of_scales = block_index.of_leaves(self.shape, self.block, index)
+        return self._of(self.values[of_values], self.scales[of_scales])
+
+    def __len__(self) -> int:
+        """Extent of the first dimension."""
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator["BlockScaled"]:
+        """Iterates over the first dimension; rows of a matrix are no arrays of this class."""
+        if self.ndim == 2:
+            raise TypeError(
+                f"BlockScaled: iteration needs a leading dimension, got shape {self.shape};"
+                " dequantize first, or take values and scales."
+            )
+        return (self[i] for i in range(len(self)))
+
+    def __mul__(self, number: Any) -> "BlockScaled":
+        """Returns the product with a real number."""
+        return self._of(self.values, self.scales * checks.number("BlockScaled", "factor", number))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, number: Any) -> "BlockScaled":
+        """Returns the quotient by a real number."""
+        return self._of(self.values, self.scales / checks.number("BlockScaled", "divisor", number))
+
+    def __neg__(self) -> "BlockScaled":
+        """Returns the negative, by negative scales."""
+        return self._of(self.values, -self.scales)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        """Refuses: values without their scales mean nothing."""
+        raise TypeError("BlockScaled is no plain array; use dequantize() to make it one.")
+
     def dequantize(self, dtype: Any = jnp.float32) -> jax.Array:
         """Returns the dequantized array: the product in float32, then rounded to `dtype`.
 
@@ -113,11 +208,14 @@ class BlockScaled:
 
         Raises:
             TypeError: `dtype` is not a floating-point dtype.
+            ValueError: An explicit mesh shards the scales of a partial block, and so not as the
+                values.
         """
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
                 f"BlockScaled.dequantize: dtype must be a floating-point dtype, got {dtype!r}."
             )
+        checks.blocks_stay_whole("BlockScaled.dequantize", self.values, self.scales, self.block)
         return _dequantize(self.values, self.scales, self.block).astype(dtype)
 
     def tree_flatten_with_keys(self):

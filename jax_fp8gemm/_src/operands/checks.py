@@ -71,6 +71,21 @@ def floating(op_name: str, name: str, value: Any) -> jax.Array:
     return jnp.asarray(value)
 
 
+def number(op_name: str, name: str, value: Any) -> np.float32 | jax.Array:
+    """Returns a real number in float32, an array without dimensions included."""
+    shape = getattr(value, "shape", None)
+    is_real = type(value) in (int, float)
+    if shape == ():
+        is_real = any(jnp.issubdtype(value.dtype, kind) for kind in (np.integer, np.floating))
+    if not is_real:
+        of_shape = "" if shape is None else f" of shape {tuple(shape)}"
+        raise TypeError(
+            f"{op_name}: {name} must be a real number, got {type(value).__name__}{of_shape};"
+            " dequantize first."
+        )
+    return value.astype(np.float32) if isinstance(value, jax.Array) else np.float32(value)
+
+
 def at_least_2d(op_name: str, name: str, value: Any) -> None:
     """Checks that `value` has rows and columns."""
     if len(value.shape) < 2:
@@ -106,6 +121,18 @@ def scales_fit(op_name: str, name: str, values: Any, scales: Any, block_shape) -
             f"{op_name}: {name} must have shape {wanted} for values of shape {tuple(values.shape)}"
             f" and block {block_shape}, got {tuple(scales.shape)}."
         )
+
+
+def blocks_stay_whole(op_name: str, values: Any, scales: Any, block_shape) -> None:
+    """Checks that an explicit mesh that shards the scales leaves the blocks of values whole."""
+    spec = jax.typeof(scales).sharding.spec
+    for axis, unit in zip((-2, -1), block_shape, strict=True):
+        if spec and spec[axis] is not None and values.shape[axis] % unit:
+            raise ValueError(
+                f"{op_name}: dimension {len(values.shape) + axis} of {values.shape[axis]} must not"
+                f" be sharded, because blocks of {unit} must stay whole, got mesh axes"
+                f" {spec[axis]!r}; use jax.sharding.reshard first."
+            )
 
 
 def matrix(op_name: str, name: str, value: Any) -> None:

@@ -84,8 +84,8 @@ class Quantizer(Operation):
         return apply(self, batch_all(axis_size, in_batched, operands))
 
     def jvp(self, function, primals, tangents):
-        _, tangent = jax.jvp(self.xla, primals, tangents)
-        return function(*primals), tangent
+        results = function(*primals)
+        return results, jax.jvp(self.xla, primals, tangents)[1]
 
     def xla(self, *operands) -> tuple[jax.Array, jax.Array]:
         x, x_scales, group_sizes = operands

@@ -33,9 +33,17 @@ def dequantize(values: jax.Array, scales: jax.Array, block: tuple[int, int]) -> 
     """
     rows, columns = values.shape[-2:]
     if block[0] > 1:
-        scales = jnp.repeat(scales, block[0], axis=-2)[..., :rows, :]
-    scales = jnp.repeat(scales, block[1], axis=-1)[..., :columns]
+        scales = _repeat(scales, block[0], scales.ndim - 2)[..., :rows, :]
+    scales = _repeat(scales, block[1], scales.ndim - 1)[..., :columns]
     return values.astype(jnp.float32) * scales
+
+
+def _repeat(x: jax.Array, count: int, axis: int) -> jax.Array:
+    """Returns `jnp.repeat(x, count, axis)`, which refuses an axis that an explicit mesh divides."""
+    before, after = x.shape[:axis], x.shape[axis + 1 :]
+    dims = [i + (i > axis) for i in range(x.ndim)]
+    wide = lax.broadcast_in_dim(x, (*before, x.shape[axis], count, *after), dims)
+    return wide.reshape(*before, x.shape[axis] * count, *after)
 
 
 def product(

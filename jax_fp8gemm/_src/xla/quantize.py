@@ -144,9 +144,9 @@ def _aligned(x: jax.Array, group_sizes: jax.Array | None) -> jax.Array:
     group = xla_grouped.group_of(block_ends, block)
     group = jnp.minimum(group, num_groups - 1)  # of blocks past the last group, which are empty
     first = starts[group] + (block - xla_grouped.starts_of(block_ends)[group]) * _BLOCK
-    source = (first[:, None] + jnp.arange(_BLOCK, dtype=jnp.int32)[None]).reshape(-1)
-    is_inside = source < jnp.repeat(ends[group], _BLOCK)
-    return jnp.where(is_inside[:, None], jnp.take(x, source, axis=0, mode="clip"), 0)
+    source = first[:, None] + jnp.arange(_BLOCK, dtype=jnp.int32)[None]
+    is_inside = (source < ends[group][:, None]).reshape(-1, 1)
+    return jnp.where(is_inside, jnp.take(x, source.reshape(-1), axis=0, mode="clip"), 0)
 
 
 def block_scales(x: jax.Array, block, dtype, scale_format: str) -> jax.Array:
@@ -172,13 +172,16 @@ def _split(x: jax.Array, block: tuple[int, int]) -> jax.Array:
     r, c = block
     pad = [(0, 0)] * len(lead) + [(0, -rows % r), (0, -columns % c)]
     x = jnp.pad(x, pad) if any(after for _, after in pad) else x
-    return x.reshape(*lead, -(-rows // r), r, -(-columns // c), c)
+    # One dimension at a time, or types lose track of how an explicit mesh divides x.
+    x = x.reshape(*x.shape[:-1], -(-columns // c), c)
+    return x.reshape(*lead, -(-rows // r), r, *x.shape[-2:])
 
 
 def _join(blocks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Undoes `_split`."""
     *lead, row_blocks, r, column_blocks, c = blocks.shape
-    whole = blocks.reshape(*lead, row_blocks * r, column_blocks * c)
+    whole = blocks.reshape(*lead, row_blocks * r, column_blocks, c)
+    whole = whole.reshape(*whole.shape[:-2], column_blocks * c)
     return whole[..., : shape[-2], : shape[-1]]
 
 
