@@ -139,8 +139,8 @@ def k_grouped_fp8_gemm_tn_contiguous(
     Example:
         >>> dw = k_grouped_fp8_gemm_tn_contiguous((dy, dy_scales), (x, x_scales), ks)
     """
-    columns = [tuple(jnp.swapaxes(leaf, 0, 1) for leaf in operand) for operand in (lhs, rhs)]
-    return k_grouped_gemm(*columns, ks, accumulator=c, num_sms=get_num_sms() or None)
+    lhs, rhs = jax.tree.map(jnp.transpose, (lhs, rhs))
+    return k_grouped_gemm(lhs, rhs, ks, accumulator=c, num_sms=get_num_sms() or None)
 
 
 # The names before DeepGEMM's version 2.

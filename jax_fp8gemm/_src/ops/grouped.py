@@ -30,14 +30,12 @@ class Grouped(Operation):
         result_dtype: Dtype of the result.
         implementation: As in Operation.
         num_sms: Most SMs of one launch, or None.
-        reduce_dtype: As in Operation.
     """
 
     op_name: str
     result_dtype: np.dtype
     implementation: str | None
     num_sms: int | None = None
-    reduce_dtype: np.dtype | None = None
 
     def result_shape(self, *operands) -> tuple[int, ...]:
         """Returns the shape of the result."""

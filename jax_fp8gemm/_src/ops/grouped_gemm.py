@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jax_fp8gemm._src.operands import checks, group_checks
@@ -81,11 +82,13 @@ def grouped_gemm(
         >>> y = grouped_gemm(x, w, group_sizes)            # (T, N) bfloat16
     """
     op_name = "grouped_gemm"
-    options = (preferred_element_type, implementation, num_sms)
+    dtype = checks.dtype_of(
+        op_name, "preferred_element_type", preferred_element_type, checks.RESULT_DTYPES
+    )
+    product_dtype = dtype if accumulator is None else jnp.float32
+    out = grouped_product(op_name, lhs, rhs, group_sizes, product_dtype, implementation, num_sms)
     if accumulator is None:
-        return grouped_product(op_name, lhs, rhs, group_sizes, *options)
-    _, dtype, *rest = grouped.options(op_name, *options)
-    out = grouped_product(op_name, lhs, rhs, group_sizes, jnp.float32, *rest)
+        return out
     checks.accumulator(op_name, accumulator, out.shape, dtype, "T, N")
     return (out + xla_gemm.as_float32(accumulator)).astype(dtype)
 
@@ -216,9 +219,10 @@ class _Rows(grouped.Grouped):
 
 @dataclasses.dataclass(frozen=True)
 class Ragged(_Rows):
-    """The product of groups back to back."""
+    """The product of groups back to back; `reduce_dtype` as in Operation."""
 
     kind = "ragged"
+    reduce_dtype: np.dtype | None = None
 
     def layout(self, *operands) -> Layout:
         """Groups lie anywhere: only columns, and K, can be sharded."""

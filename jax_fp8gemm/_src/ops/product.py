@@ -136,8 +136,8 @@ class Product(Operation):
     def kernel(self, *operands, backend: str) -> jax.Array:
         if self.rhs_is_kn:
             rhs = (jnp.swapaxes(x, -1, -2) for x in operands[2:4])
-            rows = dataclasses.replace(self, rhs_is_kn=False)
-            return rows.kernel(*operands[:2], *rhs, operands[4], backend=backend)
+            of_nk = dataclasses.replace(self, rhs_is_kn=False)
+            return of_nk.kernel(*operands[:2], *rhs, operands[4], backend=backend)
         operands = self._typed(operands)
         if self.batch_dims.rhs:
             return self._grouped_kernel(operands, backend)

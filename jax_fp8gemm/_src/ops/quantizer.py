@@ -99,7 +99,8 @@ class Quantizer(Operation):
     def local_of_cut(self, cut, *operands) -> tuple[jax.Array, jax.Array]:
         """Shares the largest magnitude of a block among its devices; in plain JAX."""
         x, *_ = operands
-        mesh_axes = tuple(cut.get(axis, ()) for axis in self.layout(*operands).operands[0][-2:])
+        dims = self.axes if self.kind in ("rows", "blocks") else ("t", "r")
+        mesh_axes = tuple(cut.get(axis, ()) for axis in dims)
         if self.kind != "transposed":
             block = checks.ROW_BLOCK if self.kind == "rows" else checks.SQUARE_BLOCK
             return xla_quantize.quantize_part(x, block, self.dtype, self.scale_format, mesh_axes)

@@ -303,7 +303,9 @@ def gradient_of(options: Options, dw: jax.Array, gradient: jax.Array | None):
     """Returns what a backward pass gives for the weight, of its gradient or of the sum."""
     if not options.has_master:
         return dw
-    return MasterWeight(dw, None, None) if gradient is None else MasterWeight(None, None, dw)
+    nothing = cast(Any, None)  # of a gradient: zeros
+    parts = (dw, nothing, nothing) if gradient is None else (nothing, nothing, dw)
+    return MasterWeight(*parts)
 
 
 _dot.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -84,15 +84,15 @@ class WeightGradient(Operation):
     def local(self, *operands) -> jax.Array:
         x_bits, x_scales, dy, dy_scales, accumulator = operands
         x = lax.bitcast_convert_type(x_bits, _E4M3), x_scales
-        dy = (dy,) if dy_scales is None else (lax.bitcast_convert_type(dy, _E4M3), dy_scales)
         if self.recipe.weight_gradient == "bfloat16":
-            return self._in_bfloat16(x, *dy, accumulator)
+            return self._in_bfloat16(x, dy, accumulator)
+        dy = (dy,) if dy_scales is None else (lax.bitcast_convert_type(dy, _E4M3), dy_scales)
         dy_format = self.recipe.scale_format or "float32"
         columns = (
             self._along_tokens(x, _E4M3, "pow2"),
             self._along_tokens(dy, self.recipe.gradient_dtype, dy_format),
         )
-        lhs, rhs = reversed(columns) if self.is_nk else columns
+        lhs, rhs = columns[::-1] if self.is_nk else columns
         batch = names("v", self.num_batch)
         product = Product(
             self.op_name,
@@ -116,10 +116,9 @@ class WeightGradient(Operation):
 
     def _in_bfloat16(self, x: tuple, dy: jax.Array, accumulator) -> jax.Array:
         """Returns XLA's product of the activations as they were rounded, and of dy as it came."""
-        x = xla_gemm.dequantize(*x, checks.ROW_BLOCK).astype(jnp.bfloat16)
-        lhs, rhs = map(self._one_token_dim, (x, dy.astype(jnp.bfloat16)))
-        if self.is_nk:
-            lhs, rhs = rhs, lhs
+        rounded = xla_gemm.dequantize(x[0], x[1], checks.ROW_BLOCK)
+        factors = [self._one_token_dim(t.astype(jnp.bfloat16)) for t in (rounded, dy)]
+        lhs, rhs = factors[::-1] if self.is_nk else factors
         out = jnp.einsum("...tm,...tn->...mn", lhs, rhs, preferred_element_type=jnp.float32)
         out = out if accumulator is None else out + accumulator
         return out.astype(self.result_dtype)
