@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.transforms import platforms
@@ -185,23 +184,21 @@ class Operation:
             return self.xla(*operands)
         if self.implementation is None and not platforms.default_is_kernels():
             return self.xla(*operands)
+        return platforms.choose(self, *operands)
+
+    def implementation_on(self, platform: str, *operands) -> Callable[..., Any]:
+        """Returns the function of the operands that runs on a platform, or raises."""
+        is_default = self.implementation is None
+        if is_default and platform != "cuda":
+            return self.xla
         shapes = [x.shape for x in jax.tree.leaves(operands)]
         symbolic = next((shape for shape in shapes if not checks.is_static(shape)), None)
-        types = self.result_types(*operands)
-        refused = platforms.refuse(self.op_name, self.implementation, symbolic, types)
-
-        def kernel(backend):
-            if symbolic is not None:
-                return refused
-            if self.is_empty(*operands):
-                return self.xla
-            return functools.partial(self.kernel, backend=backend)
-
-        if self.implementation is None:
-            return lax.platform_dependent(*operands, cuda=kernel("cuda"), default=self.xla)
-        platform = platforms.PLATFORM[self.implementation]
-        chosen = {platform: kernel(self.implementation)}
-        return lax.platform_dependent(*operands, **chosen, default=refused)
+        backend = "cuda" if is_default else self.implementation
+        if symbolic is not None or platforms.PLATFORM[backend] != platform:
+            raise platforms.refusal(self.op_name, self.implementation, platform, symbolic)
+        if self.is_empty(*operands):
+            return self.xla
+        return functools.partial(self.kernel, backend=backend)
 
 
 def like(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

@@ -78,39 +78,56 @@ def unify_varying(tree: Any) -> Any:
     return jax.tree.map(vary, tree)
 
 
-def refuse(op_name: str, implementation: str | None, symbolic: tuple | None, types: Any):
-    """Returns a function of operands that stands where an implementation does not run.
+def choose(local: Any, *operands: Any) -> Any:
+    """Returns the results of an operation by the implementation for the platform lowered for.
+
+    The choice is made, and an implementation traced, while lowering: `jax.lax.platform_dependent`
+    would trace those of all platforms.
 
     Args:
-        op_name: Public name of the operation, for messages.
-        implementation: The one that was asked for.
-        symbolic: A shape that is no numbers, if that is why; else the platform is.
-        types: `jax.ShapeDtypeStruct` of the result, or a tree of them.
+        local: Has `result_types(*operands)`, which gives the types of the results or of the one
+            result, and `implementation_on(platform, *operands)`, which gives a function of the
+            operands. Equal ones are one program to JAX.
+        *operands: Arrays, or None where one is absent.
     """
-
-    def refused(*operands):
-        arrays = jax.tree.leaves(operands)
-        options = {"op_name": op_name, "implementation": implementation, "symbolic": symbolic}
-        one = lambda like: _refuse_p.bind(  # noqa: E731
-            *arrays, shape=like.shape, dtype=like.dtype, **options
-        )
-        return jax.tree.map(one, types)
-
-    return refused
+    arrays, structure = jax.tree.flatten(operands)
+    types, results = jax.tree.flatten(local.result_types(*operands))
+    types = tuple((each.shape, each.dtype) for each in types)
+    return results.unflatten(_choose_p.bind(*arrays, local=local, structure=structure, types=types))
 
 
-# Stands in a program where an implementation does not run: traceable, but never lowered or run.
-_refuse_p = Primitive("jax_fp8gemm_refuse")
+_choose_p = Primitive("jax_fp8gemm")
+_choose_p.multiple_results = True
+_choose_p.def_impl(lambda *arrays, **params: jax.jit(_choose_p.bind)(*arrays, **params))
 
 
-@_refuse_p.def_abstract_eval
-def _refuse_abstract_eval(first, *_, shape, dtype, **__):
-    return first.update(shape=shape, dtype=dtype)
+@_choose_p.def_abstract_eval
+def _choose_abstract_eval(first, *_, local, structure, types):
+    # Divided as nothing is: operations get here with what one device holds.
+    sharding = first.sharding.update(spec=())
+    return [first.update(shape=s, dtype=d, weak_type=False, sharding=sharding) for s, d in types]
 
 
-def _refusal(
-    op_name: str, implementation: str | None, symbolic: tuple | None, platforms: tuple[str, ...]
+def _lowering(platform: str | None):
+    def lower(ctx, *arrays, local, structure, types):
+        def chosen(*arrays):
+            operands = structure.unflatten(arrays)
+            platforms = (platform,) if platform else ctx.module_context.platforms
+            return jax.tree.leaves(local.implementation_on(platforms[0], *operands)(*operands))
+
+        return mlir.lower_fun(chosen, multiple_results=True)(ctx, *arrays)
+
+    return lower
+
+
+for _platform in (*PLATFORM.values(), None):
+    mlir.register_lowering(_choose_p, _lowering(_platform), platform=_platform)
+
+
+def refusal(
+    op_name: str, implementation: str | None, platform: str, symbolic: tuple | None
 ) -> NotImplementedError:
+    """Returns the error of an implementation that does not run on a platform, or for a shape."""
     if symbolic is not None:
         return NotImplementedError(
             f"{op_name}: the kernels are chosen by shape, which must be numbers, got {symbolic};"
@@ -118,19 +135,6 @@ def _refusal(
         )
     return NotImplementedError(
         f"{op_name}: implementation={implementation!r} runs on the platform"
-        f" {PLATFORM[str(implementation)]!r}, not on {', '.join(map(repr, platforms))};"
+        f" {PLATFORM[str(implementation)]!r}, not on {platform!r};"
         " use implementation=None or 'xla' there."
     )
-
-
-@_refuse_p.def_impl
-def _refuse_impl(*_, op_name, implementation, symbolic, **__):
-    raise _refusal(op_name, implementation, symbolic, (jax.default_backend(),))
-
-
-def _refuse_lowering(ctx, *_, op_name, implementation, symbolic, **__):
-    platforms = tuple(ctx.platforms or ctx.module_context.platforms)
-    raise _refusal(op_name, implementation, symbolic, platforms)
-
-
-mlir.register_lowering(_refuse_p, _refuse_lowering)
