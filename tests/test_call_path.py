@@ -12,6 +12,7 @@ import pytest
 from _source import ROOT, cpp_code, includes
 
 import jax_fp8gemm as fp8
+from jax_fp8gemm._src.transforms import operation
 
 PACKAGE = Path(fp8.__file__).parent
 CSRC = ROOT / "csrc"
@@ -102,22 +103,29 @@ def test_core_of_the_kernel_is_small():
 
 @pytest.fixture
 def frames(monkeypatch, extension):
-    """Returns the functions of the package that are running when a custom call is made."""
-    found = []
-    real = jax.ffi.ffi_call
+    """Returns the functions of the package that run while a product is traced, and lowered.
 
-    def recording(*args, **kwargs):
-        if not found:
-            frame = sys._getframe(1)
+    Those on the stack when an operation becomes part of a program, then those on the stack when its
+    lowering makes the custom call.
+    """
+    found = []
+
+    def recorded(real):
+        def recording(*args, **kwargs):
+            stack, frame = [], sys._getframe(1)
             while frame:
                 path = Path(frame.f_code.co_filename)
                 if path.is_relative_to(PACKAGE):
-                    found.append((path.relative_to(PACKAGE).as_posix(), frame.f_code.co_name))
+                    stack.append((path.relative_to(PACKAGE).as_posix(), frame.f_code.co_name))
                 frame = frame.f_back
-            found.reverse()
-        return real(*args, **kwargs)
+            found.extend(reversed(stack))
+            return real(*args, **kwargs)
 
-    monkeypatch.setattr(jax.ffi, "ffi_call", recording)
+        return recording
+
+    primitive = operation._local_p
+    monkeypatch.setattr(primitive, "bind", recorded(primitive.bind))
+    monkeypatch.setattr(jax.ffi, "ffi_call", recorded(jax.ffi.ffi_call))
     jax.clear_caches()  # what is traced already makes no calls
     return found
 

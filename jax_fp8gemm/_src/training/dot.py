@@ -129,16 +129,9 @@ def dot_of(
     if not x.shape:
         raise ValueError(f"{op_name}: x must have shape (..., K), got ().")
     checks.addressable(op_name, "x", x.shape)
-    w_dtype = None
-    if isinstance(w, BlockScaled):
-        w, w_is_nk = as_block_scaled(op_name, "w", w, (checks.SQUARE_BLOCK,)), True
-    elif isinstance(w, MasterWeight):
-        w = master_weight.validated(op_name, "w", w)
-        w_dtype = jnp.dtype(w.dtype)
-    else:
-        w = checks.floating(op_name, "w", w)
-        w_dtype = jnp.dtype(w.dtype)
+    w, w_dtype = checked_weight(op_name, "w", w)
     checks.matrix(op_name, "w", w)
+    w_is_nk = w_is_nk or w_dtype is None
     k, shape_name = (w.shape[1], "(N, K)") if w_is_nk else (w.shape[0], "(K, N)")
     if x.shape[-1] != k:
         raise ValueError(
@@ -146,14 +139,9 @@ def dot_of(
             f" got {tuple(w.shape)}."
         )
     x_dtype = jnp.dtype(x.dtype)
-    if preferred_element_type is None:
-        preferred_element_type = checks.promoted(x_dtype, w_dtype or x_dtype)
-    result_dtype = checks.dtype_of(
-        op_name, "preferred_element_type", preferred_element_type, checks.RESULT_DTYPES
-    )
     options = Options(
         op_name,
-        result_dtype,
+        result_dtype_of(op_name, preferred_element_type, x_dtype, w_dtype),
         x_dtype,
         w_dtype,
         implementation,
@@ -163,6 +151,26 @@ def dot_of(
         has_master=isinstance(w, MasterWeight),
     )
     return _apply(*platforms.unify_varying((x, w)), options)
+
+
+def checked_weight(op_name: str, name: str, w: Any) -> tuple[Weight, np.dtype | None]:
+    """Returns the weight, and its dtype or None where it came quantized."""
+    if isinstance(w, BlockScaled):
+        return as_block_scaled(op_name, name, w, (checks.SQUARE_BLOCK,)), None
+    if isinstance(w, MasterWeight):
+        w = master_weight.validated(op_name, name, w)
+    else:
+        w = checks.floating(op_name, name, w)
+    return w, jnp.dtype(w.dtype)
+
+
+def result_dtype_of(
+    op_name: str, preferred: Any, x_dtype: np.dtype, w_dtype: np.dtype | None
+) -> np.dtype:
+    """Returns the dtype that a result is to have."""
+    if preferred is None:
+        return checks.promoted(x_dtype, w_dtype or x_dtype)
+    return checks.dtype_of(op_name, "preferred_element_type", preferred, checks.RESULT_DTYPES)
 
 
 # Compiled as one program when called outside of jax.jit, inlined when called inside.

@@ -10,17 +10,17 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_fp8gemm._src.operands import checks, group_checks
-from jax_fp8gemm._src.operands.block_scaled import BlockScaled, as_block_scaled
 from jax_fp8gemm._src.ops.grouped_gemm import Ragged
 from jax_fp8gemm._src.ops.k_grouped_gemm import KGrouped
 from jax_fp8gemm._src.ops.quantizer import Quantizer
-from jax_fp8gemm._src.training import master_weight
 from jax_fp8gemm._src.training.dot import (
     Options,
     Weight,
+    checked_weight,
     gradient_of,
     keep_both,
     quantized_cotangent,
+    result_dtype_of,
     values_and_perturbed,
 )
 from jax_fp8gemm._src.training.master_weight import MasterWeight
@@ -99,15 +99,8 @@ def ragged_dot(
         raise ValueError(
             f"{_NAME}: recipe.weight_gradient must be 'fp8', got {recipe.weight_gradient!r}."
         )
-    if isinstance(rhs, BlockScaled):
-        rhs = as_block_scaled(_NAME, "rhs", rhs, (checks.SQUARE_BLOCK,))
-        extents, k_dim, rhs_dtype = "G, N, K", 2, None
-    elif isinstance(rhs, MasterWeight):
-        rhs = master_weight.validated(_NAME, "rhs", rhs)
-        extents, k_dim, rhs_dtype = "G, K, N", 1, jnp.dtype(rhs.dtype)
-    else:
-        rhs = checks.floating(_NAME, "rhs", rhs)
-        extents, k_dim, rhs_dtype = "G, K, N", 1, jnp.dtype(rhs.dtype)
+    rhs, rhs_dtype = checked_weight(_NAME, "rhs", rhs)
+    extents, k_dim = ("G, K, N", 1) if rhs_dtype else ("G, N, K", 2)
     checks.groups(_NAME, "rhs", rhs, extents)
     checks.addressable(_NAME, "rhs", rhs.shape)
     checks.addressable(_NAME, "the transpose of rhs", (rhs.shape[0], *rhs.shape[:0:-1]))
@@ -125,14 +118,9 @@ def ragged_dot(
         group_sizes, first_row = _groups_from(group_offset, group_sizes, lhs.shape[0], num_groups)
         lhs = jnp.roll(lhs, -first_row, 0)
     lhs_dtype = jnp.dtype(lhs.dtype)
-    if preferred_element_type is None:
-        preferred_element_type = checks.promoted(lhs_dtype, rhs_dtype or lhs_dtype)
-    result_dtype = checks.dtype_of(
-        _NAME, "preferred_element_type", preferred_element_type, checks.RESULT_DTYPES
-    )
     options = Options(
         _NAME,
-        result_dtype,
+        result_dtype_of(_NAME, preferred_element_type, lhs_dtype, rhs_dtype),
         lhs_dtype,
         rhs_dtype,
         implementation,

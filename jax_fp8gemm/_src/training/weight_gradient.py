@@ -51,7 +51,7 @@ class WeightGradient(Operation):
     num_batch: int = 0
 
     @property
-    def reduce_dtype(self) -> np.dtype | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def reduce_dtype(self):  # pyright: ignore[reportIncompatibleVariableOverride]
         """As in Operation."""
         return self.recipe.reduce_dtype
 

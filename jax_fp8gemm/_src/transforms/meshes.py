@@ -215,17 +215,13 @@ def _partitioned(op: Operation, operands: tuple) -> Callable[..., Any]:
     def rule(mesh, *_):
         return _rule(layout, sizes_of(layout, shapes), mesh)
 
+    # XLA's cache can only tell partitioned calls apart by what surrounds them: their name.
+    digest = hashlib.sha256(repr((layout, op)).encode()).hexdigest()[:16]
+    whole.__name__ = whole.__qualname__ = f"{op.op_name}_{digest}"
     partitioned = custom_partitioning(whole)
     # Decoded by JAX before `partition` sees them, divisions among parts of a mesh axis are errors.
     partitioned.def_partition(partition=partition, sharding_rule=rule, decode_shardings=False)
-
-    def named(*present):
-        return partitioned(*present)
-
-    # XLA's cache can only tell partitioned calls apart by what surrounds them: their name.
-    digest = hashlib.sha256(repr((layout, op)).encode()).hexdigest()[:16]
-    named.__name__ = named.__qualname__ = f"{op.op_name}_{digest}"
-    return jax.jit(named)
+    return jax.jit(partitioned)
 
 
 def reshard(x: jax.Array, wanted: PartitionSpec | NamedSharding, mesh: AbstractMesh) -> jax.Array:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
 
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.transforms import platforms
@@ -184,21 +186,60 @@ class Operation:
             return self.xla(*operands)
         if self.implementation is None and not platforms.default_is_kernels():
             return self.xla(*operands)
-        return platforms.choose(self, *operands)
+        arrays, structure = jax.tree.flatten(operands)
+        types, results = jax.tree.flatten(self.result_types(*operands))
+        types = tuple((each.shape, each.dtype) for each in types)
+        return results.unflatten(_local_p.bind(*arrays, op=self, structure=structure, types=types))
 
-    def implementation_on(self, platform: str, *operands) -> Callable[..., Any]:
+    def implementation_on(self, platform: str | None, *operands) -> Callable[..., Any]:
         """Returns the function of the operands that runs on a platform, or raises."""
         is_default = self.implementation is None
         if is_default and platform != "cuda":
             return self.xla
         shapes = [x.shape for x in jax.tree.leaves(operands)]
         symbolic = next((shape for shape in shapes if not checks.is_static(shape)), None)
-        backend = "cuda" if is_default else self.implementation
+        backend = self.implementation or "cuda"
         if symbolic is not None or platforms.PLATFORM[backend] != platform:
             raise platforms.refusal(self.op_name, self.implementation, platform, symbolic)
         if self.is_empty(*operands):
             return self.xla
         return functools.partial(self.kernel, backend=backend)
+
+
+# ---- The choice of an implementation, made while lowering ----------------------------------------
+
+# Only the implementation that runs is traced: `jax.lax.platform_dependent` would trace all of them.
+_local_p = Primitive("jax_fp8gemm")
+_local_p.multiple_results = True
+_STATIC = ("op", "structure", "types")
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
+def _bind(*arrays, **static):
+    return _local_p.bind(*arrays, **static)
+
+
+@_local_p.def_impl
+def _local_impl(*arrays, **static):
+    with jax.disable_jit(False):
+        return _bind(*arrays, **static)
+
+
+@_local_p.def_abstract_eval
+def _local_abstract_eval(first, *_, op, structure, types):
+    # Divided as nothing is: operations get here with what one device holds.
+    sharding = first.sharding.update(spec=())
+    return [first.update(shape=s, dtype=d, weak_type=False, sharding=sharding) for s, d in types]
+
+
+def _on_platform(platform: str | None, *arrays, op: Operation, structure, types):
+    operands = structure.unflatten(arrays)
+    return jax.tree.leaves(op.implementation_on(platform, *operands)(*operands))
+
+
+for _platform in ("cuda", "cpu", "rocm", "tpu", None):  # None: all others
+    _lowering = mlir.lower_fun(functools.partial(_on_platform, _platform), multiple_results=True)
+    mlir.register_lowering(_local_p, _lowering, platform=_platform)
 
 
 def like(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

@@ -7,8 +7,6 @@ from typing import Any
 
 import jax
 from jax import lax
-from jax.extend.core import Primitive
-from jax.interpreters import mlir
 
 PLATFORM = {"cuda": "cuda", "sim": "cpu"}  # where each kernel implementation runs
 _HOPPER = "9.0"
@@ -78,54 +76,8 @@ def unify_varying(tree: Any) -> Any:
     return jax.tree.map(vary, tree)
 
 
-def choose(local: Any, *operands: Any) -> Any:
-    """Returns the results of an operation by the implementation for the platform lowered for.
-
-    The choice is made, and an implementation traced, while lowering: `jax.lax.platform_dependent`
-    would trace those of all platforms.
-
-    Args:
-        local: Has `result_types(*operands)`, which gives the types of the results or of the one
-            result, and `implementation_on(platform, *operands)`, which gives a function of the
-            operands. Equal ones are one program to JAX.
-        *operands: Arrays, or None where one is absent.
-    """
-    arrays, structure = jax.tree.flatten(operands)
-    types, results = jax.tree.flatten(local.result_types(*operands))
-    types = tuple((each.shape, each.dtype) for each in types)
-    return results.unflatten(_choose_p.bind(*arrays, local=local, structure=structure, types=types))
-
-
-_choose_p = Primitive("jax_fp8gemm")
-_choose_p.multiple_results = True
-_choose_p.def_impl(lambda *arrays, **params: jax.jit(_choose_p.bind)(*arrays, **params))
-
-
-@_choose_p.def_abstract_eval
-def _choose_abstract_eval(first, *_, local, structure, types):
-    # Divided as nothing is: operations get here with what one device holds.
-    sharding = first.sharding.update(spec=())
-    return [first.update(shape=s, dtype=d, weak_type=False, sharding=sharding) for s, d in types]
-
-
-def _lowering(platform: str | None):
-    def lower(ctx, *arrays, local, structure, types):
-        def chosen(*arrays):
-            operands = structure.unflatten(arrays)
-            platforms = (platform,) if platform else ctx.module_context.platforms
-            return jax.tree.leaves(local.implementation_on(platforms[0], *operands)(*operands))
-
-        return mlir.lower_fun(chosen, multiple_results=True)(ctx, *arrays)
-
-    return lower
-
-
-for _platform in (*PLATFORM.values(), None):
-    mlir.register_lowering(_choose_p, _lowering(_platform), platform=_platform)
-
-
 def refusal(
-    op_name: str, implementation: str | None, platform: str, symbolic: tuple | None
+    op_name: str, implementation: str | None, platform: str | None, symbolic: tuple | None
 ) -> NotImplementedError:
     """Returns the error of an implementation that does not run on a platform, or for a shape."""
     if symbolic is not None:
@@ -135,6 +87,6 @@ def refusal(
         )
     return NotImplementedError(
         f"{op_name}: implementation={implementation!r} runs on the platform"
-        f" {PLATFORM[str(implementation)]!r}, not on {platform!r};"
+        f" {PLATFORM[str(implementation)]!r}, not on {platform or 'this one'!r};"
         " use implementation=None or 'xla' there."
     )
