@@ -32,7 +32,12 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--suites", nargs="+", choices=SUITES, help="default: by platform")
+    parser.add_argument(
+        "--suites",
+        nargs="+",
+        choices=[*SUITES, "host"],
+        help="default: by platform; host, alone: what a call costs before a kernel runs",
+    )
     parser.add_argument("--peers", nargs="+", default=[], help="default: all; ours is always there")
     parser.add_argument("--rounds", type=int, default=20, help="samples of each peer")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds at most")
@@ -61,7 +66,10 @@ def _failed(case: dict) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if "host" in (options.suites or ()) and len(options.suites) > 1:
+        parser.error("--suites host stands alone: it times no kernel")
     if options.report:
         try:
             content = record.load(options.report)
@@ -70,6 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         _report(content, options.output)
         return 0
+    if options.suites == ["host"]:
+        from benchmarks import host  # here: it starts jax
+
+        return host.run(options.output)
     import jax
 
     from benchmarks.runner import Run, Settings  # here: it starts jax

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command `bench`: small runs of the whole instrument on the CPU, and its errors."""
 
+import json
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from benchmarks import (  # noqa: E402
     cases,
     environment,
     extras,
+    host,
     limits,
     operands,
     record,
@@ -39,6 +41,17 @@ def _command(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(
         command, capture_output=True, text=True, check=False, env=environ, cwd=ROOT
     )
+
+
+def test_what_a_call_costs(extension, tmp_path, monkeypatch, capsys):
+    measured = host.measure(shapes=1, calls=2)
+    assert all(min(each.values()) > 0 for each in measured.values())
+    monkeypatch.setattr(host, "measure", lambda: measured)
+    assert command.main(["--suites", "host", "--output", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "host.json").read_text()) == measured
+    assert capsys.readouterr().out.count("\n") == 2 + len(measured)
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--suites", "host", "smoke"])
 
 
 @pytest.mark.slow
