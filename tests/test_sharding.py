@@ -196,6 +196,7 @@ SPECS = {
 # Divisions that an explicit mesh must not have: what the error says.
 REFUSED = {
     "gemm one mesh axis for M and N": ("gemm: ", "'x'", "N"),
+    "gradient of quantize, a block split": ("quantize: R = 256", "4 devices", "blocks of 128"),
     "dequantize, a block split": ("BlockScaled.dequantize: dimension 0 of 500", "blocks of 128"),
     "quantize k_grouped, rows": ("quantize_k_grouped: x", "along T"),
     "step data, tensor and sequence": ("dot: ", "'y'", "N"),

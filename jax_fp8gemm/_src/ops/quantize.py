@@ -52,15 +52,16 @@ def quantize(
         TypeError: `x` or `dtype` has an unsupported dtype, or `block` or `implementation`
             another type.
         ValueError: `x` has less than two dimensions or more than 2**31 - 513 rows, or
-            `block`, `scale_format` or `implementation` is none of the above, or an explicit mesh
-            shards `x` inside a block.
+            `block`, `scale_format` or `implementation` is none of the above, or a derivative is
+            taken where an explicit mesh shards `x` inside a block.
         NotImplementedError: `implementation` does not run on the platform lowered for.
         jax.errors.JaxRuntimeError: As `gemm`.
 
     Transformations:
         `jit`, `vmap`, `scan`, `shard_map`: yes. Sharding: values and scales are sharded as `x`
-        is, without communication. `grad`: as JAX differentiates a division and a conversion,
-        which is of no use in training; wrap what uses it in `jax.custom_vjp`.
+        is, without communication; devices that have parts of a block exchange their largest
+        magnitudes and have all of its scales. `grad`: as JAX differentiates a division and a
+        conversion, which is of no use in training; wrap what uses it in `jax.custom_vjp`.
 
     Example:
         >>> activations = quantize(x)                      # (M, K), scales (M, ceil(K / 128))

@@ -10,7 +10,7 @@ import numpy as np
 
 from jax_fp8gemm._src.native import calls
 from jax_fp8gemm._src.operands import checks
-from jax_fp8gemm._src.transforms.apply import batch_all
+from jax_fp8gemm._src.transforms.apply import apply, batch_all
 from jax_fp8gemm._src.transforms.operation import Layout, Operation, like
 from jax_fp8gemm._src.transforms.partitioner import names
 from jax_fp8gemm._src.xla import quantize as xla_quantize
@@ -36,6 +36,7 @@ class Quantizer(Operation):
         implementation: As in Operation.
         name: What x is called in messages.
         axes: What its last two dimensions are called.
+        shares_blocks: Whether devices may have parts of a block.
     """
 
     op_name: str
@@ -45,6 +46,7 @@ class Quantizer(Operation):
     implementation: str | None
     name: str = "x"
     axes: tuple[str, str] = ("r", "k")
+    shares_blocks: bool = True
 
     def layout(self, *operands) -> Layout:
         batch = names("b", operands[0].ndim - 2)
@@ -62,8 +64,13 @@ class Quantizer(Operation):
             results=tuple((*batch, *dims) for dims in results),
             names=(self.name, "x scales", "group_sizes"),
             replicated=replicated,
-            can_cut=dims if operands[1] is None and not replicated else (),
+            can_cut=dims if self.shares_blocks and self._reads_x(operands) else (),
         ).of_present(operands)
+
+    @staticmethod
+    def _reads_x(operands: tuple) -> bool:
+        """Whether a block is one of x: not of values that have scales, nor of a group."""
+        return operands[1] is None and operands[2] is None
 
     def result_types(self, *operands) -> tuple:
         x, _, group_sizes = operands
@@ -84,7 +91,8 @@ class Quantizer(Operation):
         return apply(self, batch_all(axis_size, in_batched, operands))
 
     def jvp(self, function, primals, tangents):
-        results = function(*primals)
+        # Derivatives are left to XLA, which in an explicit mesh needs whole blocks.
+        results = apply(dataclasses.replace(self, shares_blocks=False), primals)
         return results, jax.jvp(self.xla, primals, tangents)[1]
 
     def xla(self, *operands) -> tuple[jax.Array, jax.Array]:
