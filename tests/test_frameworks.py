@@ -38,7 +38,7 @@ ignore_qwix = pytest.mark.filterwarnings("ignore:The 'm.iter_modules:Deprecation
 def needs(*packages):
     missing = [package for package in packages if not importlib.util.find_spec(package)]
     if missing:
-        pytest.skip(f"needs {', '.join(missing)}: make frameworks")
+        pytest.skip(f"needs {', '.join(missing)}: docs/frameworks.md says how")
 
 
 def same_bits(x, y):
@@ -98,7 +98,7 @@ EQUATIONS = {
     "mk,kn->mn": ((24, 256), (256, 96)),
     "...k, nk->...n": ((2, 3, 256), (96, 256)),
     "bmk,bkn->bmn": ((2, 8, 256), (2, 256, 96)),
-    "b...k,b...kn->b...n": ((2, 3, 4, 16), (2, 3, 4, 16, 8)),
+    "...k,...kn->...n": ((2, 3, 16), (2, 3, 16, 8)),
     "mhk,hkn->nm": ((24, 2, 64), (2, 64, 96)),
     "tk,gkn->gtn": ((24, 256), (2, 256, 96)),
     "mk,kn->mnk": ((8, 16), (16, 4)),
@@ -121,6 +121,13 @@ def test_einsum_is_that_of_jax(monkeypatch, equation):
 def test_einsum():
     got = frameworks.einsum("mk,kn->nm", X, W, preferred_element_type=jnp.bfloat16, **xla)
     same_bits(got, fp8.dot(X, W, preferred_element_type=jnp.bfloat16, **xla).T)
+
+
+def test_einsum_asks_for_a_sharding(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(frameworks, "dot_general", lambda *_, **kwargs: asked.update(kwargs))
+    frameworks.einsum("mk,kn->mn", X, W, out_sharding=jax.P("x"))
+    assert asked["out_sharding"] == jax.P("x")
 
 
 @pytest.mark.parametrize(
@@ -241,6 +248,19 @@ def test_qwix_replaces_what_matches_and_nothing_else():
         return jax.jit(jax.value_and_grad(lambda w: (f(w, X) ** 2).mean()))(weights)
 
     same_bits(value_and_grad(lambda w, x: nnx.merge(graph, w)(x)), value_and_grad(ours))
+
+
+def test_qwix_and_linen():
+    needs("qwix")
+    import qwix
+    from flax import linen
+
+    model = linen.Sequential([linen.Dense(128, use_bias=False), linen.Dense(8, use_bias=False)])
+    weights = model.init(jax.random.key(7), X)
+    provider = frameworks.qwix_provider("layers_0", **xla)
+    kernels = [weights["params"][f"layers_{i}"]["kernel"] for i in range(2)]
+    got = qwix.quantize_model(model, provider).apply(weights, X)
+    same_bits(got, fp8.dot(X, kernels[0], **xla) @ kernels[1])
 
 
 # ---- tokamax -----------------------------------------------------------------------------------
