@@ -324,7 +324,8 @@ def test_tokamax(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_maxtext(monkeypatch, tmp_path):
+@pytest.mark.parametrize("by_qwix", [True, False])
+def test_maxtext(monkeypatch, tmp_path, by_qwix):
     """A transformer with experts, as MaxText makes it, and one of its dense layers."""
     needs("maxtext", "optax")
     import maxtext
@@ -333,7 +334,11 @@ def test_maxtext(monkeypatch, tmp_path):
     from maxtext.layers import linears, quantizations
     from maxtext.utils import maxtext_utils, model_creation_utils
 
-    for module, name in ((frameworks, "qwix_provider"), (fp8, "dot_general")):
+    for module, name in (
+        (frameworks, "qwix_provider"),
+        (frameworks, "einsum"),
+        (fp8, "dot_general"),
+    ):
         monkeypatch.setattr(module, name, functools.partial(getattr(module, name), **xla))
     monkeypatch.setattr(quantizations, "get_qt_provider", None)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -350,9 +355,13 @@ def test_maxtext(monkeypatch, tmp_path):
             **{"base_num_query_heads": 2, "base_num_kv_heads": 2, "head_dim": 128},
             **{"base_num_decoder_layers": 1, "scan_layers": False, "vocab_size": 256},
             **{"max_target_length": 16, "per_device_batch_size": 2, "attention": "dot_product"},
-            **{"dtype": "float32", "quantization": "fp8", "use_qwix_quantization": True},
-            **{"megablox": False, "use_tokamax_gmm": False},
+            **{"dtype": "float32", "megablox": False, "use_tokamax_gmm": False},
+            **{"use_qwix_quantization": by_qwix, "quantization": "fp8" if by_qwix else ""},
+            **{"sparse_matmul": by_qwix},
         )
+        if not by_qwix:
+            quant = names["BlockFp8"]()
+            monkeypatch.setattr(quantizations, "configure_quantization", lambda *_, **__: quant)
         mesh = jax.sharding.Mesh(maxtext_utils.create_device_mesh(config), config.mesh_axes)
         with mesh, linen.logical_axis_rules(config.logical_axis_rules):
             rngs = nnx.Rngs(params=0, dropout=1)
@@ -367,6 +376,7 @@ def test_maxtext(monkeypatch, tmp_path):
                 return -jax.nn.log_softmax(logits.astype(jnp.float32))[..., 5].mean()
 
             program = str(jax.make_jaxpr(loss)(parameters))
-            assert "name=_ragged_dot" in program  # ours; that of JAX has no underscore
+            assert ("name=_ragged_dot" in program) == by_qwix  # JAX's own has no underscore
+            assert "f8_e4m3fn" in program
             _, losses = names["train"](loss, parameters, num_steps=4)
         assert losses[-1] < 0.9 * losses[0]
