@@ -17,7 +17,7 @@ SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f ! -name '*.md
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # targets install into one environment
-.PHONY: help demo test test-all test-jaxlibs xla-gpu triton gpu-check bench mutants wheel lint format develop clean require-hopper offline
+.PHONY: help demo test test-all test-jaxlibs xla-gpu triton frameworks gpu-check bench mutants wheel lint format develop clean require-hopper offline
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -43,6 +43,10 @@ xla-gpu: $(VENV)/.package  ## Install XLA's GPU compiler, with which `make test`
 triton: $(VENV)/.tests  ## Install Triton, with whose code `make test` also compares ours
 	$(BIN)/python .ci/requirements.py truth-triton > $(VENV)/triton.txt
 	$(PIP) install --requirement $(VENV)/triton.txt
+
+frameworks: $(VENV)/.tests  ## Install qwix and tokamax, with which `make test` also runs their part of docs/frameworks.md
+	$(BIN)/python .ci/requirements.py frameworks > $(VENV)/frameworks.txt
+	$(PIP) install --requirement $(VENV)/frameworks.txt
 
 gpu-check: require-hopper $(if $(OFFLINE),offline,$(VENV)/.simulator $(VENV)/.tests $(VENV)/.sanitizer)  ## Run everything that needs a Hopper GPU; fails without one
 	.ci/gpu-check $(RUNNER) $(GPU_CHECK_ARGS)

@@ -5,6 +5,7 @@ import contextlib
 
 from jax_fp8gemm import checkpoint as checkpoint
 from jax_fp8gemm import deep_gemm as deep_gemm
+from jax_fp8gemm import frameworks as frameworks
 from jax_fp8gemm import testing as testing
 from jax_fp8gemm._src.native.export import export_checks as export_checks
 from jax_fp8gemm._src.native.export import register_targets as register_targets

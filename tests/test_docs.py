@@ -24,7 +24,7 @@ from jax_fp8gemm._src.native import environment as environment_lib
 
 FUNCTION_SECTIONS = ("Args", "Returns", "Raises", "Transformations", "Example")
 CLASS_SECTIONS = ("Args", "Raises", "Transformations", "Example")
-MODULES = (fp8.checkpoint, fp8.deep_gemm, fp8.testing)
+MODULES = (fp8.checkpoint, fp8.deep_gemm, fp8.frameworks, fp8.testing)
 M, N, K = 16, 160, 256
 
 # Exported names that are functions or classes; the modules have a test of their own.
@@ -193,6 +193,8 @@ def test_docstring_example_runs(name):
     needs_extension = name in ("plan", "precompile", "export_checks")
     if needs_extension and not importlib.util.find_spec("jax_fp8gemm._core"):
         pytest.skip("needs the compiled extension jax_fp8gemm._core")
+    if re.search("qwix|qarray", name) and not importlib.util.find_spec("qwix"):
+        pytest.skip("needs qwix: make frameworks")
     if name == "precompile" and not find_all():
         pytest.skip("needs NVRTC")
     names = _inputs()
