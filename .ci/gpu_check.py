@@ -209,7 +209,7 @@ def run_step(step: Step, out: Path, deadline: float) -> Result:
         if ended_on is None or (status is None and limit_s < step.limit_s):
             break
         result.hung.append(ended_on)
-    result.seconds = round(time.monotonic() - begin, 1)
+    result.seconds = round(time.monotonic() - begin, 3)
     if status is None or result.hung:
         result.outcome = "timed out" if status is None else "failed"
         short = "the budget left it" if limit_s < step.limit_s else "no end within"
