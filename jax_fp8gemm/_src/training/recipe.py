@@ -24,7 +24,8 @@ class Recipe:
 
     Args:
         gradient_dtype: Dtype of the gradients that arrive, before they are multiplied:
-            `float8_e4m3fn`, or `float8_e5m2` with two more powers of ten and half the precision.
+            `float8_e4m3fn`, or `float8_e5m2` with 15 more powers of two of range in a block and
+            half the precision.
         scale_format: None for powers of two for activations and float32 for the rest; or one of
             these for all scales. With "float32" the weight gradient reads activations that are
             rounded twice. With "pow2" and gradients in e4m3 it reads those that were rounded for
