@@ -17,6 +17,7 @@ from _expert_devices import expert_programs, exported_expert_programs
 from _grouped_devices import grouped_programs, ragged_dot_programs, vmapped_programs
 from _quantize_devices import dequantize_programs, quantize_programs
 from _tiers import in_sample
+from _training_devices import training_programs
 from _virtual_devices import (
     AUTO,
     EXPLICIT,
@@ -309,6 +310,7 @@ PROGRAMS = (
     step_programs,
     split_block_programs,
     dot_general_programs,
+    training_programs,
     export_programs,
     grouped_programs,
     vmapped_programs,

@@ -6,6 +6,7 @@ import re
 
 import cases
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -126,6 +127,73 @@ def test_gradient_of_bits_is_not_silently_zero():
     stopped = fp8.quantize(w0.T, (128, 128))
     jax.grad(lambda x: fp8.dot(x, stopped, **xla).sum())(x0)
     jax.grad(lambda w: fp8.dot(x0, jax.lax.stop_gradient(w), **xla).sum(), allow_int=True)(stopped)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("name", ["dot", "ragged_dot"])
+def test_result_that_has_no_gradient(name, jit):
+    """The gradient that arrives is a symbolic zero; a sum so far stays."""
+    f, w, dy = USES[name]
+
+    @jax.custom_vjp
+    def second(y, x):
+        return x
+
+    second.defvjp(lambda y, x: (x, None), lambda _, dx: (None, dx))
+    loss = jax.grad(lambda w, x: second(f(w), x).sum(), (0, 1), allow_int=True)
+    loss = jax.jit(loss) if jit else loss
+    assert not np.asarray(loss(w, dy)[0]).any()
+    total = jnp.full(w.shape, 2.0)
+    got, ones = loss(quantized(w).accumulate_into(total), dy)
+    np.testing.assert_array_equal(got.gradient, total)
+    assert (np.asarray(ones) == 1).all()
+
+
+@pytest.mark.parametrize("name", ["dot", "ragged_dot"])
+def test_a_sum_is_not_added_for_each_of_a_batch(name):
+    weight = quantized(USES[name][1]).accumulate_into(jnp.zeros(USES[name][1].shape))
+    products = {
+        "dot": lambda x: fp8.dot(x, weight, **xla),
+        "ragged_dot": lambda x: fp8.ragged_dot(x, weight, SIZES, **xla),
+    }
+
+    def loss(weight):
+        product = {
+            "dot": lambda x: fp8.dot(x, weight, **xla),
+            "ragged_dot": lambda x: fp8.ragged_dot(x, weight, SIZES, **xla),
+        }[name]
+        return jax.vmap(product)(x0).sum()
+
+    jax.vmap(products[name])(x0)  # nothing is added forward
+    with pytest.raises(ValueError, match=f"{name}: gradient of a MasterWeight must be batched"):
+        jax.grad(loss)(weight)
+
+
+def test_format_is_that_of_the_recipe():
+    with fp8.use_recipe(fp8.Recipe(scale_format="pow2")):
+        np.testing.assert_array_equal(fp8.dot(x0, quantized(w0), **xla), fp8.dot(x0, w0, **xla))
+    other = fp8.MasterWeight.quantize(w0, recipe=fp8.Recipe(scale_format="pow2"), **xla)
+    assert (other.quantized.scales != quantized(w0).quantized.scales).any()
+
+
+def test_export():
+    f = jax.jit(lambda x, w: fp8.dot(x, w, **xla))
+    exported = jax.export.export(f)(x0, quantized(w0))
+    again = jax.export.deserialize(exported.serialize())
+    np.testing.assert_array_equal(again.call(x0, quantized(w0)), f(x0, w0))
+
+
+@pytest.mark.parametrize(
+    ("w", "axis", "message"),
+    [
+        (w0, 2, "axis must be an int from -2 to 1, got 2"),
+        (w0, 1, "w must have a multiple of 128 elements along dimension 1"),
+        (w0[0], 0, r"w must have shape \(..., R, K\), got \(200,\)"),
+    ],
+)
+def test_gathers_of_what_is_no_part(w, axis, message):
+    with pytest.raises(ValueError, match=message):
+        fp8.MasterWeight.all_gather(w, "d", axis=axis)
 
 
 def test_passes_through_jax_as_a_tree():

@@ -170,6 +170,12 @@ EXPECTED = {
     "explicit: dot_general ('x', None, 'y')": (SCATTER, SAME),
     "explicit: dot_general ('x', 'y')": (SCATTER, SAME),
     "explicit: dot_general ('x',)": (SUM, SAME),
+    "explicit: gradients of ragged_dot with out_sharding, N": (None, SAME),
+    "explicit: gradients of ragged_dot with out_sharding, N, result whole": (None, SAME),
+    "explicit: gradients of ragged_dot with out_sharding, K of the activations": (None, SAME),
+    "explicit: gradients of ragged_dot with out_sharding, K of the experts": (None, SAME),
+    "explicit: vmap of dot with out_sharding": (NONE, SAME),
+    "explicit: gradient of a master of whole bits": (NONE, SAME),
     "explicit: grad(vmap(dot)) over a divided batch": ({"all-reduce": 2}, SAME),
     "explicit: dot_general without set_mesh": ({"all-reduce": 2}, SAME),
 }
@@ -201,6 +207,8 @@ REFUSED = {
     "quantize k_grouped, rows": ("quantize_k_grouped: x", "along T"),
     "step data, tensor and sequence": ("dot: ", "'y'", "N"),
     "step fully sharded data": ("dot: ", "'x'", "N", "out_sharding"),
+    "out_sharding of another rank": ("dot: out_sharding must have at most 2 dimensions",),
+    "out_sharding of another axis": ("dot: out_sharding must", "('x', 'y')", "'z'"),
     "dot_general of a divided inner dimension": ("dot_general: ", "lhs", "merged"),
     "masked, M": ("grouped_gemm_masked: lhs", "along M"),
     "ragged, rows": ("grouped_gemm: lhs", "along T"),
@@ -209,6 +217,7 @@ REFUSED = {
     "ragged_dot, rows": ("ragged_dot: lhs", "along T"),
 }
 NEEDS_BATCH_AXES = {
+    "explicit: vmap of dot with out_sharding",
     "explicit: vmap of dequantize",
     "explicit: grad(vmap(dot)) over a divided batch",
     "explicit: gradients of a batch of dots, experts x N",
@@ -302,4 +311,4 @@ def test_results_stay_where_the_operands_are(results, kind, name):
 def test_explicit_meshes_refuse_to_move_an_operand(results, name):
     message = results[f"explicit: {name}"]["raised"]
     assert all(part in message for part in REFUSED[name]), message
-    assert "reshard" in message
+    assert "reshard" in message or "out_sharding must" in message

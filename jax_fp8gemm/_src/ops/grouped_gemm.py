@@ -222,7 +222,7 @@ class Ragged(_Rows):
     """The product of groups back to back; `reduce_dtype` as in Operation."""
 
     kind = "ragged"
-    reduce_dtype: np.dtype | None = None
+    reduce_dtype: np.dtype = np.dtype(np.float32)
 
     def layout(self, *operands) -> Layout:
         """Groups lie anywhere: only columns, and K, can be sharded."""

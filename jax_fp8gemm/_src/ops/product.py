@@ -62,7 +62,7 @@ class Product(Operation):
     dtypes: tuple[np.dtype | None, np.dtype | None] = (None, None)
     batch_dims: BatchDims = BatchDims()
     rhs_is_kn: bool = False
-    reduce_dtype: np.dtype | None = None
+    reduce_dtype: np.dtype = np.dtype(np.float32)
 
     def layout(self, *operands) -> Layout:
         n_blocks = "n" if self.rhs_block == checks.ROW_BLOCK else "n/128"

@@ -60,8 +60,9 @@ def quantize(
     Transformations:
         `jit`, `vmap`, `scan`, `shard_map`: yes. Sharding: values and scales are sharded as `x`
         is, without communication; devices that have parts of a block exchange their largest
-        magnitudes and have all of its scales. `grad`: as JAX differentiates a division and a
-        conversion, which is of no use in training; wrap what uses it in `jax.custom_vjp`.
+        magnitudes and have all of its scales, in plain JAX whatever `implementation` is.
+        `grad`: as JAX differentiates a division and a conversion, which is of no use in training;
+        wrap what uses it in `jax.custom_vjp`.
 
     Example:
         >>> activations = quantize(x)                      # (M, K), scales (M, ceil(K / 128))

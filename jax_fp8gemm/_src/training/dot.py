@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_fp8gemm._src.operands import checks
@@ -41,6 +42,7 @@ class Options(NamedTuple):
     out_sharding: PartitionSpec | None = None
     w_is_nk: bool = False
     has_master: bool = False
+    gradient_spec: PartitionSpec | None = None  # of the weight, in an explicit mesh
 
 
 Weight = jax.Array | BlockScaled | MasterWeight
@@ -107,7 +109,8 @@ def dot(
         >>> loss = lambda w: dot(activations, w).astype(jnp.float32).mean()
         >>> dw = jax.grad(loss)(weight.T)                  # (K, N)
     """
-    spec = meshes.explicit_spec("dot", out_sharding, *jax.tree.leaves((x, w)))
+    ndim = getattr(x, "ndim", 0)
+    spec = meshes.explicit_spec("dot", out_sharding, ndim, *jax.tree.leaves((x, w)))
     return dot_of("dot", x, w, preferred_element_type, implementation, recipe, spec)
 
 
@@ -149,6 +152,7 @@ def dot_of(
         out_sharding,
         w_is_nk,
         has_master=isinstance(w, MasterWeight),
+        gradient_spec=gradient_spec(op_name, "w", w, x),
     )
     return _apply(*platforms.unify_varying((x, w)), options)
 
@@ -162,6 +166,24 @@ def checked_weight(op_name: str, name: str, w: Any) -> tuple[Weight, np.dtype | 
     else:
         w = checks.floating(op_name, name, w)
     return w, jnp.dtype(w.dtype)
+
+
+def gradient_spec(op_name: str, name: str, w: Weight, x: jax.Array) -> PartitionSpec | None:
+    """Returns how an explicit mesh shards the gradient, as the part of the weight that it is of."""
+    if isinstance(w, BlockScaled):
+        return None
+    if not isinstance(w, MasterWeight):
+        return meshes.spec_of(w)
+    if w.gradient is None:
+        return meshes.spec_of(w.master)
+    missing = platforms.varying_axes(x) - platforms.varying_axes(w.gradient)
+    if missing:
+        raise ValueError(
+            f"{op_name}: {name}.gradient must vary over the mesh axes that the activations vary"
+            f" over, got none for each of {sorted(missing)}: each device would add the same sum."
+            " Give each a sum of its own, and add them up at the end."
+        )
+    return meshes.spec_of(w.gradient)
 
 
 def result_dtype_of(
@@ -272,9 +294,15 @@ def _product_of(x: jax.Array, w: Weight, options: Options):
     return y, (kept_x, kept_w)
 
 
+def _backward(options: Options, residuals, dy: jax.Array | SymbolicZero):
+    if isinstance(dy, SymbolicZero):
+        return None, gradient_of(options, residuals[2], residuals[2])
+    return _gradients(options, residuals, dy)
+
+
 # Compiled as one program where jax.grad is called outside of jax.jit.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
-def _backward(options: Options, residuals, dy: jax.Array):
+def _gradients(options: Options, residuals, dy: jax.Array):
     x, w, gradient = residuals
     dy_bits = keep(quantized_cotangent(options, dy, "m"))
     # The operands follow the division of the gradients, which is not theirs to choose.
@@ -301,18 +329,18 @@ def _backward(options: Options, residuals, dy: jax.Array):
             is_nk=options.w_is_nk,
         ),
         (x.bits, x.scales, *dy_again, gradient),
-        out_sharding=meshes.spec_of(w.bits),
+        out_sharding=options.gradient_spec,
         allow_reshard=True,
     )
     return dx, gradient_of(options, dw, gradient)
 
 
-def gradient_of(options: Options, dw: jax.Array, gradient: jax.Array | None):
+def gradient_of(options: Options, dw: jax.Array | None, gradient: jax.Array | None):
     """Returns what a backward pass gives for the weight, of its gradient or of the sum."""
     if not options.has_master:
         return dw
     nothing = cast(Any, None)  # of a gradient: zeros
-    parts = (dw, nothing, nothing) if gradient is None else (nothing, nothing, dw)
+    parts: Any = (dw, nothing, nothing) if gradient is None else (nothing, nothing, dw)
     return MasterWeight(*parts)
 
 
@@ -339,7 +367,7 @@ def _product(
         dtypes=(x.dtype, w.dtype),
         batch_dims=BatchDims(result=batch, lhs=batch),
         rhs_is_kn=is_kn,
-        reduce_dtype=options.recipe.reduce_dtype,
+        reduce_dtype=options.recipe.reduce_dtype or result_dtype,
     )
     operands = (x.bits, x.scales, w.bits, w.scales, None)
     return apply(op, operands, out_sharding=out_sharding, allow_reshard=allow_reshard)

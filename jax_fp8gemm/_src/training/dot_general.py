@@ -75,11 +75,12 @@ def dot_general(
     else:
         rhs = checks.floating(_WHERE, "rhs", rhs)
     checks.default_precision(_WHERE, precision)
-    spec = meshes.explicit_spec(_WHERE, out_sharding, lhs, *jax.tree.leaves(rhs))
     (lhs_k, rhs_k), (lhs_b, rhs_b) = _validated(dimension_numbers, lhs, rhs)
     lhs_free = [i for i in range(lhs.ndim) if i not in (*lhs_k, *lhs_b)]
     rhs_free = [i for i in range(rhs.ndim) if i not in (*rhs_k, *rhs_b)]
     num_batch = len(lhs_b)
+    ndim = num_batch + len(lhs_free) + len(rhs_free)
+    spec = meshes.explicit_spec(_WHERE, out_sharding, ndim, lhs, *jax.tree.leaves(rhs))
     free_shape = [rhs.shape[i] for i in rhs_free]
 
     x = lax.transpose(lhs, (*lhs_b, *lhs_free, *lhs_k))

@@ -6,12 +6,14 @@ import functools
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled
 from jax_fp8gemm._src.ops.quantize import quantize
+from jax_fp8gemm._src.training.recipe import Recipe, chosen
 from jax_fp8gemm._src.training.residuals import keep
 
 _NAME = "MasterWeight"
@@ -30,7 +32,9 @@ class MasterWeight:
     quantized form, and gradients go to the master, bit by bit as with the master alone. What reads
     one weight often, such as microbatches, so quantizes it once. With `gradient`, the kernel that
     computes the weight's gradient adds it to that array in float32: `jax.grad` returns the sum as
-    the gradient's `gradient`, and zeros as its `master`.
+    the gradient's `gradient`, and zeros as its `master`. JAX adds up the gradients of all uses of
+    an argument, and those of a use that is skipped are zero: exactly one product, once and
+    unconditionally, may read a weight with a `gradient`.
 
     Args:
         master: `(K, N)`, `(G, K, N)` or as `dot_general` takes it; `bfloat16`, `float16` or
@@ -56,24 +60,34 @@ class MasterWeight:
     gradient: jax.Array | None = None
 
     @classmethod
-    def quantize(cls, w: jax.Array, *, implementation: str | None = None) -> "MasterWeight":
+    def quantize(
+        cls, w: jax.Array, *, implementation: str | None = None, recipe: Recipe | None = None
+    ) -> "MasterWeight":
         """Returns a weight beside what the products make of it.
 
         Args:
             w: As `master`.
             implementation: None, "cuda", "xla" or "sim", as for `quantize`.
+            recipe: As for the products, for the format of the scales.
 
         Raises:
             TypeError: `w` has an unsupported dtype.
             ValueError: As `quantize`.
         """
         w = checks.floating(_NAME, "w", w)
-        bits = quantize(jax.lax.stop_gradient(w), (128, 128), implementation=implementation)
-        return cls(w, bits)
+        scale_format = chosen(_NAME, recipe).scale_format or "float32"
+        options = {"scale_format": scale_format, "implementation": implementation}
+        return cls(w, quantize(jax.lax.stop_gradient(w), (128, 128), **options))
 
     @classmethod
     def all_gather(
-        cls, w: jax.Array, axis_name: Any, *, axis: int = 0, implementation: str | None = None
+        cls,
+        w: jax.Array,
+        axis_name: Any,
+        *,
+        axis: int = 0,
+        implementation: str | None = None,
+        recipe: Recipe | None = None,
     ) -> "MasterWeight":
         """Returns the whole weight under `jax.shard_map`, where each device has a part of it.
 
@@ -85,25 +99,26 @@ class MasterWeight:
             axis_name: Mesh axis, or several, over which the parts lie.
             axis: Dimension along which they lie.
             implementation: As in `quantize`.
+            recipe: As in `quantize`.
 
         Raises:
             TypeError: `w` has an unsupported dtype.
-            ValueError: The part is not of whole blocks.
+            ValueError: `w` has no such dimension, or the part is not of whole blocks.
         """
         w = checks.floating(_NAME, "w", w)
-        if axis % w.ndim >= w.ndim - 2 and w.shape[axis] % 128:
+        checks.at_least_2d(_NAME, "w", w)
+        axis = checks.extent(f"{_NAME}.all_gather", "axis", axis, -w.ndim, w.ndim - 1) % w.ndim
+        if axis >= w.ndim - 2 and w.shape[axis] % 128:
             raise ValueError(
                 f"{_NAME}.all_gather: w must have a multiple of 128 elements along dimension"
                 f" {axis}, got shape {tuple(w.shape)}."
             )
-        gather = functools.partial(
-            jax.lax.all_gather, axis_name=axis_name, axis=axis % w.ndim, tiled=True
-        )
-        part = keep(cls.quantize(w, implementation=implementation).quantized)
+        gather = functools.partial(jax.lax.all_gather, axis_name=axis_name, axis=axis, tiled=True)
+        part = keep(cls.quantize(w, implementation=implementation, recipe=recipe).quantized)
         return cls(gather(w), jax.tree.map(gather, part).restore())
 
     def accumulate_into(self, gradient: jax.Array) -> "MasterWeight":
-        """Returns the weight with an array that its gradients are added to.
+        """Returns the weight with an array that the gradient of its one use is added to.
 
         Args:
             gradient: float32, of the shape of the master.
@@ -124,6 +139,14 @@ class MasterWeight:
     def dtype(self) -> np.dtype:
         """Dtype of the master."""
         return self.master.dtype
+
+
+jax.export.register_pytree_node_serialization(
+    MasterWeight,
+    serialized_name="jax_fp8gemm.MasterWeight",
+    serialize_auxdata=lambda _: b"",
+    deserialize_auxdata=lambda _: (),
+)
 
 
 def validated(op_name: str, name: str, w: MasterWeight) -> MasterWeight:

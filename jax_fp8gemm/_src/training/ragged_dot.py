@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """ragged_dot: the product of a mixture of experts in FP8, with gradients, as jax.lax.ragged_dot."""
 
+import dataclasses
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_fp8gemm._src.operands import checks, group_checks
@@ -18,6 +20,7 @@ from jax_fp8gemm._src.training.dot import (
     Weight,
     checked_weight,
     gradient_of,
+    gradient_spec,
     keep_both,
     quantized_cotangent,
     result_dtype_of,
@@ -26,6 +29,7 @@ from jax_fp8gemm._src.training.dot import (
 from jax_fp8gemm._src.training.master_weight import MasterWeight
 from jax_fp8gemm._src.training.recipe import Recipe, chosen
 from jax_fp8gemm._src.training.residuals import Residual, keep
+from jax_fp8gemm._src.training.weight_gradient import refuse_shared_sum
 from jax_fp8gemm._src.transforms import meshes, platforms
 from jax_fp8gemm._src.transforms.apply import apply
 from jax_fp8gemm._src.xla import grouped as xla_grouped
@@ -125,9 +129,10 @@ def ragged_dot(
         rhs_dtype,
         implementation,
         recipe,
-        meshes.explicit_spec(_NAME, out_sharding, *jax.tree.leaves((lhs, rhs))),
+        meshes.explicit_spec(_NAME, out_sharding, 2, *jax.tree.leaves((lhs, rhs))),
         w_is_nk=k_dim == 2,
         has_master=isinstance(rhs, MasterWeight),
+        gradient_spec=gradient_spec(_NAME, "rhs", rhs, lhs),
     )
     out = _apply(*platforms.unify_varying((lhs, rhs, group_sizes)), options)
     return out if first_row is None else jnp.roll(out, first_row, 0)
@@ -175,9 +180,24 @@ def _product_of(lhs, rhs: Weight, group_sizes, options: Options):
     return y, kept
 
 
+@dataclasses.dataclass(frozen=True)
+class _ExpertGradients(KGrouped):
+    """The gradients of the weights, added to a sum once."""
+
+    def batch(self, apply, axis_size, in_batched, operands):
+        refuse_shared_sum(self.op_name, operands[5], in_batched[5])
+        return super().batch(apply, axis_size, in_batched, operands)
+
+
+def _backward(options: Options, residuals, dy: jax.Array | SymbolicZero):
+    if isinstance(dy, SymbolicZero):
+        return None, gradient_of(options, residuals[3], residuals[3]), None
+    return _gradients(options, residuals, dy)
+
+
 # Compiled as one program where jax.grad is called outside of jax.jit.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
-def _backward(options: Options, residuals, dy: jax.Array):
+def _gradients(options: Options, residuals, dy: jax.Array):
     lhs, rhs, group_sizes, gradient = residuals
     dy_rows = keep(quantized_cotangent(options, dy, "t"))
     weights = rhs.transpose() if options.w_is_nk else rhs
@@ -200,8 +220,9 @@ def _backward(options: Options, residuals, dy: jax.Array):
         scale_format = options.recipe.scale_format or "float32"
         dy_columns = columns(dy, None, options.recipe.gradient_dtype, scale_format)
     result_dtype = options.w_dtype if gradient is None else gradient.dtype
-    op = KGrouped(options.op_name, result_dtype, options.implementation)
-    drhs = apply(op, (*lhs_columns, *dy_columns, group_sizes, gradient))
+    op = _ExpertGradients(options.op_name, result_dtype, options.implementation)
+    operands = (*lhs_columns, *dy_columns, group_sizes, gradient)
+    drhs = apply(op, operands, out_sharding=options.gradient_spec, allow_reshard=True)
     return dlhs, gradient_of(options, drhs, gradient), None
 
 
@@ -222,7 +243,7 @@ def _product(
         options.op_name,
         result_dtype,
         options.implementation,
-        reduce_dtype=options.recipe.reduce_dtype,
+        reduce_dtype=options.recipe.reduce_dtype or result_dtype,
     )
     rows, weights = lhs.restore(), rhs.restore()
     operands = (rows.values, rows.scales, weights.values, weights.scales, group_sizes)

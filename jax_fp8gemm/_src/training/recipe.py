@@ -26,10 +26,11 @@ class Recipe:
         gradient_dtype: Dtype of the gradients that arrive, before they are multiplied:
             `float8_e4m3fn`, or `float8_e5m2` with 15 more powers of two of range in a block and
             half the precision.
-        scale_format: None for powers of two for activations and float32 for the rest; or one of
-            these for all scales. With "float32" the weight gradient reads activations that are
-            rounded twice. With "pow2" and gradients in e4m3 it reads those that were rounded for
-            dx, so that devices that have to exchange them do so once, in FP8.
+        scale_format: None for powers of two for activations and float32 for the rest; or "float32"
+            or "pow2" for all. With "float32" the weight gradient reads activations that are
+            rounded twice, to scales along tokens that stay powers of two. With "pow2" and gradients
+            in e4m3 it reads those that were rounded for dx, so that devices that have to exchange
+            them do so once, in FP8.
         weight_gradient: "fp8", or "bfloat16" to multiply the activations as they were rounded to
             FP8 by the gradients as they arrive, in XLA's bfloat16 product.
         reduce_dtype: Dtype in which devices add up partial results and gradients: `float32`,

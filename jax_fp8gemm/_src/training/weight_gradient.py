@@ -25,14 +25,24 @@ from jax_fp8gemm._src.xla import gemm as xla_gemm
 _E4M3 = jnp.dtype(jnp.float8_e4m3fn)
 
 
+def refuse_shared_sum(op_name: str, accumulator: jax.Array | None, is_batched: bool) -> None:
+    """Refuses a batch of gradients that would each add the same sum so far."""
+    if accumulator is not None and not is_batched:
+        raise ValueError(
+            f"{op_name}: gradient of a MasterWeight must be batched by jax.vmap where the operands"
+            " are: it is added once for each of the batch. Map over the tokens as a dimension of"
+            " the activations, or add gradients outside of jax.vmap."
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class WeightGradient(Operation):
     """`(*batch, K, N)`, the sum over tokens of the outer products of x and dy.
 
-    Operands: bits of x `(*batch, *tokens, K)` in e4m3 with block (1, 128), and their scales, best
-    powers of two: scaling along tokens then rounds nothing again but what becomes subnormal; dy
-    `(*batch, *tokens, N)` and None, or its bits and their scales; and a float32 accumulator like
-    the result, or None.
+    Operands: bits of x `(*batch, *tokens, K)` in e4m3 with block (1, 128), and their scales, where
+    a recipe says nothing else powers of two: scaling along tokens then rounds nothing again but
+    what becomes subnormal; dy `(*batch, *tokens, N)` and None, or its bits and their scales; and a
+    float32 accumulator like the result, or None.
 
     Attributes:
         op_name: As in Operation.
@@ -53,7 +63,7 @@ class WeightGradient(Operation):
     @property
     def reduce_dtype(self):  # pyright: ignore[reportIncompatibleVariableOverride]
         """As in Operation."""
-        return self.recipe.reduce_dtype
+        return self.recipe.reduce_dtype or self.result_dtype
 
     def layout(self, *operands) -> Layout:
         batch = names("v", self.num_batch)
@@ -73,6 +83,7 @@ class WeightGradient(Operation):
         ).of_present(operands)
 
     def batch(self, apply, axis_size, in_batched, operands):
+        refuse_shared_sum(self.op_name, operands[4], in_batched[4])
         deeper = dataclasses.replace(self, num_batch=self.num_batch + 1)
         return apply(deeper, batch_all(axis_size, in_batched, operands))
 

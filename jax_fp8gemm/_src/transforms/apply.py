@@ -5,8 +5,8 @@ The order of wrapping is fixed by what JAX can express::
 
     derivative rule  >  vmap rule  >  sharding  >  choice of implementation
 
-`jax.lax.platform_dependent`, which makes the choice, traces every branch, and a bare custom call
-has no rule for batches, derivatives or partitions: all of that comes before it.
+The primitive whose lowering makes the choice has no rule for batches, derivatives or partitions:
+all of that comes before it.
 """
 
 import functools
@@ -41,7 +41,8 @@ def apply(
 
     @batchable.def_vmap
     def batch(axis_size, in_batched, *operands):
-        again = functools.partial(apply, allow_reshard=allow_reshard)
+        spec = meshes.batched_spec(out_sharding, in_batched, operands)
+        again = functools.partial(apply, out_sharding=spec, allow_reshard=allow_reshard)
         results = op.batch(again, axis_size, in_batched, operands)
         return results, jax.tree.map(lambda _: True, results)
 

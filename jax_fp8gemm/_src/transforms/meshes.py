@@ -217,8 +217,8 @@ def _partitioned(op: Operation, operands: tuple) -> Callable[..., Any]:
 
     # XLA's cache can only tell partitioned calls apart by what surrounds them: their name.
     digest = hashlib.sha256(repr((layout, op)).encode()).hexdigest()[:16]
-    whole.__name__ = whole.__qualname__ = f"{op.op_name}_{digest}"
     partitioned = custom_partitioning(whole)
+    vars(partitioned).update(dict.fromkeys(["__name__", "__qualname__"], f"{op.op_name}_{digest}"))
     # Decoded by JAX before `partition` sees them, divisions among parts of a mesh axis are errors.
     partitioned.def_partition(partition=partition, sharding_rule=rule, decode_shardings=False)
     return jax.jit(partitioned)
@@ -236,8 +236,21 @@ def spec_of(x: jax.Array) -> PartitionSpec | None:
     return jax.typeof(x).sharding.spec if mesh_of(x).explicit_axes else None
 
 
-def explicit_spec(op_name: str, out_sharding: Any, *operands: jax.Array) -> PartitionSpec | None:
-    """Returns `out_sharding` as a PartitionSpec, which needs an explicit mesh."""
+def batched_spec(
+    spec: PartitionSpec | None, in_batched: Sequence[bool], operands: Sequence[Any]
+) -> PartitionSpec | None:
+    """Returns the spec of a batch of what has a spec, sharded as its operands are."""
+    if spec is None:
+        return None
+    batches = [x for x, is_batched in zip(operands, in_batched, strict=True) if is_batched]
+    leads = (entries(spec_of(x), x.ndim)[0] for x in batches if x is not None)
+    return PartitionSpec(next((lead for lead in leads if lead), None), *spec)
+
+
+def explicit_spec(
+    op_name: str, out_sharding: Any, ndim: int, *operands: jax.Array
+) -> PartitionSpec | None:
+    """Returns `out_sharding` of a result as a PartitionSpec, which needs an explicit mesh."""
     if out_sharding is None:
         return None
     if not isinstance(out_sharding, NamedSharding | PartitionSpec):
@@ -250,7 +263,14 @@ def explicit_spec(op_name: str, out_sharding: Any, *operands: jax.Array) -> Part
             f"{op_name}: out_sharding needs a mesh with explicit axes, got {out_sharding};"
             " constrain the result with jax.lax.with_sharding_constraint."
         )
-    return out_sharding.spec if isinstance(out_sharding, NamedSharding) else out_sharding
+    spec = out_sharding.spec if isinstance(out_sharding, NamedSharding) else out_sharding
+    known = mesh_of(*operands).explicit_axes
+    if len(spec) > ndim or not {a for e in entries(spec, ndim) for a in e} <= set(known):
+        raise ValueError(
+            f"{op_name}: out_sharding must have at most {ndim} dimensions and explicit axes of the"
+            f" mesh, which are {known}, got {spec}."
+        )
+    return spec
 
 
 def divide(

@@ -98,13 +98,13 @@ class Operation:
         op_name: Public name of the function that asks for it, for messages.
         implementation: None, "cuda", "xla" or "sim", as in the public functions.
         result_dtype: Dtype of the result, for operations that sum over devices.
-        reduce_dtype: Dtype in which devices add up their results; None for `result_dtype`.
+        reduce_dtype: Dtype in which devices add up their results.
     """
 
     op_name: str
     implementation: str | None
     result_dtype: np.dtype
-    reduce_dtype: np.dtype | None = None
+    reduce_dtype: np.dtype = np.dtype(np.float32)
 
     def layout(self, *operands) -> Layout:
         """Returns the dimensions of operands and results."""
@@ -157,8 +157,7 @@ class Operation:
 
     def partial_sum(self) -> "Operation":
         """Returns the operation whose results devices add up."""
-        dtype = self.reduce_dtype or self.result_dtype
-        return dataclasses.replace(cast(Any, self), result_dtype=dtype)
+        return dataclasses.replace(cast(Any, self), result_dtype=self.reduce_dtype)
 
     def finish(self, total: jax.Array, *operands) -> jax.Array:
         """Returns the result, made of the sum over all devices."""

@@ -51,7 +51,7 @@ def default_is_kernels() -> bool:
     return not others
 
 
-def _varying_axes(x: Any) -> frozenset:
+def varying_axes(x: Any) -> frozenset:
     """Returns the manual mesh axes over which x varies (jax 0.10 renamed the attribute)."""
     aval = jax.typeof(x)
     return aval.mat.varying if hasattr(aval, "mat") else aval.vma
@@ -60,17 +60,17 @@ def _varying_axes(x: Any) -> frozenset:
 def unify_varying(tree: Any) -> Any:
     """Returns the arrays of `tree`, each varying over every manual axis that one of them does.
 
-    Every branch of a platform choice must have one type, and a custom call's result takes its type
-    from one operand. It is called outside of what has a derivative rule, so that the transpose of
+    Every implementation must have one type, and an operation's results take theirs from one
+    operand. It is called outside of what has a derivative rule, so that the transpose of
     the cast sums a replicated operand's cotangent.
     """
     leaves = jax.tree.leaves(tree)
-    axes = frozenset().union(*map(_varying_axes, leaves))
+    axes = frozenset().union(*map(varying_axes, leaves))
     if not axes:
         return tree
 
     def vary(x):
-        missing = tuple(axes - _varying_axes(x))
+        missing = tuple(axes - varying_axes(x))
         return lax.pcast(x, missing, to="varying") if missing else x
 
     return jax.tree.map(vary, tree)
