@@ -199,10 +199,11 @@ def test_eight_devices_add_up_once(folder):
 def test_eight_devices_train_with_one_sum_per_gradient(folder):
     """Tokens over two devices, columns over four: no operand moves."""
     shapes = sorted(_collectives(folder, "trained_on_8"))
-    # The loss; the activations' gradient over the columns; the weight's over the tokens.
+    # The loss; the activations' gradient over the columns; the weight's over the tokens. Each in
+    # the dtype of its operand, as XLA's own product has it.
     assert shapes == [
-        ("f32[128,512]", "all-reduce"),
-        ("f32[512,128]", "all-reduce"),
+        ("bf16[128,512]", "all-reduce"),
+        ("bf16[512,128]", "all-reduce"),
         ("f32[]", "all-reduce"),
     ]
 
