@@ -67,21 +67,22 @@ class Product(Operation):
     def layout(self, *operands) -> Layout:
         n_blocks = "n" if self.rhs_block == checks.ROW_BLOCK else "n/128"
         dims = self.batch_dims
-        rhs, rhs_blocks = ("n", "k"), (n_blocks, "k/128")
-        if self.rhs_is_kn:
-            rhs, rhs_blocks = rhs[::-1], rhs_blocks[::-1]
         return Layout(
             operands=(
                 (*dims.lhs, "m", "k"),
                 (*dims.lhs, "m", "k/128"),
-                (*dims.rhs, *rhs),
-                (*dims.rhs, *rhs_blocks),
+                (*dims.rhs, *self._rhs_dims("n", "k")),
+                (*dims.rhs, *self._rhs_dims(n_blocks, "k/128")),
                 (*dims.accumulator, "m", "n"),
             ),
             results=((*dims.result, "m", "n"),),
             names=("lhs", "lhs scales", "rhs", "rhs scales", "accumulator"),
             added=(4,),
         ).of_present(operands)
+
+    def _rhs_dims(self, n: str, k: str) -> tuple[str, str]:
+        """Returns names for the last two dimensions of rhs in their order."""
+        return (k, n) if self.rhs_is_kn else (n, k)
 
     def result_types(self, *operands) -> jax.ShapeDtypeStruct:
         lhs, _, rhs, *_ = operands
@@ -120,11 +121,14 @@ class Product(Operation):
         *factors, accumulator = self._typed(operands)
         dims = self.batch_dims
         have = tuple(name for name in dims.result if name in {*dims.lhs, *dims.rhs})
-        rhs = ("k", "n") if self.rhs_is_kn else ("n", "k")
         out = xla_gemm.product(
             *factors,
             rhs_block=self.rhs_block,
-            axes=((*dims.lhs, "m", "k"), (*dims.rhs, *rhs), (*have, "m", "n")),
+            axes=(
+                (*dims.lhs, "m", "k"),
+                (*dims.rhs, *self._rhs_dims("n", "k")),
+                (*have, "m", "n"),
+            ),
         )
         out = over_dims(out, have, dims.result)
         if accumulator is not None:

@@ -19,6 +19,7 @@ SCALE_FORMATS = ("float32", "pow2")
 _BLOCK = 128
 # Kind of quantizer by block.
 KINDS = {checks.ROW_BLOCK: "rows", checks.SQUARE_BLOCK: "blocks"}
+_BLOCKS = {kind: block for block, kind in KINDS.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,20 +102,17 @@ class Quantizer(Operation):
         if self.kind in ("transposed", "k_grouped"):
             leaves = (x,) if x_scales is None else (x, x_scales)
             return xla_quantize.quantize_transposed(leaves, group_sizes, *last)
-        block = checks.ROW_BLOCK if self.kind == "rows" else checks.SQUARE_BLOCK
-        return xla_quantize.quantize(x, block, *last)
+        return xla_quantize.quantize(x, _BLOCKS[self.kind], *last)
 
     def local_of_cut(self, cut, *operands) -> tuple[jax.Array, jax.Array]:
         """Shares the largest magnitude of a block among its devices; in plain JAX."""
         x, *_ = operands
-        dims = self.axes if self.kind in ("rows", "blocks") else ("t", "r")
+        is_transposed = self.kind == "transposed"
+        dims = ("t", "r") if is_transposed else self.axes
         mesh_axes = tuple(cut.get(axis, ()) for axis in dims)
-        if self.kind != "transposed":
-            block = checks.ROW_BLOCK if self.kind == "rows" else checks.SQUARE_BLOCK
-            return xla_quantize.quantize_part(x, block, self.dtype, self.scale_format, mesh_axes)
-        block = (_BLOCK, 1)
+        block = (_BLOCK, 1) if is_transposed else _BLOCKS[self.kind]
         leaves = xla_quantize.quantize_part(x, block, self.dtype, self.scale_format, mesh_axes)
-        values, scales = (jnp.swapaxes(leaf, -1, -2) for leaf in leaves)
+        values, scales = (jnp.swapaxes(x, -1, -2) if is_transposed else x for x in leaves)
         return values, scales
 
     def kernel(self, *operands, backend: str) -> tuple[jax.Array, jax.Array]:

@@ -259,7 +259,7 @@ def quantized_cotangent(options: Options, dy: jax.Array, rows: str) -> BlockScal
     )
 
 
-def values_and_perturbed(op_name: str, name: str, w):
+def primal_weight(op_name: str, name: str, w):
     """Returns the weight of a forward pass; warns if a gradient of its bits is asked for."""
     leaves, structure = jax.tree.flatten(w, is_leaf=lambda leaf: hasattr(leaf, "perturbed"))
     values = structure.unflatten([leaf.value for leaf in leaves])
@@ -275,7 +275,7 @@ def values_and_perturbed(op_name: str, name: str, w):
 
 def _forward(x, w, options: Options):
     """Returns the product and what the backward pass needs: x and w in FP8, and a sum to add to."""
-    w = values_and_perturbed(options.op_name, "w", w)
+    w = primal_weight(options.op_name, "w", w)
     y, kept = _product_of(x.value, w, options)
     return y, (*kept, w.gradient if isinstance(w, MasterWeight) else None)
 

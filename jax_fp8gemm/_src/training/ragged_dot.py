@@ -22,9 +22,9 @@ from jax_fp8gemm._src.training.dot import (
     gradient_of,
     gradient_spec,
     keep_both,
+    primal_weight,
     quantized_cotangent,
     result_dtype_of,
-    values_and_perturbed,
 )
 from jax_fp8gemm._src.training.master_weight import MasterWeight
 from jax_fp8gemm._src.training.recipe import Recipe, chosen
@@ -165,7 +165,7 @@ _apply = jax.jit(_ragged_dot, static_argnums=3, inline=True)
 
 def _forward(lhs, rhs, group_sizes, options: Options):
     """Returns the product and what the backward pass needs: both operands in FP8, and the sizes."""
-    rhs = values_and_perturbed(_NAME, "rhs", rhs)
+    rhs = primal_weight(_NAME, "rhs", rhs)
     y, kept = _product_of(lhs.value, rhs, group_sizes.value, options)
     return y, (*kept, group_sizes.value, rhs.gradient if isinstance(rhs, MasterWeight) else None)
 
