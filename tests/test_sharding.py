@@ -3,13 +3,11 @@
 
 import ast
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import pytest
+from _eight_devices import run_with_eight_devices
 from _made_once import made_once
 from _tiers import in_sample, slow_unless
 
@@ -228,15 +226,7 @@ NEEDS_BATCH_AXES = {
 
 
 def _run_programs(folder: Path, period: int) -> None:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }
-    command = [sys.executable, HERE / "_devices.py", folder / "results.json", str(period)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert run.returncode == 0, run.stderr[-4000:]
+    run_with_eight_devices(HERE / "_devices.py", folder / "results.json", str(period))
 
 
 # The fast tier has one in this many programs.

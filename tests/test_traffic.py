@@ -2,14 +2,12 @@
 """What devices exchange in a layer that is trained, in FP8 beside bfloat16: bytes, and sums."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from _eight_devices import run_with_eight_devices
 from _made_once import made_once
 from _source import ROOT
 from _tiers import slow_unless
@@ -32,16 +30,8 @@ SCALES = 4 / 128  # bytes of scales, with one for a row of a block
 
 
 def _measure(folder: Path, *arguments: str) -> None:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }
-    command = [sys.executable, HERE / "_traffic.py", folder / "results.json", *arguments]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert run.returncode == 0, run.stderr[-4000:]
-    (folder / "table").write_text(run.stdout)
+    printed = run_with_eight_devices(HERE / "_traffic.py", folder / "results.json", *arguments)
+    (folder / "table").write_text(printed)
 
 
 @pytest.fixture(scope="module")
@@ -119,14 +109,8 @@ np.savez(out, y=np.asarray(y, np.float32), x=x.dequantize(), w=w.dequantize())
 @pytest.mark.parametrize("dtype", [slow_unless(d == "None", d) for d in ("None", "float32")])
 def test_error_of_sums_over_devices(tmp_path, dtype):
     """Each of 8 partial sums, and each addition, rounds once to the dtype: docs/models.md."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }
     file = tmp_path / "sums.npz"
-    subprocess.run([sys.executable, "-c", SUMS, file, dtype], check=True, env=environment)
+    run_with_eight_devices("-c", SUMS, file, dtype)
     stored = np.load(file)
     x, w = (stored[name].astype(np.float64) for name in "xw")
     parts = [x[:, i : i + 128] @ w[i : i + 128] for i in range(0, 1024, 128)]
