@@ -10,9 +10,10 @@ BIN := $(VENV)/bin
 RUNNER := $(if $(OFFLINE),$(PYTHON),$(BIN)/python)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # What `make lint` runs; .pre-commit-config.yaml has the same versions.
-LINTERS := ruff==0.17.6 import-linter==2.17 basedpyright==1.40.2
+LINTERS := ruff==0.17.6 import-linter==2.17 basedpyright==1.40.2 clang-format==21.1.8
 # What a new build of the extension depends on; Python sources are used in place.
 SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f ! -name '*.md')
+CPP_SOURCES = $(shell find csrc tests -name '*.cc' -o -name '*.h' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -63,15 +64,17 @@ mutants: $(VENV)/.simulator $(VENV)/.tests  ## Plant every known kernel bug and 
 wheel:  ## Build a wheel for $(PYTHON) into dist/, as a release is
 	.ci/build-wheel $(PYTHON)
 
-lint: $(VENV)/.lint  ## Check style, format, imports and types of the Python sources
+lint: $(VENV)/.lint  ## Check style, format, imports and types of the sources
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PYTHONPATH=. $(BIN)/lint-imports
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
 
-format: $(VENV)/.lint  ## Format the Python sources
+format: $(VENV)/.lint  ## Format the sources
 	$(BIN)/ruff check --fix --select I .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_SOURCES)
 
 develop: | $(BIN)/python  ## For work on csrc: build only what changed, against the jaxlib in .venv
 	$(PIP) install cmake ninja scikit-build-core nanobind 'jax>=0.8.2'

@@ -304,28 +304,31 @@ NB_MODULE(_core, module) {
   module.def("ranked_configs", &RankedConfigs, nb::arg("problem"), nb::arg("backend"));
   module.def("config_cost", &ConfigCost, nb::arg("problem"), nb::arg("key"));
   module.def("describe_config", &DescribeConfig, nb::arg("key"));
-  module.def("kernel_source", [](const std::string& key) {
-    return KernelOf(key).text;
-  }, nb::arg("key"));
+  module.def(
+      "kernel_source", [](const std::string& key) { return KernelOf(key).text; }, nb::arg("key"));
   module.def("embedded_headers", [] { return HeadersDict(EmbeddedHeaders()); });
   module.def("kernel_headers", &KernelHeaders, nb::arg("key"));
-  module.def("cache_key", [](const std::string& key) {
-    return CacheKey(KernelOf(key));
-  }, nb::arg("key"));
+  module.def(
+      "cache_key", [](const std::string& key) { return CacheKey(KernelOf(key)); }, nb::arg("key"));
   module.def("nvrtc_options", &NvrtcOptions);
-  module.def("set_nvrtc_search", [](std::string chosen, int major,
-                                    std::vector<std::string> candidates) {
-    SetNvrtcSearch({std::move(chosen), major, std::move(candidates)});
-  }, nb::arg("chosen"), nb::arg("major"), nb::arg("candidates"));
+  module.def(
+      "set_nvrtc_search",
+      [](std::string chosen, int major, std::vector<std::string> candidates) {
+        SetNvrtcSearch({std::move(chosen), major, std::move(candidates)});
+      },
+      nb::arg("chosen"), nb::arg("major"), nb::arg("candidates"));
   module.def("nvrtc_version", [] {
     const auto [major, minor] = NvrtcVersion();
     return nb::make_tuple(major, minor);
   });
   module.def("nvrtc_path", &NvrtcPath);
   module.def("set_sim_library", &SetSimLibraryPath, nb::arg("path"));
-  module.def("set_cache_directory", [](const std::string& path, uint64_t limit_bytes) {
-    ProcessKernelCache().SetDirectory(path, limit_bytes);
-  }, nb::arg("path"), nb::arg("limit_bytes") = DiskStore::kNoLimit);
+  module.def(
+      "set_cache_directory",
+      [](const std::string& path, uint64_t limit_bytes) {
+        ProcessKernelCache().SetDirectory(path, limit_bytes);
+      },
+      nb::arg("path"), nb::arg("limit_bytes") = DiskStore::kNoLimit);
   module.def("set_cache_warning_sink", &SetCacheWarningSink, nb::arg("sink"));
   module.def("disk_cache_refusal", &DiskCacheRefusal);
   module.def("list_disk_cache", &ListDiskCache);

@@ -40,8 +40,9 @@ const DriverApi* LoadSimDriver() {
     path = SimLibraryPath();
   }
   if (path.empty()) {
-    throw UnsupportedError("The path of the CPU simulator library is not set; call "
-                           "SetSimLibraryPath before the first simulated kernel.");
+    throw UnsupportedError(
+        "The path of the CPU simulator library is not set; call "
+        "SetSimLibraryPath before the first simulated kernel.");
   }
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {

@@ -16,34 +16,26 @@ constexpr uint32_t kMaxBoxExtent = 256;
 
 int ElementBytes(CUtensorMapDataType type) {
   switch (type) {
-    case CU_TENSOR_MAP_DATA_TYPE_UINT8:
-      return 1;
+    case CU_TENSOR_MAP_DATA_TYPE_UINT8: return 1;
     case CU_TENSOR_MAP_DATA_TYPE_UINT16:
     case CU_TENSOR_MAP_DATA_TYPE_FLOAT16:
-    case CU_TENSOR_MAP_DATA_TYPE_BFLOAT16:
-      return 2;
+    case CU_TENSOR_MAP_DATA_TYPE_BFLOAT16: return 2;
     case CU_TENSOR_MAP_DATA_TYPE_UINT32:
     case CU_TENSOR_MAP_DATA_TYPE_INT32:
-    case CU_TENSOR_MAP_DATA_TYPE_FLOAT32:
-      return 4;
+    case CU_TENSOR_MAP_DATA_TYPE_FLOAT32: return 4;
     case CU_TENSOR_MAP_DATA_TYPE_UINT64:
     case CU_TENSOR_MAP_DATA_TYPE_INT64:
-    case CU_TENSOR_MAP_DATA_TYPE_FLOAT64:
-      return 8;
+    case CU_TENSOR_MAP_DATA_TYPE_FLOAT64: return 8;
   }
   return 0;
 }
 
 uint64_t SwizzleSpanBytes(CUtensorMapSwizzle swizzle) {
   switch (swizzle) {
-    case CU_TENSOR_MAP_SWIZZLE_32B:
-      return 32;
-    case CU_TENSOR_MAP_SWIZZLE_64B:
-      return 64;
-    case CU_TENSOR_MAP_SWIZZLE_128B:
-      return 128;
-    case CU_TENSOR_MAP_SWIZZLE_NONE:
-      break;
+    case CU_TENSOR_MAP_SWIZZLE_32B: return 32;
+    case CU_TENSOR_MAP_SWIZZLE_64B: return 64;
+    case CU_TENSOR_MAP_SWIZZLE_128B: return 128;
+    case CU_TENSOR_MAP_SWIZZLE_NONE: break;
   }
   return kMaxBoxExtent * uint64_t{8};  // no swizzle: only the box limit applies
 }
@@ -97,10 +89,10 @@ CUtensorMap Encode2d(const DriverApi& api, const TensorMapSpec& spec) {
   const uint32_t box[] = {spec.box0, spec.box1};
   const uint32_t element_strides[] = {1, 1};
   CUtensorMap map{};
-  const CUresult result = api.cuTensorMapEncodeTiled(
-      &map, spec.type, 2, spec.base, dims, strides_bytes, box, element_strides,
-      CU_TENSOR_MAP_INTERLEAVE_NONE, spec.swizzle, spec.l2_promotion,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result =
+      api.cuTensorMapEncodeTiled(&map, spec.type, 2, spec.base, dims, strides_bytes, box,
+                                 element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, spec.swizzle,
+                                 spec.l2_promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) {
     Check(api, result, (std::string("cuTensorMapEncodeTiled of ") + spec.operand).c_str());
   }

@@ -20,13 +20,13 @@ void CheckExtent(const char* name, int64_t value);
 struct TensorMapSpec {
   const char* operand = "operand";  // for error messages, e.g. "a" or "sfa"
   CUtensorMapDataType type = CU_TENSOR_MAP_DATA_TYPE_UINT8;
-  int elem_bytes = 1;               // must agree with `type`
-  void* base = nullptr;             // device address, 16-byte aligned
-  uint64_t dim0 = 0;                // elements of a row
-  uint64_t dim1 = 0;                // rows
-  uint64_t pitch_bytes = 0;         // from one row to the next; a multiple of 16
-  uint32_t box0 = 0;                // elements of a row of the box
-  uint32_t box1 = 0;                // rows of the box
+  int elem_bytes = 1;        // must agree with `type`
+  void* base = nullptr;      // device address, 16-byte aligned
+  uint64_t dim0 = 0;         // elements of a row
+  uint64_t dim1 = 0;         // rows
+  uint64_t pitch_bytes = 0;  // from one row to the next; a multiple of 16
+  uint32_t box0 = 0;         // elements of a row of the box
+  uint32_t box1 = 0;         // rows of the box
   CUtensorMapSwizzle swizzle = CU_TENSOR_MAP_SWIZZLE_NONE;
   CUtensorMapL2promotion l2_promotion = CU_TENSOR_MAP_L2_PROMOTION_NONE;
 };

@@ -138,8 +138,8 @@ struct CtxDecoding<fp8gemm::CallState<T>> {
     if (api->api_version.minor_version < fp8gemm::ffi_internal::kStageSinceMinorVersion) {
       return NotNull(CtxDecoding<State<T>>::Decode(api, ctx, diagnostic), diagnostic);
     }
-    StateRequest request{sizeof(StateRequest), nullptr, ctx, XLA_FFI_ExecutionStage_INSTANTIATE,
-                         &T::id, nullptr};
+    StateRequest request{
+        sizeof(StateRequest), nullptr, ctx, XLA_FFI_ExecutionStage_INSTANTIATE, &T::id, nullptr};
     if (XLA_FFI_Error* const error =
             api->XLA_FFI_State_Get(reinterpret_cast<XLA_FFI_State_Get_Args*>(&request))) {
       diagnostic.Emit("Failed to get the state of the call: ")

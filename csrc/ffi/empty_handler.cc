@@ -16,7 +16,6 @@ xla::ffi::Error Nothing(xla::ffi::AnyBuffer, xla::ffi::Result<xla::ffi::AnyBuffe
 }  // namespace
 }  // namespace fp8gemm
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(Fp8EmptyExecute, fp8gemm::Nothing,
-                              xla::ffi::Ffi::Bind()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Ret<xla::ffi::AnyBuffer>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    Fp8EmptyExecute, fp8gemm::Nothing,
+    xla::ffi::Ffi::Bind().Arg<xla::ffi::AnyBuffer>().Ret<xla::ffi::AnyBuffer>());

@@ -94,8 +94,7 @@ ffi::ErrorOr<std::unique_ptr<GemmState>> InstantiateGemm(ffi::Dictionary attribu
   try {
     const GemmAttributes decoded = DecodeAttributes(attributes);
     auto state = std::make_unique<GemmState>();
-    state->plan =
-        std::make_unique<GemmPlan>(Backend::kCuda, decoded.problem, decoded.config_key);
+    state->plan = std::make_unique<GemmPlan>(Backend::kCuda, decoded.problem, decoded.config_key);
     state->d_pitch = decoded.d_pitch;
     return state;
   } catch (...) {
@@ -112,7 +111,7 @@ ffi::Error InitializeGemm(GemmState* state, ffi::RemainingArgs, ffi::RemainingRe
 }
 
 ffi::Error ExecuteGemm(GemmState* state, CUstream stream, ffi::RemainingArgs args,
-                   ffi::Result<ffi::AnyBuffer> d, ffi::Dictionary) {
+                       ffi::Result<ffi::AnyBuffer> d, ffi::Dictionary) {
   return Guard(kGemmTarget, [&] {
     RunGemm(*state->plan, state->d_pitch, args, *d, stream);
     return ffi::Error::Success();
@@ -120,12 +119,11 @@ ffi::Error ExecuteGemm(GemmState* state, CUstream stream, ffi::RemainingArgs arg
 }
 
 ffi::Error SimExecuteGemm(ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffer> d,
-                      ffi::Dictionary attributes) {
+                          ffi::Dictionary attributes) {
   return Guard(kGemmTarget, [&] {
     const GemmAttributes decoded = DecodeAttributes(attributes);
     const auto& [problem, d_pitch, config_key] = decoded;
-    GemmPlan& plan =
-        SimPlan<GemmPlan>(problem.ToString() + " " + config_key, problem, config_key);
+    GemmPlan& plan = SimPlan<GemmPlan>(problem.ToString() + " " + config_key, problem, config_key);
     RunGemm(plan, d_pitch, args, *d, nullptr);
     return ffi::Error::Success();
   });
@@ -162,8 +160,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(Fp8GemmExecute, fp8gemm::ExecuteGemm,
                                   .Attrs(),
                               {xla::ffi::Traits::kCmdBufferCompatible});
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(Fp8GemmSimExecute, fp8gemm::SimExecuteGemm,
-                              xla::ffi::Ffi::Bind()
-                                  .RemainingArgs()
-                                  .Ret<xla::ffi::AnyBuffer>()
-                                  .Attrs());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    Fp8GemmSimExecute, fp8gemm::SimExecuteGemm,
+    xla::ffi::Ffi::Bind().RemainingArgs().Ret<xla::ffi::AnyBuffer>().Attrs());

@@ -62,11 +62,10 @@ void RunQuantize(QuantizePlan& plan, ffi::RemainingArgs args, ffi::AnyBuffer val
     buffers.x_scales = operands.Next("x_scales", ffi::DataType::F32, problem.x_scales_extents());
   }
   if (has_groups) {
-    buffers.group_sizes = operands.Next("group_sizes", ffi::DataType::S32,
-                                        {problem.batches, problem.num_groups});
+    buffers.group_sizes =
+        operands.Next("group_sizes", ffi::DataType::S32, {problem.batches, problem.num_groups});
   }
-  buffers.values =
-      CheckedData("values", values, ToDataType(config.type), problem.values_extents());
+  buffers.values = CheckedData("values", values, ToDataType(config.type), problem.values_extents());
   buffers.scales = CheckedData("scales", scales, ffi::DataType::F32, problem.scales_extents());
   plan.Run(buffers, stream);
 }
@@ -90,7 +89,7 @@ ffi::ErrorOr<std::unique_ptr<QuantizeState>> InstantiateQuantize(
 }
 
 ffi::Error InitializeQuantize(QuantizeState* state, ffi::RemainingArgs, ffi::RemainingRets,
-                      ffi::Dictionary) {
+                              ffi::Dictionary) {
   return Guard(kQuantizeTarget, [&] {
     state->plan->Prepare();
     return ffi::Error::Success();
@@ -98,8 +97,8 @@ ffi::Error InitializeQuantize(QuantizeState* state, ffi::RemainingArgs, ffi::Rem
 }
 
 ffi::Error ExecuteQuantize(QuantizeState* state, CUstream stream, ffi::RemainingArgs args,
-                   ffi::Result<ffi::AnyBuffer> values, ffi::Result<ffi::AnyBuffer> scales,
-                   ffi::Dictionary) {
+                           ffi::Result<ffi::AnyBuffer> values, ffi::Result<ffi::AnyBuffer> scales,
+                           ffi::Dictionary) {
   return Guard(kQuantizeTarget, [&] {
     RunQuantize(*state->plan, args, *values, *scales, stream);
     return ffi::Error::Success();
@@ -107,7 +106,7 @@ ffi::Error ExecuteQuantize(QuantizeState* state, CUstream stream, ffi::Remaining
 }
 
 ffi::Error SimExecuteQuantize(ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffer> values,
-                      ffi::Result<ffi::AnyBuffer> scales, ffi::Dictionary attributes) {
+                              ffi::Result<ffi::AnyBuffer> scales, ffi::Dictionary attributes) {
   return Guard(kQuantizeTarget, [&] {
     const QuantizeProblem problem = DecodeProblem(attributes);
     RunQuantize(SimPlan<QuantizePlan>(problem.ToString(), problem), args, *values, *scales,

@@ -16,6 +16,8 @@ struct TileShape {
   uint8_t split_k = 1;
 };
 
+// clang-format off: several tiles on a line
+
 // Tiles for e4m3 x e4m3 -> bfloat16 without accumulator. Widths off the powers of two exist to fill
 // the last wave of tiles; 176 and 208 to 240 would touch three scale blocks, 256 would spill.
 inline constexpr TileShape kTileShapes[] = {
@@ -86,13 +88,14 @@ inline constexpr TileShape kCommonGroupedTileShapes[] = {
 };
 inline constexpr TileShape kCommon1D1DTileShapes[] = {{64, 64, 1, 1, 1}, {128, 128, 2, 1, 1}};
 
+// clang-format on
+
 struct TileShapes {
   const TileShape* begin_;
   uint32_t size;
 
   template <uint32_t kCount>
-  constexpr TileShapes(const TileShape (&shapes)[kCount])
-      : begin_(shapes), size(kCount) {}
+  constexpr TileShapes(const TileShape (&shapes)[kCount]) : begin_(shapes), size(kCount) {}
   constexpr const TileShape* begin() const { return begin_; }
   constexpr const TileShape* end() const { return begin_ + size; }
 };

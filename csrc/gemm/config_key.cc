@@ -54,9 +54,9 @@ std::string FamilyName(const GemmConfig& config) {
 
 std::string ConfigKey(const GemmConfig& config) {
   char text[128];
-  std::snprintf(text, sizeof text, "%s.m%un%u.w%u.s%u.c%ux%u.%s.%s.%s",
-                FamilyName(config).c_str(), config.block_m, config.block_n, config.num_consumers,
-                config.num_stages, config.cluster_m, config.cluster_n, ShortName(config.a_type),
+  std::snprintf(text, sizeof text, "%s.m%un%u.w%u.s%u.c%ux%u.%s.%s.%s", FamilyName(config).c_str(),
+                config.block_m, config.block_n, config.num_consumers, config.num_stages,
+                config.cluster_m, config.cluster_n, ShortName(config.a_type),
                 ShortName(config.b_type), ShortName(config.d_type));
   return text + Suffix(config);
 }
@@ -66,10 +66,10 @@ GemmConfig ParseConfigKey(const std::string& key) {
   static constexpr OutType kOutTypes[] = {OutType::kBF16, OutType::kF16, OutType::kF32};
   GemmConfig config;
   char family[24] = "", a[8] = "", b[8] = "", d[8] = "", rest[24] = "";
-  const int fields = std::sscanf(
-      key.c_str(), "%23[^.].m%un%u.w%u.s%u.c%ux%u.%7[^.].%7[^.].%7[^.]%23s", family,
-      &config.block_m, &config.block_n, &config.num_consumers, &config.num_stages,
-      &config.cluster_m, &config.cluster_n, a, b, d, rest);
+  const int fields =
+      std::sscanf(key.c_str(), "%23[^.].m%un%u.w%u.s%u.c%ux%u.%7[^.].%7[^.].%7[^.]%23s", family,
+                  &config.block_m, &config.block_n, &config.num_consumers, &config.num_stages,
+                  &config.cluster_m, &config.cluster_n, a, b, d, rest);
   const std::string suffix = rest;
   config.accumulate = suffix.starts_with(".acc");
   config.pdl = suffix.ends_with(".pdl");

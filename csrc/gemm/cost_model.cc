@@ -60,8 +60,8 @@ double KBlockCycles(const GemmConfig& config, double active_sms, CostEstimate& e
       (double(config.block_m) / config.cluster_n + n / config.cluster_m) * kBlockK / l2_rate;
   // One FFMA per accumulator and about one other instruction for three of them.
   const double slice_cycles = kMmaM * n * kBlockK / kMacsPerCycle + n / 2 * 1.33;
-  estimate.serial_per_k_block = config.row_slices() * slice_cycles +
-                                ExposedScaleProducts(config) + kChainLatency;
+  estimate.serial_per_k_block =
+      config.row_slices() * slice_cycles + ExposedScaleProducts(config) + kChainLatency;
   estimate.load_per_k_block = kLoadLatency / config.num_stages;
   // Of tiles with the same bound the one that asks less of L2 leaves more for everyone.
   return std::max({estimate.tensor_per_k_block, estimate.smem_per_k_block, estimate.l2_per_k_block,
@@ -71,9 +71,9 @@ double KBlockCycles(const GemmConfig& config, double active_sms, CostEstimate& e
 
 // What the planner assumes of sizes that only the device knows: groups of equal size.
 struct Workload {
-  int64_t matrices;   // output matrices of `rows` rows each
+  int64_t matrices;  // output matrices of `rows` rows each
   int64_t rows;
-  int64_t k_blocks;   // of each
+  int64_t k_blocks;  // of each
   double a_bytes;
   double b_bytes;
   double d_elements;
@@ -118,9 +118,9 @@ CostEstimate EstimateCost(const GemmProblem& problem, const GemmConfig& config) 
   CostEstimate estimate;
   const Workload work = ExpectedWorkload(problem);
   const int64_t cluster = config.cluster_size();
-  const int64_t cluster_tiles =
-      work.matrices * ceil_div<int64_t>(work.rows, config.block_m * config.cluster_m) *
-      ceil_div<int64_t>(problem.n, config.block_n * config.cluster_n);
+  const int64_t cluster_tiles = work.matrices *
+                                ceil_div<int64_t>(work.rows, config.block_m * config.cluster_m) *
+                                ceil_div<int64_t>(problem.n, config.block_n * config.cluster_n);
   const int64_t slots = ResidentClusters(problem.num_sms, cluster);
   estimate.tiles = cluster_tiles * cluster;
   estimate.tiles_per_cta = ceil_div(cluster_tiles, slots);

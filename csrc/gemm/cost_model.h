@@ -7,19 +7,19 @@ namespace fp8gemm {
 
 /// What bounds a kernel, in SM clock cycles unless the name says otherwise.
 struct CostEstimate {
-  int64_t tiles = 0;            // output tiles, phantom tiles of odd clusters included
-  int64_t tiles_per_cta = 0;    // of the busiest CTA
-  int64_t k_blocks = 0;         // of one tile in one CTA
-  double tensor_per_k_block = 0;   // tensor core
-  double smem_per_k_block = 0;     // shared-memory port: wgmma reads and TMA writes
-  double l2_per_k_block = 0;       // L2 to SM
-  double serial_per_k_block = 0;   // one warpgroup's wgmma, wait and promotion, not overlapped
-  double load_per_k_block = 0;     // latency of a load over the stages that hide it
-  double k_block = 0;              // the largest of the five, and a little for L2
-  double tile_overhead = 0;        // per tile: pipeline refill and what of the epilogue shows
-  double compute = 0;              // of the busiest CTA
-  double hbm_floor = 0;            // every byte once from device memory
-  double cycles = 0;               // total
+  int64_t tiles = 0;              // output tiles, phantom tiles of odd clusters included
+  int64_t tiles_per_cta = 0;      // of the busiest CTA
+  int64_t k_blocks = 0;           // of one tile in one CTA
+  double tensor_per_k_block = 0;  // tensor core
+  double smem_per_k_block = 0;    // shared-memory port: wgmma reads and TMA writes
+  double l2_per_k_block = 0;      // L2 to SM
+  double serial_per_k_block = 0;  // one warpgroup's wgmma, wait and promotion, not overlapped
+  double load_per_k_block = 0;    // latency of a load over the stages that hide it
+  double k_block = 0;             // the largest of the five, and a little for L2
+  double tile_overhead = 0;       // per tile: pipeline refill and what of the epilogue shows
+  double compute = 0;             // of the busiest CTA
+  double hbm_floor = 0;           // every byte once from device memory
+  double cycles = 0;              // total
   double microseconds = 0;
 };
 

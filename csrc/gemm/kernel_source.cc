@@ -37,10 +37,8 @@ std::string SourceText(const GemmConfig& config) {
       Field("block_m", config.block_m) + Field("block_n", config.block_n) +
       Field("num_consumers", config.num_consumers) + Field("num_stages", config.num_stages) +
       Field("cluster_m", config.cluster_m) + Field("cluster_n", config.cluster_n) +
-      Field("split_k", config.split_k) +
-      Field("a_type", Fp8TypeLiteral(config.a_type)) +
-      Field("b_type", Fp8TypeLiteral(config.b_type)) +
-      Field("d_type", Literal(config.d_type)) +
+      Field("split_k", config.split_k) + Field("a_type", Fp8TypeLiteral(config.a_type)) +
+      Field("b_type", Fp8TypeLiteral(config.b_type)) + Field("d_type", Literal(config.d_type)) +
       Field("accumulate", config.accumulate ? "true" : "false") +
       Field("pdl", config.pdl ? "true" : "false");
   return "#define FP8GEMM_ONLY_N " + std::to_string(config.block_n) +

@@ -7,9 +7,9 @@ namespace fp8gemm {
 
 /// What the array that divides the work holds (GemmParams::group_data).
 enum class GroupData {
-  kNone,       // there is no such array
-  kPerGroup,   // an int32 for each group
-  kPerRow,     // an int32 for each row of `a`
+  kNone,      // there is no such array
+  kPerGroup,  // an int32 for each group
+  kPerRow,    // an int32 for each row of `a`
 };
 
 struct KindTraits {
@@ -27,6 +27,7 @@ struct KindTraits {
 };
 
 /// In the order of GemmKind.
+// clang-format off: the names of a kind, then its traits
 inline constexpr KindTraits kKinds[] = {
     {.kind = GemmKind::kDense, .name = "dense", .suffix = "",
      .literal = "fp8gemm::GemmKind::kDense", .group_data = GroupData::kNone,
@@ -49,6 +50,7 @@ inline constexpr KindTraits kKinds[] = {
      .has_group_rows = false, .has_group_weights = false, .has_group_results = true,
      .has_1d2d = false, .has_1d1d = true, .accumulates = true},
 };
+// clang-format on
 
 constexpr const KindTraits& TraitsOf(GemmKind kind) { return kKinds[static_cast<int>(kind)]; }
 

@@ -36,8 +36,8 @@ void ValidateProblem(const GemmProblem& problem) {
   CheckExtent("n", problem.n);
   CheckExtent("k", problem.k);
   if (problem.num_groups < 1 || problem.num_groups > int64_t{kMaxGroups}) {
-    throw UnsupportedError("num_groups must be from 1 to " + std::to_string(kMaxGroups) +
-                           ", got " + std::to_string(problem.num_groups));
+    throw UnsupportedError("num_groups must be from 1 to " + std::to_string(kMaxGroups) + ", got " +
+                           std::to_string(problem.num_groups));
   }
   CheckExtent("the number of rows of all groups of a", problem.a_rows());
   CheckExtent("the number of rows of all groups of b", problem.b_rows());

@@ -31,7 +31,7 @@ GemmConfig NamedConfig(const GemmProblem& problem, const std::string& config_key
     throw UnsupportedError("configuration '" + config_key + "' does not compute " +
                            problem.ToString());
   }
-  const int64_t ctas = 
+  const int64_t ctas =
       MakeLaunchGeometry(problem, config, ResidentClusters(problem.num_sms, config.cluster_size()))
           .grid;
   if (problem.sm_limit > 0 && ctas > problem.sm_limit) {

@@ -22,7 +22,6 @@ std::vector<RankedConfig> RankConfigs(const GemmProblem& problem, Backend backen
 /// process picks the same kernel for the same problem.
 /// @throws UnsupportedError  There is no candidate, or the key is not one that computes `problem`
 ///     on so many SMs; the message names the problem.
-GemmConfig SelectConfig(const GemmProblem& problem, Backend backend,
-                        const std::string& config_key);
+GemmConfig SelectConfig(const GemmProblem& problem, Backend backend, const std::string& config_key);
 
 }  // namespace fp8gemm

@@ -63,8 +63,8 @@ TensorMapSpec OutputSpec(const char* name, void* base, const GemmProblem& proble
                                      : CU_TENSOR_MAP_SWIZZLE_32B};
 }
 
-TensorMapSpec ScaleSpec(const char* name, void* base, int64_t rows, int64_t k_blocks,
-                        int64_t pitch, uint32_t box_rows) {
+TensorMapSpec ScaleSpec(const char* name, void* base, int64_t rows, int64_t k_blocks, int64_t pitch,
+                        uint32_t box_rows) {
   return {.operand = name,
           .type = CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
           .elem_bytes = 4,
@@ -100,8 +100,7 @@ int64_t MaxClusterTiles(const GemmProblem& problem, const GemmConfig& config) {
   return tiles;
 }
 
-int64_t ActiveClusters(const GemmProblem& problem, const GemmConfig& config,
-                       int64_t max_clusters) {
+int64_t ActiveClusters(const GemmProblem& problem, const GemmConfig& config, int64_t max_clusters) {
   // With split K a cluster computes one tile (see split_k.cuh), whether or not all fit at once.
   if (config.split_k > 1) return MaxClusterTiles(problem, config);
   return std::min(MaxClusterTiles(problem, config), max_clusters);

@@ -16,8 +16,8 @@ struct GemmBuffers {
   // 1d2d: (groups, ceil(n / 128), ceil(k / 128)) f32.
   // 1d1d: (ceil(k / 128), n) f32, rows `sfb_pitch` elements apart.
   void* sfb = nullptr;
-  void* d = nullptr;    // (d rows, n) output, rows `d_pitch` elements apart
-  void* c = nullptr;    // as d; may be d itself; nullptr unless the problem accumulates
+  void* d = nullptr;           // (d rows, n) output, rows `d_pitch` elements apart
+  void* c = nullptr;           // as d; may be d itself; nullptr unless the problem accumulates
   void* group_data = nullptr;  // (group_data_size) int32; nullptr if there is none
   int64_t k_pitch = 0;
   int64_t sfa_pitch = 0;

@@ -49,7 +49,7 @@ std::string BuildIdIn(const unsigned char* notes, size_t bytes, size_t alignment
 
 bool Holds(const dl_phdr_info& library, uintptr_t address) {
   for (int i = 0; i < library.dlpi_phnum; ++i) {
-    const ElfW(Phdr)& segment = library.dlpi_phdr[i];
+    const auto& segment = library.dlpi_phdr[i];
     if (segment.p_type != PT_LOAD) continue;
     const uintptr_t begin = library.dlpi_addr + segment.p_vaddr;
     if (address >= begin && address - begin < segment.p_memsz) return true;
@@ -62,7 +62,7 @@ int Visit(dl_phdr_info* library, size_t, void* data) {
   auto& search = *static_cast<Search*>(data);
   if (!Holds(*library, search.address)) return 0;
   for (int i = 0; i < library->dlpi_phnum && search.build_id.empty(); ++i) {
-    const ElfW(Phdr)& segment = library->dlpi_phdr[i];
+    const auto& segment = library->dlpi_phdr[i];
     if (segment.p_type != PT_NOTE) continue;
     search.build_id =
         BuildIdIn(reinterpret_cast<const unsigned char*>(library->dlpi_addr + segment.p_vaddr),

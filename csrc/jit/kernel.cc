@@ -34,10 +34,8 @@ bool RefusesImage(CUresult result) {
     case CUDA_ERROR_NO_BINARY_FOR_GPU:
     case CUDA_ERROR_INVALID_PTX:
     case CUDA_ERROR_UNSUPPORTED_PTX_VERSION:
-    case CUDA_ERROR_INVALID_SOURCE:
-      return true;
-    default:
-      return false;
+    case CUDA_ERROR_INVALID_SOURCE: return true;
+    default: return false;
   }
 }
 
@@ -175,21 +173,20 @@ void Kernel::CheckImage(const DriverApi& api, CUresult result, const char* call)
 const Kernel::OnDevice& Kernel::LoadOn(const DriverApi& api, CUdevice device) {
   const DeviceLimits& limits = Limits(api, device);
   if (source_.smem_bytes > static_cast<unsigned>(limits.smem_bytes_per_block)) {
-    throw UnsupportedError("Kernel '" + source_.name + "' needs " +
-                           std::to_string(source_.smem_bytes) +
-                           " bytes of shared memory per block, but device " +
-                           std::to_string(device) + " (" + limits.name + ") offers " +
-                           std::to_string(limits.smem_bytes_per_block) +
-                           "; choose a configuration with a smaller tile or fewer stages.");
+    throw UnsupportedError(
+        "Kernel '" + source_.name + "' needs " + std::to_string(source_.smem_bytes) +
+        " bytes of shared memory per block, but device " + std::to_string(device) + " (" +
+        limits.name + ") offers " + std::to_string(limits.smem_bytes_per_block) +
+        "; choose a configuration with a smaller tile or fewer stages.");
   }
   const std::lock_guard lock(mutex_);
   if (is_loaded_[device].load(std::memory_order_relaxed)) return devices_[device];
   if (library_ == nullptr) {
     CUlibrary library = nullptr;
-    CheckImage(api,
-               api.cuLibraryLoadData(&library, image_->data(), nullptr, nullptr, 0, nullptr,
-                                     nullptr, 0),
-               "cuLibraryLoadData");
+    CheckImage(
+        api,
+        api.cuLibraryLoadData(&library, image_->data(), nullptr, nullptr, 0, nullptr, nullptr, 0),
+        "cuLibraryLoadData");
     library_ = library;  // only now, so that a failed load is never unloaded
   }
   if (kernel_ == nullptr) {

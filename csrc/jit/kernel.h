@@ -115,7 +115,7 @@ class Kernel {
   std::mutex mutex_;  // guards what follows against concurrent first uses
   CUlibrary library_ = nullptr;
   CUkernel kernel_ = nullptr;
-  std::array<OnDevice, kMaxDevices> devices_{};              // by device ordinal
+  std::array<OnDevice, kMaxDevices> devices_{};             // by device ordinal
   std::array<std::atomic<bool>, kMaxDevices> is_loaded_{};  // whether devices_[i] is final
 };
 

@@ -38,8 +38,8 @@ KernelCache::Image KernelCache::GetOrBuild(const std::string& key_text, const st
       const std::lock_guard lock(mutex_);
       images_.erase(key_text);
     });
-    auto image = std::make_shared<const std::string>(
-        LoadOrBuild(disk.get(), key_text, label, build, built));
+    auto image =
+        std::make_shared<const std::string>(LoadOrBuild(disk.get(), key_text, label, build, built));
     forget.Dismiss();
     return image;
   });
@@ -123,7 +123,7 @@ void KernelCache::ClearMemory() {
   images_.clear();
 }
 
-void KernelCache::Count(uint64_t Counters::*counter) {
+void KernelCache::Count(uint64_t Counters::* counter) {
   const std::lock_guard lock(mutex_);
   ++(counters_.*counter);
 }

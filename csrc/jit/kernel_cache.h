@@ -20,10 +20,10 @@ class KernelCache {
   using Image = std::shared_ptr<const std::string>;
 
   struct Counters {
-    uint64_t memory_hits = 0;     // includes threads that waited for another thread's build
+    uint64_t memory_hits = 0;  // includes threads that waited for another thread's build
     uint64_t disk_hits = 0;
-    uint64_t builds = 0;          // started, whether they succeeded or not
-    uint64_t corrupt = 0;         // entries on disk that were damaged or not ours, and rebuilt
+    uint64_t builds = 0;   // started, whether they succeeded or not
+    uint64_t corrupt = 0;  // entries on disk that were damaged or not ours, and rebuilt
     uint64_t write_failures = 0;
   };
 
@@ -62,7 +62,7 @@ class KernelCache {
                           bool& built);
   void StoreOrWarn(const DiskStore& disk, const std::string& key_text, const std::string& label,
                    const std::string& image);
-  void Count(uint64_t Counters::*counter);
+  void Count(uint64_t Counters::* counter);
 
   mutable std::mutex mutex_;  // guards everything below; never held while building or doing I/O
   std::unordered_map<std::string, std::shared_future<Image>> images_;

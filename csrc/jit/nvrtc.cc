@@ -96,8 +96,7 @@ std::unique_ptr<const NvrtcApi> TryOpen(const std::string& name, int extra_flags
     return nullptr;
   }
   auto api = std::make_unique<NvrtcApi>();
-  if (!FindSymbols(library, *api) ||
-      api->nvrtcVersion(&api->major, &api->minor) != kNvrtcSuccess) {
+  if (!FindSymbols(library, *api) || api->nvrtcVersion(&api->major, &api->minor) != kNvrtcSuccess) {
     AddReason(name + " is not NVRTC", reasons);
     dlclose(library);
     return nullptr;
@@ -278,11 +277,9 @@ CompileResult CompileCubin(const CompileRequest& request) {
   CompileResult compiled{{}, program.Log()};
   if (result == kNvrtcSuccess) compiled.cubin = program.Cubin();
   if (!compiled.cubin.empty()) return compiled;
-  std::string message = "NVRTC " + VersionText({api.major, api.minor}) +
-                        " could not compile " + request.name + " (" +
-                        (result == kNvrtcSuccess ? "it gave no cubin"
-                                                 : api.nvrtcGetErrorString(result)) +
-                        ")";
+  std::string message =
+      "NVRTC " + VersionText({api.major, api.minor}) + " could not compile " + request.name + " (" +
+      (result == kNvrtcSuccess ? "it gave no cubin" : api.nvrtcGetErrorString(result)) + ")";
   message += compiled.log.empty() ? std::string(" and left no log") : ":\n" + Excerpt(compiled.log);
   throw CompileError(message, std::move(compiled.log));
 }

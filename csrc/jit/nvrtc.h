@@ -35,7 +35,7 @@ struct CompileResult {
 /// Where to look for NVRTC.
 struct NvrtcSearch {
   std::string chosen{};  // by the user: this file or none; empty: the best that is found
-  int major = 0;       // CUDA major version of jax's plugin, which goes before others; 0: unknown
+  int major = 0;         // CUDA major version of jax's plugin, which goes before others; 0: unknown
   std::vector<std::string> candidates{};  // full paths or bare sonames, best first
 };
 

@@ -41,23 +41,22 @@ void QuantizePlan::Run(const QuantizeBuffers& buffers, CUstream stream) {
   const Kernel::OnDevice& loaded = kernel_.Load();
   const int64_t tiles_per_cta = TilesPerCta(problem_, loaded.sm_count);
   const QuantizeConfig& config = problem_.config;
-  const int64_t values_columns =
-      config.is_transposed() ? problem_.out_columns() : problem_.columns;
-  QuantizeParams params{.x = buffers.x,
-                        .x_scales = static_cast<const float*>(buffers.x_scales),
-                        .group_sizes = static_cast<const int32_t*>(buffers.group_sizes),
-                        .values = buffers.values,
-                        .scales = static_cast<float*>(buffers.scales),
-                        .rows = static_cast<uint32_t>(problem_.rows),
-                        .columns = static_cast<uint32_t>(problem_.columns),
-                        .num_groups = static_cast<uint32_t>(problem_.num_groups),
-                        .out_columns = static_cast<uint32_t>(problem_.out_columns()),
-                        .scale_pitch = static_cast<uint32_t>(problem_.scale_pitch()),
-                        .tiles_per_cta = static_cast<uint32_t>(tiles_per_cta),
-                        .x_in_vectors = InVectors(buffers.x, problem_.columns, x_vector(config),
-                                                  element_bytes(config.x_type)),
-                        .values_in_vectors =
-                            InVectors(buffers.values, values_columns, values_vector(config), 1)};
+  const int64_t values_columns = config.is_transposed() ? problem_.out_columns() : problem_.columns;
+  QuantizeParams params{
+      .x = buffers.x,
+      .x_scales = static_cast<const float*>(buffers.x_scales),
+      .group_sizes = static_cast<const int32_t*>(buffers.group_sizes),
+      .values = buffers.values,
+      .scales = static_cast<float*>(buffers.scales),
+      .rows = static_cast<uint32_t>(problem_.rows),
+      .columns = static_cast<uint32_t>(problem_.columns),
+      .num_groups = static_cast<uint32_t>(problem_.num_groups),
+      .out_columns = static_cast<uint32_t>(problem_.out_columns()),
+      .scale_pitch = static_cast<uint32_t>(problem_.scale_pitch()),
+      .tiles_per_cta = static_cast<uint32_t>(tiles_per_cta),
+      .x_in_vectors =
+          InVectors(buffers.x, problem_.columns, x_vector(config), element_bytes(config.x_type)),
+      .values_in_vectors = InVectors(buffers.values, values_columns, values_vector(config), 1)};
   const LaunchGeometry geometry{.grid = static_cast<unsigned>(problem_.grid(tiles_per_cta))};
   kernel_.Launch(loaded, geometry, stream, &params);
 }

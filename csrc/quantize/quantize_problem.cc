@@ -44,8 +44,7 @@ int64_t QuantizeProblem::grid(int64_t tiles_per_cta) const {
     case QuantizeLayout::kRows:
       return ceil_div<int64_t>(ceil_div<int64_t>(rows, kWarpRows) * Blocks(columns),
                                kQuantizeWarps);
-    case QuantizeLayout::kBlocks:
-      return batches * Blocks(rows) * Blocks(columns);
+    case QuantizeLayout::kBlocks: return batches * Blocks(rows) * Blocks(columns);
     case QuantizeLayout::kTransposed:
     case QuantizeLayout::kKGrouped: {
       const int64_t tiles = ceil_div<int64_t>(columns, kTileColumns);
@@ -92,8 +91,8 @@ void ValidateQuantizeProblem(const QuantizeProblem& problem) {
   CheckExtent("columns", problem.columns);
   const bool is_grouped = problem.config.layout == QuantizeLayout::kKGrouped;
   if (is_grouped && (problem.num_groups < 1 || problem.num_groups > int64_t{kMaxGroups})) {
-    throw UnsupportedError("num_groups must be from 1 to " + std::to_string(kMaxGroups) +
-                           ", got " + std::to_string(problem.num_groups));
+    throw UnsupportedError("num_groups must be from 1 to " + std::to_string(kMaxGroups) + ", got " +
+                           std::to_string(problem.num_groups));
   }
   if (problem.batches > 1 && problem.config.layout == QuantizeLayout::kRows) {
     throw UnsupportedError("batches must be 1, got " + std::to_string(problem.batches));
@@ -101,8 +100,8 @@ void ValidateQuantizeProblem(const QuantizeProblem& problem) {
   CheckExtent("columns of the result", problem.out_columns());
   // First, so that the product of three does not pass 63 bits: no fewer CTAs than that.
   CheckExtent("the number of blocks of rows of all batches",
-              problem.batches * Blocks(problem.config.is_transposed() ? problem.out_columns()
-                                                                      : problem.rows));
+              problem.batches *
+                  Blocks(problem.config.is_transposed() ? problem.out_columns() : problem.rows));
   // The kernels number warps in 32 bits.
   CheckExtent("the number of warps", problem.grid(1) * kQuantizeWarps);
 }

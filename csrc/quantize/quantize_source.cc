@@ -35,6 +35,7 @@ const char* Literal(XType type) {
 
 KernelSource QuantizeKernel(const QuantizeConfig& config) {
   const std::string name = "sm90_" + QuantizeFamily(config);
+  // clang-format off: a line of text a line
   const std::string text =
       "#include <fp8_quantize/sm90_quantize.cuh>\n"
       "extern \"C\" __global__ void __launch_bounds__(" +
@@ -46,6 +47,7 @@ KernelSource QuantizeKernel(const QuantizeConfig& config) {
       "    .type = " + Fp8TypeLiteral(config.type) + ",\n"
       "    .pow2 = " + (config.pow2 ? "true" : "false") + ",\n"
       "  }>(params);\n}\n";
+  // clang-format on
   return {.key = QuantizeKey(config),
           .name = name,
           .text = text,

@@ -11,12 +11,12 @@ struct alignas(64) TensorMap {
 };
 
 struct GemmParams {
-  TensorMap a;    // (a rows, k) fp8, box (block_m / cluster_n, 128), 128B swizzle
-  TensorMap b;    // (groups * n, k) fp8, box (block_n / cluster_m, 128), 128B swizzle
-  TensorMap sfa;  // (k blocks, a rows) f32, box (1, sfa_box_scales), no swizzle
-  TensorMap sfb;  // 1d1d: (k blocks, n) f32, box (1, block_n), no swizzle
-  TensorMap d;    // (d rows, n) output, box (min(block_m, 64), swizzle columns)
-  TensorMap c;    // as d; read only when the configuration accumulates
+  TensorMap a;              // (a rows, k) fp8, box (block_m / cluster_n, 128), 128B swizzle
+  TensorMap b;              // (groups * n, k) fp8, box (block_n / cluster_m, 128), 128B swizzle
+  TensorMap sfa;            // (k blocks, a rows) f32, box (1, sfa_box_scales), no swizzle
+  TensorMap sfb;            // 1d1d: (k blocks, n) f32, box (1, block_n), no swizzle
+  TensorMap d;              // (d rows, n) output, box (min(block_m, 64), swizzle columns)
+  TensorMap c;              // as d; read only when the configuration accumulates
   const float* sfb_blocks;  // 1d2d: (groups, ceil(n / 128), k_blocks) f32, row-major
   void* d_rows;             // d again, for tiles that end before their last row
   uint64_t d_pitch_bytes;   // from one row of d to the next
@@ -25,16 +25,16 @@ struct GemmParams {
   // (groups); contiguous: group_ids (m). Trusted for nothing: values out of range are clamped.
   const int32_t* group_data;
   uint32_t num_groups;
-  uint32_t group_rows;     // masked: rows of `a` and `d` that each group has
-  uint32_t zero_padding;   // masked: 1 if rows past masked_m must be written as zeros
+  uint32_t group_rows;    // masked: rows of `a` and `d` that each group has
+  uint32_t zero_padding;  // masked: 1 if rows past masked_m must be written as zeros
 
-  uint32_t m;              // rows of one output matrix; ragged and contiguous: of all groups
+  uint32_t m;  // rows of one output matrix; ragged and contiguous: of all groups
   uint32_t n;
-  uint32_t k_blocks;       // ceil(k / 128); K-grouped: of all groups
+  uint32_t k_blocks;         // ceil(k / 128); K-grouped: of all groups
   uint32_t cluster_tiles_m;  // output tiles in units of a whole cluster; of one group if masked
   uint32_t cluster_tiles_n;
-  uint32_t raster_width;     // cluster tiles of the minor dimension that are walked together
-  uint32_t raster_along_n;   // 1: the minor (grouped) dimension is N; 0: it is M
+  uint32_t raster_width;    // cluster tiles of the minor dimension that are walked together
+  uint32_t raster_along_n;  // 1: the minor (grouped) dimension is N; 0: it is M
 };
 
 }  // namespace fp8gemm

@@ -13,12 +13,12 @@ struct QuantizeParams {
   // kRows: (ceil(columns / 128), scale_pitch); kBlocks: (batches, ceil(rows / 128),
   // ceil(columns / 128)); otherwise (batches, ceil(out_columns / 128), scale_pitch).
   float* scales;
-  uint32_t rows;               // of one matrix
+  uint32_t rows;  // of one matrix
   uint32_t columns;
   uint32_t num_groups;
-  uint32_t out_columns;        // transposed: of the result
-  uint32_t scale_pitch;        // floats from one block to the next; a multiple of 4
-  uint32_t tiles_per_cta;      // transposed: column tiles that a CTA does one after the other
+  uint32_t out_columns;    // transposed: of the result
+  uint32_t scale_pitch;    // floats from one block to the next; a multiple of 4
+  uint32_t tiles_per_cta;  // transposed: column tiles that a CTA does one after the other
   // Whether every access of x, and of values, is of a whole vector at a multiple of its size.
   uint32_t x_in_vectors;
   uint32_t values_in_vectors;

@@ -55,19 +55,19 @@ FP8GEMM_HOST_DEVICE constexpr uint32_t sfa_bytes(const GemmConfig& config) {
 
 // Offsets are in bytes from the start of dynamic shared memory, which is 1024-aligned.
 struct SmemLayout {
-  uint32_t d;        // [consumer][slab][box][64 rows][swizzle bytes]
-  uint32_t a;        // [stage] (block_m, 128) fp8, 128B swizzle; 64 rows even for smaller tiles
-  uint32_t b;        // [stage] (block_n, 128) fp8, 128B swizzle
-  uint32_t sfa;      // [stage][box] (sfa_box_scales) f32
-  uint32_t sfb;      // [stage] 1d2d: (2) f32, of the tile's first and second column block;
-                     //         1d1d: (block_n) f32
-  uint32_t partials; // split K: [consumer][source CTA][8 columns][128 threads] (4) f32
-  uint32_t full;     // [stage] mbarrier: operands have landed
-  uint32_t empty;    // [stage] mbarrier: every consumer of the cluster is done with the stage
-  uint32_t c_full;   // [consumer] mbarrier: the accumulator tile has landed in d
-  uint32_t summed;   // [consumer] mbarrier: the partial sums of the whole cluster have landed
-  uint32_t groups;   // [group] (2) u32: see GroupTable
-  uint32_t bytes;    // total without groups
+  uint32_t d;         // [consumer][slab][box][64 rows][swizzle bytes]
+  uint32_t a;         // [stage] (block_m, 128) fp8, 128B swizzle; 64 rows even for smaller tiles
+  uint32_t b;         // [stage] (block_n, 128) fp8, 128B swizzle
+  uint32_t sfa;       // [stage][box] (sfa_box_scales) f32
+  uint32_t sfb;       // [stage] 1d2d: (2) f32, of the tile's first and second column block;
+                      //         1d1d: (block_n) f32
+  uint32_t partials;  // split K: [consumer][source CTA][8 columns][128 threads] (4) f32
+  uint32_t full;      // [stage] mbarrier: operands have landed
+  uint32_t empty;     // [stage] mbarrier: every consumer of the cluster is done with the stage
+  uint32_t c_full;    // [consumer] mbarrier: the accumulator tile has landed in d
+  uint32_t summed;    // [consumer] mbarrier: the partial sums of the whole cluster have landed
+  uint32_t groups;    // [group] (2) u32: see GroupTable
+  uint32_t bytes;     // total without groups
 
   uint32_t d_slab_bytes;
   uint32_t a_stage_bytes;
@@ -94,10 +94,9 @@ FP8GEMM_HOST_DEVICE constexpr SmemLayout make_smem_layout(const GemmConfig& conf
   layout.a_stage_bytes = max(config.block_m, kMmaM) * kRowBytes;
   layout.b_stage_bytes = config.block_n * kRowBytes;
   layout.sfa_stage_bytes = align_up(sfa_bytes(config), 128u);
-  layout.sfb_stage_bytes =
-      config.scaling == Scaling::k1D2D
-          ? 2 * uint32_t{sizeof(float)}
-          : align_up(config.block_n * uint32_t{sizeof(float)}, 128u);
+  layout.sfb_stage_bytes = config.scaling == Scaling::k1D2D
+                               ? 2 * uint32_t{sizeof(float)}
+                               : align_up(config.block_n * uint32_t{sizeof(float)}, 128u);
 
   layout.d = 0;
   layout.a = layout.d + config.num_consumers * d_slabs(config) * layout.d_slab_bytes;

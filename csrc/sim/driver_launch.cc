@@ -234,9 +234,9 @@ CUresult KernelSetAttribute(CUfunction_attribute attribute, int value, CUkernel 
   }
   if (attribute != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES || value < 0 ||
       static_cast<unsigned>(value) > kMaxSmemPerBlock) {
-    return Fail(CUDA_ERROR_INVALID_VALUE,
-                "max dynamic shared memory must be at most " + std::to_string(kMaxSmemPerBlock) +
-                    " bytes, got " + std::to_string(value));
+    return Fail(CUDA_ERROR_INVALID_VALUE, "max dynamic shared memory must be at most " +
+                                              std::to_string(kMaxSmemPerBlock) + " bytes, got " +
+                                              std::to_string(value));
   }
   const std::lock_guard lock(State().mutex);
   FromHandle(kernel)->max_smem_bytes = static_cast<unsigned>(value);

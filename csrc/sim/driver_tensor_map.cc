@@ -15,15 +15,11 @@ constexpr uint32_t kMaxBox = 256;
 // 0 for types that this library never passes.
 uint32_t ElementBytes(CUtensorMapDataType type) {
   switch (type) {
-    case CU_TENSOR_MAP_DATA_TYPE_UINT8:
-      return 1;
+    case CU_TENSOR_MAP_DATA_TYPE_UINT8: return 1;
     case CU_TENSOR_MAP_DATA_TYPE_FLOAT16:
-    case CU_TENSOR_MAP_DATA_TYPE_BFLOAT16:
-      return 2;
-    case CU_TENSOR_MAP_DATA_TYPE_FLOAT32:
-      return 4;
-    default:
-      return 0;
+    case CU_TENSOR_MAP_DATA_TYPE_BFLOAT16: return 2;
+    case CU_TENSOR_MAP_DATA_TYPE_FLOAT32: return 4;
+    default: return 0;
   }
 }
 
@@ -79,9 +75,9 @@ CUresult EncodeTiled(CUtensorMap* map, CUtensorMapDataType type, uint32_t rank, 
   rules.Require(ElementBytes(type) != 0, "the data type must be one the library uses", type);
   rules.Require(base != nullptr && address % 16 == 0, "the base must be aligned to 16 bytes",
                 address);
-  rules.Require(dims != nullptr && strides_bytes != nullptr && box != nullptr &&
-                    element_strides != nullptr,
-                "the arrays must not be null", 0);
+  rules.Require(
+      dims != nullptr && strides_bytes != nullptr && box != nullptr && element_strides != nullptr,
+      "the arrays must not be null", 0);
   rules.Require(interleave == CU_TENSOR_MAP_INTERLEAVE_NONE, "interleave must be none", interleave);
   rules.Require(swizzle <= CU_TENSOR_MAP_SWIZZLE_128B, "the swizzle must be none, 32B, 64B or 128B",
                 swizzle);

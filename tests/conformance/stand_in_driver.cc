@@ -59,8 +59,9 @@ EXPORT cuMemcpyDtoH_v2(void* target, uint64_t source, size_t size_bytes) {
 EXPORT cuLibraryLoadData(CUlibrary* library, const void* image, CUjit_option*, void**, unsigned,
                          CUlibraryOption*, void**, unsigned) {
   *library = nullptr;
-  return std::memcmp(image, "\x7f"
-                            "ELF",
+  return std::memcmp(image,
+                     "\x7f"
+                     "ELF",
                      4) == 0
              ? CUDA_SUCCESS
              : CUDA_ERROR_INVALID_IMAGE;
@@ -72,8 +73,8 @@ EXPORT cuLibraryGetKernel(CUkernel* kernel, CUlibrary, const char* name) {
   }
   const std::string image = std::string("fp8gemm-sim\n") + name + "\n";
   CUlibrary library = nullptr;
-  const CUresult result = Sim().cuLibraryLoadData(&library, image.c_str(), nullptr, nullptr, 0,
-                                                  nullptr, nullptr, 0);
+  const CUresult result =
+      Sim().cuLibraryLoadData(&library, image.c_str(), nullptr, nullptr, 0, nullptr, nullptr, 0);
   return result == CUDA_SUCCESS ? Sim().cuLibraryGetKernel(kernel, library, name) : result;
 }
 EXPORT cuKernelGetFunction(CUfunction* function, CUkernel kernel) {

@@ -11,8 +11,8 @@ namespace ours = fp8gemm;
 
 #define SAME_VALUE(name) \
   static_assert(static_cast<unsigned>(ours::name) == static_cast<unsigned>(::name), #name)
-#define SAME_TYPE_LAYOUT(name)                                               \
-  static_assert(sizeof(ours::name) == sizeof(::name), "size of " #name);     \
+#define SAME_TYPE_LAYOUT(name)                                           \
+  static_assert(sizeof(ours::name) == sizeof(::name), "size of " #name); \
   static_assert(alignof(ours::name) == alignof(::name), "alignment of " #name)
 #define SAME_OFFSET(type, member) \
   static_assert(offsetof(ours::type, member) == offsetof(::type, member), #type "::" #member)

@@ -126,22 +126,29 @@ void FillKernelCalls(DriverApi& api) {
     fake.param = params[0];
     return fake.result;
   };
-  api.cuTensorMapEncodeTiled =
-      [](CUtensorMap* map, CUtensorMapDataType type, uint32_t rank, void* base,
-         const uint64_t* dims, const uint64_t* strides, const uint32_t* box, const uint32_t* steps,
-         CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle, CUtensorMapL2promotion l2,
-         CUtensorMapFloatOOBfill fill) {
-        map->opaque[15] = 42;
-        fake.map = {type,       rank,   reinterpret_cast<uintptr_t>(base), dims[0], dims[1],
-                    strides[0], box[0], box[1], steps[0], steps[1], interleave, swizzle, l2, fill};
-        return fake.result;
-      };
+}
+
+void FillTensorMapCalls(DriverApi& api) {
+  api.cuTensorMapEncodeTiled = [](CUtensorMap* map, CUtensorMapDataType type, uint32_t rank,
+                                  void* base, const uint64_t* dims, const uint64_t* strides,
+                                  const uint32_t* box, const uint32_t* steps,
+                                  CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle,
+                                  CUtensorMapL2promotion l2, CUtensorMapFloatOOBfill fill) {
+    map->opaque[15] = 42;
+    fake.map = {type,     rank,       reinterpret_cast<uintptr_t>(base),
+                dims[0],  dims[1],    strides[0],
+                box[0],   box[1],     steps[0],
+                steps[1], interleave, swizzle,
+                l2,       fill};
+    return fake.result;
+  };
 }
 
 const DriverApi api = [] {
   DriverApi table{};
   FillDeviceCalls(table);
   FillKernelCalls(table);
+  FillTensorMapCalls(table);
   return table;
 }();
 

@@ -56,8 +56,13 @@ void TestProblem(const DriverApi& api, const GemmProblem& problem) {
   const int64_t k_blocks = ceil_div<int64_t>(problem.k, 128);
   const int64_t a_rows = problem.a_rows();
   const int64_t b_rows = problem.b_rows();
-  GemmBuffers buffers{.a = Address(0), .b = Address(1), .sfa = Address(2), .sfb = Address(3),
-                      .d = Address(4), .c = Address(4), .group_data = Address(5)};
+  GemmBuffers buffers{.a = Address(0),
+                      .b = Address(1),
+                      .sfa = Address(2),
+                      .sfb = Address(3),
+                      .d = Address(4),
+                      .c = Address(4),
+                      .group_data = Address(5)};
   buffers.k_pitch = align_up<int64_t>(problem.k, 16);
   buffers.sfa_pitch = align_up<int64_t>(a_rows, 4);
   buffers.sfb_pitch = align_up<int64_t>(b_rows, 4);

@@ -60,11 +60,11 @@ void TestThreads() {
   // Every waiter gets the exception of the one build, and the next call builds again.
   std::vector<std::string> messages(kNumThreads);
   OnThreads([&](int i) {
-    messages[i] = CHECK_THROWS(std::invalid_argument,
-                               cache.GetOrBuild("bad", "label", [&]() -> std::string {
-                                 AwaitWaiters(cache, kNumThreads - 1);
-                                 throw std::invalid_argument("no such tile");
-                               }));
+    messages[i] =
+        CHECK_THROWS(std::invalid_argument, cache.GetOrBuild("bad", "label", [&]() -> std::string {
+          AwaitWaiters(cache, kNumThreads - 1);
+          throw std::invalid_argument("no such tile");
+        }));
   });
   for (const std::string& message : messages) CHECK(message == "no such tile");
   CHECK(cache.GetCounters().builds == 2);
@@ -103,9 +103,8 @@ void WriteFile(const std::string& path, const std::string& text) {
 KernelCache::Counters Reopen(const std::string& directory, bool may_build) {
   KernelCache cache;
   cache.SetDirectory(directory);
-  const auto image = cache.GetOrBuild("key", "tile", [&] {
-    return may_build ? std::string("image") : Refuse();
-  });
+  const auto image =
+      cache.GetOrBuild("key", "tile", [&] { return may_build ? std::string("image") : Refuse(); });
   CHECK(*image == "image");
   return cache.GetCounters();
 }

@@ -52,8 +52,16 @@ void TestLimits() {
 
 template <typename Change>
 void TestBrokenRule(Change change, const char* part) {
-  TensorMapSpec spec{"sfa", CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 4, HandleOf<void*>(0x7f0000000400),
-                     512, 8, 2048, 128, 1, CU_TENSOR_MAP_SWIZZLE_NONE,
+  TensorMapSpec spec{"sfa",
+                     CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+                     4,
+                     HandleOf<void*>(0x7f0000000400),
+                     512,
+                     8,
+                     2048,
+                     128,
+                     1,
+                     CU_TENSOR_MAP_SWIZZLE_NONE,
                      CU_TENSOR_MAP_L2_PROMOTION_NONE};
   Encode2d(api, spec);  // legal before the change
   change(spec);
@@ -63,12 +71,19 @@ void TestBrokenRule(Change change, const char* part) {
 }
 
 void TestTensorMap() {
-  const TensorMapSpec spec{"a", CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, HandleOf<void*>(0x10), 4096, 77,
-                           4112, 128, 64, CU_TENSOR_MAP_SWIZZLE_128B,
+  const TensorMapSpec spec{"a",
+                           CU_TENSOR_MAP_DATA_TYPE_UINT8,
+                           1,
+                           HandleOf<void*>(0x10),
+                           4096,
+                           77,
+                           4112,
+                           128,
+                           64,
+                           CU_TENSOR_MAP_SWIZZLE_128B,
                            CU_TENSOR_MAP_L2_PROMOTION_L2_256B};
   CHECK(Encode2d(api, spec).opaque[15] == 42);
-  CHECK((fake.map ==
-         std::vector<uint64_t>{0, 2, 0x10, 4096, 77, 4112, 128, 64, 1, 1, 0, 3, 3, 0}));
+  CHECK((fake.map == std::vector<uint64_t>{0, 2, 0x10, 4096, 77, 4112, 128, 64, 1, 1, 0, 3, 3, 0}));
   using Spec = TensorMapSpec;
   TestBrokenRule([](Spec& s) { s.elem_bytes = 2; }, "elem_bytes must be the size");
   TestBrokenRule([](Spec& s) { s.base = nullptr; }, "base must not be null");
@@ -126,8 +141,7 @@ void TestLaunch() {
   kernel.Launch(loaded, {7, false}, stream, &param);
   CHECK(fake.attributes.empty());
   const auto refusal = [&](const Kernel& refusing, LaunchGeometry geometry) {
-    return CHECK_THROWS(std::invalid_argument,
-                        refusing.Launch(loaded, geometry, stream, &param));
+    return CHECK_THROWS(std::invalid_argument, refusing.Launch(loaded, geometry, stream, &param));
   };
   CHECK_CONTAINS(refusal(MakeKernel(Image(), "pair", 0, 128, {}, 2), {7, false}),
                  "got grid 7, block 128, cluster 2");
@@ -189,8 +203,7 @@ void TestModule() {
   CHECK(fake.unloads == 1);
   {
     Kernel kernel = MakeKernel(image, "missing", 0, 128);
-    CHECK_CONTAINS(CHECK_THROWS(CudaError, kernel.Load()),
-                   "cuLibraryGetKernel failed");
+    CHECK_CONTAINS(CHECK_THROWS(CudaError, kernel.Load()), "cuLibraryGetKernel failed");
   }
   Kernel greedy = MakeKernel(image, "tiny", 232449, 384);
   CHECK_CONTAINS(CHECK_THROWS(UnsupportedError, greedy.Load()),

@@ -90,7 +90,9 @@ void TestCompile(int major, const std::string& path) {
     threads.emplace_back([&result] { result = CompileCubin(Tiny()); });
   }
   for (std::thread& thread : threads) thread.join();
-  CHECK(results[0].cubin.starts_with("\x7f" "ELF") && results[0].cubin == results[1].cubin);
+  CHECK(results[0].cubin.starts_with("\x7f"
+                                     "ELF") &&
+        results[0].cubin == results[1].cubin);
   CHECK_CONTAINS(results[0].cubin, "tiny");
   CHECK_CONTAINS(results[0].log, "0 bytes spill stores");
   CHECK(results[0].log.back() != '\0' && results[0].log.back() != '\n');

@@ -58,7 +58,8 @@ CUresult Load(const char* image) {
 }
 
 void TestImages() {
-  CHECK(Load("\x7f" "ELF") == CUDA_ERROR_INVALID_IMAGE);
+  CHECK(Load("\x7f"
+             "ELF") == CUDA_ERROR_INVALID_IMAGE);
   CHECK(Load("fp8gemm-sim\nidle") == CUDA_ERROR_INVALID_IMAGE);
   CHECK(Load("fp8gemm-sim\nother\n") == CUDA_ERROR_NOT_FOUND);
   CHECK_CONTAINS(Api().last_report(), "without kernel other");

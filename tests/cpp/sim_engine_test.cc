@@ -28,8 +28,14 @@ const char* DescribeSmem(uint32_t offset) {
 template <Fault kFault, uint32_t kCluster = 1>
 SimKernel MakeKernel(const char* key) {
   using Kernel = Pipeline<kFault, kCluster>;
-  return {key,      &PipelineEntry<kFault, kCluster>, sizeof(Params),   Kernel::kThreads,
-          kCluster, Kernel::kSmemBytes,               kLaunchRegisters, &DescribeSmem};
+  return {key,
+          &PipelineEntry<kFault, kCluster>,
+          sizeof(Params),
+          Kernel::kThreads,
+          kCluster,
+          Kernel::kSmemBytes,
+          kLaunchRegisters,
+          &DescribeSmem};
 }
 
 #define SIM_TEST_KERNEL(fault) MakeKernel<Fault::fault>(#fault)
@@ -211,9 +217,8 @@ void TestModes() {
 int main(int argc, char** argv) {
   bool is_ok = true;
   for (const sim_test::Case& test : sim_test::kCases) {
-    const bool is_named = std::any_of(argv + 1, argv + argc, [&](const char* name) {
-      return std::string(name) == test.key;
-    });
+    const bool is_named = std::any_of(
+        argv + 1, argv + argc, [&](const char* name) { return std::string(name) == test.key; });
     if (argc == 1 || is_named) is_ok &= sim_test::TestCase(test);
   }
   if (argc == 1) sim_test::TestModes();

@@ -236,8 +236,8 @@ class Pipeline {
 
   void Consume(uint32_t warp) const {
     const uint32_t row = warp * 16 + ptx::lane_idx() / 4;
-    const float factor = ptx::ld_global_nc_f32(params_.factor +
-                                               (Has(Fault::kGlobalOutOfRange) ? 1 << 16 : 0));
+    const float factor =
+        ptx::ld_global_nc_f32(params_.factor + (Has(Fault::kGlobalOutOfRange) ? 1 << 16 : 0));
     uint32_t step = 0;
     for (uint32_t tile = ptx::block_idx(); tile < params_.tiles; tile += ptx::grid_dim()) {
       float accum[32] = {};

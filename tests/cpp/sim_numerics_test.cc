@@ -16,10 +16,10 @@ namespace {
 namespace sim = fp8gemm::sim;
 
 constexpr uint32_t kRows = 64;
-constexpr uint32_t kSteps = 2;        // chained wgmma
-constexpr uint32_t kDepth = 32;       // of one
+constexpr uint32_t kSteps = 2;   // chained wgmma
+constexpr uint32_t kDepth = 32;  // of one
 constexpr uint32_t kMaxColumns = 256;
-constexpr uint32_t kRowBytes = 128;   // of the operands in global memory
+constexpr uint32_t kRowBytes = 128;  // of the operands in global memory
 
 // ---- The kernel: two chained wgmma of any shape -------------------------------------------------
 

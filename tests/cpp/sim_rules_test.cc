@@ -31,7 +31,7 @@ constexpr SimKernel MakeKernel(const char* key, uint32_t cluster) {
           cluster, rules::kSmemBytes, kLaunchRegisters, nullptr};
 }
 
-#define SIM_TEST_RULE(name, cluster, report)                                     \
+#define SIM_TEST_RULE(name, cluster, report)                                        \
   {#name, report, cluster, MakeKernel<&rules::name<false>>(#name ".kept", cluster), \
    MakeKernel<&rules::name<true>>(#name ".broken", cluster)}
 

@@ -32,17 +32,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
     NumberInstantiate, Instantiate,
     ffi::Ffi::Bind<ffi::ExecutionStage::kInstantiate>().Attr<int64_t>("value"));
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(OursExecute, Execute,
-                              ffi::Ffi::Bind()
-                                  .Ctx<fp8gemm::CallState<Number>>()
-                                  .Ret<ffi::BufferR0<ffi::S32>>()
-                                  .Attrs());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    OursExecute, Execute,
+    ffi::Ffi::Bind().Ctx<fp8gemm::CallState<Number>>().Ret<ffi::BufferR0<ffi::S32>>().Attrs());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(PlainExecute, Execute,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::State<Number>>()
-                                  .Ret<ffi::BufferR0<ffi::S32>>()
-                                  .Attrs());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    PlainExecute, Execute,
+    ffi::Ffi::Bind().Ctx<ffi::State<Number>>().Ret<ffi::BufferR0<ffi::S32>>().Attrs());
 
 extern "C" void* NumberTypeId() { return &Number::id; }
 

@@ -29,10 +29,19 @@ namespace truth {
 namespace {
 
 // What this program reads wrongly on CuTe's side, to show that it is compared.
-enum class Fault { kNone, kFragmentRow, kFragmentColumn, kDescriptor, kKStep, kStmatrix, kBox,
-                   kSwizzle };
-constexpr const char* kFaults[] = {"none", "fragment_row", "fragment_column", "descriptor",
-                                   "k_step", "stmatrix", "box", "swizzle"};
+enum class Fault {
+  kNone,
+  kFragmentRow,
+  kFragmentColumn,
+  kDescriptor,
+  kKStep,
+  kStmatrix,
+  kBox,
+  kSwizzle
+};
+constexpr const char* kFaults[] = {"none",       "fragment_row", "fragment_column",
+                                   "descriptor", "k_step",       "stmatrix",
+                                   "box",        "swizzle"};
 Fault fault;
 bool Has(Fault one) { return fault == one; }
 
@@ -54,15 +63,15 @@ struct Launch {
   Operands* operands;
   Probe probe;
   // CuTe's answers, found beforehand: simulated threads have little stack.
-  std::vector<uint64_t> a_descriptors;             // [stage][row block of 64][K step]
-  std::vector<uint64_t> b_descriptors;             // [stage][K step]
+  std::vector<uint64_t> a_descriptors;  // [stage][row block of 64][K step]
+  std::vector<uint64_t> b_descriptors;  // [stage][K step]
   std::vector<cute_says::Element> fragments;
   std::vector<cute_says::MatrixPlace> matrix_places;  // [lane][register]
   std::vector<uint32_t> box;
-  std::map<uint32_t, uint32_t> wgmma_of;           // CTA and thread: issued so far
-  std::map<uint32_t, uint32_t> stmatrix_of;        // the same
+  std::map<uint32_t, uint32_t> wgmma_of;     // CTA and thread: issued so far
+  std::map<uint32_t, uint32_t> stmatrix_of;  // the same
   std::map<std::pair<uint32_t, uint32_t>, std::vector<std::array<uint32_t, 5>>> matrices;
-  uint64_t elements = 0;                           // of the result that were seen
+  uint64_t elements = 0;  // of the result that were seen
 };
 Launch* launch;
 
@@ -129,8 +138,8 @@ void CheckWord(uint32_t address, int64_t row, int64_t column, const char* what) 
     const float wanted = Expected(row, column + i);
     ++launch->elements;
     if (got == wanted) continue;
-    Differs(what, "element (%ld, %ld) is %g where probe %d needs %g", long(row),
-            long(column + i), got, int(launch->probe), wanted);
+    Differs(what, "element (%ld, %ld) is %g where probe %d needs %g", long(row), long(column + i),
+            got, int(launch->probe), wanted);
   }
 }
 
@@ -206,8 +215,7 @@ void StoreMatrixX4(uint32_t address, uint32_t m0, uint32_t m1, uint32_t m2, uint
 }
 
 void TmaStore2d(const TensorMap* map, uint32_t src, int32_t x, int32_t y) {
-  static const auto hidden =
-      Hidden(&TmaStore2d, "_ZN7fp8gemm3sim10TmaStore2dEPKNS_9TensorMapEjii");
+  static const auto hidden = Hidden(&TmaStore2d, "_ZN7fp8gemm3sim10TmaStore2dEPKNS_9TensorMapEjii");
   const SimTensorMap& decoded = *reinterpret_cast<const SimTensorMap*>(map);
   const uint32_t word_columns = 4 / element_bytes(launch->config.d_type);
   const uint64_t before = launch->elements;
@@ -319,8 +327,7 @@ void RunProbe(const DriverApi& api, const GemmConfig& config, Probe probe) {
 }
 
 void RunKernel(const DriverApi& api, const GemmConfig& config) {
-  for (const Probe probe :
-       {Probe::kRow, Probe::kColumn, Probe::kRowScale, Probe::kColumnScale}) {
+  for (const Probe probe : {Probe::kRow, Probe::kColumn, Probe::kRowScale, Probe::kColumnScale}) {
     RunProbe(api, config, probe);
   }
   if (config.accumulate) {

@@ -36,9 +36,9 @@ auto SmemPointer(uint32_t address) {
 template <int kRows, int kMmaRows>
 uint64_t DescriptorOf(uint32_t address, int row_block, int k_step) {
   using SM90::GMMA::Major;
-  const auto tile = make_tensor(SmemPointer<float_e4m3_t>(address),
-                                tile_to_shape(SM90::GMMA::Layout_K_SW128_Atom<float_e4m3_t>{},
-                                              Shape<Int<kRows>, _128>{}));
+  const auto tile = make_tensor(
+      SmemPointer<float_e4m3_t>(address),
+      tile_to_shape(SM90::GMMA::Layout_K_SW128_Atom<float_e4m3_t>{}, Shape<Int<kRows>, _128>{}));
   // ((M, K), row blocks, K steps), as partition_A and partition_B of a tiled MMA have it.
   const auto blocks = group_modes<0, 2>(flat_divide(tile, Shape<Int<kMmaRows>, _32>{}));
   const auto descriptors = MakeTensor<SM90::GMMA::smem_desc<Major::K>>{}(blocks);
@@ -52,9 +52,7 @@ inline uint64_t DescriptorOfA(uint32_t address, int row_block, int k_step) {
 inline uint64_t DescriptorOfB(uint32_t address, int n, int k_step) {
   uint64_t descriptor = 0;
   [&]<size_t... kIndex>(std::index_sequence<kIndex...>) {
-    const auto take = [&](auto rows) {
-      descriptor = DescriptorOf<rows, rows>(address, 0, k_step);
-    };
+    const auto take = [&](auto rows) { descriptor = DescriptorOf<rows, rows>(address, 0, k_step); };
     ((n == 16 * int(kIndex + 1) ? take(Int<16 * (kIndex + 1)>{}) : void()), ...);
   }(std::make_index_sequence<kMaxN / 16>());
   return descriptor;
@@ -96,8 +94,8 @@ std::vector<uint32_t> BoxOffsets(int span_bytes) {
   std::vector<uint32_t> offsets;
   const auto fill = [&](auto atom) {
     constexpr int kColumns = size<1>(decltype(atom){});
-    const auto box = make_tensor(SmemPointer<T>(kAddress),
-                                 tile_to_shape(atom, Shape<_64, Int<kColumns>>{}));
+    const auto box =
+        make_tensor(SmemPointer<T>(kAddress), tile_to_shape(atom, Shape<_64, Int<kColumns>>{}));
     for (int row = 0; row < 64; ++row) {
       for (int column = 0; column < kColumns; ++column) {
         offsets.push_back(reinterpret_cast<uintptr_t>(&box(row, column)) - kAddress);

@@ -43,19 +43,29 @@ Arguments Record(unsigned type, uint32_t rank, void* base, const uint64_t* dims,
                  const uint64_t* strides_bytes, const uint32_t* box, const uint32_t* strides,
                  Enums... interleave_swizzle_fill) {
   const unsigned modes[] = {static_cast<unsigned>(interleave_swizzle_fill)...};
-  return {type, rank, base, {dims[0], dims[1]}, strides_bytes[0], {box[0], box[1]},
-          {strides[0], strides[1]}, modes[0], modes[1], modes[2]};
+  return {type,
+          rank,
+          base,
+          {dims[0], dims[1]},
+          strides_bytes[0],
+          {box[0], box[1]},
+          {strides[0], strides[1]},
+          modes[0],
+          modes[1],
+          modes[2]};
 }
 
 }  // namespace truth
 
-extern "C" ::CUresult cuTensorMapEncodeTiled(
-    ::CUtensorMap*, ::CUtensorMapDataType type, cuuint32_t rank, void* base, const cuuint64_t* dims,
-    const cuuint64_t* strides_bytes, const cuuint32_t* box, const cuuint32_t* strides,
-    ::CUtensorMapInterleave interleave, ::CUtensorMapSwizzle swizzle, ::CUtensorMapL2promotion,
-    ::CUtensorMapFloatOOBfill fill) {
-  truth::from_cute = truth::Record(type, rank, base, dims, strides_bytes, box, strides, interleave,
-                                   swizzle, fill);
+extern "C" ::CUresult cuTensorMapEncodeTiled(::CUtensorMap*, ::CUtensorMapDataType type,
+                                             cuuint32_t rank, void* base, const cuuint64_t* dims,
+                                             const cuuint64_t* strides_bytes, const cuuint32_t* box,
+                                             const cuuint32_t* strides,
+                                             ::CUtensorMapInterleave interleave,
+                                             ::CUtensorMapSwizzle swizzle, ::CUtensorMapL2promotion,
+                                             ::CUtensorMapFloatOOBfill fill) {
+  truth::from_cute =
+      truth::Record(type, rank, base, dims, strides_bytes, box, strides, interleave, swizzle, fill);
   return ::CUDA_SUCCESS;
 }
 
@@ -85,9 +95,9 @@ struct Matrix {
 
 template <typename T, int kRows, int kColumns, int kShare, typename Layout>
 void Encode(const Matrix& matrix, const Layout& layout) {
-  const auto tensor = make_tensor(make_gmem_ptr(static_cast<T*>(matrix.base)),
-                                  make_shape(matrix.rows, matrix.columns),
-                                  make_stride(matrix.pitch, _1{}));
+  const auto tensor =
+      make_tensor(make_gmem_ptr(static_cast<T*>(matrix.base)),
+                  make_shape(matrix.rows, matrix.columns), make_stride(matrix.pitch, _1{}));
   using Load = cute::conditional_t<kShare == 1, SM90_TMA_LOAD, SM90_TMA_LOAD_MULTICAST>;
   make_tma_atom(Load{}, tensor, layout, Shape<Int<kRows>, Int<kColumns>>{}, Int<kShare>{});
 }
@@ -176,13 +186,13 @@ void EncodeOperand(const Matrix& matrix) {
 }
 
 void EncodeOutput(fp8gemm::OutType type, const Matrix& matrix) {
-  ForValue<kOutputTiles>(
-      OutputTile(int(type), matrix.tile_rows, matrix.span_bytes), [&](auto tile) {
-        constexpr int kType = tile / 256 / 256;
-        using T = cute::conditional_t<
-            kType == 0, bfloat16_t, cute::conditional_t<kType == 1, half_t, float>>;
-        EncodeSwizzled<T, tile % 256, tile / 256 % 256, 1>(matrix);
-      });
+  ForValue<kOutputTiles>(OutputTile(int(type), matrix.tile_rows, matrix.span_bytes), [&](auto
+                                                                                             tile) {
+    constexpr int kType = tile / 256 / 256;
+    using T =
+        cute::conditional_t<kType == 0, bfloat16_t, cute::conditional_t<kType == 1, half_t, float>>;
+    EncodeSwizzled<T, tile % 256, tile / 256 % 256, 1>(matrix);
+  });
 }
 
 void EncodeScales(const Matrix& matrix) {
@@ -239,8 +249,13 @@ void* Address(int index) { return reinterpret_cast<void*>(uint64_t(index + 1) <<
 
 GemmBuffers BuffersOf(const GemmProblem& problem) {
   using fp8gemm::align_up;
-  return {.a = Address(0), .b = Address(1), .sfa = Address(2), .sfb = Address(3), .d = Address(4),
-          .c = Address(5), .group_data = Address(6),
+  return {.a = Address(0),
+          .b = Address(1),
+          .sfa = Address(2),
+          .sfb = Address(3),
+          .d = Address(4),
+          .c = Address(5),
+          .group_data = Address(6),
           .k_pitch = align_up<int64_t>(problem.k, 16),
           .sfa_pitch = align_up<int64_t>(problem.a_rows(), 4),
           .sfb_pitch = align_up<int64_t>(problem.b_rows(), 4),
@@ -249,13 +264,23 @@ GemmBuffers BuffersOf(const GemmProblem& problem) {
 
 void CompareOperands(const fp8gemm::GemmParams& params, const GemmProblem& problem,
                      const GemmConfig& config, const GemmBuffers& buffers) {
-  EncodeOperand({.base = buffers.a, .rows = problem.a_rows(), .columns = problem.k,
-                 .pitch = buffers.k_pitch, .tile_rows = int(config.block_m), .tile_columns = 128,
-                 .share = int(config.cluster_n), .span_bytes = 128});
+  EncodeOperand({.base = buffers.a,
+                 .rows = problem.a_rows(),
+                 .columns = problem.k,
+                 .pitch = buffers.k_pitch,
+                 .tile_rows = int(config.block_m),
+                 .tile_columns = 128,
+                 .share = int(config.cluster_n),
+                 .span_bytes = 128});
   Compare(config, "a", params.a);
-  EncodeOperand({.base = buffers.b, .rows = problem.b_rows(), .columns = problem.k,
-                 .pitch = buffers.k_pitch, .tile_rows = int(config.block_n), .tile_columns = 128,
-                 .share = int(config.cluster_m), .span_bytes = 128});
+  EncodeOperand({.base = buffers.b,
+                 .rows = problem.b_rows(),
+                 .columns = problem.k,
+                 .pitch = buffers.k_pitch,
+                 .tile_rows = int(config.block_n),
+                 .tile_columns = 128,
+                 .share = int(config.cluster_m),
+                 .span_bytes = 128});
   Compare(config, "b", params.b);
 }
 
@@ -264,22 +289,36 @@ void CompareScales(const fp8gemm::GemmParams& params, const GemmProblem& problem
   const int64_t k_blocks = fp8gemm::ceil_div<int64_t>(problem.k, 128);
   // How many rows come in one box is ours to choose: whole tiles, and what alignment adds.
   const int sfa_rows = ours[params.sfa.opaque[0]].box[0];
-  EncodeScales({.base = buffers.sfa, .rows = k_blocks, .columns = problem.a_rows(),
-                .pitch = buffers.sfa_pitch, .tile_rows = 1, .tile_columns = sfa_rows, .share = 1,
+  EncodeScales({.base = buffers.sfa,
+                .rows = k_blocks,
+                .columns = problem.a_rows(),
+                .pitch = buffers.sfa_pitch,
+                .tile_rows = 1,
+                .tile_columns = sfa_rows,
+                .share = 1,
                 .span_bytes = 0});
   Compare(config, "sfa", params.sfa);
   if (config.scaling != Scaling::k1D1D) return;
-  EncodeScales({.base = buffers.sfb, .rows = k_blocks, .columns = problem.n,
-                .pitch = buffers.sfb_pitch, .tile_rows = 1, .tile_columns = int(config.block_n),
-                .share = 1, .span_bytes = 0});
+  EncodeScales({.base = buffers.sfb,
+                .rows = k_blocks,
+                .columns = problem.n,
+                .pitch = buffers.sfb_pitch,
+                .tile_rows = 1,
+                .tile_columns = int(config.block_n),
+                .share = 1,
+                .span_bytes = 0});
   Compare(config, "sfb", params.sfb);
 }
 
 void CompareResults(const fp8gemm::GemmParams& params, const GemmProblem& problem,
                     const GemmConfig& config, const GemmBuffers& buffers) {
-  Matrix matrix{.base = buffers.d, .rows = problem.d_rows(), .columns = buffers.d_pitch,
-                .pitch = buffers.d_pitch, .tile_rows = int(d_box_rows(config)),
-                .tile_columns = int(d_box_columns(config)), .share = 1,
+  Matrix matrix{.base = buffers.d,
+                .rows = problem.d_rows(),
+                .columns = buffers.d_pitch,
+                .pitch = buffers.d_pitch,
+                .tile_rows = int(d_box_rows(config)),
+                .tile_columns = int(d_box_columns(config)),
+                .share = 1,
                 .span_bytes = int(d_swizzle_bytes(config))};
   EncodeOutput(config.d_type, matrix);
   Compare(config, "d", params.d);

@@ -66,10 +66,17 @@ struct Operands {
         c(problem.m * problem.n * element_bytes(problem.d_type)),
         d(c.size()),
         group_data(problem.m) {
-    buffers = {.a = a.data(), .b = b.data(), .sfa = sfa.data(), .sfb = sfb.data(), .d = d.data(),
-               .c = config.accumulate ? c.data() : nullptr, .group_data = group_data.data(),
-               .k_pitch = problem.k, .sfa_pitch = align_up<int64_t>(problem.m, 4),
-               .sfb_pitch = align_up<int64_t>(problem.n, 4), .d_pitch = problem.n};
+    buffers = {.a = a.data(),
+               .b = b.data(),
+               .sfa = sfa.data(),
+               .sfb = sfb.data(),
+               .d = d.data(),
+               .c = config.accumulate ? c.data() : nullptr,
+               .group_data = group_data.data(),
+               .k_pitch = problem.k,
+               .sfa_pitch = align_up<int64_t>(problem.m, 4),
+               .sfb_pitch = align_up<int64_t>(problem.n, 4),
+               .d_pitch = problem.n};
     const bool along_k = config.kind == GemmKind::kKGrouped;
     if (config.kind != GemmKind::kContiguous) group_data[0] = along_k ? problem.k : problem.m;
   }

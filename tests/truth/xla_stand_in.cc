@@ -141,8 +141,9 @@ extern "C" const char* CallHandler(XLA_FFI_Handler* handler, XLA_FFI_ExecutionSt
                 arg_pointers.data()};
   frame.rets = {XLA_FFI_Rets_STRUCT_SIZE, nullptr, num_results, ret_types.data(),
                 ret_pointers.data()};
-  frame.attrs = {XLA_FFI_Attrs_STRUCT_SIZE, nullptr, num_attributes, attrs.types.data(),
-                 attrs.names.data(), attrs.values.data()};
+  frame.attrs = {
+      XLA_FFI_Attrs_STRUCT_SIZE, nullptr, num_attributes, attrs.types.data(), attrs.names.data(),
+      attrs.values.data()};
   XLA_FFI_Error* const error = handler(&frame);
   if (error == nullptr) return nullptr;
   static thread_local std::string message;

@@ -76,9 +76,8 @@ FP8GEMM_DEVICE void prefetch_accumulator(const GemmParams& params, const Smem<kC
                                          uint32_t consumer, const Tile& tile) {
   if constexpr (kConfig.accumulate) {
     constexpr uint32_t kBoxes = kConfig.stored_columns() / d_box_columns(kConfig);
-    constexpr uint32_t kBytes =
-        kConfig.row_slices() * d_box_rows(kConfig) * kConfig.stored_columns() *
-        element_bytes(kConfig.d_type);
+    constexpr uint32_t kBytes = kConfig.row_slices() * d_box_rows(kConfig) *
+                                kConfig.stored_columns() * element_bytes(kConfig.d_type);
     if (ptx::thread_idx() % kWarpgroupThreads != 0) return;
     ptx::cp_async_bulk_wait_group_read<0>();
     ptx::mbarrier_arrive_expect_tx(smem.c_full(consumer), kBytes);
@@ -137,7 +136,7 @@ FP8GEMM_DEVICE uint32_t pack_pair(float low, float high) {
 // type. They are in BlockOrder.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void write_slice(uint32_t slice_base,
-                               const float (&accum)[kConfig.stored_columns() / 2]) {
+                                const float (&accum)[kConfig.stored_columns() / 2]) {
   const uint32_t warp_row = (ptx::warp_idx() % kWarpgroupWarps) * 16;
   const uint32_t lane = ptx::lane_idx();
   if constexpr (kConfig.d_type == OutType::kF32) {
@@ -166,8 +165,7 @@ template <GemmConfig kConfig>
 FP8GEMM_DEVICE void clear_padding_rows(const GemmParams& params, const Tile& tile,
                                        uint32_t first_row,
                                        float (&accum)[kConfig.stored_columns() / 2]) {
-  const uint32_t row =
-      first_row + (ptx::warp_idx() % kWarpgroupWarps) * 16 + ptx::lane_idx() / 4;
+  const uint32_t row = first_row + (ptx::warp_idx() % kWarpgroupWarps) * 16 + ptx::lane_idx() / 4;
   FP8GEMM_UNROLL
   for (uint32_t half = 0; half < 2; ++half) {
     const uint32_t half_row = row + 8 * half;
@@ -207,7 +205,7 @@ FP8GEMM_DEVICE void copy_rows(const GemmParams& params, uint32_t slice_base, uin
 // behind their writes; thread 0 issues.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void store_slice(const GemmParams& params, uint32_t slice_base, uint32_t consumer,
-                               uint32_t first_row, const Tile& tile) {
+                                uint32_t first_row, const Tile& tile) {
   constexpr uint32_t kBoxes = kConfig.stored_columns() / d_box_columns(kConfig);
   if constexpr (kConfig.limits_rows()) {
     if (first_row + d_box_rows(kConfig) > tile.stored_rows) {
@@ -223,9 +221,9 @@ FP8GEMM_DEVICE void store_slice(const GemmParams& params, uint32_t slice_base, u
   }
   if (ptx::thread_idx() % kWarpgroupThreads != 0) return;
   for (uint32_t box = 0; box < kBoxes; ++box) {
-    ptx::cp_async_bulk_tensor_2d_s2g(
-        &params.d, slice_base + box * kMmaM * d_swizzle_bytes(kConfig),
-        tile.column + box * d_box_columns(kConfig), tile.d_row + first_row);
+    ptx::cp_async_bulk_tensor_2d_s2g(&params.d, slice_base + box * kMmaM * d_swizzle_bytes(kConfig),
+                                     tile.column + box * d_box_columns(kConfig),
+                                     tile.d_row + first_row);
   }
   ptx::cp_async_bulk_commit_group();
 }

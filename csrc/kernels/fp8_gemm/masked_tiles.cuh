@@ -10,9 +10,8 @@ FP8GEMM_DEVICE bool TileScheduler<kConfig>::next_masked(Tile& tile) const {
   const uint32_t tiles_n = params_.cluster_tiles_n;
   uint32_t position = next_ / tiles_n;
   const uint32_t tiles_per_group = params_.cluster_tiles_m;
-  uint32_t group = Table::find(params_.num_groups, position, [&](uint32_t g) {
-    return groups_.load(g).tile_end;
-  });
+  uint32_t group = Table::find(params_.num_groups, position,
+                               [&](uint32_t g) { return groups_.load(g).tile_end; });
   const bool is_padding = group == params_.num_groups;
   uint32_t first_tile = group > 0 ? groups_.load(group - 1).tile_end : 0;
   uint32_t skipped = 0;  // cluster tiles along M of the group that are not in this sequence
@@ -30,8 +29,7 @@ FP8GEMM_DEVICE bool TileScheduler<kConfig>::next_masked(Tile& tile) const {
     first_tile = products + group * tiles_per_group - before;
   }
   const uint32_t valid = groups_.load(group).extent_end;
-  const uint32_t tiles_m =
-      is_padding ? tiles_per_group - skipped : ceil_div(valid, kClusterRows);
+  const uint32_t tiles_m = is_padding ? tiles_per_group - skipped : ceil_div(valid, kClusterRows);
   place(next_ - first_tile * tiles_n, tiles_m, tiles_n, tile);
   select_weights(group, tile);
   tile.row += skipped * kClusterRows;

@@ -9,9 +9,8 @@ template <GemmConfig kConfig>
 FP8GEMM_DEVICE bool TileScheduler<kConfig>::next_ragged(Tile& tile) const {
   const uint32_t tiles_n = params_.cluster_tiles_n;
   const uint32_t position = next_ / tiles_n;
-  const uint32_t group = Table::find(params_.num_groups, position, [&](uint32_t g) {
-    return groups_.load(g).tile_end;
-  });
+  const uint32_t group = Table::find(params_.num_groups, position,
+                                     [&](uint32_t g) { return groups_.load(g).tile_end; });
   typename Table::Entry before = {0, 0};
   if (group > 0) before = groups_.load(group - 1);
   const uint32_t index = next_ - before.tile_end * tiles_n;

@@ -17,13 +17,13 @@
 namespace fp8gemm {
 
 struct Tile {
-  uint32_t row;         // first row of `a` and `d`
-  uint32_t column;      // first column of `d`
-  uint32_t b_row;       // first row of `b`
-  uint32_t scale_row;   // 1d2d: first row of sfb_blocks that belongs to the tile's group
-  uint32_t k_block;     // first K block
-  uint32_t k_blocks;    // 0: the tile is only written, as zeros
-  uint32_t d_row;       // first row in the tensor map of `d`
+  uint32_t row;        // first row of `a` and `d`
+  uint32_t column;     // first column of `d`
+  uint32_t b_row;      // first row of `b`
+  uint32_t scale_row;  // 1d2d: first row of sfb_blocks that belongs to the tile's group
+  uint32_t k_block;    // first K block
+  uint32_t k_blocks;   // 0: the tile is only written, as zeros
+  uint32_t d_row;      // first row in the tensor map of `d`
   // Counted from the tile's first row; may pass its last. Only for the kinds that need them.
   uint32_t valid_rows;  // rows that are products; the next ones, up to stored_rows, are zeros
   uint32_t stored_rows;

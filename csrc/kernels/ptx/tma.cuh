@@ -42,10 +42,10 @@ FP8GEMM_DEVICE void cp_async_bulk_tensor_2d_g2s_multicast(const TensorMap* map, 
 // writers first. Completion is tracked per issuing thread: commit and wait there.
 FP8GEMM_DEVICE void cp_async_bulk_tensor_2d_s2g(const TensorMap* map, uint32_t src, int32_t x,
                                                 int32_t y) {
-  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(
-                   map),
-               "r"(src), "r"(x), "r"(y)
-               : "memory");
+  asm volatile(
+      "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
+      "r"(src), "r"(x), "r"(y)
+      : "memory");
 }
 
 // Closes the group of stores this thread has issued since the last commit.

@@ -75,8 +75,8 @@ void WgmmaFence();
 void WgmmaCommitGroup();
 void WgmmaWaitGroup(uint32_t max_pending);
 // `d` holds the n / 2 accumulators of this thread; types are values of Fp8Type.
-void Wgmma(float* d, uint32_t n, uint32_t a_type, uint32_t b_type, uint64_t a_desc,
-           uint64_t b_desc, bool scale_d);
+void Wgmma(float* d, uint32_t n, uint32_t a_type, uint32_t b_type, uint64_t a_desc, uint64_t b_desc,
+           bool scale_d);
 
 }  // namespace fp8gemm::sim
 #pragma GCC visibility pop

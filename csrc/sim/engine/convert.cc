@@ -25,7 +25,7 @@ uint32_t ToBf16(float value) {
 
 uint32_t ToF16(float value) {
   constexpr uint32_t kInfinity = 0x7c00;
-  constexpr uint32_t kOverflow = 0x47800000;     // 2^16
+  constexpr uint32_t kOverflow = 0x47800000;        // 2^16
   constexpr uint32_t kSmallestNormal = 0x38800000;  // 2^-14
   constexpr uint32_t kRoundsToZero = 0x33000000;    // 2^-25, half the smallest subnormal
   constexpr uint32_t kRebias = (127 - 15) << 23;

@@ -23,8 +23,8 @@ std::string DescribeMbarrier(const Thread& thread) {
   char text[160];
   std::snprintf(text, sizeof text,
                 " for parity %u: phase %u (parity %u), pending arrivals %d of %u, tx-count %d",
-                thread.wait_value, barrier.phase, barrier.phase & 1, barrier.pending,
-                barrier.count, barrier.tx_count);
+                thread.wait_value, barrier.phase, barrier.phase & 1, barrier.pending, barrier.count,
+                barrier.tx_count);
   return "mbarrier " + SmemName(barrier.address) + text;
 }
 
@@ -52,12 +52,9 @@ std::string DescribeWait(const Thread& blocked) {
   const bool is_held = warp.holder != nullptr && !IsWaitOfOneLane(blocked.blocked_in);
   const Thread& thread = is_held ? *warp.holder : blocked;
   switch (thread.blocked_in) {
-    case Op::kMbarrierWait:
-      return DescribeMbarrier(thread);
-    case Op::kBarrierSync:
-      return DescribeBarrier(thread);
-    case Op::kSetMaxRegistersInc:
-      return DescribeRegisters(thread);
+    case Op::kMbarrierWait: return DescribeMbarrier(thread);
+    case Op::kBarrierSync: return DescribeBarrier(thread);
+    case Op::kSetMaxRegistersInc: return DescribeRegisters(thread);
     case Op::kWgmmaWait:
       return std::string(OpName(Op::kWgmmaWait)) + ": " +
              std::to_string(thread.warp->warpgroup->done) + " of the " +
@@ -68,8 +65,7 @@ std::string DescribeWait(const Thread& blocked) {
              std::to_string(world.cluster_barrier.arrived) + " of " +
              std::to_string(world.num_warps) + " warps have arrived, " +
              std::to_string(world.cluster_barrier.exited) + " have exited";
-    default:
-      return OpName(thread.blocked_in);
+    default: return OpName(thread.blocked_in);
   }
 }
 
@@ -100,9 +96,8 @@ void ReportCta(const Cta& cta) {
     groups[i].lanes[thread.warp->index] |= 1u << thread.lane();
   }
   for (const Group& group : groups) {
-    AppendReport("  block " + std::to_string(cta.block_idx) + " (cta " +
-                 std::to_string(cta.rank) + ")" + DescribeThreads(group) + " wait in " +
-                 group.wait);
+    AppendReport("  block " + std::to_string(cta.block_idx) + " (cta " + std::to_string(cta.rank) +
+                 ")" + DescribeThreads(group) + " wait in " + group.wait);
   }
 }
 

@@ -9,9 +9,10 @@ void CheckBulkGroups(const BulkGroups& bulk) {
   if (bulk.open_id != 0) {
     Hazard("thread exits with a TMA store that it has not committed");
   } else if (bulk.waited < bulk.unread.size()) {
-    Hazard("thread exits with TMA stores that may still be reading shared memory: "
-           "cp.async.bulk.wait_group.read has covered %u of its %zu groups",
-           bulk.waited, bulk.unread.size());
+    Hazard(
+        "thread exits with TMA stores that may still be reading shared memory: "
+        "cp.async.bulk.wait_group.read has covered %u of its %zu groups",
+        bulk.waited, bulk.unread.size());
   }
 }
 

@@ -17,7 +17,7 @@ namespace {
 
 constexpr uint32_t kSmemAlignment = 1024;
 constexpr uint32_t kFirstElectedLane = 5;  // with seed 0; small seeds do not elect lane 0
-constexpr int kPoison = 0xff;  // NaN in e4m3, e5m2 and f32
+constexpr int kPoison = 0xff;              // NaN in e4m3, e5m2 and f32
 
 // Exceptions cannot unwind into another stack, so this ends the process instead.
 void ThreadMain() noexcept {

@@ -82,8 +82,7 @@ bool MeetLanes(Op op, uint64_t operand) {
   } else if (warp.meeting_operand != operand) {
     Fatal("%s with different operands in the lanes of a warp: %#llx, and %#llx in lanes %s",
           OpName(op), static_cast<unsigned long long>(operand),
-          static_cast<unsigned long long>(warp.meeting_operand),
-          BitRanges(warp.met_lanes).c_str());
+          static_cast<unsigned long long>(warp.meeting_operand), BitRanges(warp.met_lanes).c_str());
   }
   warp.met_lanes |= 1u << current->lane();
   if (warp.met_lanes != kAllLanes) {
@@ -143,9 +142,8 @@ uint32_t ShflUp(uint32_t value, uint32_t delta) {
 uint32_t ShflIdx(uint32_t value, uint32_t source) {
   if (source >= kWarpLanes) Fatal("shfl.sync.idx from lane %u", source);
   const uint32_t operand = kWarpLanes + source;
-  return ExchangeLanes(Op::kShfl, operand, value, [source](const LaneValues& in, LaneValues& out) {
-    out.fill(in[source]);
-  });
+  return ExchangeLanes(Op::kShfl, operand, value,
+                       [source](const LaneValues& in, LaneValues& out) { out.fill(in[source]); });
 }
 
 // The same lane every time, but the instruction set does not say which.

@@ -78,9 +78,10 @@ void ArriveInCluster(uint32_t bar, uint32_t cta_rank, bool is_cluster_release) {
     warp.has_remote_writes = false;
     barrier.has_cluster_release = true;
   } else if (warp.has_remote_writes) {
-    Hazard("%s on %s of cta %u without release at cluster scope: the warp has written into other "
-           "ctas",
-           kWhat, SmemName(bar).c_str(), cta_rank);
+    Hazard(
+        "%s on %s of cta %u without release at cluster scope: the warp has written into other "
+        "ctas",
+        kWhat, SmemName(bar).c_str(), cta_rank);
   }
   Arrive(barrier, 0);
 }
@@ -96,9 +97,10 @@ Mbarrier& WaitForParity(uint32_t bar, uint32_t parity) {
     Block(Op::kMbarrierWait, bar, parity);
   }
   if (barrier.phase > phase + 1) {
-    Hazard("%s on %s waited for phase %u and woke in phase %u: the barrier is not held back by "
-           "its waiters",
-           kWhat, SmemName(bar).c_str(), phase, barrier.phase);
+    Hazard(
+        "%s on %s waited for phase %u and woke in phase %u: the barrier is not held back by "
+        "its waiters",
+        kWhat, SmemName(bar).c_str(), phase, barrier.phase);
   }
   AcquireMbarrier(barrier);
   return barrier;
@@ -113,9 +115,10 @@ Mbarrier& FindMbarrier(uint32_t bar, const char* what) {
 Mbarrier& FindMbarrierForAsync(Cta& cta, uint32_t bar, const char* what) {
   Mbarrier& barrier = CheckInitialized(BarrierAt(cta, bar, what), bar, what);
   if (barrier.init_number > barrier.initializer->fenced_inits) {
-    Hazard("%s on mbarrier %s of cta %u, whose mbarrier.init by warp %u was not followed by "
-           "fence.mbarrier_init there",
-           what, SmemName(bar).c_str(), cta.rank, barrier.initializer->warp->index);
+    Hazard(
+        "%s on mbarrier %s of cta %u, whose mbarrier.init by warp %u was not followed by "
+        "fence.mbarrier_init there",
+        what, SmemName(bar).c_str(), cta.rank, barrier.initializer->warp->index);
   }
   return barrier;
 }
@@ -174,9 +177,10 @@ void MbarrierArriveReleaseCluster(uint32_t bar, uint32_t cta_rank) {
 
 void MbarrierWaitParity(uint32_t bar, uint32_t parity) {
   if (!WaitForParity(bar, parity).has_cluster_release) return;
-  Hazard("mbarrier.try_wait.parity on %s acquires at cta scope what another cta has released to "
-         "the cluster",
-         SmemName(bar).c_str());
+  Hazard(
+      "mbarrier.try_wait.parity on %s acquires at cta scope what another cta has released to "
+      "the cluster",
+      SmemName(bar).c_str());
 }
 
 void MbarrierWaitParityCluster(uint32_t bar, uint32_t parity) { WaitForParity(bar, parity); }

@@ -81,9 +81,8 @@ uint32_t SmemOffset(uint32_t address, uint32_t bytes, uint32_t alignment, const 
 }
 
 void CheckGlobal(const void* start, uint64_t bytes, const char* what) {
-  const bool waited = world.checks_order()
-                          ? current->warp->clock.time[world.grid_slot] != 0
-                          : world.grid_dependency_waited;
+  const bool waited = world.checks_order() ? current->warp->clock.time[world.grid_slot] != 0
+                                           : world.grid_dependency_waited;
   if (world.is_dependent_launch && !waited) {
     Hazard("%s of global memory not ordered after griddepcontrol.wait in a dependent launch", what);
   }
@@ -138,9 +137,7 @@ void StoreSharedClusterV4F32(uint32_t address, uint32_t cta_rank, float x, float
   std::memcpy(cta.smem + offset, &quad, sizeof quad);
 }
 
-void StoreSharedF32(uint32_t address, float value) {
-  StoreShared(address, value, "st.shared.f32");
-}
+void StoreSharedF32(uint32_t address, float value) { StoreShared(address, value, "st.shared.f32"); }
 
 void StoreSharedV2F32(uint32_t address, float x, float y) {
   StoreShared(address, FloatPair{x, y}, "st.shared.v2.f32");

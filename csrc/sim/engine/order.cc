@@ -35,10 +35,11 @@ void CheckObservers(Mbarrier& barrier) {
     const bool is_ordered =
         observer.published != 0 && barrier.arriving.time[lane.warp->number] >= observer.published;
     if (is_ordered) continue;
-    Hazard("mbarrier %s completes phase %u, but nothing orders the wait of warp %u lane %u of cta "
-           "%u for the phase before it first: the lane may miss that phase and wait for ever",
-           SmemName(barrier.address).c_str(), barrier.phase, lane.warp->index, lane.lane(),
-           lane.cta->rank);
+    Hazard(
+        "mbarrier %s completes phase %u, but nothing orders the wait of warp %u lane %u of cta "
+        "%u for the phase before it first: the lane may miss that phase and wait for ever",
+        SmemName(barrier.address).c_str(), barrier.phase, lane.warp->index, lane.lane(),
+        lane.cta->rank);
     break;
   }
   barrier.observers.clear();

@@ -24,8 +24,7 @@ void CheckSynchronized(const Warp& warp, size_t position) {
   const uint32_t first_warp = warp.number - warp.index % kWarpgroupWarps;
   for (uint32_t i = 0; i < kWarpgroupWarps; ++i) {
     const std::vector<RegisterChange>& other = warp.warpgroup->register_changes[i];
-    if (other.size() >= position &&
-        IsOrdered(warp, first_warp + i, other[position - 1].clock)) {
+    if (other.size() >= position && IsOrdered(warp, first_warp + i, other[position - 1].clock)) {
       continue;
     }
     Hazard("setmaxnreg again, but not ordered after the last one by warp %u of the warpgroup", i);

@@ -33,14 +33,10 @@ uint64_t random_state = 1;
 
 bool IsStarved(const AsyncOp& op) {
   switch (static_cast<Starved>(scheduler.starved)) {
-    case Starved::kNone:
-      return false;
-    case Starved::kLoads:
-      return op.kind == AsyncOp::Kind::kLoad;
-    case Starved::kWgmma:
-      return op.kind == AsyncOp::Kind::kWgmma;
-    case Starved::kStores:
-      return op.kind == AsyncOp::Kind::kStore;
+    case Starved::kNone: return false;
+    case Starved::kLoads: return op.kind == AsyncOp::Kind::kLoad;
+    case Starved::kWgmma: return op.kind == AsyncOp::Kind::kWgmma;
+    case Starved::kStores: return op.kind == AsyncOp::Kind::kStore;
     default:
       return op.kind == AsyncOp::Kind::kWgmma &&
              op.warpgroup->index ==
@@ -52,15 +48,9 @@ void Perform(const AsyncOp& op) {
   Thread* const issuer = current;
   current = nullptr;
   switch (op.kind) {
-    case AsyncOp::Kind::kLoad:
-      FinishTmaLoad(*op.copy);
-      break;
-    case AsyncOp::Kind::kStore:
-      FinishTmaStore(*op.copy);
-      break;
-    case AsyncOp::Kind::kWgmma:
-      FinishWgmma(*op.warpgroup, op.group);
-      break;
+    case AsyncOp::Kind::kLoad: FinishTmaLoad(*op.copy); break;
+    case AsyncOp::Kind::kStore: FinishTmaStore(*op.copy); break;
+    case AsyncOp::Kind::kWgmma: FinishWgmma(*op.warpgroup, op.group); break;
   }
   current = issuer;
 }

@@ -14,13 +14,13 @@ struct TmaCopy {
   const SimTensorMap* map;
   int32_t x;
   int32_t y;
-  uint64_t inner_bytes;  // of the tensor: what lies past them is zero, or not written
-  uint32_t address;   // in shared memory
-  uint32_t bar;       // loads: mbarrier
-  uint32_t cta_mask;  // loads: destinations
-  Cta* cta;           // issuer's
-  Thread* thread;     // stores: issuer
-  uint32_t group;     // stores: its bulk group
+  uint64_t inner_bytes;          // of the tensor: what lies past them is zero, or not written
+  uint32_t address;              // in shared memory
+  uint32_t bar;                  // loads: mbarrier
+  uint32_t cta_mask;             // loads: destinations
+  Cta* cta;                      // issuer's
+  Thread* thread;                // stores: issuer
+  uint32_t group;                // stores: its bulk group
   std::vector<uint32_t> chunks;  // smem offsets of the 16-byte chunks, row by row
 };
 
@@ -28,10 +28,10 @@ struct AsyncOp {
   enum class Kind : uint8_t { kLoad, kStore, kWgmma };
 
   Kind kind;
-  uint64_t due = 0;                 // scheduler tick
-  Warpgroup* warpgroup = nullptr;   // kWgmma
-  uint32_t group = 0;               // kWgmma: runs all committed groups up to this one
-  std::unique_ptr<TmaCopy> copy;    // else
+  uint64_t due = 0;                // scheduler tick
+  Warpgroup* warpgroup = nullptr;  // kWgmma
+  uint32_t group = 0;              // kWgmma: runs all committed groups up to this one
+  std::unique_ptr<TmaCopy> copy;   // else
 };
 
 /// Runs one cluster whose threads are prepared; false if it ended in a deadlock or was aborted.

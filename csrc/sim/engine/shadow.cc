@@ -205,10 +205,11 @@ bool Shadow::CheckAsyncWords(const AsyncAccess& access, uint32_t index) {
     if (word.write_number == 0) continue;
     const Thread& writer = world.threads[word.writer - 1u];
     if (word.write_number > writer.fenced_writes) {
-      Hazard("%s at %s, written by st.shared of warp %u lane %u of cta %u without a later "
-             "fence.proxy.async by that thread",
-             access.what, SmemName(offset + kSmemBase).c_str(), writer.warp->index, writer.lane(),
-             writer.cta->rank);
+      Hazard(
+          "%s at %s, written by st.shared of warp %u lane %u of cta %u without a later "
+          "fence.proxy.async by that thread",
+          access.what, SmemName(offset + kSmemBase).c_str(), writer.warp->index, writer.lane(),
+          writer.cta->rank);
       return false;
     }
     word.write_number = 0;
@@ -235,8 +236,7 @@ bool Shadow::CheckAsyncChunk(const AsyncAccess& access, const Chunk& chunk, uint
   const uint32_t offset = index * kChunkBytes;
   if (chunk.writers != 0) return ReportInFlight(access.what, offset, "a TMA load into it");
   if (access.is_write && chunk.readers != 0) {
-    return ReportInFlight(access.what, offset,
-                          "an asynchronous reader of it (wgmma or TMA store)");
+    return ReportInFlight(access.what, offset, "an asynchronous reader of it (wgmma or TMA store)");
   }
   if (world.checks_order() && !CheckAsyncOrder(access, chunk, index)) return false;
   return !chunk.has_words || CheckAsyncWords(access, index);

@@ -24,8 +24,8 @@ const SimTensorMap& CheckTensorMap(const TensorMap* map, const char* what) {
     Fatal("%s: the tensor map was not encoded by cuTensorMapEncodeTiled", what);
   }
   // A map that the kernel copied is in local memory, where TMA cannot read it.
-  const uintptr_t offset = reinterpret_cast<uintptr_t>(map) -
-                           reinterpret_cast<uintptr_t>(world.params);
+  const uintptr_t offset =
+      reinterpret_cast<uintptr_t>(map) - reinterpret_cast<uintptr_t>(world.params);
   if (offset >= world.kernel->params_bytes) {
     Fatal("%s: the tensor map at %p is not in the kernel's parameters", what,
           static_cast<const void*>(map));
@@ -44,9 +44,10 @@ std::unique_ptr<TmaCopy> MakeCopy(const TensorMap* map, uint32_t address, int32_
   const SimTensorMap& decoded = CheckTensorMap(map, what);
   if (decoded.rank != 2) Fatal("%s.2d with a tensor map of rank %u", what, decoded.rank);
   if (int64_t{x} * decoded.elem_bytes % kChunkBytes != 0) {
-    Fatal("%s: the innermost coordinate must be a multiple of 16 bytes, or a GPU traps"
-          " (illegal instruction); got %d elements of %u bytes",
-          what, x, decoded.elem_bytes);
+    Fatal(
+        "%s: the innermost coordinate must be a multiple of 16 bytes, or a GPU traps"
+        " (illegal instruction); got %d elements of %u bytes",
+        what, x, decoded.elem_bytes);
   }
   // Stores write whole chunks: the one in which a row of the tensor ends, up to its own end.
   uint64_t inner_bytes = decoded.dims[0] * decoded.elem_bytes;
@@ -135,8 +136,8 @@ void LandInCta(const TmaCopy& copy, Cta& cta) {
   Mbarrier& barrier = cta.mbarriers[cta.mbarrier_at[(copy.bar - kSmemBase) / 8]];
   barrier.tx_count -= static_cast<int32_t>(row_bytes * map.box[1]);
   if (barrier.tx_count < -kMaxTxCount) {
-    Hazard("mbarrier %s: tx-count %d is beyond the range of 2^20 - 1",
-           SmemName(copy.bar).c_str(), barrier.tx_count);
+    Hazard("mbarrier %s: tx-count %d is beyond the range of 2^20 - 1", SmemName(copy.bar).c_str(),
+           barrier.tx_count);
   }
   CompletePhaseIfDone(barrier);
 }

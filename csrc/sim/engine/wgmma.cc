@@ -123,20 +123,22 @@ WgmmaOp& JoinOp(Warp& warp, const WgmmaOperands& operands) {
   const uint32_t position = warp.wgmma_op++;
   if (position == group.ops.size()) {
     if (group.committed_warps != 0) {
-      Fatal("wgmma groups differ between the warps of a warpgroup: another committed after %u "
-            "operations",
-            position);
+      Fatal(
+          "wgmma groups differ between the warps of a warpgroup: another committed after %u "
+          "operations",
+          position);
     }
     return NewOp(warp, group, operands);
   }
   WgmmaOp& op = *group.ops[position];
   if (op.operands != operands) {
-    Fatal("wgmma operands differ between the warps of a warpgroup: N %u, A %#llx, B %#llx here, "
-          "N %u, A %#llx, B %#llx in another",
-          operands.n, static_cast<unsigned long long>(operands.a_desc),
-          static_cast<unsigned long long>(operands.b_desc), op.operands.n,
-          static_cast<unsigned long long>(op.operands.a_desc),
-          static_cast<unsigned long long>(op.operands.b_desc));
+    Fatal(
+        "wgmma operands differ between the warps of a warpgroup: N %u, A %#llx, B %#llx here, "
+        "N %u, A %#llx, B %#llx in another",
+        operands.n, static_cast<unsigned long long>(operands.a_desc),
+        static_cast<unsigned long long>(operands.b_desc), op.operands.n,
+        static_cast<unsigned long long>(op.operands.a_desc),
+        static_cast<unsigned long long>(op.operands.b_desc));
   }
   return op;
 }
@@ -184,8 +186,8 @@ void WgmmaFence() {
   ReleaseLanes(*current->warp);
 }
 
-void Wgmma(float* d, uint32_t n, uint32_t a_type, uint32_t b_type, uint64_t a_desc,
-           uint64_t b_desc, bool scale_d) {
+void Wgmma(float* d, uint32_t n, uint32_t a_type, uint32_t b_type, uint64_t a_desc, uint64_t b_desc,
+           bool scale_d) {
   const WgmmaOperands operands = {n, a_type, b_type, a_desc, b_desc, scale_d};
   Warp& warp = *current->warp;
   warp.accumulators[current->lane()] = d;

@@ -12,11 +12,11 @@ constexpr uint32_t kGroupRows = 8;
 constexpr uint64_t kFieldBits = 0xc00e3fff3fff3fff;
 
 struct Descriptor {
-  uint32_t start;           // address
-  uint32_t leading_bytes;   // distance of two chunks along K; only without swizzle
-  uint32_t stride_bytes;    // distance of two groups of eight rows
+  uint32_t start;          // address
+  uint32_t leading_bytes;  // distance of two chunks along K; only without swizzle
+  uint32_t stride_bytes;   // distance of two groups of eight rows
   uint32_t base_offset;
-  uint32_t swizzle_bytes;   // 0, 32, 64 or 128; also the length of a row, 16 without swizzle
+  uint32_t swizzle_bytes;  // 0, 32, 64 or 128; also the length of a row, 16 without swizzle
 };
 
 Descriptor Decode(uint64_t bits) {
@@ -65,8 +65,7 @@ void ListChunks(uint64_t descriptor_bits, uint32_t rows, const char* what, uint3
   const uint32_t row_bytes = is_swizzled ? descriptor.swizzle_bytes : 16;
   const uint32_t chunk_pitch = is_swizzled ? 16 : descriptor.leading_bytes;
   for (uint32_t row = 0; row < rows; ++row) {
-    const uint32_t row_address = descriptor.start +
-                                 row / kGroupRows * descriptor.stride_bytes +
+    const uint32_t row_address = descriptor.start + row / kGroupRows * descriptor.stride_bytes +
                                  row % kGroupRows * row_bytes;
     for (uint32_t chunk = 0; chunk < 2; ++chunk) {
       const uint32_t address =

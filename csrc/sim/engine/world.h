@@ -54,11 +54,11 @@ struct Warpgroup;
 
 // Groups of TMA stores of one thread.
 struct BulkGroups {
-  uint32_t in_flight = 0;                // stores that have not read shared memory yet
-  uint32_t open_id = 0;                  // id of the newest store without a commit; 0: none
-  uint32_t waited = 0;                   // committed groups that a wait has covered
-  std::vector<uint32_t> unread;          // [group] stores that have not read shared memory yet
-  std::vector<uint32_t> newest_id;       // [group] id of its newest store
+  uint32_t in_flight = 0;           // stores that have not read shared memory yet
+  uint32_t open_id = 0;             // id of the newest store without a commit; 0: none
+  uint32_t waited = 0;              // committed groups that a wait has covered
+  std::vector<uint32_t> unread;     // [group] stores that have not read shared memory yet
+  std::vector<uint32_t> newest_id;  // [group] id of its newest store
 };
 
 struct Mbarrier;
@@ -84,11 +84,11 @@ struct Thread {
   uint32_t wait_address = 0;  // of the mbarrier
   uint32_t wait_value = 0;    // parity, or groups that may stay pending
 
-  uint32_t num_writes = 0;       // generic writes to shared memory
-  uint32_t fenced_writes = 0;    // of them, before the last fence.proxy.async
-  uint32_t num_inits = 0;        // mbarrier.init
-  uint32_t fenced_inits = 0;     // of them, before the last fence.mbarrier_init
-  uint32_t num_accesses = 0;     // of shared memory since the warp last met; see BankTrace
+  uint32_t num_writes = 0;     // generic writes to shared memory
+  uint32_t fenced_writes = 0;  // of them, before the last fence.proxy.async
+  uint32_t num_inits = 0;      // mbarrier.init
+  uint32_t fenced_inits = 0;   // of them, before the last fence.mbarrier_init
+  uint32_t num_accesses = 0;   // of shared memory since the warp last met; see BankTrace
   BulkGroups bulk;
   // Phases this lane itself has seen completed; the warp's other lanes learn of them at a barrier.
   std::array<uint32_t, kMaxBarriers> seen_phase = {};
@@ -130,10 +130,10 @@ struct Warp {
   std::array<uint32_t, kWarpLanes> exchange_out;
 
   bool wgmma_fenced = false;
-  uint32_t wgmma_group = 0;  // groups committed
-  uint32_t wgmma_op = 0;     // operations issued since
-  uint32_t registers = 0;    // per thread
-  uint32_t num_stores = 0;   // TMA stores issued; the newest one's id
+  uint32_t wgmma_group = 0;        // groups committed
+  uint32_t wgmma_op = 0;           // operations issued since
+  uint32_t registers = 0;          // per thread
+  uint32_t num_stores = 0;         // TMA stores issued; the newest one's id
   bool has_remote_writes = false;  // into other CTAs since the last release at cluster scope
   bool cluster_arrived = false;
   uint32_t cluster_phase = 0;  // the phase it arrived in
@@ -154,19 +154,19 @@ struct PhaseObserver {
 struct Mbarrier {
   uint32_t address = 0;
   uint32_t count = 0;
-  int32_t pending = 0;     // arrivals
-  int32_t tx_count = 0;    // bytes announced and not landed
-  uint32_t phase = 0;      // phases completed
-  uint32_t slot = 0;       // clock slot
+  int32_t pending = 0;   // arrivals
+  int32_t tx_count = 0;  // bytes announced and not landed
+  uint32_t phase = 0;    // phases completed
+  uint32_t slot = 0;     // clock slot
   Thread* initializer = nullptr;
   uint32_t init_number = 0;
   uint32_t init_clock = 0;
-  uint32_t load_clock = 0;  // phase that ends the last TMA load signalling it
+  uint32_t load_clock = 0;           // phase that ends the last TMA load signalling it
   bool has_cluster_release = false;  // another CTA has arrived with release at cluster scope
   std::vector<Thread*> waiting;
   std::vector<PhaseObserver> observers;  // of the last completed phase
-  VectorClock arriving;  // what arrivals of the current phase released
-  VectorClock released;  // what waiters acquire
+  VectorClock arriving;                  // what arrivals of the current phase released
+  VectorClock released;                  // what waiters acquire
 };
 
 // A warp's arrival, as others may know of it.
@@ -189,7 +189,7 @@ struct Accumulator {
   uint32_t holders = 0;                                   // warps between first wgmma and wait
   std::array<uint32_t, kWarpgroupWarps> last_group = {};  // newest group that uses it
   std::array<std::array<float*, kWarpLanes>, kWarpgroupWarps> registers;
-  alignas(64) std::array<float, 64 * 256> tile;           // (64, n)
+  alignas(64) std::array<float, 64 * 256> tile;  // (64, n)
 };
 
 struct WgmmaOperands {
@@ -246,8 +246,8 @@ struct Cta {
   std::vector<Warpgroup> warpgroups;
   std::array<NamedBarrier, kNamedBarriers> barriers;
   std::deque<Mbarrier> mbarriers;
-  std::vector<int16_t> mbarrier_at;      // [offset / 8], -1: none
-  uint32_t free_registers = 0;           // given up by setmaxnreg.dec
+  std::vector<int16_t> mbarrier_at;  // [offset / 8], -1: none
+  uint32_t free_registers = 0;       // given up by setmaxnreg.dec
   std::vector<Thread*> register_waiters;
   std::vector<uint32_t> remote_arrivals;  // [warp of the cluster] clock of its last arrival here
   Shadow shadow;
@@ -286,9 +286,9 @@ struct World {
   ClusterBarrier cluster_barrier;
   FiberStacks stacks;
 
-  uint32_t num_warps = 0;        // of the cluster
-  uint32_t num_slots = 0;        // clock slots in use
-  uint32_t grid_slot = 0;        // clock slot of griddepcontrol.wait
+  uint32_t num_warps = 0;  // of the cluster
+  uint32_t num_slots = 0;  // clock slots in use
+  uint32_t grid_slot = 0;  // clock slot of griddepcontrol.wait
   uint32_t first_barrier_slot = 0;
   bool grid_dependency_waited = false;
 

@@ -64,9 +64,7 @@ FP8GEMM_DEVICE uint32_t cvt_rn_f16x2_f32(float high, float low) {
   return sim::PackF16x2(high, low);
 }
 FP8GEMM_DEVICE float cvt_f32_f16(uint32_t half) { return sim::F16ToF32(half); }
-FP8GEMM_DEVICE uint32_t float_as_uint(float value) {
-  return __builtin_bit_cast(uint32_t, value);
-}
+FP8GEMM_DEVICE uint32_t float_as_uint(float value) { return __builtin_bit_cast(uint32_t, value); }
 FP8GEMM_DEVICE float uint_as_float(uint32_t bits) { return __builtin_bit_cast(float, bits); }
 
 }  // namespace fp8gemm::ptx
