@@ -2,17 +2,26 @@
 """A layer of experts divided among devices, for use under jax.shard_map.
 
 Each device holds some tokens and some experts. Rows travel to the devices of their experts and
-back; between the two each device multiplies its groups with `ragged_dot`. No row is dropped.
+back; between the two each device multiplies its groups with `ragged_dot`. No row is dropped
+silently: where a device is sent more rows than it may make room for, sums that lack one are NaN.
 On a GPU rows travel by `jax.lax.ragged_all_to_all`, which sends those that there are. XLA has none
 for the CPU; there every pair of devices exchanges as many rows as one device has, by
 `jax.lax.all_to_all`. Both are differentiable, and both give the same sums.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+
+class Traffic(NamedTuple):
+    """How many rows go from each device (first index) to each."""
+
+    wanted: jax.Array
+    fitting: jax.Array  # of them, the first ones: those that have room
 
 
 def expert_layer(
@@ -23,7 +32,8 @@ def expert_layer(
     num_experts: int,
     axis: str,
     *,
-    travel: Callable | None = None,
+    max_rows: int | None = None,
+    travel: tuple[Callable, Callable] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Sends every token to its experts and adds up what they return, weighted by its gates.
 
@@ -37,14 +47,19 @@ def expert_layer(
         gates: `(T, top)` the weight of each.
         num_experts: On all devices together, a multiple of their number.
         axis: Mesh axis that tokens and experts are divided over.
+        max_rows: How many rows a device makes room for. In balance each is sent `T * top`; None
+            makes room for those of all devices. Of more than that, those of the first devices fit.
+            A sum that lacks a row is NaN, and the load says how much room was wanted.
         travel: How rows travel: `by_ragged_all_to_all`, `by_all_to_all`, or None for what the
             platform has.
 
     Returns:
-        `(T, width)` sums in the dtype of `x`, and the load of this device's experts, in rows.
+        `(T, width)` sums in the dtype of `x`, and the load of this device's experts: the rows that
+        are for each, whether they fit or not.
     """
     devices, rows, top = lax.axis_size(axis), chosen.size, chosen.shape[1]
     per_device = num_experts // devices
+    room = min(devices * rows, max_rows or devices * rows)
     is_expert = (chosen >= 0) & (chosen < num_experts)
     chosen = jnp.where(is_expert, chosen, num_experts)  # past all experts, where nothing is sent
     gates = jnp.where(is_expert, gates, 0)
@@ -55,26 +70,33 @@ def expert_layer(
     counts = counts.reshape(devices, per_device)
     sent = counts.sum(1)
     given = lax.all_to_all(counts, axis, 0, 0)  # rows of each device for each expert of this one
-    traffic = lax.all_gather(sent, axis)  # rows from each device to each
-    received, starts = _by_platform(travel, 0, x[order // top], traffic, axis)
+    wanted = lax.all_gather(sent, axis)
+    traffic = Traffic(wanted, jnp.clip(room - _starts(wanted), 0, wanted))
+    received = _by_platform(travel, 0, x[order // top], traffic, axis, room)
 
     # Sorted by expert again, what nobody sent last: the groups of ragged_dot.
-    ends = starts[:, None] + jnp.cumsum(given, 1)
-    borders = jnp.stack([ends - given, ends], -1).reshape(-1)
-    segment = jnp.searchsorted(borders, jnp.arange(devices * rows), side="right")
-    expert = jnp.where(segment % 2 == 1, segment // 2 % per_device, per_device)
-    by_expert, load = jnp.argsort(expert), given.sum(0)
-    outputs = experts(received[by_expert], load)
+    me = lax.axis_index(axis)
+    came = traffic.fitting[:, me]
+    ends = jnp.minimum(jnp.cumsum(given, 1), came[:, None])
+    sizes = jnp.diff(ends, axis=1, prepend=0)
+    borders = jnp.cumsum(sizes.reshape(-1))
+    segment = jnp.searchsorted(borders, jnp.arange(room), side="right")
+    expert = jnp.where(segment < sizes.size, segment % per_device, per_device)
+    by_expert = jnp.argsort(expert)
+    outputs = experts(received[by_expert], sizes.sum(0))
 
     outputs = jnp.zeros_like(outputs).at[by_expert].set(outputs)
-    returned = _by_platform(travel, 1, outputs, traffic, axis)[:rows]
-    weighted = returned * gates.reshape(-1)[order][:, None].astype(x.dtype)
-    return jnp.zeros_like(x).at[order // top].add(weighted), load
+    returned = _by_platform(travel, 1, outputs, traffic, axis, rows)
+    device, place = _slots(sent, rows)
+    is_lost = (device < devices) & (place >= traffic.fitting[me, device])
+    gates = jnp.where(is_lost, jnp.nan, gates.reshape(-1)[order])
+    weighted = returned * gates[:, None].astype(x.dtype)
+    return jnp.zeros_like(x).at[order // top].add(weighted), given.sum(0)
 
 
-def _by_platform(travel, direction: int, rows: jax.Array, traffic: jax.Array, axis: str):
+def _by_platform(travel, direction: int, rows: jax.Array, traffic: Traffic, axis: str, room: int):
     def go(how):
-        return lambda rows, traffic: how[direction](rows, traffic, axis)
+        return lambda rows, traffic: how[direction](rows, traffic, axis, room)
 
     if travel is not None:
         return go(travel)(rows, traffic)
@@ -86,49 +108,57 @@ def _starts(sizes: jax.Array, dimension: int = 0) -> jax.Array:
     return jnp.cumsum(sizes, dimension) - sizes
 
 
-# ---- Two ways to travel. `traffic[i, j]` is the number of rows from device i to device j ---------
+# ---- Two ways to travel: rows sorted by device, back to back on both sides -----------------------
 
 
-def _ragged_there(rows: jax.Array, traffic: jax.Array, axis: str) -> tuple[jax.Array, jax.Array]:
-    """Sends rows sorted by device; returns what came, back to back, and where each part starts."""
+def _ragged_there(rows: jax.Array, traffic: Traffic, axis: str, room: int) -> jax.Array:
+    """Sends rows, and returns those that came."""
     me = lax.axis_index(axis)
-    room = jnp.zeros_like(rows, shape=(len(traffic) * len(rows), rows.shape[1]))
-    sizes, at = (traffic[me], traffic[:, me]), _starts(traffic)[me]
-    received = lax.ragged_all_to_all(
-        rows, room, _starts(sizes[0]), sizes[0], at, sizes[1], axis_name=axis
+    return lax.ragged_all_to_all(
+        rows,
+        jnp.zeros_like(rows, shape=(room, rows.shape[1])),
+        _starts(traffic.wanted[me]),
+        traffic.fitting[me],
+        _starts(traffic.fitting)[me],
+        traffic.fitting[:, me],
+        axis_name=axis,
     )
-    return received, _starts(sizes[1])
 
 
-def _ragged_back(rows: jax.Array, traffic: jax.Array, axis: str) -> jax.Array:
+def _ragged_back(rows: jax.Array, traffic: Traffic, axis: str, room: int) -> jax.Array:
     """Returns rows to where they came from, in the order in which they left."""
     me = lax.axis_index(axis)
-    sizes, at = (traffic[:, me], traffic[me]), _starts(traffic, 1)[:, me]
-    room = jnp.zeros_like(rows, shape=(len(rows) // len(traffic), rows.shape[1]))
     return lax.ragged_all_to_all(
-        rows, room, _starts(sizes[0]), sizes[0], at, sizes[1], axis_name=axis
+        rows,
+        jnp.zeros_like(rows, shape=(room, rows.shape[1])),
+        _starts(traffic.fitting[:, me]),
+        traffic.fitting[:, me],
+        _starts(traffic.wanted, 1)[:, me],
+        traffic.fitting[me],
+        axis_name=axis,
     )
 
 
-def _slots(traffic: jax.Array, count: int, axis: str) -> tuple[jax.Array, jax.Array]:
-    """Returns device and place of each row that leaves, where each device has room for all."""
-    sizes = traffic[lax.axis_index(axis)]
+def _slots(sizes: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """Returns the device of each of `count` rows, and its place among those of this device."""
     device = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(count), side="right")
     return device, jnp.arange(count) - _starts(sizes)[device]
 
 
-def _padded_there(rows: jax.Array, traffic: jax.Array, axis: str) -> tuple[jax.Array, jax.Array]:
-    room = jnp.zeros_like(rows, shape=(len(traffic), *rows.shape))
-    sent = room.at[_slots(traffic, len(rows), axis)].set(rows)
-    received = lax.all_to_all(sent, axis, 0, 0).reshape(-1, rows.shape[1])
-    starts = lax.axis_index(axis) * 0 + len(rows) * jnp.arange(len(traffic), dtype=traffic.dtype)
-    return received, starts
+def _padded_there(rows: jax.Array, traffic: Traffic, axis: str, room: int) -> jax.Array:
+    me = lax.axis_index(axis)
+    parts = jnp.zeros_like(rows, shape=(lax.axis_size(axis), *rows.shape))
+    parts = parts.at[_slots(traffic.wanted[me], len(rows))].set(rows)
+    came = lax.all_to_all(parts, axis, 0, 0)
+    return came.at[_slots(traffic.fitting[:, me], room)].get(mode="fill", fill_value=0)
 
 
-def _padded_back(rows: jax.Array, traffic: jax.Array, axis: str) -> jax.Array:
-    count = len(rows) // len(traffic)
-    returned = lax.all_to_all(rows.reshape(len(traffic), count, -1), axis, 0, 0)
-    return returned[_slots(traffic, count, axis)]
+def _padded_back(rows: jax.Array, traffic: Traffic, axis: str, room: int) -> jax.Array:
+    me = lax.axis_index(axis)
+    parts = jnp.zeros_like(rows, shape=(lax.axis_size(axis), room, rows.shape[1]))
+    parts = parts.at[_slots(traffic.fitting[:, me], len(rows))].set(rows)
+    returned = lax.all_to_all(parts, axis, 0, 0)
+    return returned.at[_slots(traffic.wanted[me], room)].get(mode="fill", fill_value=0)
 
 
 by_ragged_all_to_all = _ragged_there, _ragged_back

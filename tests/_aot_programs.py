@@ -111,7 +111,9 @@ def expert_layer_on_8(x, w, chosen, gates):
 
     def layer(x, w, chosen, gates):
         experts = lambda rows, sizes: fp8.ragged_dot(rows, w, sizes)  # noqa: E731
-        return expert_parallel.expert_layer(experts, x, chosen, gates, G, ("x", "y"))[0]
+        return expert_parallel.expert_layer(
+            experts, x, chosen, gates, G, ("x", "y"), max_rows=3 * chosen.size
+        )[0]
 
     over_all = PartitionSpec(("x", "y"))
     mapped = jax.shard_map(layer, in_specs=over_all, out_specs=over_all)

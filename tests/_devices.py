@@ -13,7 +13,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _expert_devices import expert_programs, exported_expert_programs
+from _expert_devices import expert_programs, exported_expert_programs, full_expert_programs
 from _grouped_devices import grouped_programs, ragged_dot_programs, vmapped_programs
 from _quantize_devices import dequantize_programs, quantize_programs
 from _tiers import in_sample
@@ -316,6 +316,7 @@ PROGRAMS = (
     vmapped_programs,
     ragged_dot_programs,
     expert_programs,
+    full_expert_programs,
     exported_expert_programs,
 )
 

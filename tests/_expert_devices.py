@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import expert_parallel  # noqa: E402
 
 G, TOP, T, K, N = 8, 2, 64, 256, 128
-AXIS = "y"
+AXIS, DEVICES = "y", 4
 
 
 def ragged_all_to_all(x, room, from_, sizes, to, _, *, axis_name):
@@ -44,20 +44,43 @@ def exact(product, x, w, chosen, gates):
     return jnp.zeros((len(x), w.shape[2])).at[order // TOP].add(rows)
 
 
-def expert_programs():
-    """Yields a layer of experts over "y", its value and gradients, for each way to travel."""
+def _routes():
+    """Returns the experts of each token, and the weight of each."""
     rng = np.random.default_rng(20)
     chosen = rng.integers(0, G, (T, TOP)).astype(np.int32)
     chosen[: T // 4] = 3, 5  # a device whose tokens all have the same experts
     chosen[chosen == 6] = 0  # an expert without tokens
     chosen[T // 2 :: 5, 0], chosen[T // 2 :: 7, 1] = -1, G + 3  # none, and one that there is not
     chosen[-3] = -1  # a token without experts
-    gates = rng.random((T, TOP)).astype(np.float32)
-    x, w, dy = normal(21, T, K), normal(22, G, K, K) / K**0.5, normal(23, T, K)
+    return chosen, rng.random((T, TOP)).astype(np.float32)
 
-    def layer(product, travel, x, w, chosen, gates):
-        experts = lambda rows, sizes: product(rows, w, sizes)  # noqa: E731
-        return expert_parallel.expert_layer(experts, x, chosen, gates, G, AXIS, travel=travel)[0]
+
+def _places(chosen) -> list[list[int]]:
+    """Returns, of each device, the tokens of the rows that it is sent, in the order of senders."""
+    device = np.where((chosen >= 0) & (chosen < G), chosen // (G // DEVICES), DEVICES)
+    in_order = np.argsort(chosen.reshape(DEVICES, -1), axis=1, kind="stable")
+    rows = (in_order + np.arange(DEVICES)[:, None] * (T * TOP // DEVICES)).reshape(-1)
+    to = device.reshape(-1)[rows]
+    return [list(rows[to == d] // TOP) for d in range(DEVICES)]
+
+
+def _layer(product, travel, max_rows, x, w, chosen, gates):
+    experts = lambda rows, sizes: product(rows, w, sizes)  # noqa: E731
+    return expert_parallel.expert_layer(
+        experts, x, chosen, gates, G, AXIS, max_rows=max_rows, travel=travel
+    )
+
+
+def expert_programs():
+    """Yields a layer of experts over "y", its value and gradients, for each way to travel."""
+    chosen, gates = _routes()
+    x, w, dy = normal(21, T, K), normal(22, G, K, K) / K**0.5, normal(23, T, K)
+    # Just enough for the device that is sent the most, which is less than everything.
+    enough = max(map(len, _places(chosen)))
+    assert enough < T * TOP
+
+    def layer(product, travel, *operands):
+        return _layer(product, travel, enough, *operands)[0]
 
     def gradients(f, x, w, gates):
         y, pull = jax.vjp(lambda x, w, gates: f(x, w, chosen, gates), x, w, gates)
@@ -81,6 +104,39 @@ def expert_programs():
                 return measure(f, operands, jax.device_get(want))
 
         yield MANUAL, f"experts, {name}", run
+
+
+def full_expert_programs():
+    """Yields a layer whose experts are sent more rows than there is room for."""
+    chosen, gates = _routes()
+    x, w = normal(21, T, K), normal(22, G, K, K) / K**0.5
+    places = _places(chosen)
+    room = sorted(map(len, places))[1] - 3  # too little for three devices of four
+    lost = sorted({token for each in places for token in each[room:]})
+    assert len(lost) > 3 and {token for each in places for token in each[:room]} - set(lost)
+    want = exact(lax.ragged_dot, x, w, chosen, gates).at[np.array(lost)].set(0)
+    is_lost = np.zeros(T, np.float32)
+    is_lost[lost] = 1
+    load = np.bincount(chosen[(chosen >= 0) & (chosen < G)], minlength=G)
+
+    def layer(travel, *operands):
+        y, load = _layer(lax.ragged_dot, travel, room, *operands)
+        is_nan = jnp.isnan(y)
+        return jnp.where(is_nan, 0, y), is_nan.mean(1, dtype=jnp.float32), load
+
+    for name, travel in (
+        ("all-to-all", expert_parallel.by_all_to_all),
+        ("ragged all-to-all", expert_parallel.by_ragged_all_to_all),
+    ):
+
+        def run(travel=travel):
+            operands = [put(AUTO, each, P(AXIS)) for each in (x, w, chosen, gates)]
+            f = functools.partial(layer, travel)
+            mapped = jax.shard_map(f, mesh=MESHES[AUTO], in_specs=P(AXIS), out_specs=P(AXIS))
+            with emulated():
+                return measure(mapped, operands, jax.device_get((want, is_lost, load)))
+
+        yield MANUAL, f"experts without room, {name}", run
 
 
 def exported_expert_programs():

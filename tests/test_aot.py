@@ -220,7 +220,7 @@ def test_rows_travel_to_their_experts_by_ragged_all_to_all(folder):
     found = _collectives(folder, "expert_layer_on_8")
     rows = [shape for shape, kind in found if kind == "ragged-all-to-all"]
     assert len(rows) == 4, found
-    assert {shape.partition("[")[0] for shape in rows} == {"bf16"}
+    assert sorted(rows) == ["bf16[192,512]"] * 2 + ["bf16[64,512]"] * 2  # room for three times
     others = {shape.partition("[")[0] for shape, kind in found if kind != "ragged-all-to-all"}
     assert others == {"s32"}, found
 

@@ -147,6 +147,8 @@ EXPECTED = {
     "manual: experts, float32, all-to-all": ({"all-gather": 1, "all-to-all": 5}, SAME),
     "manual: experts, float32, ragged all-to-all": (None, SAME),  # emulated
     "manual: experts, FP8": ({"all-gather": 1, "all-to-all": 5}, REROUNDED),
+    "manual: experts without room, all-to-all": ({"all-gather": 1, "all-to-all": 3}, SAME),
+    "manual: experts without room, ragged all-to-all": (None, SAME),
     "auto: gemm MxK in an ambient mesh": (SUM, SAME),
     "explicit: gemm MxK under auto_axes": (SUM, SAME),
     "manual: gemm MxK": (SUM, SAME),
