@@ -147,7 +147,7 @@ def qwix_provider(
 
 def einsum(
     subscripts: str,
-    *operands: jax.Array,
+    *operands: Any,
     precision: Any = None,
     preferred_element_type: Any = None,
     out_sharding: Any = None,
@@ -161,7 +161,8 @@ def einsum(
 
     Args:
         subscripts: "lhs,rhs->result", with or without "...": batch, contracted and other letters.
-        *operands: The activations and the weight; `bfloat16`, `float16` or `float32`.
+        *operands: The activations, `bfloat16`, `float16` or `float32`, and the weight, as
+            `dot_general` takes it: a `BlockScaled` too, as "hnk" with its N and K last.
         precision: As for `dot_general`.
         preferred_element_type: As for `dot_general`.
         out_sharding: As for `dot_general`, of a result that has batch letters first, then those of
@@ -182,6 +183,8 @@ def einsum(
 
     Example:
         >>> y = einsum("tk,gnk->tgn", tokens, experts)
+        >>> heads = quantize(experts, block=(128, 128))    # (H, N, K), a projection of each head
+        >>> y = einsum("thk,hnk->thn", jnp.stack([tokens] * len(heads), 1), heads)   # one launch
     """
     if len(operands) != 2:
         raise ValueError(f"einsum: operands must be two in FP8, got {len(operands)}.")

@@ -278,10 +278,26 @@ def test_dot_general_is_what_a_dense_layer_calls():
     assert got.dtype == jnp.bfloat16 and got.shape == (B, T, N)
 
 
+@pytest.mark.parametrize("implementation", ["xla", "sim"])
+def test_dot_general_of_quantized_matrices_of_a_batch(implementation, request):
+    """The absorbed projections of latent attention: a matrix of each head."""
+    if implementation == "sim":
+        request.getfixturevalue("simulator_library")
+    heads = fp8.quantize(cases.normal((3, 140, 160), seed=6), (128, 128))
+    x = cases.normal((10, 3, 160), seed=7)
+    ours = functools.partial(fp8.dot_general, implementation=implementation)
+    got = ours(x, heads, (((2,), (2,)), ((1,), (0,))))
+    assert got.shape == (3, 10, 140)
+    for head in range(3):
+        want = fp8.dot(x[:, head], heads[head], implementation=implementation)
+        np.testing.assert_array_equal(got[head], want)
+
+
 # ---- Errors --------------------------------------------------------------------------------------
 
 INTS = jnp.zeros((T, K), jnp.int32)
 DENSE = (((2,), (0,)), ((), ()))
+HEADS = fp8.quantize(jnp.ones((N, T, K)), (128, 128))
 ERRORS = [
     (lambda: fp8.dot([1.0], w0), TypeError, "x must be an array"),
     (lambda: fp8.dot(INTS, w0), TypeError, "x must have dtype"),
@@ -295,6 +311,16 @@ ERRORS = [
     (lambda: fp8.dot(x0, fp8.quantize(w0.T)), ValueError, "w must have block"),
     (lambda: fp8.dot(x0, fp8.quantize(w0, (128, 128))), ValueError, r"w must have shape \(N, K\)"),
     (lambda: fp8.dot_general(INTS, w0, DENSE), TypeError, "lhs must have dtype"),
+    (
+        lambda: fp8.dot_general(x0, fp8.quantize(w0, (128, 128)), DENSE),
+        ValueError,
+        r"rhs must be \(\*batch, N, K\)",
+    ),
+    (
+        lambda: fp8.dot_general(x0, HEADS, (((1, 2), (1, 2)), ((), ()))),
+        ValueError,
+        "got shape .* with dimensions .* contracted",
+    ),
     (lambda: fp8.dot_general(x0, w0, (2, 0)), ValueError, "dimension_numbers"),
     (lambda: fp8.dot_general(x0, w0, (((3,), (0,)), ((), ()))), ValueError, "dimensions of lhs"),
     (lambda: fp8.dot_general(x0, w0, (((2, 2), (0, 0)), ((), ()))), ValueError, "distinct"),

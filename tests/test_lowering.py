@@ -90,6 +90,12 @@ PROGRAMS = {
         1,
         2,
     ),
+    "einsum of quantized heads": (
+        lambda x, w: fp8.frameworks.einsum("mhk,hnk->mhn", x, w),
+        (x.swapaxes(0, 1), fp8.quantize(w.swapaxes(1, 2), (128, 128))),
+        1,
+        1,
+    ),
     "vmap of quantize": (jax.vmap(fp8.quantize), (x,), 0, 1),
     "vmap of quantize, square": (jax.vmap(lambda w: fp8.quantize(w, (128, 128))), (w,), 0, 1),
     "vmap of quantize_transposed": (jax.vmap(fp8.quantize_transposed), (x,), 0, 1),

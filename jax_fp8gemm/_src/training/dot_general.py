@@ -10,8 +10,9 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_fp8gemm._src.operands import checks
-from jax_fp8gemm._src.training.dot import dot_of
-from jax_fp8gemm._src.training.master_weight import MasterWeight, validated
+from jax_fp8gemm._src.operands.block_scaled import BlockScaled
+from jax_fp8gemm._src.training.dot import Weight, checked_weight, dot_of
+from jax_fp8gemm._src.training.master_weight import MasterWeight
 from jax_fp8gemm._src.training.recipe import Recipe
 from jax_fp8gemm._src.transforms import meshes
 
@@ -20,7 +21,7 @@ _WHERE = "dot_general"
 
 def dot_general(
     lhs: jax.Array,
-    rhs: jax.Array | MasterWeight,
+    rhs: Weight,
     dimension_numbers: tuple[
         tuple[Sequence[int], Sequence[int]], tuple[Sequence[int], Sequence[int]]
     ],
@@ -42,8 +43,10 @@ def dot_general(
 
     Args:
         lhs: Array of `bfloat16`, `float16` or `float32`.
-        rhs: Array of one of these dtypes; or a matrix as `MasterWeight`. A weight stored as
-            `(N, K)` is quantized as it lies: only its bits are transposed.
+        rhs: Array of one of these dtypes; or a matrix as `MasterWeight`; or the weight as
+            `BlockScaled` of shape `(*batch, N, K)`, whatever the batch, and block (128, 128), for
+            which see `dot`. A weight stored as `(N, K)` is quantized as it lies: only its bits are
+            transposed.
         dimension_numbers: `((lhs_contracting, rhs_contracting), (lhs_batch, rhs_batch))`. Scale
             blocks are cut along the contracted dimensions in their order.
         precision: None or `jax.lax.Precision.DEFAULT`: operands are FP8 and there is no other one.
@@ -70,10 +73,7 @@ def dot_general(
         >>> y = dot_general(activations, weight.T, (((1,), (0,)), ((), ())))    # (M, N)
     """
     lhs = checks.floating(_WHERE, "lhs", lhs)
-    if isinstance(rhs, MasterWeight):
-        rhs = validated(_WHERE, "rhs", rhs)
-    else:
-        rhs = checks.floating(_WHERE, "rhs", rhs)
+    rhs, _ = checked_weight(_WHERE, "rhs", rhs)
     checks.default_precision(_WHERE, precision)
     (lhs_k, rhs_k), (lhs_b, rhs_b) = _validated(dimension_numbers, lhs, rhs)
     lhs_free = [i for i in range(lhs.ndim) if i not in (*lhs_k, *lhs_b)]
@@ -88,7 +88,9 @@ def dot_general(
     # A weight stored as (N, K) stays so: its bits are transposed, where they have to be.
     w_is_nk = (*rhs_b, *rhs_free, *rhs_k) == tuple(range(rhs.ndim)) and bool(rhs_free)
     matrix = (rhs_free, rhs_k) if w_is_nk else (rhs_k, rhs_free)
-    if isinstance(rhs, MasterWeight):
+    if isinstance(rhs, BlockScaled):
+        w = _matrices(rhs, w_is_nk, rhs_free, rhs_k)
+    elif isinstance(rhs, MasterWeight):
         w = _matrix(rhs, dimension_numbers)
     else:
         w = lax.transpose(rhs, (*rhs_b, *matrix[0], *matrix[1]))
@@ -106,6 +108,19 @@ def dot_general(
         product = jax.vmap(product)
     out = _split_last(product(x, w), free_shape)
     return out if spec is None else meshes.reshard(out, spec, meshes.mesh_of(out))
+
+
+def _matrices(
+    rhs: BlockScaled, w_is_nk: bool, rhs_free: Sequence[int], rhs_k: Sequence[int]
+) -> BlockScaled:
+    """Returns a quantized weight that is matrices of a batch, as its blocks are."""
+    if not w_is_nk or (len(rhs_free), len(rhs_k)) != (1, 1):
+        raise ValueError(
+            f"{_WHERE}: rhs must be (*batch, N, K) with one N and one K, in this order, where it is"
+            f" a BlockScaled, got shape {tuple(rhs.shape)} with dimensions {tuple(rhs_k)}"
+            f" contracted and {tuple(rhs_free)} kept."
+        )
+    return rhs
 
 
 def _matrix(rhs: MasterWeight, dimension_numbers) -> MasterWeight:
