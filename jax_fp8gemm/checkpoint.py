@@ -139,6 +139,7 @@ def load(
     include: Callable[[str], bool] | None = None,
     sharding: Placement | Callable[[str, tuple[int, ...]], Placement] = None,
     stack_experts: bool = True,
+    stack_layers: bool = False,
     requantize: bool = False,
 ) -> Checkpoint:
     """Loads a quantized checkpoint, as DeepSeek-V3, llm-compressor or gpt-oss store it.
@@ -161,12 +162,16 @@ def load(
         folder: Holds `config.json`, and `model.safetensors` or `model.safetensors.index.json`
             with the files that it names. Where `config.json` has no `quantization_config`, not in
             a config inside it either, ModelOpt's `hf_quant_config.json` says the same.
-        include: Takes the name of a result and says whether to load it; None loads everything.
+        include: Takes the name of a result, of one layer, and says whether to load it; None loads
+            everything.
         sharding: Where results go: a device, a `jax.sharding.Sharding`, None for JAX's default
             device, or a function from name and shape to one of these. Scales are sharded as
             their values are, so that no shard may split a block of 128 rows or columns.
         stack_experts: Whether tensors `P.experts.0.S`, `P.experts.1.S`, ... become one result
             `P.experts.S` with a leading dimension of experts, as the grouped GEMMs take them.
+        stack_layers: Whether layers that follow each other and hold the same results become one
+            result for each, `P.layers.3-60.S` of `P.layers.3.S` to `P.layers.60.S`, with a leading
+            dimension of layers, as `jax.lax.scan` takes them.
         requantize: Whether weights that no block FP8 has exactly are rounded to it: rows with
             scales of their own are scaled again as by `quantize`, and elements of MXFP4 too small
             beside others of their block rounded to e4m3.
@@ -209,6 +214,8 @@ def load(
         name: reader.pair(name, experts, files, scheme, requantize)
         for name, experts in results.items()
     }
+    if stack_layers:
+        sources = reader.merge_layers(sources)
     shardings = {
         name: reader.find_sharding(name, source, sharding) for name, source in sources.items()
     }  # all of them, before the first is read
@@ -230,10 +237,10 @@ def save(
     """Writes a quantized checkpoint that `load` and the loaders of other projects read.
 
     A `BlockScaled` named `X` is written as `X` and `X_scale_inv`, or in the scheme that the
-    `quantization_config` of `config` describes; a plain array as it is. Beside
-    the safetensors files come `config.json`, with its `quantization_config`, and the index
-    `model.safetensors.index.json` where there is more than one file. One file after another is
-    brought to the host and written.
+    `quantization_config` of `config` describes; a plain array as it is. What is named
+    `P.layers.3-60.S` is written layer by layer, as `load` stacks them. Beside the safetensors files
+    come `config.json`, with its `quantization_config`, and the index `model.safetensors.index.json`
+    where there is more than one file. One file after another is brought to the host and written.
 
     `save(folder, load(other))` writes the same tensors, but MXFP4 as block FP8. Names that a
     `Checkpoint` was loaded with are stored as they were: one tensor per expert, as many as there
@@ -268,7 +275,8 @@ def save(
             `BlockScaled`; JSON cannot hold `config`; or `max_file_bytes` is not an int.
         ValueError: A `BlockScaled` has another block, or scales of blocks that differ where the
             scheme has one for a tensor or a row; a name is written twice or ends as scales do; a
-            tensor has parts on other hosts; `config` names another quantization, or a module of a
+            tensor has parts on other hosts; a stack has not as many layers as its name has;
+            `config` names another quantization, or a module of a
             `BlockScaled` under `modules_to_not_convert`; or `max_file_bytes` is below 1.
 
     Transformations:

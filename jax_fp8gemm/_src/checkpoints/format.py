@@ -29,6 +29,8 @@ QUANTIZATION = {
 MAX_JSON_DEPTH = 64  # far from where Python's functions of JSON run out of stack
 _EXPERT = re.compile(r"^(.*\.experts)\.(\d{1,9})\.(.+)$")  # int() refuses thousands of digits
 _NUMBER = re.compile(r"\d+\.")
+_LAYER = re.compile(r"^(.*\blayers)\.(0|[1-9]\d{0,8})\.(.+)$")
+_LAYERS = re.compile(r"^(.*\blayers)\.(0|[1-9]\d{0,8})-(0|[1-9]\d{0,8})\.(.+)$")
 
 
 class Stored(NamedTuple):
@@ -37,7 +39,7 @@ class Stored(NamedTuple):
     dtype: Of the values.
     scale_dtypes: Of the scales: one, or one for each expert where they differ; () if there are
         no scales.
-    is_stacked: Whether there is a tensor for each expert.
+    is_stacked: Whether there is a tensor for each expert. Of stacks of layers their names say so.
     scale_suffix: What the names of the scales end in after that of the values.
     layout: Of the scales: "block", "tensor", "channel" say what shares one; with "_1d" or "_4d"
         they are stored with so many dimensions where there are other ways; or "mxfp4".
@@ -66,6 +68,25 @@ def with_expert(name: str, expert: int) -> str | None:
     """Returns `P.experts.{expert}.S` for `P.experts.S`; None for every other name."""
     head, dot, tail = name.rpartition(".experts.")
     return f"{head}.experts.{expert}.{tail}" if dot and not _NUMBER.match(tail) else None
+
+
+def without_layer(name: str) -> tuple[str, int, str] | None:
+    """Splits `P.layers.{i}.S` into `P.layers`, i and S; None for every other name."""
+    match = _LAYER.match(name)
+    return (match[1], int(match[2]), match[3]) if match else None
+
+
+def of_layers(prefix: str, first: int, last: int, suffix: str) -> str:
+    """Returns the name of a stack of layers: `P.layers.{first}-{last}.S`."""
+    return f"{prefix}.{first}-{last}.{suffix}"
+
+
+def each_layer(name: str) -> list[str] | None:
+    """Returns the names that a stack of layers stands for; None for every other name."""
+    match = _LAYERS.match(name)
+    if not match or int(match[2]) > int(match[3]):
+        return None
+    return [f"{match[1]}.{i}.{match[4]}" for i in range(int(match[2]), int(match[3]) + 1)]
 
 
 def modules_of(name: str) -> Iterator[str]:

@@ -33,12 +33,12 @@ def place(
         return _place_encoded(source, sharding, requantize)
     dtype = jax.dtypes.canonicalize_dtype(source.values[0].dtype)
     readers = [functools.partial(_read, tensor, dtype=dtype) for tensor in source.values]
-    values = _place_array(source.each_shape, readers, source.is_stacked, sharding)
+    values = _place_array(source.each_shape, readers, source.lead, sharding)
     if not source.scales:
         return values
     readers = [functools.partial(_read_scales, source, scale) for scale in source.scales]
     shape = checks.scales_shape(source.each_shape, fmt.BLOCK)
-    scales = _place_array(shape, readers, source.is_stacked, sharding)
+    scales = _place_array(shape, readers, source.lead, sharding)
     return BlockScaled(values, scales, fmt.BLOCK)
 
 
@@ -54,7 +54,7 @@ def _place_encoded(
 
     def place_one(arrays: tuple[np.ndarray, ...]) -> jax.Array:
         readers = [array.__getitem__ for array in arrays]
-        return _place_array(arrays[0].shape, readers, source.is_stacked, sharding)
+        return _place_array(arrays[0].shape, readers, source.lead, sharding)
 
     values, scales = zip(*encoded, strict=True)
     return BlockScaled(place_one(values), place_one(scales), fmt.BLOCK)
@@ -95,21 +95,27 @@ def _requantized(value: Tensor, scale: Tensor, layout: str) -> tuple[np.ndarray,
 def _place_array(
     each_shape: tuple[int, ...],
     readers: list[Reader],
-    is_stacked: bool,
+    lead: tuple[int, ...],
     sharding: jax.sharding.Sharding | None,
 ) -> jax.Array:
-    def read(index: Any) -> np.ndarray:
-        if not is_stacked:
-            return readers[0](index)
-        return _stack([reader(index[1:]) for reader in readers[index[0]]])
+    in_places = np.empty(len(readers), object)
+    in_places[:] = readers
+    in_places = in_places.reshape(lead)
 
-    shape = (len(readers), *each_shape) if is_stacked else each_shape
+    def read(index: Any) -> np.ndarray:
+        if not lead:
+            return readers[0](index)
+        chosen = in_places[index[: len(lead)]]
+        stack = _stack([reader(index[len(lead) :]) for reader in chosen.reshape(-1)])
+        return stack.reshape(*chosen.shape, *stack.shape[1:])
+
+    shape = (*lead, *each_shape)
     if sharding is None:
         array = jax.device_put(read((slice(None),) * len(shape)))
     else:
         array = jax.make_array_from_callback(shape, sharding, read)
     # Stacks are assembled on the host: no more than one of them at a time.
-    return jax.block_until_ready(array) if is_stacked else array
+    return jax.block_until_ready(array) if lead else array
 
 
 def _read(tensor: Tensor, index: tuple[slice, ...], dtype: np.dtype) -> np.ndarray:

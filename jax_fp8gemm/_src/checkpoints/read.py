@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the tensors of a checkpoint to what each result is made of, checked before any is read."""
 
+import itertools
+import math
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +21,7 @@ MXFP4 = "mxfp4"  # a layout of values and scales
 
 
 class Source(NamedTuple):
-    """Where one result comes from: a tensor, or the tensors of all experts, and their scales."""
+    """Where one result comes from: a tensor, or those of all layers and experts, and scales."""
 
     values: tuple[Tensor, ...]
     scales: tuple[Tensor, ...]  # none where it is not quantized
@@ -27,6 +29,7 @@ class Source(NamedTuple):
     scale_suffix: str = "_scale_inv"
     layout: str = "block"
     is_exact: bool = True  # whether blocks can have the scales of all; of MXFP4 it shows later
+    num_layers: int | None = None  # of a stack of them
 
     @property
     def each_shape(self) -> tuple[int, ...]:
@@ -37,8 +40,13 @@ class Source(NamedTuple):
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the result."""
-        lead = (len(self.values),) if self.is_stacked else ()
-        return (*lead, *self.each_shape)
+        return (*self.lead, *self.each_shape)
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """Shape of the stack: layers before experts."""
+        layers = () if self.num_layers is None else (self.num_layers,)
+        return (*layers, len(self.values) // math.prod(layers)) if self.is_stacked else layers
 
     @property
     def stored(self) -> fmt.Stored:
@@ -143,6 +151,52 @@ def pair(
     is_exact = all(source.is_exact for source in sources)
     return sources[0]._replace(
         values=values, scales=scales, is_stacked=is_stacked, is_exact=is_exact
+    )
+
+
+def merge_layers(sources: Mapping[str, Source]) -> dict[str, Source]:
+    """Returns stacks of layers that follow each other and hold the same; the rest as it is."""
+    layers: dict[str, dict[int, dict[str, Source]]] = {}
+    for name, source in sources.items():
+        found = fmt.without_layer(name)
+        if found is not None:
+            prefix, i, suffix = found
+            layers.setdefault(prefix, {}).setdefault(i, {})[suffix] = source
+    merged: dict[str, tuple[str, Source]] = {}  # by the name of each part of it
+    for prefix, numbered in layers.items():
+        for first, last in _runs(numbered):
+            run = [numbered[i] for i in range(first, last + 1)]
+            for suffix in run[0]:
+                stack = fmt.of_layers(prefix, first, last, suffix)
+                result = stack, _merged([layer[suffix] for layer in run])
+                merged |= {f"{prefix}.{i}.{suffix}": result for i in range(first, last + 1)}
+    return dict(merged.get(name, (name, source)) for name, source in sources.items())
+
+
+def _runs(numbered: Mapping[int, dict[str, Source]]) -> Iterator[tuple[int, int]]:
+    """Yields the first and the last of several layers in a row that hold the same."""
+
+    def content(i: int):
+        return {
+            suffix: (source.values[0].dtype, *source._replace(values=(), scales=()), source.shape)
+            for suffix, source in numbered[i].items()
+        }
+
+    # In a row, numbers and their places differ by the same.
+    in_a_row = (i - place for place, i in enumerate(sorted(numbered)))
+    keys = zip(in_a_row, map(content, sorted(numbered)), strict=True)
+    for _, run in itertools.groupby(zip(keys, sorted(numbered), strict=True), lambda pair: pair[0]):
+        members = [i for _, i in run]
+        if len(members) > 1:
+            yield members[0], members[-1]
+
+
+def _merged(sources: list[Source]) -> Source:
+    return sources[0]._replace(
+        values=tuple(itertools.chain(*(source.values for source in sources))),
+        scales=tuple(itertools.chain(*(source.scales for source in sources))),
+        is_exact=all(source.is_exact for source in sources),
+        num_layers=len(sources),
     )
 
 

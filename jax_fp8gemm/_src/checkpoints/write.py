@@ -4,10 +4,11 @@
 import contextlib
 import itertools
 import json
+import math
 import pathlib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard, cast
 
 import jax
 import numpy as np
@@ -24,22 +25,21 @@ _U8 = np.dtype(np.uint8)
 
 
 class Part(NamedTuple):
-    """One tensor to write: an array, or one expert of it."""
+    """One tensor to write: an array, or one layer or expert of it."""
 
     name: str
     array: Any
-    expert: int | None
+    place: tuple[int, ...]  # its index in the array; () for all of it
     dtype: np.dtype  # in the file
 
     @property
     def num_bytes(self) -> int:
         """Size of the tensor."""
-        whole = self.array.size * self.dtype.itemsize
-        return whole if self.expert is None else whole // self.array.shape[0]
+        return math.prod(self.array.shape[len(self.place) :]) * self.dtype.itemsize
 
     def read(self) -> np.ndarray:
         """Brings the tensor to the host."""
-        array = np.asarray(self.array if self.expert is None else self.array[self.expert])
+        array = np.asarray(self.array[self.place] if self.place else self.array)
         if (array.dtype, self.dtype) == (_F32, _U8):  # scales, as load reads them
             return array.astype(fmt.E8M0).view(_U8)
         return array.astype(self.dtype, copy=False)
@@ -77,25 +77,52 @@ def find_parts(
 def _find_groups(
     name: str, tensor: Any, stored: fmt.Stored | None, unstack_experts: bool, scheme: Scheme
 ) -> Iterator[list[Part]]:
-    is_block_scaled = isinstance(tensor, BlockScaled)
+    keys = _layer_keys(name, tensor)
+    num_stacked = len(keys[0][1])
+    if _is_stack_of_experts(name, tensor, tensor.ndim - num_stacked, stored, unstack_experts):
+        keys = [
+            (cast(str, fmt.with_expert(key, expert)), (*place, expert))
+            for key, place in keys
+            for expert in range(tensor.shape[num_stacked])
+        ]
+    if not isinstance(tensor, BlockScaled):
+        for key, place in keys:
+            yield [Part(key, tensor, place, _plain_dtype(tensor.dtype, stored))]
+        return
+    suffix, scales = _file_scales(name, tensor, stored, scheme)
+    scale_dtypes = _scale_dtypes(scales, [place for _, place in keys], stored, scheme)
+    for (key, place), dtype in zip(keys, scale_dtypes, strict=True):
+        yield [
+            Part(key, tensor.values, place, fmt.E4M3),
+            Part(key + suffix, scales, place, dtype),
+        ]
+
+
+def _layer_keys(name: str, tensor: Any) -> list[tuple[str, tuple[int, ...]]]:
+    """Returns name and place of each layer of a stack, or of all that is none."""
+    layers = fmt.each_layer(name)
+    if layers is None:
+        return [(name, ())]
+    # A matrix of weights is left of each layer.
+    least = 3 if isinstance(tensor, BlockScaled) else 1
+    if tensor.ndim < least or tensor.shape[0] != len(layers):
+        raise ValueError(
+            f"{_NAME}: tensor {name!r} must have a leading dimension of {len(layers)} layers, got"
+            f" shape {tuple(tensor.shape)}."
+        )
+    return [(layer, (i,)) for i, layer in enumerate(layers)]
+
+
+def _is_stack_of_experts(
+    name: str, tensor: Any, ndim: int, stored: fmt.Stored | None, unstack_experts: bool
+) -> bool:
+    """Whether there is to be a tensor for each expert, of `ndim` dimensions and that of experts."""
     if stored is None:
-        is_stack = unstack_experts and tensor.ndim == 3
+        is_stack = unstack_experts and ndim == 3
     else:
-        is_stack = stored.is_stacked and tensor.ndim > (2 if is_block_scaled else 0)
-    is_stack = is_stack and tensor.shape[0] > 0 and fmt.with_expert(name, 0) is not None
-    experts = range(tensor.shape[0]) if is_stack else (None,)
-    suffix, scales, scale_dtypes = "", None, []
-    if is_block_scaled:
-        suffix, scales = _file_scales(name, tensor, stored, scheme)
-        scale_dtypes = _scale_dtypes(scales, stored, is_stack, scheme)
-    for i, expert in enumerate(experts):
-        numbered = None if expert is None else fmt.with_expert(name, expert)
-        key = numbered or name
-        if is_block_scaled:
-            values = Part(key, tensor.values, expert, fmt.E4M3)
-            yield [values, Part(key + suffix, scales, expert, scale_dtypes[i])]
-        else:
-            yield [Part(key, tensor, expert, _plain_dtype(tensor.dtype, stored))]
+        is_stack = stored.is_stacked and ndim > (2 if isinstance(tensor, BlockScaled) else 0)
+    # Without experts, there is a name only of the whole.
+    return is_stack and tensor.shape[-ndim] > 0 and fmt.with_expert(name, 0) is not None
 
 
 def _is_kept(stored: fmt.Stored | None, scheme: Scheme) -> TypeGuard[fmt.Stored]:
@@ -127,17 +154,16 @@ def _file_scales(
 
 
 def _scale_dtypes(
-    scales: Any, stored: fmt.Stored | None, is_stack: bool, scheme: Scheme
+    scales: Any, places: list[tuple[int, ...]], stored: fmt.Stored | None, scheme: Scheme
 ) -> list[np.dtype]:
     """Returns the dtypes of the scales of each tensor: as stored if they hold all, or float32."""
-    count = scales.shape[0] if is_stack else 1
+    count = len(places)
     names = stored.scale_dtypes if _is_kept(stored, scheme) else ()
     if set(names) <= {"F32"}:
         return [_F32] * count
     dtypes = [safetensors_files.DTYPES[names[min(i, len(names) - 1)]] for i in range(count)]
     scales = np.asarray(scales)
-    each = scales if is_stack else [scales]
-    is_exact = all(holds(dtype, array) for dtype, array in zip(dtypes, each, strict=True))
+    is_exact = all(holds(dtype, scales[place]) for dtype, place in zip(dtypes, places, strict=True))
     return dtypes if is_exact else [_F32] * count
 
 

@@ -106,7 +106,7 @@ def _find_plain(
     for name, groups in parts.items():
         was_plain = bool(known) and name in stored and not stored[name].scale_dtypes
         for first, *scales in groups:
-            rank = first.array.ndim - (first.expert is not None)
+            rank = first.array.ndim - len(first.place)
             if scales or rank != 2 or not first.name.endswith(".weight"):
                 continue
             if not was_plain or listed.module_of(first.name) is not None:
