@@ -82,11 +82,17 @@ def expected_code(key: str) -> Expected:
     column_loads = block_n // 8 if is_1d1d else 0
     loads = row_scales + (column_loads or 1)
     products = row_scales * (block_n // 4 if is_1d1d else config["scale_blocks_n"])
+    # Releases to the cluster: of a group table at the start, of everything at the end, where CTAs
+    # share operands; of sums, where they share a tile.
+    is_shared = config["cluster_m"] * config["cluster_n"] > 1
+    has_table = config["kind"] in ("ragged", "masked", "k_grouped")
+    releases = is_shared + (is_shared and has_table) + (config["split_k"] > 1)
     return Expected(
         kernel=f"sm90_fp8_gemm_{config['family']}",
         scale_products=products,
         scale_loads=loads,
         scale_loads_under_mma=loads - 1,
+        gpu_barriers=releases,
         block_n=block_n,
         row_slices=row_slices,
         num_consumers=config["num_consumers"],

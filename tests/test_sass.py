@@ -40,6 +40,7 @@ SOUND = Expected(
     scale_products=0,
     scale_loads=0,
     scale_loads_under_mma=0,
+    gpu_barriers=0,
 )
 
 # Planted fault (macros of the specimen, separated by spaces): a part of the failure it must cause.
@@ -77,6 +78,7 @@ WRONG_EXPECTATIONS = [
     ("scale_products", 64, "0 FMUL in the main loop, expected 64"),
     ("scale_loads", 3, "0 LDS in the main loop, expected 3"),
     ("scale_loads_under_mma", 16, "0 LDS under the tensor core, expected 16"),
+    ("gpu_barriers", 1, "0 MEMBAR of the GPU, expected 1"),
     ("a_type", "E5M2", "expected QGMMA.64x128x32.F32.E5M2.E4M3"),
 ]
 

@@ -37,6 +37,7 @@ class Expected:
     scale_products: int  # FMUL of scales, per block of K
     scale_loads: int  # from shared memory, per block of K
     scale_loads_under_mma: int  # of them, how many at least must cost no time
+    gpu_barriers: int  # MEMBAR of the whole GPU, outside of the loop
 
     @property
     def threads(self) -> int:
@@ -82,6 +83,10 @@ def _resource_failures(facts: KernelFacts, expected: Expected) -> list[str]:
             f"stack {facts.stack_bytes} bytes",
         ),
         (pool <= _SM_REGISTERS, f"{facts.registers} registers x {expected.threads} threads"),
+        (
+            facts.gpu_barriers == expected.gpu_barriers,
+            f"{facts.gpu_barriers} MEMBAR of the GPU, expected {expected.gpu_barriers}",
+        ),
         *(_moved_register_rules if expected.moves_registers else _fixed_register_rules)(
             facts, expected
         ),

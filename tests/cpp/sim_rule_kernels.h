@@ -113,6 +113,28 @@ void StoreBeforeStart(const Params&) {
   SyncCluster();
 }
 
+template <bool kBroken>
+void RelaxedArrivalOfData(const Params&) {
+  if (IsFirst()) ptx::st_shared_u32(ptx::dynamic_smem(), 1);
+  kBroken ? ptx::barrier_cluster_arrive_relaxed() : ptx::barrier_cluster_arrive();
+  ptx::barrier_cluster_wait();
+  if (ptx::warp_idx() == 1) ptx::ld_shared_u32(ptx::dynamic_smem());
+}
+
+// A peer's barrier, which a fence shows without a release.
+template <bool kBroken>
+void RelaxedArrivalOfBarrier(const Params&) {
+  if (IsFirst()) {
+    ptx::mbarrier_init(Bar(), 1);
+    if (!kBroken) ptx::fence_mbarrier_init_release_cluster();
+  }
+  ptx::bar_warp_sync();
+  ptx::barrier_cluster_arrive_relaxed();
+  ptx::barrier_cluster_wait();
+  if (ptx::thread_idx() == 32) ptx::mbarrier_arrive_cluster(Bar(), ptx::cluster_ctarank() ^ 1);
+  SyncCluster();
+}
+
 // Rank 1 writes into rank 0 and tells it.
 template <bool kReleases, bool kAcquires>
 void HandOver() {

@@ -48,6 +48,8 @@ const Rule kRules[] = {
     SIM_TEST_RULE(ArriveOutsideCluster, 2, "mapa to cta 2 of a cluster of 2"),
     SIM_TEST_RULE(StoreOutsideCluster, 2, "mapa to cta 2 of a cluster of 2"),
     SIM_TEST_RULE(StoreBeforeStart, 2, "nothing orders it after that cta has started"),
+    SIM_TEST_RULE(RelaxedArrivalOfData, 2, "race"),
+    SIM_TEST_RULE(RelaxedArrivalOfBarrier, 2, "mbarrier.init"),
     SIM_TEST_RULE(ArriveWithoutRelease, 2, "without release at cluster scope"),
     SIM_TEST_RULE(WaitAtCtaScope, 2, "acquires at cta scope"),
     SIM_TEST_RULE(ExitBeforeClusterWait, 2, "exits between barrier.cluster.arrive and"),

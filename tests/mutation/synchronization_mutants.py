@@ -8,6 +8,7 @@ TWO = "1d2d.m128n64.w2.c1x1.e4m3.e4m3.bf16"
 PAIR_M = "1d2d.m128n64.w2.c2x1.e4m3.e4m3.bf16"
 PAIR_N = "1d2d.m128n96.w2.c1x2.e4m3.e4m3.bf16"
 COLUMNS = "1d1d.m64n64.w1.c1x1.e4m3.e4m3.f32"
+RAGGED_PAIR = "1d2d_ragged.m128n128.w2.c2x1.e4m3.e4m3.bf16"
 RAGGED = "1d2d_ragged.m64n64.w1.c1x1.e4m3.e4m3.bf16"
 DEPENDENT = "1d2d.m16n32.w1.c1x1.e4m3.e4m3.bf16.pdl"
 SPLIT = "1d2d.m64n64.w1.c1x1.e4m3.e4m3.bf16.split2"
@@ -201,10 +202,18 @@ MUTANTS = (
     Mutant(
         "no barrier after the initialization",
         "fp8_gemm/sm90_fp8_gemm.cuh",
-        "  // group table is for all warps.\n  sync_cluster<kConfig>();\n",
+        "  sync_cluster<kConfig, kConfig.has_group_table()>();\n",
         "",
         "Warps use barriers, and read a group table, that may not exist yet.",
         (ONE, RAGGED),
+    ),
+    Mutant(
+        "group table not released",
+        "fp8_gemm/sm90_fp8_gemm.cuh",
+        "sync_cluster<kConfig, kConfig.has_group_table()>();",
+        "sync_cluster<kConfig, false>();",
+        "A relaxed arrival shows others nothing but mbarriers.",
+        (RAGGED_PAIR,),
     ),
     Mutant(
         "peer not told of a free slot",
@@ -225,7 +234,7 @@ MUTANTS = (
     Mutant(
         "cluster does not meet before it exits",
         "fp8_gemm/sm90_fp8_gemm.cuh",
-        "if constexpr (kConfig.cluster_size() > 1) sync_cluster<kConfig>();",
+        "if constexpr (kConfig.sharing() > 1) sync_cluster<kConfig>();",
         "",
         "A peer arrives on the barriers of a CTA that has exited.",
         (PAIR_M, PAIR_N),

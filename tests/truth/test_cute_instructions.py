@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The text of every wgmma in our table against CuTe's, for the same shape and types.
+"""Instructions against CuTe's: every wgmma in our table, and the barrier of a cluster.
 
 CuTe's operations `MMA_64xNx32_F32{A}{B}_SS_TN` and our `WgmmaM64K32<N>::run<A, B>` are each one asm
 statement. Both are read from the headers, with operands put in place of their numbers.
@@ -138,3 +138,46 @@ def test_changed_wgmma_is_found(cute, pattern, replacement):
     text, changed = re.subn(pattern, replacement, our_text())
     assert changed
     assert any(found != cute[key] for key, found in our_statements(text).items())
+
+
+# ---- The barrier of a cluster --------------------------------------------------------------------
+
+# Ours, by CuTe's name for it. Without qualifiers an arrival is a release, a wait an acquire (PTX).
+CLUSTER_BARRIERS = {
+    "cluster_arrive": "barrier_cluster_arrive",
+    "cluster_arrive_relaxed": "barrier_cluster_arrive_relaxed",
+    "cluster_wait": "barrier_cluster_wait",
+}
+
+
+def _text_of(text: str, function: str) -> str:
+    start = re.search(rf"\b{function}\(\)\s*\{{", text).end()
+    return literals(asm_parts(asm_body(text, start))[0]).strip()
+
+
+def test_barriers_of_a_cluster_are_cutes():
+    theirs = (cute_headers()[0] / "cute/arch/cluster_sm90.hpp").read_text()
+    ours = (ROOT / "csrc/kernels/ptx/cluster.cuh").read_text()
+    for name, own_name in CLUSTER_BARRIERS.items():
+        own = _text_of(ours, own_name)
+        assert re.sub(r"\.(release|acquire)\b", "", own) == _text_of(theirs, name), name
+
+
+def test_cutlass_shows_fenced_mbarriers_by_a_relaxed_arrival():
+    """As our kernels do at their start: fence, relaxed arrival, wait."""
+    include = cute_headers()[0] / "cutlass"
+    fence = (ROOT / "csrc/kernels/ptx/mbarrier.cuh").read_text()
+    fence = _text_of(fence, "fence_mbarrier_init_release_cluster")
+    assert fence in (include / "arch/barrier.h").read_text()
+    pipelines = (include / "pipeline/sm90_pipeline.hpp").read_text()
+    assert "cutlass::arch::fence_barrier_init();" in pipelines
+    kernel = (include / "gemm/kernel/sm90_gemm_tma_warpspecialized_pingpong.hpp").read_text()
+    made, arrival, wait = (
+        kernel.index(text)
+        for text in (
+            "MainloopPipeline mainloop_pipeline(",
+            "cute::cluster_arrive_relaxed();",
+            "cluster_wait_fn();",
+        )
+    )
+    assert made < arrival < wait

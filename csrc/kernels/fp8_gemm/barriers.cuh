@@ -19,12 +19,12 @@ FP8GEMM_DEVICE void sync_consumer(uint32_t consumer) {
 }
 
 // All threads of the CTA or cluster, whose lanes may come from a branch that one of them took: the
-// aligned barriers need converged warps.
-template <GemmConfig kConfig>
+// aligned barriers need converged warps. Only a release shows a cluster more than fenced mbarriers.
+template <GemmConfig kConfig, bool kReleases = true>
 FP8GEMM_DEVICE void sync_cluster() {
   ptx::bar_warp_sync();
   if constexpr (kConfig.cluster_size() > 1) {
-    ptx::barrier_cluster_arrive();
+    kReleases ? ptx::barrier_cluster_arrive() : ptx::barrier_cluster_arrive_relaxed();
     ptx::barrier_cluster_wait();
   } else {
     ptx::barrier_sync(kCtaBarrier, kConfig.threads());

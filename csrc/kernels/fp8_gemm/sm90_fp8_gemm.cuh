@@ -43,9 +43,9 @@ FP8GEMM_DEVICE void sm90_fp8_gemm(const GemmParams& params) {
     const GroupTable<kConfig> groups{smem.groups()};
     if (warp == kConsumerWarps + kGroupTableWarp) groups.build(params);
   }
-  // Peers arrive on our barriers and write into our slots: they must see them initialized. The
-  // group table is for all warps.
-  sync_cluster<kConfig>();
+  // Peers arrive on our barriers and write into our slots: they must see them initialized. A group
+  // table is for all warps of its CTA.
+  sync_cluster<kConfig, kConfig.has_group_table()>();
 
   if (warp >= kConsumerWarps) {
     if constexpr (kConfig.moves_registers()) ptx::setmaxnreg_dec<kConfig.producer_registers()>();
@@ -58,8 +58,9 @@ FP8GEMM_DEVICE void sm90_fp8_gemm(const GemmParams& params) {
     if constexpr (kConfig.moves_registers()) ptx::setmaxnreg_inc<kConfig.consumer_registers()>();
     consume<kConfig>(params, smem, warp / kWarpgroupWarps);
   }
-  // A peer may still multicast into this CTA or arrive on its barriers.
-  if constexpr (kConfig.cluster_size() > 1) sync_cluster<kConfig>();
+  // A peer may still multicast into this CTA or arrive on its barriers. With K split none does: its
+  // sums are the last that comes, and consumers have waited for them.
+  if constexpr (kConfig.sharing() > 1) sync_cluster<kConfig>();
 }
 
 }  // namespace fp8gemm

@@ -18,6 +18,12 @@ FP8GEMM_DEVICE void barrier_cluster_arrive() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
 
+// Arrives there without a release: of this thread's earlier writes, those who wait see only what
+// fence_mbarrier_init_release_cluster has fenced. The compiler puts no memory barriers before it.
+FP8GEMM_DEVICE void barrier_cluster_arrive_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+
 FP8GEMM_DEVICE void barrier_cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }

@@ -17,6 +17,7 @@ uint32_t ClusterCtaRank();
 void StoreSharedClusterV4F32(uint32_t address, uint32_t cta_rank, float x, float y, float z,
                              float w);
 void ClusterArrive();
+void ClusterArriveRelaxed();
 void ClusterWait();
 void GridDependencyWait();
 

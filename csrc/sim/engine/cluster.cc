@@ -17,21 +17,41 @@ void CompleteIfAllArrived() {
   WakeAll(barrier.waiting);
 }
 
-}  // namespace
+// A release publishes everything that the warp has done.
+void ReleaseToCluster() {
+  current->warp->has_remote_writes = false;
+  ReleaseTo(world.cluster_barrier.arriving);
+}
 
-void ClusterArrive() {
+// Without one, that it has started, and the barriers whose initialization it has fenced.
+void PublishInits() {
+  const Warp& warp = *current->warp;
+  world.cluster_barrier.arriving.Raise(warp.number, kStarted);
+  for (Mbarrier& barrier : warp.cta->mbarriers) {
+    const bool is_own = barrier.initializer->warp == &warp && barrier.relaxed_phase == 0;
+    if (is_own && barrier.init_number <= barrier.initializer->fenced_inits) {
+      barrier.relaxed_phase = world.cluster_barrier.phase + 1;
+    }
+  }
+}
+
+void ArriveAtCluster(void (*publish)()) {
   if (!MeetLanes(Op::kClusterArrive)) return;
   Warp& warp = *current->warp;
   ClusterBarrier& barrier = world.cluster_barrier;
   if (warp.cluster_arrived) Fatal("barrier.cluster.arrive twice without a wait between");
   warp.cluster_arrived = true;
-  warp.has_remote_writes = false;
   warp.cluster_phase = barrier.phase;
   ++barrier.arrived;
-  ReleaseTo(barrier.arriving);
+  publish();
   CompleteIfAllArrived();
   ReleaseLanes(warp);
 }
+
+}  // namespace
+
+void ClusterArrive() { ArriveAtCluster(ReleaseToCluster); }
+void ClusterArriveRelaxed() { ArriveAtCluster(PublishInits); }
 
 void ClusterWait() {
   if (!MeetLanes(Op::kClusterWait)) return;
@@ -43,6 +63,7 @@ void ClusterWait() {
     HoldLanes(Op::kClusterWait);
   }
   warp.cluster_arrived = false;
+  warp.cluster_waits = warp.cluster_phase + 1;
   AcquireFrom(warp, barrier.released);
   ReleaseLanes(warp);
 }

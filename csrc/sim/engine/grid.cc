@@ -52,7 +52,7 @@ void PrepareWarps(Cta& cta) {
     warp.number = cta.rank * num_warps + i;
     warp.lanes = &world.threads[warp.number * kWarpLanes];
     warp.registers = world.kernel->launch_registers;
-    warp.clock.time[warp.number] = 1;
+    warp.clock.time[warp.number] = kStarted + 1;  // what it does comes after its start
   }
 }
 

@@ -23,6 +23,8 @@ Mbarrier& CheckInitialized(Mbarrier* barrier, uint32_t bar, const char* what) {
     Fatal("%s on %s, where no mbarrier.init has been executed yet", what, SmemName(bar).c_str());
   }
   const Warp& initializer = *barrier->initializer->warp;
+  const uint32_t relaxed_phase = barrier->relaxed_phase;
+  if (relaxed_phase != 0 && current->warp->cluster_waits >= relaxed_phase) return *barrier;
   if (!IsOrdered(*current->warp, initializer.number, barrier->init_clock)) {
     Hazard("%s on mbarrier %s is not ordered after its mbarrier.init by warp %u of cta %u", what,
            SmemName(bar).c_str(), initializer.index, initializer.cta->rank);

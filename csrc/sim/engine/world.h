@@ -137,6 +137,7 @@ struct Warp {
   bool has_remote_writes = false;  // into other CTAs since the last release at cluster scope
   bool cluster_arrived = false;
   uint32_t cluster_phase = 0;  // the phase it arrived in
+  uint32_t cluster_waits = 0;  // phases of the cluster's barrier that it has waited for
 
   VectorClock clock;
   uint32_t lane_epoch = 1;  // counts what may order the memory accesses of the lanes
@@ -161,7 +162,8 @@ struct Mbarrier {
   Thread* initializer = nullptr;
   uint32_t init_number = 0;
   uint32_t init_clock = 0;
-  uint32_t load_clock = 0;           // phase that ends the last TMA load signalling it
+  uint32_t relaxed_phase = 0;  // of the cluster's barrier, from 1: who waits for it sees the init
+  uint32_t load_clock = 0;     // phase that ends the last TMA load signalling it
   bool has_cluster_release = false;  // another CTA has arrived with release at cluster scope
   std::vector<Thread*> waiting;
   std::vector<PhaseObserver> observers;  // of the last completed phase

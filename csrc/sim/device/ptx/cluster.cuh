@@ -7,6 +7,7 @@ namespace fp8gemm::ptx {
 
 FP8GEMM_DEVICE uint32_t cluster_ctarank() { return sim::ClusterCtaRank(); }
 FP8GEMM_DEVICE void barrier_cluster_arrive() { sim::ClusterArrive(); }
+FP8GEMM_DEVICE void barrier_cluster_arrive_relaxed() { sim::ClusterArriveRelaxed(); }
 FP8GEMM_DEVICE void barrier_cluster_wait() { sim::ClusterWait(); }
 FP8GEMM_DEVICE void st_shared_cluster_v4_f32(uint32_t addr, uint32_t cta_rank, float x, float y,
                                              float z, float w) {

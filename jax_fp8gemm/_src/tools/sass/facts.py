@@ -56,6 +56,7 @@ class KernelFacts:
     frame_bytes: int
     stack_bytes: int
     local_memory: int  # LDL and STL instructions
+    gpu_barriers: int  # MEMBAR of the whole GPU
     raised_registers: tuple[int, ...]  # operands of setmaxnreg.inc
     lowered_registers: tuple[int, ...]  # operands of setmaxnreg.dec
     highest_register: int
@@ -76,6 +77,7 @@ def kernel_facts(cubin: Cubin, code: Sequence[Instruction]) -> KernelFacts:
         frame_bytes=cubin.frame_bytes,
         stack_bytes=cubin.stack_bytes,
         local_memory=_count(code, *_LOCAL_MEMORY),
+        gpu_barriers=sum(i.name == "MEMBAR" and i.opcode.endswith(".GPU") for i in code),
         raised_registers=tuple(_last_number(i) for i in raises),
         lowered_registers=tuple(_last_number(i) for i in lowers),
         highest_register=max(i.highest_register for i in code),
