@@ -30,6 +30,7 @@ class OnFailure {
 KernelCache::Image KernelCache::GetOrBuild(const std::string& key_text, const std::string& label,
                                            const std::function<std::string()>& build) {
   std::shared_ptr<const DiskStore> disk;
+  BuildLock lock;  // until the image is on disk
   bool built = false;
   // The task carries an exception of `build` to every waiter. A failed entry leaves the map before
   // the waiters wake, so no later call can find it.
@@ -38,8 +39,8 @@ KernelCache::Image KernelCache::GetOrBuild(const std::string& key_text, const st
       const std::lock_guard lock(mutex_);
       images_.erase(key_text);
     });
-    auto image =
-        std::make_shared<const std::string>(LoadOrBuild(disk.get(), key_text, label, build, built));
+    auto image = std::make_shared<const std::string>(
+        LoadOrBuild(disk.get(), key_text, label, build, lock, built));
     forget.Dismiss();
     return image;
   });
@@ -64,20 +65,28 @@ KernelCache::Image KernelCache::GetOrBuild(const std::string& key_text, const st
 
 std::string KernelCache::LoadOrBuild(const DiskStore* disk, const std::string& key_text,
                                      const std::string& label,
-                                     const std::function<std::string()>& build, bool& built) {
+                                     const std::function<std::string()>& build, BuildLock& lock,
+                                     bool& built) {
+  std::string image;
   if (disk != nullptr) {
-    DiskStore::Loaded loaded = disk->Load(key_text, label);
-    if (loaded.status == DiskStore::Status::kHit) {
-      Count(&Counters::disk_hits);
-      return std::move(loaded.image);
-    }
-    if (loaded.status == DiskStore::Status::kCorrupt) Count(&Counters::corrupt);
+    if (LoadFrom(*disk, key_text, label, image)) return image;
+    lock = disk->LockBuild(key_text, patience_);
+    if (LoadFrom(*disk, key_text, label, image)) return image;  // who had the lock has built it
   }
   Count(&Counters::builds);
-  std::string image = build();
+  image = build();
   if (image.empty()) throw std::runtime_error("the build of kernel '" + label + "' gave no image");
   built = true;
   return image;
+}
+
+bool KernelCache::LoadFrom(const DiskStore& disk, const std::string& key_text,
+                           const std::string& label, std::string& image) {
+  DiskStore::Loaded loaded = disk.Load(key_text, label);
+  if (loaded.status == DiskStore::Status::kHit) Count(&Counters::disk_hits);
+  if (loaded.status == DiskStore::Status::kCorrupt) Count(&Counters::corrupt);
+  image = std::move(loaded.image);
+  return loaded.status == DiskStore::Status::kHit;
 }
 
 void KernelCache::StoreOrWarn(const DiskStore& disk, const std::string& key_text,
