@@ -15,6 +15,7 @@ FLAGS = ["-std=c++20", "-O0", "-Wall", "-Wextra", "-Werror", "-fPIC", "-pthread"
 FLAGS += ["-I", str(CSRC), "-I", str(CPP)]
 
 _CACHE = [
+    "driver/interrupts",
     "jit/build_lock",
     "jit/disk_store",
     "jit/kernel_cache",
@@ -27,7 +28,8 @@ CACHE_PROGRAMS = {
     "runtime_trust_test": _CACHE,
 }
 PROGRAMS = {
-    "runtime_nvrtc_test": ["jit/build_identity", "jit/nvrtc"],
+    "interrupts_test": ["driver/interrupts"],
+    "runtime_nvrtc_test": ["driver/interrupts", "jit/build_identity", "jit/nvrtc"],
     "headers_test": ["jit/headers"],
     "runtime_driver_test": [
         "driver/driver",

@@ -25,6 +25,7 @@ BESIDE = {
     "driver/device_limits": "limits of a device, read once",
     "driver/driver_types": "types of the CUDA driver",
     "driver/error": "exceptions",
+    "driver/interrupts": "Ctrl-C",
     "ffi/guard": "exceptions to status codes",
     "ffi/handlers": "declarations for the bindings",
     "ffi/sim_plans": "plans of the CPU handlers",

@@ -83,6 +83,10 @@ def test_headers_that_a_source_reaches(programs):
     run(programs["headers_test"])
 
 
+def test_interrupts(programs):
+    run(programs["interrupts_test"])
+
+
 # ---- NVRTC -------------------------------------------------------------------------------------
 
 
@@ -107,6 +111,7 @@ def test_nvrtc_without_run_path_finds_its_builtins(programs, tmp_path):
 _NVRTC_FUNCTIONS = (
     "nvrtcGetErrorString nvrtcCreateProgram nvrtcDestroyProgram nvrtcCompileProgram"
     " nvrtcGetCUBINSize nvrtcGetCUBIN nvrtcGetProgramLogSize nvrtcGetProgramLog"
+    " nvrtcSetFlowCallback"
 ).split()
 
 

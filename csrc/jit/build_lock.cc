@@ -8,6 +8,8 @@
 #include <cerrno>
 #include <thread>
 
+#include "driver/error.h"
+#include "driver/interrupts.h"
 #include "jit/fnv1a.h"
 
 #if !defined(F_OFD_SETLK)  // glibc has it only for _GNU_SOURCE
@@ -38,11 +40,14 @@ bool SetLock(int fd, int64_t offset, short type) {
 BuildLock::BuildLock(const TrustedDirectory& directory, std::string_view key_text,
                      std::chrono::milliseconds patience)
     : file_(directory.OpenLockFile(kLockName)), offset_(OffsetOf(key_text)) {
+  const uint64_t mark = WatchInterrupts();
   const auto deadline = std::chrono::steady_clock::now() + patience;
   while (is_held() && !SetLock(file_.get(), offset_, F_WRLCK)) {
     const bool is_taken = errno == EAGAIN || errno == EACCES || errno == EINTR;
     if (!is_taken || std::chrono::steady_clock::now() >= deadline) {
       file_.Close();
+    } else if (WasInterrupted(mark)) {
+      throw InterruptedError();
     } else {
       std::this_thread::sleep_for(kPollInterval);
     }

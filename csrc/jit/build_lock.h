@@ -22,6 +22,8 @@ class BuildLock {
   /// Waits until no other process holds the lock of the key. Returns without it where the
   /// directory cannot be written or its file system has no locks, and when `patience` is over, as
   /// the holder may have been stopped.
+  ///
+  /// @throws InterruptedError  Ctrl-C while it waited.
   BuildLock(const TrustedDirectory& directory, std::string_view key_text,
             std::chrono::milliseconds patience);
   ~BuildLock();

@@ -42,7 +42,8 @@ class KernelCache {
   /// @param key_text  Everything the image depends on, or a digest of it; compared in full.
   /// @param label     Start of the file name, for people who look into the directory.
   /// @return          Never null, never empty.
-  /// @throws          What `build` throws; std::runtime_error if it returns an empty image.
+  /// @throws          What `build` throws; std::runtime_error if it returns an empty image, or must
+  ///                  not run because this process was forked during another build.
   Image GetOrBuild(const std::string& key_text, const std::string& label,
                    const std::function<std::string()>& build);
 
@@ -59,6 +60,12 @@ class KernelCache {
 
   Counters GetCounters() const;
 
+  /// Around fork(): the child has no other threads, so it forgets what they were building. NVRTC
+  /// may have been amid such a build, and then nothing can be built in the child.
+  void BeforeFork() { mutex_.lock(); }
+  void AfterForkInParent() { mutex_.unlock(); }
+  void AfterForkInChild();
+
   /// Forgets all images in memory; holders of an image, and builds under way, are not disturbed.
   void ClearMemory();
 
@@ -66,6 +73,7 @@ class KernelCache {
   std::string LoadOrBuild(const DiskStore* disk, const std::string& key_text,
                           const std::string& label, const std::function<std::string()>& build,
                           BuildLock& lock, bool& built);
+  std::string Build(const std::string& label, const std::function<std::string()>& build);
   bool LoadFrom(const DiskStore& disk, const std::string& key_text, const std::string& label,
                 std::string& image);
   void StoreOrWarn(const DiskStore& disk, const std::string& key_text, const std::string& label,
@@ -77,6 +85,8 @@ class KernelCache {
   std::unordered_map<std::string, std::shared_future<Image>> images_;
   std::shared_ptr<const DiskStore> disk_;  // null: memory only
   std::function<void(std::string)> warning_sink_;
+  int num_building_ = 0;
+  bool can_build_ = true;
   bool warned_ = false;  // about disk_
   Counters counters_;
 };

@@ -118,6 +118,8 @@ GridResult RunGrid(const GridLaunch& launch, const SimOptions& options,
   world.grid = launch.grid;
   world.smem_bytes = launch.smem_bytes;
   world.is_dependent_launch = launch.is_dependent;
+  world.mark = launch.mark;
+  world.was_interrupted = launch.was_interrupted;
   world.elected_lane = static_cast<uint32_t>((options.seed + kFirstElectedLane) % kWarpLanes);
   world.global_use.clear();
   ClearReport();

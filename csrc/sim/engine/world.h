@@ -279,6 +279,8 @@ struct World {
   uint32_t grid = 0;
   uint32_t smem_bytes = 0;
   bool is_dependent_launch = false;
+  uint64_t mark = 0;
+  bool (*was_interrupted)(uint64_t mark) = nullptr;
   uint32_t elected_lane = 0;
 
   std::deque<Cta> ctas;
