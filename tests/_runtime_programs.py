@@ -6,13 +6,14 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import _sanitizers
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
 CPP = ROOT / "tests" / "cpp"
 FLAGS = ["-std=c++20", "-O0", "-Wall", "-Wextra", "-Werror", "-fPIC", "-pthread"]
-FLAGS += ["-I", str(CSRC), "-I", str(CPP)]
+FLAGS += ["-I", str(CSRC), "-I", str(CPP), *_sanitizers.FLAGS]
 
 _CACHE = [
     "driver/interrupts",
@@ -74,5 +75,5 @@ def build(programs: dict[str, list[str]], folder: Path) -> dict[str, Path]:
         list(pool.map(compile_one, sources))
     for program, parts in programs.items():
         objects = [folder / f"{Path(part).name}.o" for part in [program, *parts]]
-        run(gxx, "-pthread", *objects, "-ldl", "-o", folder / program)
+        run(gxx, "-pthread", *_sanitizers.FLAGS, *objects, "-ldl", "-o", folder / program)
     return {program: folder / program for program in programs}

@@ -6,6 +6,7 @@
 
 #include <csignal>
 #include <exception>
+#include <stdexcept>
 
 #include "bindings/interpreter.h"
 #include "driver/device_limits.h"
@@ -115,13 +116,21 @@ nb::dict DescribeCost(const CostEstimate& cost) {
   return fields;
 }
 
+template <typename T>
+T FieldOf(const nb::dict& fields, const char* name) {
+  const nb::object field = fields[name];
+  T value{};
+  if (nb::try_cast(field, value)) return value;
+  throw std::invalid_argument(std::string(name) + " cannot be " + nb::repr(field).c_str());
+}
+
 /// A problem from the fields that jax_fp8gemm/_src/native/gemm_problem.py names.
 GemmProblem ProblemOf(const nb::dict& fields) {
   struct Reader {
     const nb::dict& fields;
-    std::string Text(const char* name) const { return nb::cast<std::string>(fields[name]); }
-    int64_t Number(const char* name) const { return nb::cast<int64_t>(fields[name]); }
-    bool Flag(const char* name) const { return nb::cast<bool>(fields[name]); }
+    std::string Text(const char* name) const { return FieldOf<std::string>(fields, name); }
+    int64_t Number(const char* name) const { return FieldOf<int64_t>(fields, name); }
+    bool Flag(const char* name) const { return FieldOf<bool>(fields, name); }
   };
   return ReadProblem(Reader{fields});
 }

@@ -12,8 +12,13 @@ namespace {
 
 using Handler = struct sigaction;
 
-// Replaced, never changed, as a signal may come at any time; leaked for the same reason.
-std::atomic<const Handler*> previous = nullptr;
+// Never changed or freed, as a signal may come at any time.
+struct KnownHandler {
+  Handler handler;
+  const KnownHandler* older;
+};
+std::atomic<const KnownHandler*> known_handlers = nullptr;
+std::atomic<const Handler*> previous = nullptr;  // one of them
 std::atomic<uint64_t> num_signals = 0;
 std::atomic<uint64_t> num_judged = 0;      // of these
 std::atomic<uint64_t> num_interrupts = 0;  // of these, what the rule let pass, and InterruptAll
@@ -39,10 +44,13 @@ void CountSignal(int signal, siginfo_t* info, void* context) {
 }
 
 void Remember(const Handler& handler) {
-  const Handler* const known = previous.load();
-  const bool is_known = known != nullptr && known->sa_flags == handler.sa_flags &&
-                        known->sa_sigaction == handler.sa_sigaction;
-  if (!is_known) previous.store(new Handler(handler));
+  const KnownHandler* known = known_handlers;
+  while (known != nullptr && (known->handler.sa_flags != handler.sa_flags ||
+                              known->handler.sa_sigaction != handler.sa_sigaction)) {
+    known = known->older;
+  }
+  if (known == nullptr) known_handlers = known = new KnownHandler{handler, known_handlers};
+  previous = &known->handler;
 }
 
 // Python puts its own handler back whenever a program calls `signal.signal`, so this looks again.

@@ -3,6 +3,7 @@
 #pragma once
 #include <array>
 #include <cstdint>
+#include <cstdlib>
 #include <deque>
 #include <memory>
 #include <unordered_map>
@@ -242,6 +243,7 @@ struct Cta {
   uint32_t block_idx = 0;
   uint32_t live_threads = 0;
   uint8_t* smem = nullptr;  // dynamic shared memory, 1024-aligned
+  std::unique_ptr<void, decltype(&std::free)> memory{nullptr, &std::free};  // of it
   std::vector<Warp> warps;
   std::vector<Warpgroup> warpgroups;
   std::array<NamedBarrier, kNamedBarriers> barriers;
