@@ -13,12 +13,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 LINTERS := ruff==0.17.6 import-linter==2.17 basedpyright==1.40.2 clang-format==21.1.8
 # What a new build of the extension depends on; Python sources are used in place.
 SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f ! -name '*.md')
+CPP_TESTS := tests/test_cache.py tests/test_runtime.py tests/test_simulator_engine.py
 CPP_SOURCES = $(shell find csrc tests -name '*.cc' -o -name '*.h' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # targets install into one environment
-.PHONY: help demo test test-all test-jaxlibs xla-gpu triton frameworks gpu-check bench mutants wheel lint format develop clean require-hopper offline
+.PHONY: help demo test test-all test-jaxlibs xla-gpu triton frameworks gpu-check bench mutants asan tsan fuzz wheel lint format develop clean require-hopper offline
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -60,6 +61,14 @@ test-jaxlibs: | $(BIN)/python  ## Run a handler with state on every supported ja
 
 mutants: $(VENV)/.simulator $(VENV)/.tests  ## Plant every known kernel bug and check that the simulator finds it
 	$(BIN)/python -m tests.mutation
+
+# One thread runs the engine, whose own tests would take ThreadSanitizer half an hour.
+asan tsan: $(VENV)/.tests  ## Run the C++ tests under AddressSanitizer and UBSan, or under ThreadSanitizer
+	FP8GEMM_SANITIZE=$(if $(filter asan,$@),address,thread) $(BIN)/python -m pytest $(CPP_TESTS) \
+	  -k "$(if $(filter tsan,$@),not sim_engine_test and not sim_rules_test)"
+
+fuzz: $(VENV)/.simulator $(VENV)/.tests  ## Give 100,000 changed inputs to each reader of what strangers write
+	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
 
 wheel:  ## Build a wheel for $(PYTHON) into dist/, as a release is
 	.ci/build-wheel $(PYTHON)

@@ -72,8 +72,8 @@ DEVICE_SYSTEM_INCLUDES = {("csrc/shared/types.h", "cstdint")}
 CPP_OWNERS = {
     r"\bgetenv\b": (),
     r"\basm\b": ("csrc/kernels/ptx/", "csrc/kernels/mma/", "csrc/sim/engine/fiber."),
-    # At a boundary that no exception may cross: XLA's, and the simulated driver's.
-    r"\bcatch\s*\(": ("csrc/ffi/", "csrc/sim/"),
+    # At a boundary that no exception may cross: Python's, XLA's, and the simulated driver's.
+    r"\bcatch\s*\(": ("csrc/bindings/module.cc", "csrc/ffi/", "csrc/sim/"),
     r"\bdlopen\b": ("csrc/driver/driver.cc", "csrc/jit/nvrtc.cc", "csrc/sim/registry.cc"),
     r"\bnvrtc[A-Z]\w+": ("csrc/jit/nvrtc.cc",),
     r"\bcuTensorMapEncode\w*": (

@@ -201,6 +201,7 @@ _PARAMS_SOURCES = (
     "quantize/quantize_key",
     "quantize/quantize_problem",
     "driver/driver",
+    "driver/interrupts",
     "driver/tensor_map",
 )
 
@@ -249,6 +250,7 @@ int nvrtcGetCUBINSize(void* program, size_t* bytes) { return *bytes = 4, 0; }
 int nvrtcGetCUBIN(void* program, char* cubin) { return memcpy(cubin, "code", 4), 0; }
 int nvrtcGetProgramLogSize(void* program, size_t* bytes) { return *bytes = 0, 0; }
 int nvrtcGetProgramLog(void* program, char* log) { return 0; }
+int nvrtcSetFlowCallback(void* program, void* callback, void* payload) { return 0; }
 """
 
 _PRECOMPILE = """

@@ -6,41 +6,13 @@ import importlib.util
 import os
 import re
 import shutil
-import signal
-import subprocess
-import tempfile
-import time
 import tomllib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import _runtime_programs
 import pytest
+from _runtime_programs import CACHE_PROGRAMS, CSRC, FLAGS, PROGRAMS, ROOT, compiler, run
 
-_ROOT = Path(__file__).resolve().parents[1]
-_CSRC = _ROOT / "csrc"
-_CPP = _ROOT / "tests" / "cpp"
-_FLAGS = ["-std=c++20", "-O0", "-Wall", "-Wextra", "-Werror", "-fPIC", "-pthread"]
-_FLAGS += ["-I", str(_ROOT / "csrc"), "-I", str(_CPP)]
-
-# Program -> the sources of csrc it is linked with.
-_PROGRAMS = {
-    "runtime_cache_test": ["jit/kernel_cache", "jit/disk_store", "jit/trusted_directory"],
-    "runtime_trust_test": ["jit/kernel_cache", "jit/disk_store", "jit/trusted_directory"],
-    "runtime_nvrtc_test": ["jit/build_identity", "jit/nvrtc"],
-    "headers_test": ["jit/headers"],
-    "runtime_driver_test": [
-        "driver/driver",
-        "driver/device_limits",
-        "driver/tensor_map",
-        "jit/build_identity",
-        "jit/disk_store",
-        "jit/headers",
-        "jit/kernel",
-        "jit/kernel_cache",
-        "jit/nvrtc",
-        "jit/trusted_directory",
-    ],
-}
 # Tests that import the extension run it.
 _TESTED_FROM_PYTHON = {"jit/type_names"}
 _NVRTC_WHEELS = {13: "cu13/lib/libnvrtc.so.13", 12: "cuda_nvrtc/lib/libnvrtc.so.12"}
@@ -66,21 +38,6 @@ extern "C" const fp8gemm::DriverApi* Fp8GemmSimDriver() {
 """
 
 
-def _compiler() -> str:
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("needs g++")
-    return compiler
-
-
-def _run(*command: object, **options) -> str:
-    result = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, timeout=120, **options
-    )
-    assert result.returncode == 0, f"{command}\n{result.stdout}{result.stderr}"
-    return result.stdout
-
-
 def _nvrtc(major: int) -> Path:
     """Library of the NVRTC wheel of one CUDA major version, or a skip."""
     spec = importlib.util.find_spec("nvidia")
@@ -94,26 +51,13 @@ def _nvrtc(major: int) -> Path:
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory) -> dict[str, Path]:
     """Test programs by name."""
-    compiler = _compiler()
-    folder = tmp_path_factory.mktemp("runtime")
-    sources = [_CPP / f"{program}.cc" for program in _PROGRAMS]
-    sources += [_CSRC / f"{part}.cc" for part in {p for ps in _PROGRAMS.values() for p in ps}]
-
-    def compile_one(source: Path) -> None:
-        _run(compiler, *_FLAGS, "-c", source, "-o", folder / f"{source.stem}.o")
-
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(compile_one, sources))
-    for program, parts in _PROGRAMS.items():
-        objects = [folder / f"{Path(part).name}.o" for part in [program, *parts]]
-        _run(compiler, "-pthread", *objects, "-ldl", "-o", folder / program)
-    return {program: folder / program for program in _PROGRAMS}
+    return _runtime_programs.build(PROGRAMS, tmp_path_factory.mktemp("runtime"))
 
 
 def _shared_library(path: Path, source: str) -> Path:
     language = "c++" if "extern" in source else "c"
-    flags = _FLAGS if language == "c++" else ["-fPIC"]
-    _run(_compiler(), "-x", language, *flags, "-shared", "-", "-o", path, input=source)
+    flags = FLAGS if language == "c++" else ["-fPIC"]
+    run(compiler(), "-x", language, *flags, "-shared", "-", "-o", path, input=source)
     return path
 
 
@@ -128,93 +72,19 @@ def _driver_library(path: Path, *, without: str = "", init_result: int = 0) -> P
 
 
 def test_every_source_is_tested():
-    tested = {part for parts in _PROGRAMS.values() for part in parts}
-    sources = [path for folder in ("driver", "jit") for path in (_CSRC / folder).glob("*.cc")]
+    programs = PROGRAMS | CACHE_PROGRAMS
+    tested = {part for parts in programs.values() for part in parts}
+    sources = [path for folder in ("driver", "jit") for path in (CSRC / folder).glob("*.cc")]
     assert tested | _TESTED_FROM_PYTHON == {f"{p.parent.name}/{p.stem}" for p in sources}
     assert tested.isdisjoint(_TESTED_FROM_PYTHON)
 
 
-# ---- Kernel cache ------------------------------------------------------------------------------
-
-
-def test_cache_single_flight(programs):
-    _run(programs["runtime_cache_test"], "threads")
-
-
-def test_cache_disk(programs, tmp_path):
-    _run(programs["runtime_cache_test"], "disk", tmp_path)
-
-
-def test_cache_unwritable_directory_only_warns(programs, tmp_path):
-    # Under a regular file: permission bits would not stop a test that runs as root.
-    _run(programs["runtime_cache_test"], "unwritable", tmp_path)
-
-
-def test_cache_full_disk_only_warns(programs, tmp_path):
-    _run(programs["runtime_cache_test"], "full", tmp_path / "cache")
-
-
-def test_cache_second_process_builds_nothing(programs, tmp_path):
-    worker = [programs["runtime_cache_test"], "worker", tmp_path, 5]
-    assert _run(*worker).split() == ["5", "0"]
-    assert _run(*worker).split() == ["0", "5"]
-
-
-def test_cache_concurrent_processes(programs, tmp_path):
-    num_keys = 100
-    worker = [programs["runtime_cache_test"], "worker", tmp_path, num_keys]
-    with ThreadPoolExecutor(4) as pool:
-        outputs = list(pool.map(lambda _: _run(*worker), range(4)))
-    for output in outputs:
-        assert sum(map(int, output.split())) == num_keys
-    assert len(list(tmp_path.iterdir())) == num_keys  # and no temporary file
-    assert _run(*worker).split() == ["0", str(num_keys)]
-
-
-def test_cache_keeps_to_its_limit_and_removes_what_dead_writers_left(programs, tmp_path):
-    _run(programs["runtime_cache_test"], "room", tmp_path / "cache")
-
-
-def test_cache_processes_that_make_room_at_once(programs, tmp_path):
-    num_keys, limit_bytes = 60, 300_000  # of which 14 entries fit
-    worker = [programs["runtime_cache_test"], "worker", tmp_path, num_keys, limit_bytes]
-    with ThreadPoolExecutor(2) as pool:
-        outputs = list(pool.map(lambda _: _run(*worker), range(2)))
-    for output in outputs:
-        assert sum(map(int, output.split())) == num_keys
-    sizes = [path.stat().st_size for path in tmp_path.iterdir()]
-    assert 0 < sum(sizes) <= limit_bytes and len(sizes) < num_keys
-
-
-def test_cache_outlives_killed_writers(programs, tmp_path):
-    """Whatever moment a writer is killed at, there is a whole entry or none."""
-    worker = [programs["runtime_cache_test"], "worker", tmp_path]
-    for i in range(30):
-        writer = subprocess.Popen([str(part) for part in [*worker, 100_000]])
-        time.sleep(0.001 * i)
-        writer.kill()
-        assert writer.wait() == -signal.SIGKILL
-    num_keys = len(list(tmp_path.glob("*.bin")))
-    assert num_keys > 0
-    # Fails at a damaged entry. What was begun and not finished is not found.
-    assert _run(*worker, num_keys).split() == ["0", str(num_keys)]
-
-
-@pytest.mark.parametrize("what", ["directories", "entries", "created"])
-def test_cache_loads_only_what_nobody_else_can_have_written(programs, tmp_path, what):
-    _run(programs["runtime_trust_test"], what, tmp_path)
-
-
-def test_cache_and_other_users(programs):
-    if os.geteuid() != 0:
-        pytest.skip("needs root, who can give files away and be another user")
-    # Not under tmp_path, which other users cannot look into.
-    with tempfile.TemporaryDirectory() as folder:
-        _run(programs["runtime_trust_test"], "foreign", folder)
-
-
 def test_headers_that_a_source_reaches(programs):
-    _run(programs["headers_test"])
+    run(programs["headers_test"])
+
+
+def test_interrupts(programs):
+    run(programs["interrupts_test"])
 
 
 # ---- NVRTC -------------------------------------------------------------------------------------
@@ -222,7 +92,7 @@ def test_headers_that_a_source_reaches(programs):
 
 @pytest.mark.parametrize("major", [13, 12])
 def test_nvrtc_compiles_wgmma(programs, major):
-    _run(programs["runtime_nvrtc_test"], "compile", major, _nvrtc(major))
+    run(programs["runtime_nvrtc_test"], "compile", major, _nvrtc(major))
 
 
 def test_nvrtc_without_run_path_finds_its_builtins(programs, tmp_path):
@@ -234,13 +104,14 @@ def test_nvrtc_without_run_path_finds_its_builtins(programs, tmp_path):
     library.write_bytes(binary.replace(b"$ORIGIN\0", b"/absent\0"))
     for builtins in original.parent.glob("libnvrtc-builtins.so.*"):
         (tmp_path / builtins.name).symlink_to(builtins)
-    _run(programs["runtime_nvrtc_test"], "compile", 13, library)
+    run(programs["runtime_nvrtc_test"], "compile", 13, library)
     library.unlink()  # 140 MB
 
 
 _NVRTC_FUNCTIONS = (
     "nvrtcGetErrorString nvrtcCreateProgram nvrtcDestroyProgram nvrtcCompileProgram"
     " nvrtcGetCUBINSize nvrtcGetCUBIN nvrtcGetProgramLogSize nvrtcGetProgramLog"
+    " nvrtcSetFlowCallback"
 ).split()
 
 
@@ -252,7 +123,7 @@ def _stand_in_nvrtc(folder: Path, version: str, build_id: str = "none") -> Path:
     source = f"int nvrtcVersion(int* a, int* b) {{ return *a = {major}, *b = {minor}, 0; }}\n"
     source += "".join(f"int {name}(void) {{ return 1; }}\n" for name in _NVRTC_FUNCTIONS)
     flags = [f"-Wl,--build-id={build_id}", f"-Wl,-soname,{path.name}"]
-    _run(_compiler(), "-x", "c", "-fPIC", "-shared", "-", *flags, "-o", path, input=source)
+    run(compiler(), "-x", "c", "-fPIC", "-shared", "-", *flags, "-o", path, input=source)
     return path
 
 
@@ -262,7 +133,7 @@ def find_nvrtc(programs):
 
     def find(*candidates, loaded="", chosen="", major=0) -> list[str]:
         command = [programs["runtime_nvrtc_test"], "find", loaded, chosen, major, *candidates]
-        return _run(*command).splitlines()
+        return run(*command).splitlines()
 
     return find
 
@@ -330,28 +201,28 @@ def test_nvrtc_wheels_have_build_ids(find_nvrtc, major):
 
 def test_the_extra_for_cuda_12_brings_an_nvrtc_that_is_accepted():
     """jax[cuda12] alone is content with 12.8."""
-    source = (_CSRC / "jit/nvrtc.cc").read_text()
+    source = (CSRC / "jit/nvrtc.cc").read_text()
     major, minor = re.search(r"kMinVersion = \{(\d+), (\d+)\}", source).groups()
-    extras = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"][
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]
     assert f"nvidia-cuda-nvrtc-cu12>={major}.{minor},<13" in extras["cuda12"]
 
 
 def test_nvrtc_missing(programs):
-    _run(programs["runtime_nvrtc_test"], "missing")
+    run(programs["runtime_nvrtc_test"], "missing")
 
 
 @pytest.mark.parametrize("major", [13, 12])
 def test_nvrtc_found_after_a_failure(programs, major):
-    _run(programs["runtime_nvrtc_test"], "missing", _nvrtc(major))
+    run(programs["runtime_nvrtc_test"], "missing", _nvrtc(major))
 
 
 # ---- Driver ------------------------------------------------------------------------------------
 
 
 def test_driver_calls_and_checks(programs):
-    _run(programs["runtime_driver_test"], "fake")
+    run(programs["runtime_driver_test"], "fake")
 
 
 def test_driver_unusable(programs, tmp_path):
@@ -359,14 +230,14 @@ def test_driver_unusable(programs, tmp_path):
     broken.write_text("not a library")
     old = _driver_library(tmp_path / "old.so", without="cuTensorMapEncodeTiled")
     no_device = _driver_library(tmp_path / "no_device.so", init_result=100)
-    _run(programs["runtime_driver_test"], "load", broken, old, no_device)
+    run(programs["runtime_driver_test"], "load", broken, old, no_device)
 
 
 def test_driver_missing(programs):
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
-        _run(programs["runtime_driver_test"], "no-cuda")
+        run(programs["runtime_driver_test"], "no-cuda")
     else:
         pytest.skip("this machine has an NVIDIA driver")
 
@@ -374,9 +245,9 @@ def test_driver_missing(programs):
 def test_driver_found(programs, tmp_path):
     _driver_library(tmp_path / "libcuda.so.1")
     environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}
-    _run(programs["runtime_driver_test"], "cuda", env=environment)
+    run(programs["runtime_driver_test"], "cuda", env=environment)
 
 
 def test_sim_driver(programs, tmp_path):
     library = _shared_library(tmp_path / "libsim.so", _SIM_SOURCE)
-    _run(programs["runtime_driver_test"], "sim", library)
+    run(programs["runtime_driver_test"], "sim", library)

@@ -7,6 +7,7 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import _sanitizers
 import pytest
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -14,7 +15,7 @@ _SIM = _ROOT / "csrc" / "sim"
 _CPP = _ROOT / "tests" / "cpp"
 # The twins come first, so that <ptx/...> and <mma/wgmma_fp8.cuh> mean them.
 _INCLUDES = [_SIM / "device", _ROOT / "csrc" / "kernels", _ROOT / "csrc", _CPP]
-_FLAGS = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror"]
+_FLAGS = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", *_sanitizers.FLAGS]
 _FLAGS += [f"-I{path}" for path in _INCLUDES]
 _PROGRAMS = ("sim_driver_test", "sim_engine_test", "sim_numerics_test", "sim_rules_test")
 
@@ -45,7 +46,15 @@ def programs(tmp_path_factory) -> dict[str, Path]:
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compile_source, tests + engine))
     for test, program in zip(objects, _PROGRAMS, strict=False):
-        _run(compiler, test, *objects[len(tests) :], "-ldl", "-o", folder / program)
+        _run(
+            compiler,
+            *_sanitizers.FLAGS,
+            test,
+            *objects[len(tests) :],
+            "-ldl",
+            "-o",
+            folder / program,
+        )
     return {program: folder / program for program in _PROGRAMS}
 
 

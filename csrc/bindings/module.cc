@@ -4,7 +4,14 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <csignal>
+#include <exception>
+#include <stdexcept>
+
+#include "bindings/interpreter.h"
 #include "driver/device_limits.h"
+#include "driver/error.h"
+#include "driver/interrupts.h"
 #include "driver/tensor_map.h"
 #include "ffi/handlers.h"
 #include "gemm/config_key.h"
@@ -109,13 +116,21 @@ nb::dict DescribeCost(const CostEstimate& cost) {
   return fields;
 }
 
+template <typename T>
+T FieldOf(const nb::dict& fields, const char* name) {
+  const nb::object field = fields[name];
+  T value{};
+  if (nb::try_cast(field, value)) return value;
+  throw std::invalid_argument(std::string(name) + " cannot be " + nb::repr(field).c_str());
+}
+
 /// A problem from the fields that jax_fp8gemm/_src/native/gemm_problem.py names.
 GemmProblem ProblemOf(const nb::dict& fields) {
   struct Reader {
     const nb::dict& fields;
-    std::string Text(const char* name) const { return nb::cast<std::string>(fields[name]); }
-    int64_t Number(const char* name) const { return nb::cast<int64_t>(fields[name]); }
-    bool Flag(const char* name) const { return nb::cast<bool>(fields[name]); }
+    std::string Text(const char* name) const { return FieldOf<std::string>(fields, name); }
+    int64_t Number(const char* name) const { return FieldOf<int64_t>(fields, name); }
+    bool Flag(const char* name) const { return FieldOf<bool>(fields, name); }
   };
   return ReadProblem(Reader{fields});
 }
@@ -205,14 +220,14 @@ nb::dict KernelHeaders(const std::string& key) {
 
 /// Compiles a configuration through the cache; returns the size of the machine code in bytes.
 size_t Precompile(const std::string& key) {
-  const nb::gil_scoped_release release;
+  const WithoutGil released;
   return Compile(KernelOf(key))->size();
 }
 
 nb::bytes ImageOf(const std::string& key) {
   KernelImage image;
   {
-    const nb::gil_scoped_release release;
+    const WithoutGil released;
     image = Compile(KernelOf(key));
   }
   return nb::bytes(image->data(), image->size());
@@ -234,9 +249,36 @@ void SetCacheWarningSink(nb::callable sink) {
   // Never destroyed: the cache outlives the interpreter.
   auto* kept = new nb::callable(std::move(sink));
   ProcessKernelCache().SetWarningSink([kept](const std::string& text) {
-    const nb::gil_scoped_acquire gil;
-    (*kept)(text);
+    const WithGil gil;
+    if (gil.is_held()) (*kept)(text);
   });
+}
+
+/// Ctrl-C stops work where it raises KeyboardInterrupt; a program's own handler may want less.
+bool InterruptsStopWork(PyObject* getsignal, PyObject* default_handler) {
+  const WithGil gil;
+  if (!gil.is_held()) return false;
+  // Both are functions in C: a line of Python on the main thread would raise KeyboardInterrupt.
+  const nb::object handler = nb::steal(PyObject_CallFunction(getsignal, "i", SIGINT));
+  if (!handler.is_valid()) PyErr_Clear();
+  return handler.ptr() == default_handler;
+}
+
+/// Python's own KeyboardInterrupt may be lost, for it is raised in whatever runs next.
+void RaiseInterrupt(const std::exception_ptr& error, void*) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const InterruptedError&) {
+    PyErr_SetNone(PyExc_KeyboardInterrupt);
+  }
+}
+
+void FollowInterruptsOfPython() {
+  const nb::module_ signal = nb::module_::import_("_signal");
+  // Never released: work may outlive the interpreter.
+  PyObject* const getsignal = nb::object(signal.attr("getsignal")).release().ptr();
+  PyObject* const handler = nb::object(signal.attr("default_int_handler")).release().ptr();
+  SetInterruptRule([=] { return InterruptsStopWork(getsignal, handler); });
 }
 
 /// Why the directory of the cache is not used; empty if it is.
@@ -293,6 +335,9 @@ nb::dict DeviceInfo(const std::string& backend, int ordinal) {
 
 NB_MODULE(_core, module) {
   using namespace fp8gemm;
+  nb::module_::import_("atexit").attr("register")(nb::cpp_function(&EndInterpreter));
+  FollowInterruptsOfPython();
+  nb::register_exception_translator(&RaiseInterrupt);
   module.def("registrations", &Registrations);
   module.attr("ffi_api_minor") = XLA_FFI_API_MINOR;
   module.def("kinds", &Kinds);

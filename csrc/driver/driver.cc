@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "driver/error.h"
+#include "driver/interrupts.h"
 
 namespace fp8gemm {
 namespace {
@@ -57,6 +58,7 @@ const DriverApi* LoadSimDriver() {
                            "missing or returned nothing; reinstall jax_fp8gemm.");
   }
   Check(*api, api->cuInit(0), "cuInit");
+  if (api->set_interrupts != nullptr) api->set_interrupts(&WatchInterrupts, &WasInterrupted);
   return api;
 }
 

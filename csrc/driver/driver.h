@@ -40,6 +40,8 @@ struct DriverApi {
 
   /// Simulator only, else nullptr: what the calling thread's last failed call found.
   const char* (*last_report)();
+  /// Simulator only, else nullptr: with what launches look for Ctrl-C, see driver/interrupts.h.
+  void (*set_interrupts)(uint64_t (*watch)(), bool (*was_interrupted)(uint64_t mark));
 };
 
 /// NVIDIA's driver, loaded and initialized on first use. A failure is not remembered: the next

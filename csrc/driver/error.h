@@ -15,6 +15,12 @@ class UnsupportedError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// What ran was stopped, see driver/interrupts.h.
+class InterruptedError : public std::runtime_error {
+ public:
+  InterruptedError() : std::runtime_error("interrupted by Ctrl-C") {}
+};
+
 /// NVRTC rejected a program.
 ///
 /// what() names the program and holds an excerpt of the log, from its first error on.

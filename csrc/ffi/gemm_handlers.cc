@@ -123,8 +123,8 @@ ffi::Error SimExecuteGemm(ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffer> d
   return Guard(kGemmTarget, [&] {
     const GemmAttributes decoded = DecodeAttributes(attributes);
     const auto& [problem, d_pitch, config_key] = decoded;
-    GemmPlan& plan = SimPlan<GemmPlan>(problem.ToString() + " " + config_key, problem, config_key);
-    RunGemm(plan, d_pitch, args, *d, nullptr);
+    const auto plan = SimPlan<GemmPlan>(problem.ToString() + " " + config_key, problem, config_key);
+    RunGemm(*plan, d_pitch, args, *d, nullptr);
     return ffi::Error::Success();
   });
 }

@@ -17,6 +17,8 @@ inline xla::ffi::Error CurrentExceptionAsError(const char* target) {
     throw;
   } catch (const UnsupportedError& error) {
     return xla::ffi::Error(xla::ffi::ErrorCode::kUnimplemented, prefix + error.what());
+  } catch (const InterruptedError& error) {
+    return xla::ffi::Error(xla::ffi::ErrorCode::kCancelled, prefix + error.what());
   } catch (const std::exception& error) {
     return xla::ffi::Error(xla::ffi::ErrorCode::kInternal, prefix + error.what());
   } catch (...) {

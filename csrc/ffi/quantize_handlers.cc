@@ -109,7 +109,7 @@ ffi::Error SimExecuteQuantize(ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffe
                               ffi::Result<ffi::AnyBuffer> scales, ffi::Dictionary attributes) {
   return Guard(kQuantizeTarget, [&] {
     const QuantizeProblem problem = DecodeProblem(attributes);
-    RunQuantize(SimPlan<QuantizePlan>(problem.ToString(), problem), args, *values, *scales,
+    RunQuantize(*SimPlan<QuantizePlan>(problem.ToString(), problem), args, *values, *scales,
                 nullptr);
     return ffi::Error::Success();
   });

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <tuple>
 
+#include "jit/fnv1a.h"
 #include "jit/trusted_directory.h"
 
 namespace fp8gemm {
@@ -33,18 +34,9 @@ struct Header {
 };
 using Checksum = uint64_t;
 
-// FNV-1a. Not cryptographic, and need not be: keys are compared in full and images are checksummed
-// against accidents, not against attackers, whom TrustedDirectory keeps out.
-template <typename Word>
-Word Fnv1a(std::string_view text, Word basis, Word prime) {
-  Word hash = basis;
-  for (const unsigned char byte : text) hash = (hash ^ byte) * prime;
-  return hash;
-}
-
-Checksum ChecksumOf(std::string_view text) {
-  return Fnv1a<uint64_t>(text, 0xcbf29ce484222325u, 0x100000001b3u);
-}
+// Keys are compared in full, and images are checksummed against accidents, not against attackers,
+// whom TrustedDirectory keeps out.
+Checksum ChecksumOf(std::string_view text) { return Fnv1a64(text); }
 
 std::string HashOf(std::string_view text) {
   __extension__ typedef unsigned __int128 Word;
@@ -198,6 +190,12 @@ std::string DiskStore::Store(const std::string& key_text, const std::string& lab
   const std::string failure = directory.Replace(name, Encode(key_text, image));
   if (failure.empty()) MakeRoom(directory, name, limit_bytes_);
   return failure;
+}
+
+BuildLock DiskStore::LockBuild(const std::string& key_text,
+                               std::chrono::milliseconds patience) const {
+  const TrustedDirectory directory(directory_, IfMissing::kCreate);
+  return directory.is_open() ? BuildLock(directory, key_text, patience) : BuildLock();
 }
 
 std::string DiskStore::Refusal() const {

@@ -5,10 +5,13 @@
 // a reader sees a whole entry or none; size fields and a checksum catch what a crash or a full disk
 // left behind. The complete key is in the file: two keys with one hash are told apart.
 #pragma once
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
+
+#include "jit/build_lock.h"
 
 namespace fp8gemm {
 
@@ -52,6 +55,9 @@ class DiskStore {
   /// @return  Empty, or why the entry was not written; the previous one is then still in place.
   std::string Store(const std::string& key_text, const std::string& label,
                     const std::string& image) const;
+
+  /// Held by whoever builds the image of a key, until it is stored; see BuildLock.
+  BuildLock LockBuild(const std::string& key_text, std::chrono::milliseconds patience) const;
 
   /// Why the directory is not used, and what to do; empty if it is, or does not exist yet.
   std::string Refusal() const;

@@ -2,22 +2,24 @@
 // Single flight over a map of shared futures, in front of the disk store.
 #include "jit/kernel_cache.h"
 
+#include <pthread.h>
+
 #include <stdexcept>
 #include <utility>
 
 namespace fp8gemm {
 namespace {
 
-/// Runs an action when a scope is left by an exception.
+/// Runs an action when a scope is left: by an exception, if it was not dismissed.
 template <typename Action>
-class OnFailure {
+class OnExit {
  public:
-  explicit OnFailure(Action action) : action_(std::move(action)) {}
-  ~OnFailure() {
+  explicit OnExit(Action action) : action_(std::move(action)) {}
+  ~OnExit() {
     if (armed_) action_();
   }
-  OnFailure(const OnFailure&) = delete;
-  OnFailure& operator=(const OnFailure&) = delete;
+  OnExit(const OnExit&) = delete;
+  OnExit& operator=(const OnExit&) = delete;
   void Dismiss() { armed_ = false; }
 
  private:
@@ -30,16 +32,17 @@ class OnFailure {
 KernelCache::Image KernelCache::GetOrBuild(const std::string& key_text, const std::string& label,
                                            const std::function<std::string()>& build) {
   std::shared_ptr<const DiskStore> disk;
+  BuildLock lock;  // until the image is on disk
   bool built = false;
   // The task carries an exception of `build` to every waiter. A failed entry leaves the map before
   // the waiters wake, so no later call can find it.
   std::packaged_task<Image()> task([&] {
-    OnFailure forget([&] {
+    OnExit forget([&] {
       const std::lock_guard lock(mutex_);
       images_.erase(key_text);
     });
-    auto image =
-        std::make_shared<const std::string>(LoadOrBuild(disk.get(), key_text, label, build, built));
+    auto image = std::make_shared<const std::string>(
+        LoadOrBuild(disk.get(), key_text, label, build, lock, built));
     forget.Dismiss();
     return image;
   });
@@ -64,20 +67,48 @@ KernelCache::Image KernelCache::GetOrBuild(const std::string& key_text, const st
 
 std::string KernelCache::LoadOrBuild(const DiskStore* disk, const std::string& key_text,
                                      const std::string& label,
-                                     const std::function<std::string()>& build, bool& built) {
+                                     const std::function<std::string()>& build, BuildLock& lock,
+                                     bool& built) {
+  std::string image;
   if (disk != nullptr) {
-    DiskStore::Loaded loaded = disk->Load(key_text, label);
-    if (loaded.status == DiskStore::Status::kHit) {
-      Count(&Counters::disk_hits);
-      return std::move(loaded.image);
-    }
-    if (loaded.status == DiskStore::Status::kCorrupt) Count(&Counters::corrupt);
+    if (LoadFrom(*disk, key_text, label, image)) return image;
+    lock = disk->LockBuild(key_text, patience_);
+    if (LoadFrom(*disk, key_text, label, image)) return image;  // who had the lock has built it
   }
-  Count(&Counters::builds);
-  std::string image = build();
-  if (image.empty()) throw std::runtime_error("the build of kernel '" + label + "' gave no image");
+  image = Build(label, build);
   built = true;
   return image;
+}
+
+std::string KernelCache::Build(const std::string& label,
+                               const std::function<std::string()>& build) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!can_build_) {
+      throw std::runtime_error(
+          "kernel '" + label +
+          "' cannot be compiled: this process was forked while its parent compiled another; start "
+          "processes by \"spawn\" or \"forkserver\", or compile the kernel before the fork.");
+    }
+    ++num_building_;
+    ++counters_.builds;
+  }
+  const OnExit done([&] {
+    const std::lock_guard lock(mutex_);
+    --num_building_;
+  });
+  std::string image = build();
+  if (image.empty()) throw std::runtime_error("the build of kernel '" + label + "' gave no image");
+  return image;
+}
+
+bool KernelCache::LoadFrom(const DiskStore& disk, const std::string& key_text,
+                           const std::string& label, std::string& image) {
+  DiskStore::Loaded loaded = disk.Load(key_text, label);
+  if (loaded.status == DiskStore::Status::kHit) Count(&Counters::disk_hits);
+  if (loaded.status == DiskStore::Status::kCorrupt) Count(&Counters::corrupt);
+  image = std::move(loaded.image);
+  return loaded.status == DiskStore::Status::kHit;
 }
 
 void KernelCache::StoreOrWarn(const DiskStore& disk, const std::string& key_text,
@@ -128,8 +159,22 @@ void KernelCache::Count(uint64_t Counters::* counter) {
   ++(counters_.*counter);
 }
 
+void KernelCache::AfterForkInChild() {
+  can_build_ = can_build_ && num_building_ == 0;
+  num_building_ = 0;
+  std::erase_if(images_, [](const auto& entry) {
+    return entry.second.wait_for(std::chrono::seconds(0)) != std::future_status::ready;
+  });
+  mutex_.unlock();
+}
+
 KernelCache& ProcessKernelCache() {
-  static auto* cache = new KernelCache;
+  static auto* cache = [] {
+    pthread_atfork([] { ProcessKernelCache().BeforeFork(); },
+                   [] { ProcessKernelCache().AfterForkInParent(); },
+                   [] { ProcessKernelCache().AfterForkInChild(); });
+    return new KernelCache;
+  }();
   return *cache;
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Compiled kernels by key: in memory with single flight, and optionally on disk.
 #pragma once
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <future>
@@ -13,17 +14,22 @@
 
 namespace fp8gemm {
 
-/// Thread-safe. Builds every key at most once at a time in this process; two processes may build
-/// the same key at the same time, and then the last one's file stays.
+/// Thread-safe. Builds every key at most once at a time in this process, and at once in one of the
+/// processes that keep their kernels in the same directory, if its file system has locks.
 class KernelCache {
  public:
   using Image = std::shared_ptr<const std::string>;
 
+  /// @param patience  How long to wait for a kernel that another process builds, before this one
+  ///                  builds it too: by default much longer than a compilation takes.
+  explicit KernelCache(std::chrono::milliseconds patience = std::chrono::minutes(1))
+      : patience_(patience) {}
+
   struct Counters {
     uint64_t memory_hits = 0;  // includes threads that waited for another thread's build
-    uint64_t disk_hits = 0;
-    uint64_t builds = 0;   // started, whether they succeeded or not
-    uint64_t corrupt = 0;  // entries on disk that were damaged or not ours, and rebuilt
+    uint64_t disk_hits = 0;    // includes what another process built while this one waited
+    uint64_t builds = 0;       // started, whether they succeeded or not
+    uint64_t corrupt = 0;      // entries on disk that were damaged or not ours, and rebuilt
     uint64_t write_failures = 0;
   };
 
@@ -36,7 +42,8 @@ class KernelCache {
   /// @param key_text  Everything the image depends on, or a digest of it; compared in full.
   /// @param label     Start of the file name, for people who look into the directory.
   /// @return          Never null, never empty.
-  /// @throws          What `build` throws; std::runtime_error if it returns an empty image.
+  /// @throws          What `build` throws; std::runtime_error if it returns an empty image, or must
+  ///                  not run because this process was forked during another build.
   Image GetOrBuild(const std::string& key_text, const std::string& label,
                    const std::function<std::string()>& build);
 
@@ -53,21 +60,33 @@ class KernelCache {
 
   Counters GetCounters() const;
 
+  /// Around fork(): the child has no other threads, so it forgets what they were building. NVRTC
+  /// may have been amid such a build, and then nothing can be built in the child.
+  void BeforeFork() { mutex_.lock(); }
+  void AfterForkInParent() { mutex_.unlock(); }
+  void AfterForkInChild();
+
   /// Forgets all images in memory; holders of an image, and builds under way, are not disturbed.
   void ClearMemory();
 
  private:
   std::string LoadOrBuild(const DiskStore* disk, const std::string& key_text,
                           const std::string& label, const std::function<std::string()>& build,
-                          bool& built);
+                          BuildLock& lock, bool& built);
+  std::string Build(const std::string& label, const std::function<std::string()>& build);
+  bool LoadFrom(const DiskStore& disk, const std::string& key_text, const std::string& label,
+                std::string& image);
   void StoreOrWarn(const DiskStore& disk, const std::string& key_text, const std::string& label,
                    const std::string& image);
   void Count(uint64_t Counters::* counter);
 
+  const std::chrono::milliseconds patience_;
   mutable std::mutex mutex_;  // guards everything below; never held while building or doing I/O
   std::unordered_map<std::string, std::shared_future<Image>> images_;
   std::shared_ptr<const DiskStore> disk_;  // null: memory only
   std::function<void(std::string)> warning_sink_;
+  int num_building_ = 0;
+  bool can_build_ = true;
   bool warned_ = false;  // about disk_
   Counters counters_;
 };

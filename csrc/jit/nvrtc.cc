@@ -3,6 +3,7 @@
 #include "jit/nvrtc.h"
 
 #include <dlfcn.h>
+#include <pthread.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -11,6 +12,7 @@
 #include <string_view>
 
 #include "driver/error.h"
+#include "driver/interrupts.h"
 #include "jit/build_identity.h"
 
 namespace fp8gemm {
@@ -37,6 +39,9 @@ struct NvrtcApi {
   NvrtcResult (*nvrtcGetCUBIN)(NvrtcProgram program, char* cubin);
   NvrtcResult (*nvrtcGetProgramLogSize)(NvrtcProgram program, size_t* bytes);
   NvrtcResult (*nvrtcGetProgramLog)(NvrtcProgram program, char* log);
+  // Calls `callback` now and then while it compiles, and stops when that returns 1.
+  NvrtcResult (*nvrtcSetFlowCallback)(NvrtcProgram program, int (*callback)(void*, void*),
+                                      void* payload);
 
   int major = 0;
   int minor = 0;
@@ -64,7 +69,8 @@ bool FindSymbols(void* library, NvrtcApi& api) {
          FindSymbol(library, "nvrtcGetCUBINSize", api.nvrtcGetCUBINSize) &&
          FindSymbol(library, "nvrtcGetCUBIN", api.nvrtcGetCUBIN) &&
          FindSymbol(library, "nvrtcGetProgramLogSize", api.nvrtcGetProgramLogSize) &&
-         FindSymbol(library, "nvrtcGetProgramLog", api.nvrtcGetProgramLog);
+         FindSymbol(library, "nvrtcGetProgramLog", api.nvrtcGetProgramLog) &&
+         FindSymbol(library, "nvrtcSetFlowCallback", api.nvrtcSetFlowCallback);
 }
 
 // NVRTC opens its builtins by soname at the first compilation, and not every wheel's NVRTC has a
@@ -170,8 +176,13 @@ struct NvrtcState {
   std::unique_ptr<const NvrtcApi> api;  // once set, never changed
 };
 
+// Leaked: threads of XLA may outlive static destruction. A forked child must find it unlocked.
 NvrtcState& State() {
-  static auto* state = new NvrtcState;  // leaked: threads of XLA may outlive static destruction
+  static auto* state = [] {
+    pthread_atfork([] { State().mutex.lock(); }, [] { State().mutex.unlock(); },
+                   [] { State().mutex.unlock(); });
+    return new NvrtcState;
+  }();
   return *state;
 }
 
@@ -209,8 +220,15 @@ class Program {
   NvrtcResult Compile(const std::vector<std::string>& options) {
     std::vector<const char*> pointers;
     for (const std::string& option : options) pointers.push_back(option.c_str());
+    const auto stops = [](void* self, void*) {
+      return WasInterrupted(static_cast<Program*>(self)->mark_) ? 1 : 0;
+    };
+    const NvrtcResult result = api_.nvrtcSetFlowCallback(handle_, stops, this);
+    if (result != kNvrtcSuccess) return result;
     return api_.nvrtcCompileProgram(handle_, static_cast<int>(pointers.size()), pointers.data());
   }
+
+  bool was_interrupted() const { return WasInterrupted(mark_); }
 
   std::string Log() const {
     std::string log = Text(api_.nvrtcGetProgramLogSize, api_.nvrtcGetProgramLog);
@@ -231,6 +249,7 @@ class Program {
   }
 
   const NvrtcApi& api_;
+  const uint64_t mark_ = WatchInterrupts();
   NvrtcProgram handle_ = nullptr;
 };
 
@@ -274,6 +293,7 @@ CompileResult CompileCubin(const CompileRequest& request) {
   Program program(api);
   NvrtcResult result = program.Create(request);
   if (result == kNvrtcSuccess) result = program.Compile(options);
+  if (result != kNvrtcSuccess && program.was_interrupted()) throw InterruptedError();
   CompileResult compiled{{}, program.Log()};
   if (result == kNvrtcSuccess) compiled.cubin = program.Cubin();
   if (!compiled.cubin.empty()) return compiled;

@@ -154,6 +154,14 @@ TrustedDirectory::Found TrustedDirectory::Read(const std::string& name, std::str
   return ReadAll(file.get(), text) ? Found::kFile : Found::kNothing;
 }
 
+FileDescriptor TrustedDirectory::OpenLockFile(const std::string& name) const {
+  const int flags = O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
+  FileDescriptor file(openat(directory_.get(), name.c_str(), flags, 0600));
+  struct stat info = {};
+  const bool is_good = file.get() >= 0 && fstat(file.get(), &info) == 0 && S_ISREG(info.st_mode);
+  return is_good ? std::move(file) : FileDescriptor();
+}
+
 std::string TrustedDirectory::Replace(const std::string& name, std::string_view text) const {
   const int directory = directory_.get();
   std::string temp;

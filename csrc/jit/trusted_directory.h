@@ -63,6 +63,10 @@ class TrustedDirectory {
   /// @return  Empty, or why the file was not written; the previous one is then still in place.
   std::string Replace(const std::string& name, std::string_view text) const;
 
+  /// Opens an empty file whose locks only this user can take, creating it where there is none; no
+  /// descriptor where the directory cannot be written or the file is of another kind.
+  FileDescriptor OpenLockFile(const std::string& name) const;
+
   /// Makes now the time at which a file was modified, if the file belongs to this user.
   void Touch(const std::string& name) const;
 

@@ -2,15 +2,31 @@
 // The simulator as a driver: one device of compute capability 9.0 behind driver/driver.h.
 #include "driver/driver.h"
 
+#include <pthread.h>
+
 #include <cstdio>
+#include <new>
 #include <utility>
 
 #include "sim/driver_state.h"
 
 namespace fp8gemm::sim {
+namespace {
+
+// A forked child has neither the thread of a launch nor one that could unlock the mutex.
+void ForgetOtherThreads() {
+  DriverState& state = State();
+  state.was_forked_in_launch |= state.is_launching;
+  new (&state.mutex) std::mutex;
+}
+
+}  // namespace
 
 DriverState& State() {
-  static DriverState state;
+  static auto& state = *[] {  // leaked: threads of XLA may outlive static destruction
+    pthread_atfork(nullptr, nullptr, &ForgetOtherThreads);
+    return new DriverState;
+  }();
   return state;
 }
 
@@ -110,6 +126,12 @@ CUresult DeviceGetName(char* name, int size_bytes, CUdevice device) {
 
 const char* GetLastReport() { return LastReport().c_str(); }
 
+void SetInterrupts(uint64_t (*watch)(), bool (*was_interrupted)(uint64_t mark)) {
+  const std::lock_guard lock(State().mutex);
+  State().watch_interrupts = watch;
+  State().was_interrupted = was_interrupted;
+}
+
 const DriverApi api = {
     .cuInit = Init,
     .cuDriverGetVersion = DriverGetVersion,
@@ -128,6 +150,7 @@ const DriverApi api = {
     .cuLaunchKernelEx = LaunchKernelEx,
     .cuTensorMapEncodeTiled = EncodeTiled,
     .last_report = GetLastReport,
+    .set_interrupts = SetInterrupts,
 };
 
 }  // namespace

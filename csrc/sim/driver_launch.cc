@@ -139,11 +139,21 @@ ParamsCopy CopyParams(const void* params, size_t bytes) {
 CUresult RunLaunch(const CUlaunchConfig& config, const LaunchAttributes& attributes,
                    const LoadedKernelImage& image, const void* params) {
   const ParamsCopy copy = CopyParams(params, image.kernel->params_bytes);
-  const GridLaunch launch = {image.kernel, copy.get(), config.gridDimX, config.sharedMemBytes,
-                             attributes.is_dependent};
   DriverState& state = State();
+  const GridLaunch launch = {image.kernel, copy.get(), config.gridDimX, config.sharedMemBytes,
+                             attributes.is_dependent,
+                             // Before the lock: launches that wait for others stop with them.
+                             state.watch_interrupts(), state.was_interrupted};
+  if (state.was_forked_in_launch) {
+    return Fail(
+        CUDA_ERROR_NOT_SUPPORTED,
+        "The simulator cannot be used: this process was forked while its parent simulated a "
+        "launch; start processes by \"spawn\" or \"forkserver\".");
+  }
   const std::lock_guard lock(state.mutex);
+  state.is_launching = true;
   const GridResult result = RunGrid(launch, state.options, state.ranges, state.stats);
+  state.is_launching = false;
   if (result.ok) return CUDA_SUCCESS;
   return Fail(CUDA_ERROR_LAUNCH_FAILED, "kernel " + std::string(image.kernel->key) + ", seed " +
                                             std::to_string(state.options.seed) + ":\n" +

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the parts of the simulated driver share.
 #pragma once
+#include <atomic>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -15,6 +16,11 @@ struct DriverState {
   SimOptions options;
   SimStats stats = {};
   std::vector<SimRange> ranges;
+  // Of Ctrl-C: a mark of now, and whether it came since a mark. Set before the first launch.
+  uint64_t (*watch_interrupts)() = [] { return uint64_t{0}; };
+  bool (*was_interrupted)(uint64_t mark) = [](uint64_t) { return false; };
+  std::atomic<bool> is_launching = false;
+  bool was_forked_in_launch = false;  // by another thread, and so nothing can run here any more
 };
 
 DriverState& State();

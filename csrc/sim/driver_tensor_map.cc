@@ -100,8 +100,9 @@ CUresult EncodeTiled(CUtensorMap* map, CUtensorMapDataType type, uint32_t rank, 
   }
   CheckExtents(rules, encoded, element_strides);
   if (!rules.broken().empty()) return Fail(CUDA_ERROR_INVALID_VALUE, rules.broken());
-  *map = CUtensorMap{};
-  std::memcpy(map, &encoded, sizeof encoded);
+  CUtensorMap opaque{};
+  std::memcpy(&opaque, &encoded, sizeof encoded);
+  std::memcpy(static_cast<void*>(map), &opaque, sizeof opaque);  // 64-aligned at least, not 128
   return CUDA_SUCCESS;
 }
 

@@ -5,6 +5,18 @@
 #include <cstdlib>
 #include <string>
 
+#if defined(__SANITIZE_THREAD__)
+// Exceptions count their references in libstdc++, which is not instrumented.
+extern "C" __attribute__((used)) inline const char* __tsan_default_suppressions() {
+  return "race:std::logic_error::~logic_error\nrace:std::runtime_error::~runtime_error\n";
+}
+#elif defined(__SANITIZE_ADDRESS__)
+// A launch that is stopped leaves for good what is on the stacks of its threads.
+extern "C" __attribute__((used)) inline const char* __lsan_default_suppressions() {
+  return "leak:ThreadMain\n";
+}
+#endif
+
 namespace checks {
 
 [[noreturn]] inline void Fail(const char* file, int line, const std::string& what) {

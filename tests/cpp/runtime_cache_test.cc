@@ -2,7 +2,7 @@
 // Kernel cache: single flight, damaged entries, disks that cannot be written, many processes.
 //
 // Usage: runtime_cache_test threads | disk DIR | unwritable DIR | full DIR | room DIR
-//                           | worker DIR NUM_KEYS [LIMIT_BYTES]
+//                           | refusing DIR REASON | worker DIR NUM_KEYS [LIMIT_BYTES]
 #include <sys/resource.h>
 #include <sys/stat.h>
 
@@ -214,7 +214,9 @@ void TestFull(const std::string& directory) {
   const rlimit limit = {1 << 19, 1 << 19};
   CHECK(setrlimit(RLIMIT_FSIZE, &limit) == 0);
   TestRefusingDisk(directory, "File too large");
-  CHECK(fs::is_empty(directory));
+  for (const auto& file : fs::directory_iterator(directory)) {
+    CHECK(file.path().filename() == ".lock" && file.file_size() == 0);
+  }
 }
 
 void TestRoom(const std::string& directory) {
@@ -268,6 +270,8 @@ int main(int argc, char** argv) {
     fp8gemm::TestDisk(directory);
   } else if (mode == "unwritable") {
     fp8gemm::TestUnwritable(directory);
+  } else if (mode == "refusing" && argc > 3) {
+    fp8gemm::TestRefusingDisk(directory, argv[3]);
   } else if (mode == "full") {
     fp8gemm::TestFull(directory);
   } else if (mode == "worker") {

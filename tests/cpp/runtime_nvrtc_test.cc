@@ -6,6 +6,7 @@
 // `find` prints path and identity of what is found, or the error's message.
 #include <dlfcn.h>
 
+#include <atomic>
 #include <cstdio>
 #include <string>
 #include <thread>
@@ -13,6 +14,7 @@
 
 #include "checks.h"
 #include "driver/error.h"
+#include "driver/interrupts.h"
 #include "jit/nvrtc.h"
 
 namespace fp8gemm {
@@ -80,6 +82,21 @@ void TestErrors() {
   CHECK_CONTAINS(CHECK_THROWS(CompileError, CompileCubin(older)), "sm_80");
 }
 
+// A compilation of this thread is stopped by one that interrupts; the next one is not.
+void TestInterrupts() {
+  std::atomic<bool> is_over = false;
+  std::thread interrupter([&] {
+    while (!is_over) {
+      InterruptAll();
+      std::this_thread::yield();
+    }
+  });
+  CHECK_CONTAINS(CHECK_THROWS(InterruptedError, CompileCubin(Tiny())), "interrupted by Ctrl-C");
+  is_over = true;
+  interrupter.join();
+  CHECK(!CompileCubin(Tiny()).cubin.empty());
+}
+
 void TestCompile(int major, const std::string& path) {
   SetNvrtcSearch({.candidates = {"/nonexistent/libnvrtc.so.99", path}});
   CHECK(NvrtcVersion().first == major);
@@ -97,6 +114,7 @@ void TestCompile(int major, const std::string& path) {
   CHECK_CONTAINS(results[0].log, "0 bytes spill stores");
   CHECK(results[0].log.back() != '\0' && results[0].log.back() != '\n');
   TestErrors();
+  TestInterrupts();
 }
 
 void Find(int argc, char** argv) {

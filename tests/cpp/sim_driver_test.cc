@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The simulated driver enforces what the real one documents, and says which rule was broken.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
 #include <cstdio>
+#include <thread>
 
 #include "sim_harness.h"
 
@@ -11,10 +16,17 @@ using namespace fp8gemm;
 
 void DoNothing(const void*) {}
 
+std::atomic<bool> is_inside = false, may_leave = false;
+void Linger(const void*) {
+  is_inside = true;
+  while (!may_leave) std::this_thread::yield();
+}
+
 const sim::SimKernel kKernels[] = {
     {"idle", &DoNothing, 4, 128, 2, 60000, 128, nullptr},
     {"crowded", &DoNothing, 4, 1152, 1, 0, 32, nullptr},
     {"greedy", &DoNothing, 4, 512, 1, 0, 129, nullptr},
+    {"lingering", &Linger, 4, 128, 1, 0, 32, nullptr},
 };
 const sim::KernelTable kTable(kKernels);
 
@@ -286,6 +298,40 @@ void TestMapOthers() {
   Rejects("arrays must not be null", [](Args& a) { a.has_dims = false; });
 }
 
+// ---- Forks --------------------------------------------------------------------------------------
+
+/// Launches the idle kernel in a forked child; what the child exits with.
+template <typename Body>
+int InChild(Body body) {
+  const pid_t child = fork();
+  CHECK(child >= 0);
+  if (child == 0) _exit(body());
+  int status = -1;
+  CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status));
+  return WEXITSTATUS(status);
+}
+
+void TestFork() {
+  int param = 0;
+  const Geometry idle = {2, 128, 2, 60000}, lingering = {1, 128, 1, 0};
+  CHECK(InChild([&] { return Launch("idle", idle, &param) == CUDA_SUCCESS ? 0 : 1; }) == 0);
+
+  std::thread thread([&] { CHECK(Launch("lingering", lingering, &param) == CUDA_SUCCESS); });
+  while (!is_inside) std::this_thread::yield();
+  const int child = InChild([&] {
+    alarm(20);  // ends a child that waits for a thread that it does not have
+    sim::SimOptions options;
+    Fp8GemmSimSetOptions(&options);
+    if (Launch("idle", idle, &param) != CUDA_ERROR_NOT_SUPPORTED) return 1;
+    CHECK_CONTAINS(Api().last_report(), "was forked while its parent simulated");
+    return InChild([&] { return Launch("idle", idle, &param) == CUDA_SUCCESS ? 1 : 0; });
+  });
+  may_leave = true;
+  thread.join();
+  CHECK(child == 0);
+  CHECK(Launch("idle", idle, &param) == CUDA_SUCCESS);
+}
+
 }  // namespace
 }  // namespace sim_test
 
@@ -302,6 +348,7 @@ int main() {
   sim_test::TestMapExtents();
   sim_test::TestMapSwizzles();
   sim_test::TestMapOthers();
+  sim_test::TestFork();
   std::puts("ok");
   return 0;
 }

@@ -210,6 +210,27 @@ void TestModes() {
   }
 }
 
+// An interrupted launch ends, says so, and leaves nothing behind that harms the next one.
+void TestInterrupts() {
+  static uint64_t num_asked = 0, last = 0;
+  Problem problem(1);
+  problem.RegisterRanges();
+  const auto watch = [] { return uint64_t{7}; };
+  Fp8GemmSimDriver()->set_interrupts(watch, [](uint64_t mark) {
+    CHECK(mark == 7);
+    return ++num_asked == last;
+  });
+  CHECK(Run(kCases[0], {}, problem) == "");
+  const uint64_t num_asked_by_one = num_asked;
+  CHECK(num_asked_by_one >= 4);
+  for (uint64_t i = 1; i <= num_asked_by_one; ++i) {
+    last = num_asked + i;
+    CHECK_CONTAINS(Run(kCases[0], {}, problem), "interrupted by Ctrl-C");
+    CHECK(num_asked == last);
+    CHECK(Run(kCases[0], {}, problem) == "");
+  }
+}
+
 }  // namespace
 }  // namespace sim_test
 
@@ -222,5 +243,6 @@ int main(int argc, char** argv) {
     if (argc == 1 || is_named) is_ok &= sim_test::TestCase(test);
   }
   if (argc == 1) sim_test::TestModes();
+  if (argc == 1) sim_test::TestInterrupts();
   return is_ok ? 0 : 1;
 }

@@ -23,6 +23,7 @@ _SOURCES = (
     "gemm/sm90_fp8_gemm",
     "jit/type_names",
     "driver/driver",
+    "driver/interrupts",
     "driver/tensor_map",
 )
 # Of each fault, a kernel that must meet it, and the comparison that must say so.

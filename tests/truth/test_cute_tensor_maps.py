@@ -21,6 +21,7 @@ _SOURCES = (
     "gemm/sm90_fp8_gemm",
     "jit/type_names",
     "driver/driver",
+    "driver/interrupts",
     "driver/tensor_map",
 )
 

@@ -41,10 +41,13 @@ void PrepareFiber(Fiber& fiber, uint8_t* stack, size_t stack_bytes, void (*entry
   *--top = reinterpret_cast<void*>(entry);
   for (int i = 0; i < kSavedRegisters; ++i) *--top = nullptr;
   fiber.stack_pointer = top;
+  fiber.notes.Prepare(stack, stack_bytes);
 }
 
 void SwitchFiber(Fiber& from, Fiber& to) {
+  from.notes.Leave(to.notes);
   fp8gemm_sim_switch(&from.stack_pointer, to.stack_pointer);
+  FiberNotes::Arrive(&from.notes);
 }
 
 #else
@@ -55,11 +58,18 @@ void PrepareFiber(Fiber& fiber, uint8_t* stack, size_t stack_bytes, void (*entry
   fiber.context.uc_stack.ss_size = stack_bytes;
   fiber.context.uc_link = nullptr;
   makecontext(&fiber.context, entry, 0);
+  fiber.notes.Prepare(stack, stack_bytes);
 }
 
-void SwitchFiber(Fiber& from, Fiber& to) { swapcontext(&from.context, &to.context); }
+void SwitchFiber(Fiber& from, Fiber& to) {
+  from.notes.Leave(to.notes);
+  swapcontext(&from.context, &to.context);
+  FiberNotes::Arrive(&from.notes);
+}
 
 #endif
+
+void BeginFiber() { FiberNotes::Arrive(nullptr); }
 
 namespace {
 

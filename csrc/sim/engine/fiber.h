@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "sim/engine/sanitizers.h"
+
 #if !defined(__x86_64__) && !defined(FP8GEMM_SIM_UCONTEXT)
 #define FP8GEMM_SIM_UCONTEXT
 #endif
@@ -23,10 +25,14 @@ struct Fiber {
 #else
   void* stack_pointer = nullptr;
 #endif
+  [[no_unique_address]] FiberNotes notes;
 };
 
-/// Makes `fiber` start `entry`, which must never return, on the given stack.
+/// Makes `fiber` start `entry`, which must never return and calls `BeginFiber` first, on the given
+/// stack.
 void PrepareFiber(Fiber& fiber, uint8_t* stack, size_t stack_bytes, void (*entry)());
+
+void BeginFiber();
 
 /// Saves the running context in `from` and continues `to`.
 void SwitchFiber(Fiber& from, Fiber& to);

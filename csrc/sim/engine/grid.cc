@@ -21,6 +21,7 @@ constexpr int kPoison = 0xff;              // NaN in e4m3, e5m2 and f32
 
 // Exceptions cannot unwind into another stack, so this ends the process instead.
 void ThreadMain() noexcept {
+  BeginFiber();
   world.kernel->entry(world.params);
   CheckThreadExit();
   LeaveThread();
@@ -90,7 +91,9 @@ void ReserveCtas(uint32_t count) {
   while (world.ctas.size() < count) {
     void* smem = std::aligned_alloc(kSmemAlignment, kMaxSmemBytes);
     if (smem == nullptr) throw std::bad_alloc();
-    world.ctas.emplace_back().smem = static_cast<uint8_t*>(smem);
+    Cta& cta = world.ctas.emplace_back();
+    cta.smem = static_cast<uint8_t*>(smem);
+    cta.memory.reset(smem);
   }
 }
 
@@ -118,6 +121,8 @@ GridResult RunGrid(const GridLaunch& launch, const SimOptions& options,
   world.grid = launch.grid;
   world.smem_bytes = launch.smem_bytes;
   world.is_dependent_launch = launch.is_dependent;
+  world.mark = launch.mark;
+  world.was_interrupted = launch.was_interrupted;
   world.elected_lane = static_cast<uint32_t>((options.seed + kFirstElectedLane) % kWarpLanes);
   world.global_use.clear();
   ClearReport();

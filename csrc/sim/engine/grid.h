@@ -15,7 +15,9 @@ struct GridLaunch {
   const void* params;  // 64-aligned copy of the kernel's parameter
   uint32_t grid;       // CTAs, a multiple of the kernel's cluster
   uint32_t smem_bytes;
-  bool is_dependent;  // launched with programmatic stream serialization
+  bool is_dependent;                       // launched with programmatic stream serialization
+  uint64_t mark;                           // of the launch, for:
+  bool (*was_interrupted)(uint64_t mark);  // whether the launch is to stop
 };
 
 struct GridResult {

@@ -13,6 +13,7 @@ namespace {
 
 constexpr uint64_t kNever = UINT64_MAX;
 constexpr uint64_t kMaxDelayTicks = 600;
+constexpr uint64_t kInterruptTicks = 1024;  // some milliseconds
 
 // Which class of operations a LATE launch starves: they run when nothing else at all can.
 enum class Starved : uint32_t { kNone, kLoads, kWgmma, kStores, kFirstWarpgroup };
@@ -146,6 +147,10 @@ uint64_t Random() {
 bool RunCluster() {
   Start();
   while (scheduler.live_threads > 0) {
+    if (scheduler.tick % kInterruptTicks == 0 && world.was_interrupted(world.mark)) {
+      AppendReport("interrupted by Ctrl-C");
+      return false;
+    }
     ++scheduler.tick;
     if (scheduler.next_due <= scheduler.tick) PerformDue();
     if (!scheduler.ready.empty()) {

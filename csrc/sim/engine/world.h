@@ -3,6 +3,7 @@
 #pragma once
 #include <array>
 #include <cstdint>
+#include <cstdlib>
 #include <deque>
 #include <memory>
 #include <unordered_map>
@@ -244,6 +245,7 @@ struct Cta {
   uint32_t block_idx = 0;
   uint32_t live_threads = 0;
   uint8_t* smem = nullptr;  // dynamic shared memory, 1024-aligned
+  std::unique_ptr<void, decltype(&std::free)> memory{nullptr, &std::free};  // of it
   std::vector<Warp> warps;
   std::vector<Warpgroup> warpgroups;
   std::array<NamedBarrier, kNamedBarriers> barriers;
@@ -281,6 +283,8 @@ struct World {
   uint32_t grid = 0;
   uint32_t smem_bytes = 0;
   bool is_dependent_launch = false;
+  uint64_t mark = 0;
+  bool (*was_interrupted)(uint64_t mark) = nullptr;
   uint32_t elected_lane = 0;
 
   std::deque<Cta> ctas;

@@ -19,9 +19,15 @@ def rank(problem: Problem, *, backend: str, gpu: str | None = None) -> list[dict
         problem: What is computed.
         backend: "cuda" or "sim".
         gpu: Model whose tuned table goes before the model; None for that of the first GPU.
+
+    Raises:
+        ValueError: No kernel computes the problem; the message names the field.
     """
     fields = problem._asdict()
-    ranked = dict(extension.core().ranked_configs(fields, backend))
+    try:
+        ranked = dict(extension.core().ranked_configs(fields, backend))
+    except RuntimeError as error:
+        raise ValueError(str(error)) from None
     entry = tuned_entry(problem, extension.planning_gpu(backend) if gpu is None else gpu)
     if entry:
         key = entry.best.config

@@ -207,7 +207,7 @@ def _timed(op_name: str, fields: Any, problem: Problem, describe: Describe) -> T
         raise ValueError(f"{op_name}.microseconds must be positive, got {microseconds}")
     try:
         described = describe(config)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:  # TypeError: half of a surrogate pair
         raise ValueError(f"{op_name}.config: {error}") from None
     computes = all(described[c] == getattr(problem, p) for p, c in _CONFIG_FIELDS.items())
     if described["pdl"] or not computes:

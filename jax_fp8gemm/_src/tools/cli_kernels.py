@@ -164,7 +164,7 @@ def _explain_problem(options: argparse.Namespace) -> int:
         defaults = _defaults(options, extension.planning_num_sms("cuda", options.num_sms))
         problem = gemm_problem.parse(words[0], **defaults)
         ranked = ranking.rank(problem, backend="cuda", gpu=options.gpu)
-    except (RuntimeError, ValueError) as error:
+    except ValueError as error:
         return _complain("explain", error, 2)
     print("\n".join(explain_lib.lines(problem, ranked, options.top)))
     if not options.no_code:

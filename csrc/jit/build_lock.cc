@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// Locks of open file descriptions: unlike POSIX's own they are between threads too, and closing
+// another descriptor of the file does not drop them.
+#include "jit/build_lock.h"
+
+#include <fcntl.h>
+
+#include <cerrno>
+#include <thread>
+
+#include "driver/error.h"
+#include "driver/interrupts.h"
+#include "jit/fnv1a.h"
+
+#if !defined(F_OFD_SETLK)  // glibc has it only for _GNU_SOURCE
+#define F_OFD_SETLK 37
+#endif
+
+namespace fp8gemm {
+namespace {
+
+constexpr char kLockName[] = ".lock";
+// Much less than a compilation takes, and rare enough to cost nothing.
+constexpr std::chrono::milliseconds kPollInterval(10);
+
+// Two keys at one place would merely wait for each other.
+int64_t OffsetOf(std::string_view key_text) { return static_cast<int64_t>(Fnv1a64(key_text) >> 2); }
+
+bool SetLock(int fd, int64_t offset, short type) {
+  struct flock lock = {};
+  lock.l_type = type;
+  lock.l_whence = SEEK_SET;
+  lock.l_start = offset;
+  lock.l_len = 1;
+  return fcntl(fd, F_OFD_SETLK, &lock) == 0;
+}
+
+}  // namespace
+
+BuildLock::BuildLock(const TrustedDirectory& directory, std::string_view key_text,
+                     std::chrono::milliseconds patience)
+    : file_(directory.OpenLockFile(kLockName)), offset_(OffsetOf(key_text)) {
+  const uint64_t mark = WatchInterrupts();
+  const auto deadline = std::chrono::steady_clock::now() + patience;
+  while (is_held() && !SetLock(file_.get(), offset_, F_WRLCK)) {
+    const bool is_taken = errno == EAGAIN || errno == EACCES || errno == EINTR;
+    if (!is_taken || std::chrono::steady_clock::now() >= deadline) {
+      file_.Close();
+    } else if (WasInterrupted(mark)) {
+      throw InterruptedError();
+    } else {
+      std::this_thread::sleep_for(kPollInterval);
+    }
+  }
+}
+
+// Closing would not do: a child that was forked meanwhile has the same open file.
+BuildLock::~BuildLock() {
+  if (is_held()) SetLock(file_.get(), offset_, F_UNLCK);
+}
+
+}  // namespace fp8gemm

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs of test_process_ends.py, a function each; argv: its name, a count.
+
+They print "go" when they have begun their work.
+"""
+
+import gc
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+
+import jax_fp8gemm as fp8
+from jax_fp8gemm._src.native import extension, precompile
+
+CORE = extension.core()
+KEYS = CORE.candidate_configs()
+
+
+def go() -> None:
+    print("go", flush=True)
+
+
+def product(m: int, k: int, n: int, implementation: str):
+    """Returns a compiled product, and its operands."""
+    x = fp8.quantize(jnp.ones((m, k), jnp.bfloat16), implementation="xla")
+    w = fp8.quantize(jnp.ones((n, k), jnp.bfloat16), block=(128, 128), implementation="xla")
+    function = jax.jit(lambda x, w: fp8.gemm(x, w, implementation=implementation))
+    return function.lower(x, w).compile(), x, w
+
+
+def simulate() -> None:
+    """Simulates for a minute."""
+    compiled, x, w = product(2048, 4096, 4096, "sim")
+    go()
+    compiled(x, w).block_until_ready()
+
+
+def simulate_with_handler() -> None:
+    """Simulates for seconds, and has a handler of its own, which lets it finish."""
+    compiled, x, w = product(256, 4096, 1024, "sim")
+    signal.signal(signal.SIGINT, lambda *_: print("handled", flush=True))
+    go()
+    y = compiled(x, w)
+    print("finished", float(y[0, 0]), flush=True)
+
+
+def compile_many() -> None:
+    """Compiles for a minute, in two threads."""
+    CORE.nvrtc_version()
+    go()
+    for _ in precompile.compile_keys(KEYS, 2):
+        pass
+
+
+def end_while_compiling() -> None:
+    """Ends while daemon threads compile one kernel after another."""
+
+    def compile_all() -> None:
+        for key in KEYS:
+            CORE.precompile(key)
+
+    CORE.precompile(KEYS[0])
+    for _ in range(4):
+        threading.Thread(target=compile_all, daemon=True).start()
+    time.sleep(0.5)
+    go()
+
+
+def in_child(key: str) -> str:
+    """Returns what a forked child says that compiles a kernel."""
+    readable, writable = os.pipe()
+    if os.fork() == 0:
+        signal.alarm(60)  # ends a child that hangs
+        try:
+            text = f"{CORE.precompile(key)} bytes"
+        except RuntimeError as error:
+            text = str(error)
+        os.write(writable, text.encode())
+        os._exit(0)
+    os.close(writable)
+    with os.fdopen(readable) as pipe:
+        text = pipe.read()
+    os.wait()
+    return text
+
+
+def fork() -> None:
+    """Forks after a compilation, and amid others."""
+    CORE.precompile(KEYS[0])
+    print("used", in_child(KEYS[1]))
+    threads = [threading.Thread(target=CORE.precompile, args=(key,)) for key in KEYS[2:5]]
+    for thread in threads:
+        thread.start()
+    while CORE.cache_counters()["builds"] < 4:
+        time.sleep(0.001)
+    print("amid, known", in_child(KEYS[0]))
+    print("amid, fresh", in_child(KEYS[5]))
+    for thread in threads:
+        thread.join()
+    print("after", in_child(KEYS[6]))
+
+
+def size_of(key: str) -> int:
+    """Returns the size of a kernel."""
+    return CORE.precompile(key)
+
+
+def spawn() -> None:
+    """Compiles in a spawned child while this process compiles."""
+    thread = threading.Thread(target=CORE.precompile, args=(KEYS[0],))
+    thread.start()
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        print(pool.apply(size_of, (KEYS[1],)) > 0)
+    thread.join()
+
+
+def compile_some() -> None:
+    """Compiles eight kernels in eight threads; prints how many were not found on disk."""
+    barrier = threading.Barrier(8)
+
+    def compile_all(first: int) -> None:
+        barrier.wait()
+        for i in range(8):
+            CORE.precompile(KEYS[(first + i) % 8])
+
+    threads = [threading.Thread(target=compile_all, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    print(CORE.cache_counters()["builds"])
+
+
+def collect() -> None:
+    """Threads compile, run and drop programs at once, while garbage is collected."""
+    failures = []
+
+    def work(seed: int) -> None:
+        for i in range(12):
+            m = 8 + 8 * ((seed + i) % 6)
+            compiled, x, w = product(m, 128, 128, "sim")
+            if float(compiled(x, w).sum()) != m * 128 * 128:
+                failures.append((seed, i))
+            del compiled
+            gc.collect()
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    print(failures)
+
+
+def _resident_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def _growth(call, warm: int, count: int) -> float:
+    """Returns the bytes by which each of `count` calls lets the process grow."""
+    for i in range(warm):
+        call(i)
+    gc.collect()
+    before = _resident_bytes()
+    for i in range(warm, warm + count):
+        call(i)
+    gc.collect()
+    return (_resident_bytes() - before) / count
+
+
+def many_calls(count: str = "10000") -> None:
+    """Prints the growth by each call of one program."""
+    compiled, x, w = product(8, 128, 128, "sim")
+    print(_growth(lambda _: compiled(x, w).block_until_ready(), 500, int(count)))
+
+
+def many_shapes(count: str = "2000") -> None:
+    """Prints the growth by each shape, in plain JAX and simulated."""
+    w = fp8.quantize(jnp.ones((128, 128), jnp.bfloat16), block=(128, 128), implementation="xla")
+
+    def call(i: int, implementation: str) -> None:
+        x = fp8.BlockScaled(
+            jnp.ones((1 + i, 128), jnp.float8_e4m3fn), jnp.ones((1 + i, 1), jnp.float32), (1, 128)
+        )
+        fp8.gemm(x, w, implementation=implementation).block_until_ready()
+        if i % 50 == 0:
+            jax.clear_caches()
+
+    for implementation in ("xla", "sim"):
+        print(_growth(lambda i: call(i, implementation), 100, int(count)))  # noqa: B023
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](*sys.argv[2:])

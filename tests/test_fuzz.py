@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A sample of `make fuzz`, that a fault would be seen, and the faults that it has found."""
+
+import random
+
+import pytest
+from fuzz import mutate, targets
+
+from jax_fp8gemm._src.native import gemm_problem, ranking, tuned
+from jax_fp8gemm._src.tools import cli
+
+pytestmark = pytest.mark.usefixtures("extension")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """The command line may clear the cache."""
+    monkeypatch.setenv("JAX_FP8GEMM_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("name", targets.TARGETS)
+def test_sample(name):
+    assert targets.fuzz(name, num_inputs=150, seed=1) == {}
+
+
+def test_faults_are_counted_by_kind(monkeypatch):
+    def target(_):
+        def attempt(rng):
+            if rng.random() < 0.5:
+                raise RecursionError("too deep")
+
+        return attempt
+
+    monkeypatch.setitem(targets.TARGETS, "bad", target)
+    ((text, count),) = targets.fuzz("bad", num_inputs=100, seed=0).items()
+    assert text.startswith("RecursionError in attempt, input ") and 20 < count < 80
+
+
+def test_mutations_change_and_repeat():
+    value = {"a": [1, {"b": "c"}], "d": None}
+    changed = [mutate.json_bytes(random.Random(i), value) for i in range(200)]
+    assert changed == [mutate.json_bytes(random.Random(i), value) for i in range(200)]
+    assert len(set(changed)) > 150
+    assert value == {"a": [1, {"b": "c"}], "d": None}
+
+
+@pytest.mark.parametrize("field", ["m", "n", "k", "num_groups", "expected_m", "num_sms"])
+@pytest.mark.parametrize("number", [2**63, 10**30])
+def test_numbers_of_more_than_64_bits(field, number):
+    """They were `RuntimeError: std::bad_cast`."""
+    problem = gemm_problem.parse("masked:64x128x256:groups=4")._replace(**{field: number})
+    with pytest.raises(ValueError, match=f"^{field} cannot be {number}$"):
+        ranking.rank(problem, backend="cuda")
+
+
+def test_half_of_a_surrogate_pair_in_a_tuned_table(extension, tmp_path):
+    """It was a TypeError."""
+    path = tmp_path / "table.json"
+    timed = tuned.Timed("1d2d.m64n128.w1.s7.c1x1.e4m3.e4m3.bf16", 1.0)
+    entries = {gemm_problem.parse("64x256x384"): tuned.Entry(timed)}
+    tuned.write(path, tuned.Table("0", "H100", "13", "13", "2026-01-01", "m", entries))
+    path.write_text(path.read_text().replace("1d2d.m64", "\\ud800.m64"))
+    with pytest.raises(tuned.TableError, match="config"):
+        tuned.read(path, extension.core().describe_config)
+
+
+@pytest.mark.parametrize("command", ["explain", "precompile"])
+@pytest.mark.parametrize("extent", [2**31, 2**63, 10**30])
+def test_extents_that_no_kernel_has_are_one_line_on_the_command_line(capsys, command, extent):
+    assert cli.main([command, f"{extent}x64x128"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{command}: ") and str(extent) in line
