@@ -23,7 +23,7 @@ CPP_SOURCES = $(shell find csrc tests -name '*.cc' -o -name '*.h' -o -name '*.cu
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # targets install into one environment
-.PHONY: help demo test test-all test-jaxlibs xla-gpu triton frameworks gpu-check bench mutants wheel lint format develop clean require-hopper offline
+.PHONY: help demo docs test test-all test-matrix xla-gpu triton frameworks gpu-check bench mutants wheel lint format develop clean require-hopper offline
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -60,14 +60,17 @@ gpu-check: require-hopper $(if $(OFFLINE),offline,$(VENV)/.simulator $(VENV)/.te
 bench: $(if $(OFFLINE),offline,$(VENV)/.simulator $(VENV)/.bench)  ## Time everything that suits this machine; see benchmarks/README.md
 	$(RUNNER) -m jax_fp8gemm bench $(BENCH_ARGS)
 
-test-jaxlibs: | $(BIN)/python  ## Run a handler with state on every supported jaxlib, or on JAXLIBS; NEWER_PYTHON runs the newest
-	$(BIN)/python -m tests.jaxlibs $(JAXLIBS)
+test-matrix: | $(BIN)/python  ## Run a part of the tests with the wheels in dist/ on every Python and jax, or on CELLS
+	$(BIN)/python -m tests.versions $(CELLS)
 
 mutants: $(VENV)/.simulator $(VENV)/.tests  ## Plant every known kernel bug and check that the simulator finds it
 	$(BIN)/python -m tests.mutation
 
 wheel: $(VENV)/.release  ## Build sdist and wheels for $(PYTHONS) into dist/ and audit them, as a release is
 	.ci/build-wheel $(BIN) $(or $(PYTHONS),$(PYTHON))
+
+docs: $(VENV)/.docs  ## Build the site into build/site; a warning is an error
+	$(BIN)/python -m mkdocs build --strict
 
 lint: $(VENV)/.lint  ## Check style, format, imports and types of the sources
 	$(BIN)/ruff check .
@@ -126,6 +129,11 @@ $(VENV)/.bench: pyproject.toml | $(VENV)/.simulator
 $(VENV)/.sanitizer: | $(VENV)/.simulator
 	case $$(.ci/cuda-extra) in cuda12) suffix=-cu12 ;; *) suffix= ;; esac; \
 	  $(PIP) install nvidia-cuda-sanitizer-api$$suffix
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml | $(BIN)/python
+	$(BIN)/python .ci/requirements.py docs > $(VENV)/docs.txt
+	$(PIP) install --requirement $(VENV)/docs.txt
 	@touch $@
 
 $(VENV)/.release: Makefile | $(BIN)/python
