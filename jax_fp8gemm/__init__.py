@@ -11,6 +11,7 @@ from jax_fp8gemm._src.native.export import export_checks as export_checks
 from jax_fp8gemm._src.native.export import register_targets as register_targets
 from jax_fp8gemm._src.native.plan import plan as plan
 from jax_fp8gemm._src.native.precompile import precompile as precompile
+from jax_fp8gemm._src.native.version import __version__ as __version__
 from jax_fp8gemm._src.operands.block_arrays import concatenate as concatenate
 from jax_fp8gemm._src.operands.block_arrays import stack as stack
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled as BlockScaled
@@ -29,8 +30,6 @@ from jax_fp8gemm._src.training.master_weight import MasterWeight as MasterWeight
 from jax_fp8gemm._src.training.ragged_dot import ragged_dot as ragged_dot
 from jax_fp8gemm._src.training.recipe import Recipe as Recipe
 from jax_fp8gemm._src.training.recipe import use_recipe as use_recipe
-
-__version__ = "0.1.0"  # the only place; builds of the package read it here
 
 # Pickles, tracebacks and generated documentation name the public place of a public object.
 for _public in [each for each in vars().values() if callable(each)]:
