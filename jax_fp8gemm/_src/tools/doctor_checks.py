@@ -121,26 +121,31 @@ def _implementations(device: Any) -> list[str]:
     return ["xla", *(["cuda"] if is_hopper else [])]
 
 
+def _problem(kind: str, implementation: str, device: Any) -> str:
+    """Returns what is wrong with a kind on a device, empty if nothing."""
+    try:
+        with jax.default_device(device):
+            KINDS[kind](implementation)
+    except Exception as error:  # whatever it is, it is what the report is for
+        return (str(error) or type(error).__name__).strip().splitlines()[0]
+    return ""
+
+
 def run() -> Iterator[dict[str, Any]]:
     """Computes every kind on every device of this process and on a CPU; yields what came out."""
     devices = jax.local_devices()
     if devices[0].platform != "cpu":
         devices += jax.local_devices(backend="cpu")[:1]
-    for device in devices:
-        for implementation in _implementations(device):
-            for kind, check in KINDS.items():
-                start, problem = time.monotonic(), ""
-                try:
-                    with jax.default_device(device):
-                        check(implementation)
-                # Whatever it is, it is what the report is for.
-                except Exception as error:
-                    problem = (str(error) or type(error).__name__).strip().splitlines()[0]
-                yield {
-                    "device": f"{device.platform}:{device.id}",
-                    "implementation": implementation,
-                    "kind": kind,
-                    "ok": not problem,
-                    "problem": problem,
-                    "seconds": round(time.monotonic() - start, 3),
-                }
+    runs = [(device, name) for device in devices for name in _implementations(device)]
+    for device, implementation in runs:
+        for kind in KINDS:
+            start = time.monotonic()
+            problem = _problem(kind, implementation, device)
+            yield {
+                "device": f"{device.platform}:{device.id}",
+                "implementation": implementation,
+                "kind": kind,
+                "ok": not problem,
+                "problem": problem,
+                "seconds": round(time.monotonic() - start, 3),
+            }
