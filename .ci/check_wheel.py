@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fails unless a wheel holds what an installed package needs: python .ci/check_wheel.py WHEEL."""
+"""Fails unless wheels hold what an installed package needs: python .ci/check_wheel.py WHEEL..."""
 
 import fnmatch
 import pathlib
@@ -14,11 +14,12 @@ WANTED = (
     "jax_fp8gemm/py.typed",
     "jax_fp8gemm/tuned/README.md",
     "jax_fp8gemm-*.dist-info/licenses/LICENSE",
+    "jax_fp8gemm-*.dist-info/licenses/THIRD_PARTY_NOTICES.txt",
 )
 
 
-def main(wheel: str) -> int:
-    """Returns the exit status."""
+def is_whole(wheel: str) -> bool:
+    """Returns whether a wheel is, and says what is wrong with it."""
     names = zipfile.ZipFile(wheel).namelist()
     root = pathlib.Path(__file__).parent.parent
     modules = [str(path.relative_to(root)) for path in root.glob("jax_fp8gemm/**/*.py")]
@@ -29,7 +30,12 @@ def main(wheel: str) -> int:
     for name in strange:
         print(f"{wheel} should not have {name}", file=sys.stderr)
     print(f"{wheel}: {len(names)} files")
-    return 1 if missing or strange else 0
+    return not missing and not strange
+
+
+def main(*wheels: str) -> int:
+    """Returns the exit status."""
+    return 0 if all([is_whole(wheel) for wheel in wheels]) else 1
 
 
 if __name__ == "__main__":

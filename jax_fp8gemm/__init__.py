@@ -11,6 +11,7 @@ from jax_fp8gemm._src.native.export import export_checks as export_checks
 from jax_fp8gemm._src.native.export import register_targets as register_targets
 from jax_fp8gemm._src.native.plan import plan as plan
 from jax_fp8gemm._src.native.precompile import precompile as precompile
+from jax_fp8gemm._src.native.version import __version__ as __version__
 from jax_fp8gemm._src.operands.block_arrays import concatenate as concatenate
 from jax_fp8gemm._src.operands.block_arrays import stack as stack
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled as BlockScaled

@@ -92,7 +92,7 @@ def test_doctor_succeeds_without_a_gpu(core, capsys):
     names = ("jax_fp8gemm", "jax devices", "extension", "nvrtc", "kernel cache", "tuned table")
     for name in names:
         assert re.search(rf"^{name} +\S", text, re.MULTILINE)
-    assert re.search(r"^gpu +NOT AVAILABLE: no libcuda.so.1$", text, re.MULTILINE)
+    assert re.search(r"^gpu +NOT AVAILABLE: no libcuda.so.1\n +remedy: ", text, re.MULTILINE)
     assert "'xla'" in text.splitlines()[-1]
     assert all(variable.name in text for variable in environment.VARIABLES)
 
@@ -182,6 +182,9 @@ def test_precompile_that_keeps_nothing_fails(core, capsys):
 def test_precompile_without_problems_is_a_usage_error(core, tmp_path, capsys):
     assert cli.main(["precompile"]) == 2
     assert cli.main(["precompile", "--file", str(tmp_path / "missing")]) == 2
+    (tmp_path / "binary").write_bytes(b"\xd0")
+    assert cli.main(["precompile", "--file", str(tmp_path / "binary")]) == 2
+    assert str(tmp_path / "binary") in capsys.readouterr().err
     (tmp_path / "bad").write_text("64x64\n")
     assert cli.main(["precompile", "--file", str(tmp_path / "bad")]) == 2
     assert "'64x64'" in capsys.readouterr().err
@@ -195,7 +198,11 @@ def test_precompile_without_problems_is_a_usage_error(core, tmp_path, capsys):
         ["precompile", "64x64"],
         ["precompile", "0x64x64"],
         ["precompile", "64x64x64:groups=2"],
+        ["precompile", "2147483648x64x64"],
+        ["precompile", f"{10**30}x64x64"],
         ["tune", "64x64x64", "--rounds", "0"],
+        ["tune", "64x64x64", "--budget", "nan"],
+        ["doctor", "--jsn"],
         ["explain", "1", "1", "1", "--num-sms", "2000"],
         ["explain", "1", "1", "1", "--result", "f64"],
         [],

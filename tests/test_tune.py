@@ -11,7 +11,7 @@ import pytest
 
 from jax_fp8gemm._src.native import environment, gemm_problem, tuned
 from jax_fp8gemm._src.native.tuned import Timed
-from jax_fp8gemm._src.native.version import package_version
+from jax_fp8gemm._src.native.version import __version__
 from jax_fp8gemm._src.tools import cli
 
 # Small problems of every kind, with tails.
@@ -140,7 +140,7 @@ def test_table_is_extended(tune, extension, tmp_path):
     tune.extend_table(path, _machine(tune), [_measured(tune, n128=3.0, n96=2.0, n64=None)])
     tune.extend_table(path, _machine(tune), [_measured(tune, "8x136x256", n128=1.0)])
     table = tuned.read(path, describe)
-    assert (table.gpu, table.package, table.nvrtc) == (GPU, package_version(), "13.0")
+    assert (table.gpu, table.package, table.nvrtc) == (GPU, __version__, "13.0")
     first = table.entries[gemm_problem.parse("64x136x256")]
     key = "1d2d.m64n{}.w1.s7.c1x1.e4m3.e4m3.bf16"
     assert first.best == Timed(key.format(96), 2.0)

@@ -12,7 +12,7 @@ import jax_fp8gemm as fp8
 from jax_fp8gemm._src.native import environment, gemm_problem, ranking, tuned
 from jax_fp8gemm._src.native.gemm_problem import Problem
 from jax_fp8gemm._src.native.tuned import Entry, Table, Timed
-from jax_fp8gemm._src.native.version import package_version
+from jax_fp8gemm._src.native.version import __version__
 
 GPU = "NVIDIA H100 80GB HBM3"
 PROBLEM = Problem(64, 256, 384)
@@ -23,7 +23,7 @@ ENTRY = Entry(Timed(FAST, 3.5), Timed(SLOW, 4.25), Timed(SLOW, 4.25))
 def table(**changes) -> Table:
     """Returns a table of one problem."""
     fields = {
-        "package": package_version(),
+        "package": __version__,
         "gpu": GPU,
         "driver": "13.0",
         "nvrtc": "13.0",

@@ -47,13 +47,13 @@ def installed(root):
 
 
 def test_a_wheel_of_these_sources_is_installed_once(checkout):
-    assert installed(checkout) == (["dist/a.whl"], "")
+    assert installed(checkout) == (["jax-fp8gemm"], "")
     assert installed(checkout) == ([], "")
 
 
 @pytest.mark.parametrize("name", ["csrc/a.cc", "jax_fp8gemm/__init__.py", "pyproject.toml"])
 def test_a_wheel_of_other_sources_is_not_installed(checkout, name):
-    assert installed(checkout)[0] == ["dist/a.whl"]
+    assert installed(checkout)[0] == ["jax-fp8gemm"]
     (checkout / name).write_text("changed")
     packages, message = installed(checkout)
     assert packages == ["."]
@@ -72,7 +72,9 @@ def check_wheel(path, leave_out="", add=()):
     names += [f"jax_fp8gemm/{name}" for name in ("_core.abi3.so", "_core.pyi", "py.typed")]
     names += [f"jax_fp8gemm/libjax_fp8gemm_{name}.so" for name in ("sim", "sim_kernels")]
     names += ["jax_fp8gemm/tuned/README.md"]
-    names += ["jax_fp8gemm-1.dist-info/licenses/LICENSE", *add]
+    licenses = ("LICENSE", "THIRD_PARTY_NOTICES.txt")
+    names += [f"jax_fp8gemm-1.dist-info/licenses/{name}" for name in licenses]
+    names += add
     with zipfile.ZipFile(path, "w") as wheel:
         for name in names:
             if name != leave_out:

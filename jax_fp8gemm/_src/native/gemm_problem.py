@@ -234,7 +234,9 @@ def _option(word: str, text: str) -> dict[str, Any]:
 
 def _check_combination(problem: Problem, text: str) -> None:
     kind = problem.kind
+    numbers = (problem.m, problem.n, problem.k, problem.num_groups, problem.expected_m)
     rules = (
+        (max(numbers) < 2**31, "no number is above 2147483647"),
         (problem.num_groups == 1 or kind != "dense", "a dense problem has no groups"),
         (problem.expected_m == 0 or kind == "masked", "only a masked problem has expected"),
         (problem.scaling in KINDS[kind].scalings, "only a dense problem has rows"),

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from jax_fp8gemm._src.native import environment, gemm_problem
 from jax_fp8gemm._src.native.gemm_problem import Problem
-from jax_fp8gemm._src.native.version import package_version
+from jax_fp8gemm._src.native.version import __version__
 
 FORMAT = 1
 FOLDER = pathlib.Path(__file__).parents[2] / "tuned"
@@ -133,8 +133,8 @@ def clear() -> None:
 
 def usable(table: Table, gpu: str) -> str:
     """Returns why a table must not be used here; empty if it may."""
-    if table.package != package_version():
-        return f"it is for version {table.package} of the package, this is {package_version()}"
+    if table.package != __version__:
+        return f"it is for version {table.package} of the package, this is {__version__}"
     if table.gpu != gpu:
         return f"it is for {table.gpu}, this GPU is {gpu}"
     return ""

@@ -2,6 +2,8 @@
 """The command line: what is installed, which kernel a problem gets, and the kernel cache."""
 
 import argparse
+import json
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -11,8 +13,11 @@ from jax_fp8gemm._src.native import environment, extension
 from jax_fp8gemm._src.tools import cli_bench, cli_kernels
 from jax_fp8gemm._src.tools import doctor as doctor_lib
 
+_INTERRUPTED = 130  # as a shell has it
+
 _EXAMPLES = """examples:
   python -m jax_fp8gemm doctor
+  python -m jax_fp8gemm doctor --check
   python -m jax_fp8gemm explain 4096 7168 2048
   python -m jax_fp8gemm explain 64x7168x2048 --result f32 --accumulate --top 5
   python -m jax_fp8gemm explain masked:1024x4096x7168:groups=4:expected=192
@@ -37,6 +42,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     doctor = commands.add_parser("doctor", help="say what is installed and what works here")
+    doctor.add_argument(
+        "--check", action="store_true", help="also compute every kind of product on every device"
+    )
+    doctor.add_argument("--json", action="store_true", help="print the report as JSON")
     doctor.set_defaults(run=_report)
 
     cli_kernels.add_parsers(commands)
@@ -61,13 +70,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return cli_bench.run(others)
     if others:
         parser.error(f"unrecognized arguments: {' '.join(others)}")
-    return options.run(options)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # whoever read the output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        print(f"{options.command}: {error}", file=sys.stderr)
+        return 2
 
 
-def _report(_: argparse.Namespace) -> int:
-    lines, is_whole = doctor_lib.report()
-    print("\n".join(lines))
-    return 0 if is_whole else 1
+def _report(options: argparse.Namespace) -> int:
+    report = doctor_lib.report()
+    if not options.json:
+        print("\n".join(doctor_lib.lines(report)), flush=True)
+    if options.check:
+        for check in doctor_lib.checks(report):
+            report["checks"].append(check)
+            if not options.json:
+                print(doctor_lib.check_line(check), flush=True)
+    report["ok"] = report["ok"] and all(check["ok"] for check in report["checks"])
+    if options.json:
+        print(json.dumps(report, indent=2))
+    return 0 if report["ok"] else 1
 
 
 def _cache(options: argparse.Namespace) -> int:

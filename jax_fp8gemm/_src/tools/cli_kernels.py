@@ -32,6 +32,15 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _seconds(text: str) -> float:
+    try:
+        if float(text) > 0:  # which nan is not
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, not {text!r}")
+
+
 def _num_sms(text: str) -> int:
     if _positive(text) > checks.MAX_NUM_SMS:
         raise argparse.ArgumentTypeError(f"must be at most {checks.MAX_NUM_SMS}, not {text}")
@@ -90,7 +99,7 @@ def _add_tune(commands: Any, parents: list) -> None:
     )
     tune.add_argument("--top", type=_positive, help="only the best so many by the model")
     tune.add_argument("--rounds", type=_positive, default=20, help="samples of each (default: 20)")
-    tune.add_argument("--budget", type=float, default=float("inf"), help="seconds at most")
+    tune.add_argument("--budget", type=_seconds, default=float("inf"), help="seconds at most")
     tune.add_argument(
         "--output",
         type=pathlib.Path,
@@ -133,8 +142,8 @@ def _problems(options: argparse.Namespace, backend: str = "cuda") -> list[Proble
             words += [line for line in lines if line]
         defaults = _defaults(options, extension.planning_num_sms(backend, options.num_sms))
         problems = [gemm_problem.parse(word, **defaults) for word in words]
-    except OSError as error:
-        raise _UsageError(f"--file: {error}") from None
+    except (OSError, UnicodeError) as error:
+        raise _UsageError(f"--file: {options.file}: {error}") from None
     except ValueError as error:
         raise _UsageError(str(error)) from None
     if not problems:
@@ -178,11 +187,12 @@ def _precompile_problems(options: argparse.Namespace) -> int:
         suffix = ".pdl" if environment.pdl() else ""
         problems = _problems(options)
         configs = {p: precompile_lib.best_key(p, options.gpu) + suffix for p in problems}
-    except (_UsageError, ValueError) as error:
+    except (_UsageError, RuntimeError, ValueError) as error:
         return _complain("precompile", error, 2)
     try:
-        for done in precompile_lib.compile_keys(sorted(set(configs.values())), options.jobs):
-            print(done)
+        keys = sorted(set(configs.values()))
+        for i, done in enumerate(precompile_lib.compile_keys(keys, options.jobs), 1):
+            print(f"[{i}/{len(keys)}] {done}", flush=True)
     except RuntimeError as error:
         return _complain("precompile", error, 1)
     directory = environment.cache_dir()

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from jax_fp8gemm._src.native import extension, gemm_problem, precompile, ranking, tuned
 from jax_fp8gemm._src.native.gemm_problem import Problem
-from jax_fp8gemm._src.native.version import package_version
+from jax_fp8gemm._src.native.version import __version__
 from jax_fp8gemm._src.tools.tuning import gpu_state, sampling, timers
 from jax_fp8gemm._src.tools.tuning import operands as tuning_operands
 
@@ -250,7 +250,7 @@ def extend_table(path: pathlib.Path, op_name: Machine, measured: Sequence[Measur
         entries |= old.entries
     entries |= {m.problem: entry for m in measured if (entry := m.entry())}
     new = tuned.Table(
-        package=package_version(),
+        package=__version__,
         gpu=op_name.gpu,
         driver=op_name.driver,
         nvrtc=op_name.nvrtc,
@@ -264,7 +264,7 @@ def extend_table(path: pathlib.Path, op_name: Machine, measured: Sequence[Measur
 
 def measurements(op_name: Machine, simulated: bool, measured: Sequence[Measured]) -> Measurements:
     """Returns the content of a file of measurements."""
-    return Measurements(op_name, package_version(), today(), simulated, tuple(measured))
+    return Measurements(op_name, __version__, today(), simulated, tuple(measured))
 
 
 def save(path: pathlib.Path, content: Measurements) -> None:

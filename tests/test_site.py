@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The site: what is on it, and in a browser that its pages render and its search finds.
+
+The browser needs `make docs`, `pip install playwright` and a chromium (`apt-get install chromium`).
+"""
+
+import functools
+import http.server
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import threading
+
+import pytest
+import test_docs
+from _source import ROOT
+
+API = (ROOT / "docs" / "api.md").read_text()
+# A page of each kind, and what it shows when it is rendered.
+PAGES = {
+    "": "Verification status",  # README.md
+    "api/": "preferred_element_type",  # from docstrings
+    "csrc/": "ffi/gemm_handlers.cc",  # from another folder
+    "kernel_1d2d/": "producer",  # a guide
+    "results/": "not measured",
+    "glossary/": "1d2d",
+    "changelog/": "0.1.0",
+}
+
+
+def test_api_page_has_every_public_name_once():
+    listed = re.findall(r"^::: jax_fp8gemm\.(\S+)$", API, re.MULTILINE)
+    modules = {module.__name__.rpartition(".")[2] for module in test_docs.MODULES}
+    classes = {name for name in listed if name.partition(".")[0] in modules and name[-1] != "_"}
+    functions = set(test_docs.EVERYTHING)
+    assert len(listed) == len(set(listed))
+    assert set(listed) >= functions
+    # Beside the functions, only classes that users meet.
+    assert set(listed) - functions <= {"checkpoint.Checkpoint", "checkpoint.Stored"} & classes
+
+
+class _Handler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        """Says nothing of what was asked for."""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Address of the site, built anew."""
+    if importlib.util.find_spec("mkdocs") is None:
+        pytest.skip("needs mkdocs: make docs")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    handler = functools.partial(_Handler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser(site):
+    """A browser without a window."""
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install it")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("needs chromium: apt-get install chromium")
+    with api.sync_playwright() as browsers:
+        browser = browsers.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(site, browser):
+    """A page of the browser, which must meet no error and ask nobody else for anything."""
+    page, errors = browser.new_page(), []
+    page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("requestfailed", lambda request: errors.append(request.url))
+    page.on("request", lambda r: None if r.url.startswith(site) else errors.append(r.url))
+    yield page
+    page.wait_for_load_state("networkidle")
+    page.close()
+    assert errors == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.strip("/") or "home")
+def test_page_renders(site, page, path):
+    assert page.goto(f"{site}/{path}").ok
+    article = page.locator("article")
+    assert PAGES[path] in article.inner_text()
+    assert article.locator("h1").count() == 1
+
+
+@pytest.mark.slow
+def test_search_finds_a_function(site, page):
+    page.goto(site)
+    page.locator("input[data-md-component=search-query]").click()
+    page.keyboard.type("grouped_gemm_masked")
+    results = page.locator(".md-search-result__link")
+    results.first.wait_for(timeout=30_000)
+    links = [link.get_attribute("href") for link in results.all()]
+    assert any(re.search(r"/api/.*#jax_fp8gemm.grouped_gemm_masked$", link) for link in links)

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GitHub's workflows: they parse, and each step is a target of the Makefile or a pinned action."""
+
+import re
+
+import pytest
+import yaml
+from _source import ROOT
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+TARGETS = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+# Actions that steps may use: owner and name at a version.
+ACTION = re.compile(r"(actions/[a-z-]+@v\d+|pypa/gh-action-pypi-publish@release/v\d+)")
+MAKE = re.compile(r"make((?: [a-z-]+)+)((?: [A-Z_]+=(?:\"[^\"]*\"|\S+))*)")
+SYSTEM_PACKAGES = re.compile(r"sudo apt-get install --yes( [a-z0-9+-]+)+")
+
+
+def _steps(path) -> list[dict]:
+    jobs = yaml.safe_load(path.read_text())["jobs"].values()
+    return [step for job in jobs for step in job["steps"]]
+
+
+def _targets(command: str) -> list[str]:
+    """Returns the targets that a step makes, none where it only installs packages."""
+    if SYSTEM_PACKAGES.fullmatch(command):
+        return []
+    match = MAKE.fullmatch(command)
+    assert match, f"{command!r} is no make"
+    return match[1].split()
+
+
+def test_there_are_workflows():
+    assert {path.stem for path in WORKFLOWS} >= {"ci", "gpu", "nightly", "wheels"}
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_steps_are_make_targets_or_pinned_actions(path):
+    steps = _steps(path)
+    assert steps
+    for step in steps:
+        assert ("run" in step) != ("uses" in step), step
+        if "uses" in step:
+            assert ACTION.fullmatch(step["uses"]), step["uses"]
+        else:
+            assert set(_targets(step["run"])) <= TARGETS, step["run"]
+
+
+@pytest.mark.parametrize("command", ["make lint && rm x", "pytest", "make", "make lint; true"])
+def test_other_commands_are_found(command):
+    with pytest.raises(AssertionError, match="is no make"):
+        _targets(command)
+
+
+def test_every_workflow_may_only_read():
+    """A job that needs more, as publishing does, says so itself."""
+    for path in WORKFLOWS:
+        assert yaml.safe_load(path.read_text())["permissions"] == {"contents": "read"}, path
+
+
+def test_tests_run_on_every_python_that_is_claimed():
+    matrix = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    pythons = matrix["jobs"]["tests"]["strategy"]["matrix"]["python"]
+    classifiers = re.findall(r"Python :: (3\.\d+)\"", (ROOT / "pyproject.toml").read_text())
+    assert pythons == classifiers
