@@ -2,6 +2,7 @@
 """A sample of `make fuzz`, that a fault would be seen, and the faults that it has found."""
 
 import random
+import sys
 
 import pytest
 from fuzz import mutate, targets
@@ -67,6 +68,7 @@ def test_half_of_a_surrogate_pair_in_a_tuned_table(extension, tmp_path):
 @pytest.mark.parametrize("command", ["explain", "precompile"])
 @pytest.mark.parametrize("extent", [2**31, 2**63, 10**30])
 def test_extents_that_no_kernel_has_are_one_line_on_the_command_line(capsys, command, extent):
-    assert cli.main([command, f"{extent}x64x128"]) == 2
+    with pytest.raises(SystemExit, match="^2$"):
+        sys.exit(cli.main([command, f"{extent}x64x128"]))
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"{command}: ") and str(extent) in line
+    assert f"{command}: " in line and str(extent) in line

@@ -7,7 +7,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from jax_fp8gemm._src.native import environment, extension
 from jax_fp8gemm._src.tools import cli_bench, cli_kernels
@@ -32,8 +32,15 @@ _EXAMPLES = """examples:
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong; `--help` has the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m jax_fp8gemm",
         description="Block-scaled FP8 matrix multiplication for NVIDIA Hopper GPUs in JAX.",
         epilog=_EXAMPLES,
