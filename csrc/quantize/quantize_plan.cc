@@ -16,7 +16,7 @@ constexpr int64_t kMaxTilesPerCta = 8;
 
 // Among groups a CTA first works out which rows are its own: more tiles share that.
 int64_t TilesPerCta(const QuantizeProblem& problem, int64_t sm_count) {
-  if (problem.config.layout != QuantizeLayout::kKGrouped) return 1;
+  if (!problem.config.is_grouped()) return 1;
   return std::clamp<int64_t>(problem.grid(1) / (kMinWaves * sm_count), 1, kMaxTilesPerCta);
 }
 
@@ -48,15 +48,19 @@ void QuantizePlan::Run(const QuantizeBuffers& buffers, CUstream stream) {
       .group_sizes = static_cast<const int32_t*>(buffers.group_sizes),
       .values = buffers.values,
       .scales = static_cast<float*>(buffers.scales),
+      .row_values = buffers.row_values,
+      .row_scales = static_cast<float*>(buffers.row_scales),
       .rows = static_cast<uint32_t>(problem_.rows),
       .columns = static_cast<uint32_t>(problem_.columns),
       .num_groups = static_cast<uint32_t>(problem_.num_groups),
       .out_columns = static_cast<uint32_t>(problem_.out_columns()),
       .scale_pitch = static_cast<uint32_t>(problem_.scale_pitch()),
+      .row_scale_pitch = static_cast<uint32_t>(problem_.row_scale_pitch()),
       .tiles_per_cta = static_cast<uint32_t>(tiles_per_cta),
       .x_in_vectors =
           InVectors(buffers.x, problem_.columns, x_vector(config), element_bytes(config.x_type)),
-      .values_in_vectors = InVectors(buffers.values, values_columns, values_vector(config), 1)};
+      .values_in_vectors = InVectors(buffers.values, values_columns, values_vector(config), 1),
+      .row_values_in_vectors = InVectors(buffers.row_values, problem_.columns, kRowVector, 1)};
   const LaunchGeometry geometry{.grid = static_cast<unsigned>(problem_.grid(tiles_per_cta))};
   kernel_.Launch(loaded, geometry, stream, &params);
 }

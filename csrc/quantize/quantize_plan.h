@@ -14,6 +14,8 @@ struct QuantizeBuffers {
   void* group_sizes = nullptr;  // (batches, num_groups) int32; nullptr unless there are groups
   void* values = nullptr;
   void* scales = nullptr;
+  void* row_values = nullptr;  // nullptr unless the layout has rows beside a transposed one
+  void* row_scales = nullptr;
 };
 
 /// Safe to use from many threads and on many devices at the same time, as Kernel is.

@@ -17,6 +17,8 @@ const char* Literal(QuantizeLayout layout) {
     case QuantizeLayout::kBlocks: return "fp8gemm::QuantizeLayout::kBlocks";
     case QuantizeLayout::kTransposed: return "fp8gemm::QuantizeLayout::kTransposed";
     case QuantizeLayout::kKGrouped: return "fp8gemm::QuantizeLayout::kKGrouped";
+    case QuantizeLayout::kRowsAndTransposed: return "fp8gemm::QuantizeLayout::kRowsAndTransposed";
+    case QuantizeLayout::kRowsAndKGrouped: return "fp8gemm::QuantizeLayout::kRowsAndKGrouped";
   }
   return "";
 }

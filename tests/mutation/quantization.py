@@ -9,7 +9,11 @@ from jax_fp8gemm._src.transforms.apply import apply
 
 _TYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 _DTYPES = {"e4m3": "float8_e4m3fn", "e5m2": "float8_e5m2"}
-_LAYOUTS = {"quantize_kgrouped": "k_grouped"}
+_LAYOUTS = {
+    "quantize_kgrouped": "k_grouped",
+    "quantize_rows_transposed": "rows_and_transposed",
+    "quantize_rows_kgrouped": "rows_and_k_grouped",
+}
 _SHAPE = (2, 150, 202)  # a batch; rows and columns that no vector, warp or tile divides
 _NUM_GROUPS = 70  # more than two warps of them
 
@@ -39,7 +43,7 @@ def mismatch(key: str) -> str:
     layout = _LAYOUTS.get(family, family.removeprefix("quantize_"))
     with np.errstate(over="ignore"):  # the largest number becomes infinite in another type
         x = jnp.asarray(_numbers().astype(jnp.dtype(_TYPES[x_type])))
-    sizes = jnp.asarray(_sizes()) if layout == "k_grouped" else None
+    sizes = jnp.asarray(_sizes()) if layout.endswith("k_grouped") else None
     scale_format = {"f32": "float32"}.get(scales, scales)
     got, want = (
         apply(
@@ -47,7 +51,8 @@ def mismatch(key: str) -> str:
         )
         for each in ("sim", "xla")
     )
-    for name, a, b in zip(("values", "scales"), got, want, strict=True):
+    for i, (a, b) in enumerate(zip(got, want, strict=True)):
+        name = ("values", "scales", "row values", "row scales")[i]
         a, b = (np.asarray(y).astype(np.float32) for y in (a, b))
         wrong = (a != b) & ~(np.isnan(a) & np.isnan(b))
         if wrong.any():

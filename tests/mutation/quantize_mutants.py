@@ -8,6 +8,8 @@ ROWS_POW2 = "quantize_rows.f32.e4m3.pow2"
 BLOCKS = "quantize_blocks.bf16.e4m3.f32"
 TRANSPOSED = "quantize_transposed.bf16.e4m3.f32"
 GROUPED = "quantize_kgrouped.bf16.e4m3.f32"
+ROWS_TRANSPOSED = "quantize_rows_transposed.bf16.e4m3.f32"
+ROWS_GROUPED = "quantize_rows_kgrouped.bf16.e4m3.f32"
 
 MUTANTS = (
     Mutant(
@@ -29,8 +31,8 @@ MUTANTS = (
     Mutant(
         "scales of rows past the last written",
         "fp8_quantize/quantize_rows.cuh",
-        "  if (lane < num_rows) {",
-        "  if (lane < kWarpRows) {",
+        "if (lane < place.num_rows) ptx::st_global_f32",
+        "if (lane < kRows) ptx::st_global_f32",
         "They lie where the scales of the next block are.",
         (ROWS,),
     ),
@@ -109,10 +111,50 @@ MUTANTS = (
     Mutant(
         "columns of a pair exchanged",
         "fp8_quantize/quantize_transposed.cuh",
-        "words[i] = swapped ? packed[1 - turn][i] : packed[turn][i];",
-        "words[i] = packed[turn][i];",
+        "(first & turn) != 0 ? words[(c + turn) % kColumns] : words[c];",
+        "words[c];",
         "Half of the lanes begin with the second column.",
         (TRANSPOSED,),
+    ),
+    Mutant(
+        "columns turned the other way",
+        "fp8_quantize/quantize_transposed.cuh",
+        "words[(c + turn) % kColumns]",
+        "words[(c + kColumns - turn) % kColumns]",
+        "Of four columns, a turn to the left and one to the right differ.",
+        (ROWS_TRANSPOSED,),
+    ),
+    Mutant(
+        "magnitudes of a lane's last columns over those of its first",
+        "fp8_quantize/quantize_transposed.cuh",
+        "ptx::warp_idx() * kWarpBytes + i / 2 * kPairsBytes;",
+        "ptx::warp_idx() * kWarpBytes;",
+        "Each pair of columns has a place of its own.",
+        (ROWS_TRANSPOSED,),
+    ),
+    Mutant(
+        "rows of every matrix in the first one",
+        "fp8_quantize/quantize_transposed.cuh",
+        "const uint64_t merged_row = uint64_t{matrix} * params.rows + row;",
+        "const uint64_t merged_row = row;",
+        "Rows of a batch are those of one matrix.",
+        (ROWS_TRANSPOSED,),
+    ),
+    Mutant(
+        "rows in no group not written",
+        "fp8_quantize/quantize_transposed.cuh",
+        "return {row, 0, valid_elements(row, kScaleBlock, params.rows)};",
+        "return {row, 0, 0};",
+        "They are zeros, and the buffer may hold anything.",
+        (ROWS_GROUPED,),
+    ),
+    Mutant(
+        "columns past the last written beside rows in no group",
+        "fp8_quantize/quantize_transposed.cuh",
+        "    if (block >= out_blocks) return;\n",
+        "",
+        "The one block more has rows only.",
+        (ROWS_GROUPED,),
     ),
     Mutant(
         "scales of every matrix in the first one",

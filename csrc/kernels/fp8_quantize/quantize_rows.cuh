@@ -7,9 +7,48 @@
 
 namespace fp8gemm {
 
+// Where a warp's rows of one column block go.
+struct RowPlace {
+  uint8_t* values;    // of the lane's first column of the first row
+  float* scales;      // of the first row
+  uint32_t num_rows;  // rows of the warp that are written
+  uint32_t valid;     // columns of the lane that are
+  uint32_t columns;   // from one row to the next
+  bool in_vectors;    // as for store_values
+};
+
+// Writes values and scales of a warp's rows, at most one per lane: four elements next to each other
+// of each row per lane. Lane r works out and writes the scale of row r.
+template <QuantizeConfig kConfig, uint32_t kRows>
+FP8GEMM_DEVICE void write_rows(const Elements<kConfig.x_type, 4> (&elements)[kRows],
+                               const RowPlace& place) {
+  const uint32_t lane = ptx::lane_idx();
+  uint32_t own_amax = 0;
+  FP8GEMM_UNROLL
+  for (uint32_t r = 0; r < kRows; ++r) {
+    uint32_t amax = 0;
+    FP8GEMM_UNROLL
+    for (uint32_t i = 0; i < 4; ++i) amax = max(amax, magnitude_bits(elements[r].get(i)));
+    amax = ptx::redux_sync_max_u32(amax);
+    if (lane == r) own_amax = amax;
+  }
+  const BlockScale own = block_scale<kConfig>(own_amax);
+  if (lane < place.num_rows) ptx::st_global_f32(place.scales + lane, own.scale);
+
+  FP8GEMM_UNROLL
+  for (uint32_t r = 0; r < kRows; ++r) {
+    const uint32_t inverse = ptx::shfl_sync_idx(ptx::float_as_uint(own.inverse), r);
+    const Converter<kConfig> convert(ptx::uint_as_float(inverse));
+    const auto& x4 = elements[r];
+    const uint32_t packed = convert.four(x4.get(0), x4.get(1), x4.get(2), x4.get(3));
+    store_values(place.values + uint64_t{r} * place.columns, packed,
+                 r < place.num_rows ? place.valid : 0, place.in_vectors);
+  }
+}
+
 // Runs on   every warp for itself: kWarpRows rows of one column block, neighbours along columns.
 // Per lane  four elements next to each other of each row; all loads are issued before the first is
-//           used. Lane r < kWarpRows works out and writes the scale of row r.
+//           used.
 template <QuantizeConfig kConfig>
 FP8GEMM_DEVICE void quantize_rows(const QuantizeParams& params) {
   constexpr uint32_t kBytes = element_bytes(kConfig.x_type);
@@ -24,10 +63,8 @@ FP8GEMM_DEVICE void quantize_rows(const QuantizeParams& params) {
   const uint32_t valid = valid_elements(column, 4, params.columns);
   const uint32_t num_rows = min(kWarpRows, params.rows - first_row);
   const bool whole_x = params.x_in_vectors != 0;
-  const bool whole_values = params.values_in_vectors != 0;
   const uint64_t first = uint64_t{first_row} * params.columns + column;
   const uint8_t* const x = static_cast<const uint8_t*>(params.x) + first * kBytes;
-  uint8_t* const values = static_cast<uint8_t*>(params.values) + first;
 
   Elements<kConfig.x_type, 4> elements[kWarpRows];
   FP8GEMM_UNROLL
@@ -36,30 +73,10 @@ FP8GEMM_DEVICE void quantize_rows(const QuantizeParams& params) {
     elements[r].load(x + offset, r < num_rows ? valid : 0, whole_x);
   }
 
-  uint32_t own_amax = 0;
-  FP8GEMM_UNROLL
-  for (uint32_t r = 0; r < kWarpRows; ++r) {
-    uint32_t amax = 0;
-    FP8GEMM_UNROLL
-    for (uint32_t i = 0; i < 4; ++i) amax = max(amax, magnitude_bits(elements[r].get(i)));
-    amax = ptx::redux_sync_max_u32(amax);
-    if (lane == r) own_amax = amax;
-  }
-  const BlockScale own = block_scale<kConfig>(own_amax);
-  if (lane < num_rows) {
-    const uint64_t place = uint64_t{block} * params.scale_pitch + first_row + lane;
-    ptx::st_global_f32(params.scales + place, own.scale);
-  }
-
-  FP8GEMM_UNROLL
-  for (uint32_t r = 0; r < kWarpRows; ++r) {
-    const uint32_t inverse = ptx::shfl_sync_idx(ptx::float_as_uint(own.inverse), r);
-    const Converter<kConfig> convert(ptx::uint_as_float(inverse));
-    const auto& x4 = elements[r];
-    const uint32_t packed = convert.four(x4.get(0), x4.get(1), x4.get(2), x4.get(3));
-    store_values(values + uint64_t{r} * params.columns, packed, r < num_rows ? valid : 0,
-                 whole_values);
-  }
+  const uint64_t place = uint64_t{block} * params.scale_pitch + first_row;
+  write_rows<kConfig>(
+      elements, {static_cast<uint8_t*>(params.values) + first, params.scales + place, num_rows,
+                 valid, params.columns, params.values_in_vectors != 0});
 }
 
 }  // namespace fp8gemm

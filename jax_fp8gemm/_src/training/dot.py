@@ -304,7 +304,11 @@ def _backward(options: Options, residuals, dy: jax.Array | SymbolicZero):
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _gradients(options: Options, residuals, dy: jax.Array):
     x, w, gradient = residuals
-    dy_bits = keep(quantized_cotangent(options, dy, "m"))
+    dw = None
+    if options.w_dtype is None:
+        dy_bits = keep(quantized_cotangent(options, dy, "m"))
+    else:
+        dw, dy_bits = _weight_gradient(options, x, dy, gradient)
     # The operands follow the division of the gradients, which is not theirs to choose.
     dx = _product(
         dy_bits,
@@ -315,24 +319,32 @@ def _gradients(options: Options, residuals, dy: jax.Array):
         allow_reshard=True,
         is_kn=options.w_is_nk,
     )
-    if options.w_dtype is None:
-        return dx, None
-    dy_again = (
-        (dy_bits.bits, dy_bits.scales) if options.recipe.rounds_gradients_once else (dy, None)
-    )
-    dw = apply(
-        WeightGradient(
-            options.op_name,
-            options.w_dtype if gradient is None else gradient.dtype,
-            options.implementation,
-            options.recipe,
-            is_nk=options.w_is_nk,
-        ),
-        (x.bits, x.scales, *dy_again, gradient),
-        out_sharding=options.gradient_spec,
-        allow_reshard=True,
-    )
     return dx, gradient_of(options, dw, gradient)
+
+
+def _weight_gradient(
+    options: Options, x: Residual, dy: jax.Array, gradient: jax.Array | None
+) -> tuple[jax.Array, Residual]:
+    """Returns the gradient of the weight, and dy in FP8, scaled along N."""
+    op = WeightGradient(
+        options.op_name,
+        cast(np.dtype, options.w_dtype) if gradient is None else gradient.dtype,
+        options.implementation,
+        options.recipe,
+        is_nk=options.w_is_nk,
+    )
+
+    def of(*dy):
+        spec = options.gradient_spec
+        operands = (x.bits, x.scales, *dy, gradient)
+        return apply(op, operands, out_sharding=spec, allow_reshard=True)
+
+    if options.recipe.rounds_gradients_apart:
+        dw, values, scales = of(dy, None)
+        return dw, keep(BlockScaled(values, scales, checks.ROW_BLOCK))
+    rows = keep(quantized_cotangent(options, dy, "m"))
+    rounded = options.recipe.rounds_gradients_once
+    return of(*((rows.bits, rows.scales) if rounded else (dy, None))), rows
 
 
 def gradient_of(options: Options, dw: jax.Array | None, gradient: jax.Array | None):

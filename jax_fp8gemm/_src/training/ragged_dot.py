@@ -12,10 +12,12 @@ from jax.custom_derivatives import SymbolicZero
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_fp8gemm._src.operands import checks, group_checks
+from jax_fp8gemm._src.operands.block_scaled import BlockScaled
 from jax_fp8gemm._src.ops.grouped_gemm import Ragged
 from jax_fp8gemm._src.ops.k_grouped_gemm import KGrouped
-from jax_fp8gemm._src.ops.quantizer import Quantizer
+from jax_fp8gemm._src.ops.quantizer import Quantizer, RuleQuantizer
 from jax_fp8gemm._src.training.dot import (
+    COTANGENT,
     Options,
     Weight,
     checked_weight,
@@ -199,31 +201,50 @@ def _backward(options: Options, residuals, dy: jax.Array | SymbolicZero):
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _gradients(options: Options, residuals, dy: jax.Array):
     lhs, rhs, group_sizes, gradient = residuals
-    dy_rows = keep(quantized_cotangent(options, dy, "t"))
+    if options.w_dtype is not None:
+        dy_rows, dy_columns = _quantized_twice(options, dy, group_sizes)
+    else:
+        dy_rows, dy_columns = keep(quantized_cotangent(options, dy, "t")), ()
     weights = rhs.transpose() if options.w_is_nk else rhs
     like_lhs = meshes.spec_of(lhs.bits)
     dlhs = _product(dy_rows, weights, group_sizes, options.x_dtype, options, like_lhs, True)
     if options.w_dtype is None:
         return dlhs, None, None
-
-    def columns(x, scales, dtype, scale_format):
-        op = Quantizer(options.op_name, "k_grouped", dtype, scale_format, options.implementation)
-        return apply(op, (x, scales, group_sizes))
-
-    # Powers of two: scaled along tokens, lhs is not rounded again but where it becomes subnormal.
-    restored = lhs.restore()
-    lhs_columns = columns(restored.values, restored.scales, _E4M3, "pow2")
-    if options.recipe.rounds_gradients_once:
-        restored = dy_rows.restore()
-        dy_columns = columns(restored.values, restored.scales, _E4M3, "pow2")
-    else:
-        scale_format = options.recipe.scale_format or "float32"
-        dy_columns = columns(dy, None, options.recipe.gradient_dtype, scale_format)
+    lhs_columns = _columns(options, lhs, group_sizes)
     result_dtype = options.w_dtype if gradient is None else gradient.dtype
     op = _ExpertGradients(options.op_name, result_dtype, options.implementation)
     operands = (*lhs_columns, *dy_columns, group_sizes, gradient)
     drhs = apply(op, operands, out_sharding=options.gradient_spec, allow_reshard=True)
     return dlhs, gradient_of(options, drhs, gradient), None
+
+
+def _columns(options: Options, rows: Residual, group_sizes: jax.Array) -> tuple[jax.Array, ...]:
+    """Returns what was scaled along rows scaled along the rows of each group.
+
+    By powers of two: what had such scales is not rounded again but where it becomes subnormal.
+    """
+    op = Quantizer(options.op_name, "k_grouped", _E4M3, "pow2", options.implementation)
+    restored = rows.restore()
+    return apply(op, (restored.values, restored.scales, group_sizes))
+
+
+def _quantized_twice(
+    options: Options, dy: jax.Array, group_sizes: jax.Array
+) -> tuple[Residual, tuple[jax.Array, ...]]:
+    """Returns dy in FP8, scaled along N, and scaled along the rows of each group."""
+    if options.recipe.rounds_gradients_once:
+        rows = keep(quantized_cotangent(options, dy, "t"))
+        return rows, _columns(options, rows, group_sizes)
+    op = RuleQuantizer(
+        options.op_name,
+        "rows_and_k_grouped",
+        options.recipe.gradient_dtype,
+        options.recipe.scale_format or "float32",
+        options.implementation,
+        COTANGENT,
+    )
+    *columns, values, scales = apply(op, (dy, None, group_sizes))
+    return keep(BlockScaled(values, scales, checks.ROW_BLOCK)), tuple(columns)
 
 
 _ragged_dot.defvjp(_forward, _backward, symbolic_zeros=True)
