@@ -90,6 +90,12 @@ PROGRAMS = {
         1,
         2,
     ),
+    "grad of dot of swiglu": (
+        jax.grad(lambda x, *a: loss(fp8.swiglu(x, x), *a), both),
+        (x[0], w[0], dy[0]),
+        2,
+        4,
+    ),
     "vmap of quantize": (jax.vmap(fp8.quantize), (x,), 0, 1),
     "vmap of quantize, square": (jax.vmap(lambda w: fp8.quantize(w, (128, 128))), (w,), 0, 1),
     "vmap of quantize_transposed": (jax.vmap(fp8.quantize_transposed), (x,), 0, 1),

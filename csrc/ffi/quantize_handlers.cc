@@ -5,8 +5,10 @@
 //
 // Attributes  batches, rows, columns, num_groups: i64; layout, x_dtype, dtype, scale_format:
 //             string. See QuantizeProblem.
-// Arguments   x (batches, rows, columns); for float8 its scales (batches, rows, column blocks),
-//             rows innermost; for groups group_sizes (batches, num_groups) int32.
+// Arguments   x (batches, rows, columns); for swiglu and geglu up, as x, or both as one x of twice
+// as
+//             many columns; for float8 its scales (batches, rows, column blocks), rows innermost;
+//             where num_groups is not 0 group_sizes (batches, num_groups) int32.
 // Results     values, scales: see QuantizeProblem. Where scales are per 1x128, rows of the values
 //             are innermost, and those up to a multiple of 4 are not written. Layouts of two have
 //             values and scales of the transposed one, then of the rows of all batches.
@@ -55,14 +57,21 @@ void RunQuantize(QuantizePlan& plan, ffi::RemainingArgs args, ffi::RemainingRets
   const QuantizeProblem& problem = plan.problem();
   const QuantizeConfig& config = problem.config;
   const bool has_scales = config.x_type == XType::kE4M3;
-  Operands operands(args, 1 + size_t{has_scales} + size_t{config.is_grouped()});
+  const bool has_groups = problem.num_groups != 0;
+  const size_t expected = 1 + size_t{has_scales} + size_t{has_groups};
+  const bool has_up = config.is_gated() && args.size() == expected + 1;
+  const bool is_joined = config.is_gated() && !has_up;
+  Operands operands(args, expected + size_t{has_up});
   Results results(rets, config.has_rows() ? 4 : 2);
   QuantizeBuffers buffers;
-  buffers.x = operands.Next("x", ToDataType(config.x_type), problem.x_extents());
+  const ffi::DataType x_type = ToDataType(config.x_type);
+  buffers.x =
+      operands.Next("x", x_type, is_joined ? problem.joined_extents() : problem.x_extents());
+  if (has_up) buffers.up = operands.Next("up", x_type, problem.x_extents());
   if (has_scales) {
     buffers.x_scales = operands.Next("x_scales", ffi::DataType::F32, problem.x_scales_extents());
   }
-  if (config.is_grouped()) {
+  if (has_groups) {
     buffers.group_sizes =
         operands.Next("group_sizes", ffi::DataType::S32, {problem.batches, problem.num_groups});
   }

@@ -12,10 +12,10 @@ namespace fp8gemm {
 /// float8 values and scales of `batches` matrices x (rows, columns).
 struct QuantizeProblem {
   QuantizeConfig config;
-  int64_t batches = 1;  // 1 for kRows, which has no use for more
+  int64_t batches = 1;
   int64_t rows = 0;
   int64_t columns = 0;
-  int64_t num_groups = 0;  // grouped: of each matrix
+  int64_t num_groups = 0;  // of each matrix; along rows 0 where all rows are valid
 
   /// Columns of the values of a transposed layout: for groups, what the worst sizes can need.
   int64_t out_columns() const;
@@ -26,6 +26,7 @@ struct QuantizeProblem {
 
   /// Extents of the arrays. Where rows are innermost in memory these extents still come first.
   std::array<int64_t, 3> x_extents() const;
+  std::array<int64_t, 3> joined_extents() const;    // of x and, behind it in each row, up
   std::array<int64_t, 3> x_scales_extents() const;  // (batches, rows, blocks), rows innermost
   std::array<int64_t, 3> values_extents() const;
   std::array<int64_t, 3> scales_extents() const;
@@ -38,7 +39,8 @@ struct QuantizeProblem {
   std::string ToString() const;
 };
 
-/// "rows", "blocks", "transposed", "k_grouped", "rows_and_transposed" or "rows_and_k_grouped".
+/// "rows", "blocks", "transposed", "k_grouped", "rows_and_transposed", "rows_and_k_grouped",
+/// "swiglu", "geglu" or "gelu".
 /// @throws UnsupportedError  Not one of those names.
 QuantizeLayout ParseQuantizeLayout(const std::string& name);
 

@@ -19,6 +19,9 @@ const char* Literal(QuantizeLayout layout) {
     case QuantizeLayout::kKGrouped: return "fp8gemm::QuantizeLayout::kKGrouped";
     case QuantizeLayout::kRowsAndTransposed: return "fp8gemm::QuantizeLayout::kRowsAndTransposed";
     case QuantizeLayout::kRowsAndKGrouped: return "fp8gemm::QuantizeLayout::kRowsAndKGrouped";
+    case QuantizeLayout::kSwiGLU: return "fp8gemm::QuantizeLayout::kSwiGLU";
+    case QuantizeLayout::kGeGLU: return "fp8gemm::QuantizeLayout::kGeGLU";
+    case QuantizeLayout::kGELU: return "fp8gemm::QuantizeLayout::kGELU";
   }
   return "";
 }

@@ -14,6 +14,10 @@ enum class QuantizeLayout : uint8_t {
   // Both from one reading of x, each as the layout by itself.
   kRowsAndTransposed = 4,
   kRowsAndKGrouped = 5,
+  // As kRows, of an activation of x: silu(x) * up, gelu(x) * up, gelu(x).
+  kSwiGLU = 6,
+  kGeGLU = 7,
+  kGELU = 8,
 };
 
 // Elements of x. kE4M3: values with one scale per 1x128, to be scaled anew along columns.
@@ -32,7 +36,7 @@ struct QuantizeConfig {
   constexpr bool operator==(const QuantizeConfig&) const = default;
 
   FP8GEMM_HOST_DEVICE constexpr bool is_transposed() const {
-    return layout >= QuantizeLayout::kTransposed;
+    return layout >= QuantizeLayout::kTransposed && !is_activation();
   }
   // Whether rows are groups.
   FP8GEMM_HOST_DEVICE constexpr bool is_grouped() const {
@@ -40,7 +44,18 @@ struct QuantizeConfig {
   }
   // Whether a transposed layout comes with kRows.
   FP8GEMM_HOST_DEVICE constexpr bool has_rows() const {
-    return layout >= QuantizeLayout::kRowsAndTransposed;
+    return layout >= QuantizeLayout::kRowsAndTransposed && !is_activation();
+  }
+  FP8GEMM_HOST_DEVICE constexpr bool is_activation() const {
+    return layout >= QuantizeLayout::kSwiGLU;
+  }
+  // Whether the activation is multiplied by another array.
+  FP8GEMM_HOST_DEVICE constexpr bool is_gated() const {
+    return layout == QuantizeLayout::kSwiGLU || layout == QuantizeLayout::kGeGLU;
+  }
+  // Whether the result is that of kRows alone.
+  FP8GEMM_HOST_DEVICE constexpr bool is_rows() const {
+    return layout == QuantizeLayout::kRows || is_activation();
   }
 };
 
@@ -85,7 +100,7 @@ FP8GEMM_HOST_DEVICE constexpr uint32_t amax_bytes(const QuantizeConfig& config) 
 inline constexpr uint32_t kTileRowBytes = kScaleBlock + 16;
 
 FP8GEMM_HOST_DEVICE constexpr uint32_t quantize_smem_bytes(const QuantizeConfig& config) {
-  if (config.layout == QuantizeLayout::kRows) return 0;
+  if (config.is_rows()) return 0;
   if (config.layout == QuantizeLayout::kBlocks) return kQuantizeWarps * sizeof(uint32_t);
   return amax_bytes(config) + tile_columns(config) * kTileRowBytes;
 }
@@ -101,7 +116,7 @@ FP8GEMM_HOST_DEVICE constexpr bool is_quantizer(const QuantizeConfig& config) {
 // Calls `visit` with every kernel's configuration, in a fixed order.
 template <typename Visitor>
 FP8GEMM_HOST_DEVICE constexpr void for_each_quantizer(Visitor&& visit) {
-  for (uint32_t i = 0; i < 6 * 4 * 2 * 2; ++i) {
+  for (uint32_t i = 0; i < 9 * 4 * 2 * 2; ++i) {
     const QuantizeConfig config{.layout = static_cast<QuantizeLayout>(i / 16),
                                 .x_type = static_cast<XType>(i / 4 % 4),
                                 .type = static_cast<Fp8Type>(i / 2 % 2),

@@ -65,6 +65,8 @@ std::vector<uint8_t> Quantized(const QuantizeProblem& problem, size_t x_offset,
   const size_t x_bytes = Size(problem.x_extents()) * bytes;
   Buffer x(x_bytes, x_offset);
   Fill(x, x_bytes, bytes);
+  Buffer up(x_bytes, x_offset);
+  Fill(up, x_bytes, bytes);
   std::vector<float> x_scales(Size(problem.x_scales_extents()), 0.5f);
   int32_t group_sizes[] = {70, 0, 60};
   const size_t values_bytes = Size(problem.values_extents());
@@ -76,6 +78,7 @@ std::vector<uint8_t> Quantized(const QuantizeProblem& problem, size_t x_offset,
   std::vector<float> row_scales(has_rows ? Size(problem.row_scales_extents()) : 0);
   QuantizePlan plan(Backend::kSim, problem);
   plan.Run({.x = x.data(),
+            .up = up.data(),
             .x_scales = x_scales.data(),
             .group_sizes = group_sizes,
             .values = values.data(),
@@ -101,7 +104,7 @@ void Test() {
                                     .batches = 1,
                                     .rows = 144,
                                     .columns = columns,
-                                    .num_groups = config.is_grouped() ? 3 : 0};
+                                    .num_groups = config.is_grouped() || config.is_rows() ? 3 : 0};
       const std::vector<uint8_t> want = Quantized(problem, 0, 0);
       for (const size_t elements : {1, 2, 3}) {
         CHECK(Quantized(problem, elements * bytes, 0) == want);
@@ -110,7 +113,7 @@ void Test() {
       CHECK(Quantized(problem, 4 * bytes, 4) == want);
     }
   });
-  CHECK(quantizers > 60);
+  CHECK(quantizers > 100);
 }
 
 }  // namespace

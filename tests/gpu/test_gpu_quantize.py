@@ -8,9 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_activation
 from _dense import assert_same_bits, device_for
 from _quantizers import GROUPED_QUANTIZERS, QUANTIZERS
 from cases import E4M3, E5M2
+
+import jax_fp8gemm as fp8
 
 every_quantizer = pytest.mark.parametrize("name", QUANTIZERS)
 every_grouped_quantizer = pytest.mark.parametrize("name", GROUPED_QUANTIZERS)
@@ -93,3 +96,27 @@ def test_repeated_runs_give_the_same_bits(name):
         again = jax.device_get(quantize(x))
         for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(first), strict=True):
             np.testing.assert_array_equal(a.view(np.uint8), b.view(np.uint8))
+
+
+# ---- Activations, which no two implementations compute alike -------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["swiglu", "geglu", "gelu"])
+@pytest.mark.parametrize("x_dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_activations(implementation, kind, x_dtype):
+    """As tests/test_activation.py holds the simulator to the exact ones."""
+    gate, up = 3 * cases.normal((90, 40), seed=1), cases.normal((90, 40), seed=2, dtype=x_dtype)
+    gate, up = jax.device_put((gate.astype(x_dtype), up), device_for(implementation))
+    test_activation.check(kind, implementation, gate, up, "float32")
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("sizes", [(3, 50, 0), (-4, 30, 90), (2**31 - 1,) * 3, (1,) * 70], ids=str)
+def test_valid_rows(implementation, sizes):
+    count = min(int(np.clip(sizes, 0, 90).sum()), 90)
+    x = cases.normal((90, 150), seed=3, dtype=jnp.bfloat16).at[count:].set(jnp.nan)
+
+    def quantize(x, group_sizes, **options):
+        return fp8.quantize(x, group_sizes=group_sizes, **options)
+
+    _check(quantize, implementation, x, jnp.asarray(sizes, jnp.int32))

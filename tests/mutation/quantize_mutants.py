@@ -9,9 +9,75 @@ BLOCKS = "quantize_blocks.bf16.e4m3.f32"
 TRANSPOSED = "quantize_transposed.bf16.e4m3.f32"
 GROUPED = "quantize_kgrouped.bf16.e4m3.f32"
 ROWS_TRANSPOSED = "quantize_rows_transposed.bf16.e4m3.f32"
+SWIGLU = "quantize_swiglu.bf16.e4m3.f32"
+GELU = "quantize_gelu.f32.e4m3.pow2"
 ROWS_GROUPED = "quantize_rows_kgrouped.bf16.e4m3.f32"
 
 MUTANTS = (
+    Mutant(
+        "gate not multiplied by its sigmoid",
+        "fp8_quantize/activation.cuh",
+        "return x * ptx::rcp",
+        "return ptx::rcp",
+        "That is the sigmoid itself.",
+        (SWIGLU,),
+    ),
+    Mutant(
+        "exponent to base e taken to base 2",
+        "fp8_quantize/activation.cuh",
+        "-kLog2E * exponent",
+        "-exponent",
+        "The hardware has powers of two.",
+        (SWIGLU,),
+    ),
+    Mutant(
+        "gelu without its cube",
+        "fp8_quantize/activation.cuh",
+        "x * (kLinear + kCubic * (x * x))",
+        "x * kLinear",
+        "That is another activation.",
+        (GELU,),
+    ),
+    Mutant(
+        "halves of a pair exchanged",
+        "fp8_quantize/activation.cuh",
+        "x.set_pair(i, y[0], y[1]);",
+        "x.set_pair(i, y[1], y[0]);",
+        "Each element stays in its place.",
+        (SWIGLU,),
+    ),
+    Mutant(
+        "up read from the rows of the gate",
+        "fp8_quantize/quantize_rows.cuh",
+        "static_cast<const uint8_t*>(params.up) + offset",
+        "static_cast<const uint8_t*>(params.x) + offset",
+        "It is another array.",
+        (SWIGLU,),
+    ),
+    Mutant(
+        "valid rows of the first matrix for all",
+        "fp8_quantize/quantize_rows.cuh",
+        "const uint32_t count = count_valid_rows(params, matrix);",
+        "const uint32_t count = count_valid_rows(params, 0);",
+        "Each matrix has groups of its own.",
+        (SWIGLU,),
+    ),
+    Mutant(
+        "valid rows of the last 32 groups alone",
+        "fp8_quantize/quantize_rows.cuh",
+        "count = min(count + ptx::shfl_sync_idx",
+        "count = min(ptx::shfl_sync_idx",
+        "The sums of the first 32 groups must carry on.",
+        (SWIGLU,),
+    ),
+    Mutant(
+        "negative size among valid rows counted as large",
+        "fp8_quantize/quantize_rows.cuh",
+        "given < 0 ? 0 : min(static_cast<uint32_t>(given), params.rows);",
+        "min(static_cast<uint32_t>(given), params.rows);",
+        "A negative size counts as none.",
+        (SWIGLU,),
+    ),
     Mutant(
         "scale of the first row for all",
         "fp8_quantize/quantize_rows.cuh",

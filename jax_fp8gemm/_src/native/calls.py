@@ -14,6 +14,7 @@ import numpy as np
 
 from jax_fp8gemm._src.native import environment, extension, ranking
 from jax_fp8gemm._src.native.gemm_problem import Problem
+from jax_fp8gemm._src.xla import activation as xla_activation
 
 # Bytes to which TMA wants rows of a tensor aligned.
 _TMA_ALIGNMENT = 16
@@ -124,7 +125,7 @@ _ROWS_INNERMOST = (0, 2, 1)
 def quantize(
     kind: str,
     x: jax.Array,
-    x_scales: jax.Array | None,
+    beside: jax.Array | None,
     group_sizes: jax.Array | None,
     types: Sequence[jax.ShapeDtypeStruct],
     *,
@@ -137,19 +138,24 @@ def quantize(
     `matmul` wants them, and cut to size: for multiples of four no copy lies between the two.
 
     Args:
-        kind: "rows" (for a batch of 1), "blocks", "transposed" or "k_grouped"; or
-            "rows_and_transposed" or "rows_and_k_grouped", with the results of both, those of the
-            rows last and for a batch of 1.
+        kind: "rows", "blocks", "transposed" or "k_grouped"; or "rows_and_transposed" or
+            "rows_and_k_grouped", with the results of both, those of the rows last; or "rows" of an
+            activation, "swiglu", "geglu" or "gelu".
         x: `(B, R, K)`.
-        x_scales: `(B, R, ceil(K / 128))` float32 if x is float8, else None.
+        beside: `(B, R, ceil(K / 128))` float32 if x is float8. What a gated activation is
+            multiplied by, as x, or None where it lies behind x in each row of `2 * K`.
         group_sizes: `(B, G)` int32 for groups, else None.
-        types: Types `(B, ., .)` of values and of scales, in turns.
+        types: Types of values and of scales, in turns: `(B, ., .)`, but along rows those of the
+            scales, and of what is beside a transposed kind, are `(1, ., .)` of all rows.
         scale_format: "float32" or "pow2".
         backend: "cuda" or "sim".
     """
     extension.core()
     batch, rows, columns = x.shape
-    given = [(x, (0, 1, 2)), (x_scales, _ROWS_INNERMOST), (group_sizes, (0, 1))]
+    if kind in xla_activation.GATED and beside is None:
+        columns //= 2
+    beside_layout = _ROWS_INNERMOST if x.dtype.itemsize == 1 else (0, 1, 2)
+    given = [(x, (0, 1, 2)), (beside, beside_layout), (group_sizes, (0, 1))]
     operands, layouts = zip(*(each for each in given if each[0] is not None), strict=True)
     like = jax.typeof(x)
     rows_innermost = kind != "blocks"

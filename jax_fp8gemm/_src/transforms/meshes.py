@@ -40,6 +40,7 @@ def shards_explicitly(*operands: jax.Array | None) -> bool:
 
 def _local(op: Operation, planned: Plan, operands: tuple) -> Any:
     """Computes one device's results from what it holds of the operands."""
+    op = op.placed(planned.axes)
 
     def compute(op, operands):
         if not planned.cut:

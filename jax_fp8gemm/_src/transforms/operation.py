@@ -155,6 +155,10 @@ class Operation:
 
     # ---- Several devices -----------------------------------------------------------------------
 
+    def placed(self, axes: Mapping[str, tuple[str, ...]]) -> "Operation":
+        """Returns the operation on one device's part, given the mesh axes of each axis."""
+        return self
+
     def partial_sum(self) -> "Operation":
         """Returns the operation whose results devices add up."""
         return dataclasses.replace(cast(Any, self), result_dtype=self.reduce_dtype)

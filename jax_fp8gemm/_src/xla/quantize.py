@@ -31,9 +31,7 @@ def valid_rows(x: jax.Array, group_sizes: jax.Array | None) -> jax.Array:
     """
     if group_sizes is None:
         return x
-    num_rows = x.shape[-2]
-    ends = xla_grouped.running_ends(jnp.moveaxis(group_sizes, -1, 0), num_rows)
-    count = jnp.max(ends, 0, initial=0)[..., None]
+    count = xla_grouped.num_valid(group_sizes, x.shape[-2])[..., None]
     row = lax.broadcasted_iota(jnp.int32, x.shape[:-1], x.ndim - 2)
     return jnp.where((row < count)[..., None], x, 0)
 
