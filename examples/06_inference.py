@@ -82,7 +82,8 @@ def masked_experts(x, chosen, gates, w: dict) -> jax.Array:
 
     def multiply(x, w):
         likely = -(-len(expert) // EXPERTS)
-        return fp8.grouped_gemm_masked(fp8.quantize(x), w, counts, expected_m=likely)
+        rows = fp8.quantize(x, masked_m=counts)
+        return fp8.grouped_gemm_masked(rows, w, counts, expected_m=likely)
 
     inputs = room.at[slot].set(jnp.repeat(x, TOP, 0))
     hidden = jax.nn.silu(multiply(inputs, w["gate"])) * multiply(inputs, w["up"])

@@ -15,6 +15,9 @@ from jax_fp8gemm._src.native.version import __version__ as __version__
 from jax_fp8gemm._src.operands.block_arrays import concatenate as concatenate
 from jax_fp8gemm._src.operands.block_arrays import stack as stack
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled as BlockScaled
+from jax_fp8gemm._src.ops.activation import geglu as geglu
+from jax_fp8gemm._src.ops.activation import gelu as gelu
+from jax_fp8gemm._src.ops.activation import swiglu as swiglu
 from jax_fp8gemm._src.ops.gemm import gemm as gemm
 from jax_fp8gemm._src.ops.grouped_gemm import contiguous_alignment as contiguous_alignment
 from jax_fp8gemm._src.ops.grouped_gemm import grouped_gemm as grouped_gemm

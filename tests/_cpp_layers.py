@@ -62,8 +62,10 @@ KERNEL_PARTS = {
         "promotion_1d1d",
     },
     "fp8_quantize/quantize_scale": set(),
-    "fp8_quantize/quantize_": {"quantize_scale"},
-    "fp8_quantize/sm90": {"quantize_"},
+    "fp8_quantize/quantize_rows": {"quantize_scale"},
+    "fp8_quantize/quantize_blocks": {"quantize_scale"},
+    "fp8_quantize/quantize_transposed": {"quantize_scale", "quantize_rows"},
+    "fp8_quantize/sm90": {"quantize_blocks", "quantize_rows", "quantize_transposed"},
 }
 # System headers device code may name: those that types.h gives the host compiler.
 DEVICE_SYSTEM_INCLUDES = {("csrc/shared/types.h", "cstdint")}

@@ -2,6 +2,7 @@
 """Programs of _devices.py that quantize, divided among 8 devices."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from _virtual_devices import AUTO, EXPLICIT, MANUAL, MESHES, measure, normal, put
 from jax.sharding import PartitionSpec as P
@@ -32,7 +33,19 @@ def k_grouped(x):
     return fp8.quantize_k_grouped(x, SIZES)
 
 
+def swiglu(x):
+    """An activation on the way."""
+    return fp8.quantize(fp8.swiglu(x, jnp.cos(x)))
+
+
+def valid(x):
+    """Rows of groups, the last of which are none."""
+    return fp8.quantize(x, group_sizes=SIZES[:3])
+
+
 QUANTIZATIONS = {
+    "swiglu, rows and columns": (swiglu, P("x", "y")),
+    "valid rows, rows and columns": (valid, P("x", "y")),
     "rows": (rows, P("x")),
     "rows and columns": (rows, P("x", "y")),
     "columns": (rows, P(None, "y")),
@@ -47,6 +60,7 @@ QUANTIZATIONS = {
 # By hand, where the devices' blocks are those of one device.
 QUANTIZED_BY_HAND = {
     "rows and columns": P("x", "y"),
+    "swiglu, rows and columns": P("x", "y"),
     "square, rows and columns": P("x", "y"),
     "transposed, rows and columns": P("y", "x"),
     "k_grouped, columns": P("y"),

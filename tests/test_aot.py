@@ -92,14 +92,14 @@ def test_bfloat16_is_rounded_before_it_is_quantized(folder):
         ("chain", CHAIN_LENGTH, CHAIN_LENGTH),
         ("batched", 1, 1),
         # Forward, gradient of the activations, gradient of the weight; activations, weight and the
-        # result's gradient, and for the weight's gradient two of them along tokens.
-        ("trained", 3, 5),
+        # result's gradient along both, and for the weight's gradient activations along tokens.
+        ("trained", 3, 4),
         ("grouped", 1, 1),
         ("grouped_weight_gradient", 1, 2),
         ("sharded", 1, 1),
-        ("trained_on_8", 3, 5),
+        ("trained_on_8", 3, 4),
         ("experts_on_8", 1, 1),
-        ("expert_layer_on_8", 3, 5),
+        ("expert_layer_on_8", 3, 4),
     ],
 )
 def test_one_custom_call_per_product_and_quantizer(folder, program, products, quantizers):

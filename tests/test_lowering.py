@@ -57,25 +57,25 @@ PROGRAMS = {
         1,
         2,
     ),
-    # Forward, dx and dw; x and w, dy once along N and once along tokens, x along tokens.
-    "grad of dot": (jax.grad(loss, both), (x[0], w[0], dy[0]), 2, 5),
-    "value and grad of dot": (jax.value_and_grad(loss, both), (x[0], w[0], dy[0]), 3, 5),
+    # Forward, dx and dw; x and w, dy along N and along tokens at once, x along tokens.
+    "grad of dot": (jax.grad(loss, both), (x[0], w[0], dy[0]), 2, 4),
+    "value and grad of dot": (jax.value_and_grad(loss, both), (x[0], w[0], dy[0]), 3, 4),
     "grad of vmap": (
         jax.value_and_grad(lambda *a: per_batch(loss, 0, None, 0)(*a).sum(), both),
         (x, w[0], dy),
         3,
-        5,
+        4,
     ),
-    "vmap of grad": (per_batch(jax.value_and_grad(loss, both), 0, None, 0), (x, w[0], dy), 3, 5),
-    "vmap of grad, nothing shared": (jax.vmap(jax.value_and_grad(loss, both)), (x, w, dy), 3, 5),
+    "vmap of grad": (per_batch(jax.value_and_grad(loss, both), 0, None, 0), (x, w[0], dy), 3, 4),
+    "vmap of grad, nothing shared": (jax.vmap(jax.value_and_grad(loss, both)), (x, w, dy), 3, 4),
     # One loop forward, and one that computes each layer again and its gradients.
-    "grad of scan of checkpoint": (jax.grad(layers, both), (x, w, dy), 4, 7),
+    "grad of scan of checkpoint": (jax.grad(layers, both), (x, w, dy), 4, 6),
     "ragged_dot": (fp8.ragged_dot, (x[0], experts[0], sizes[0]), 1, 2),
     "value and grad of ragged_dot": (
         jax.value_and_grad(ragged_loss, both),
         (x[0], experts[0], sizes[0], dy[0]),
         3,
-        5,
+        4,
     ),
     "vmap of ragged_dot, experts shared": (
         per_batch(fp8.ragged_dot, 0, None, 0),
@@ -95,6 +95,12 @@ PROGRAMS = {
         (x.swapaxes(0, 1), fp8.quantize(w.swapaxes(1, 2), (128, 128))),
         1,
         1,
+    ),
+    "grad of dot of swiglu": (
+        jax.grad(lambda x, *a: loss(fp8.swiglu(x, x), *a), both),
+        (x[0], w[0], dy[0]),
+        2,
+        4,
     ),
     "vmap of quantize": (jax.vmap(fp8.quantize), (x,), 0, 1),
     "vmap of quantize, square": (jax.vmap(lambda w: fp8.quantize(w, (128, 128))), (w,), 0, 1),

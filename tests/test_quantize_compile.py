@@ -32,9 +32,9 @@ MAX_REGISTERS = 128
 
 
 def test_keys_name_every_combination():
-    # Rows, blocks, and two transposed layouts of three dtypes, two results and two kinds of scales;
-    # and float8 scaled anew.
-    assert len(KEYS) == len(set(KEYS)) == 4 * 3 * 2 * 2 + 2
+    # Rows, blocks, two transposed layouts without and with rows, and three activations, of three
+    # dtypes, two results and two kinds of scales; and float8 scaled anew.
+    assert len(KEYS) == len(set(KEYS)) == 9 * 3 * 2 * 2 + 2
     assert core().quantize_key("k_grouped", "float8_e4m3fn", "float8_e4m3fn", "pow2") in KEYS
     with pytest.raises(RuntimeError, match="is not a quantize kernel"):
         core().kernel_source("quantize_rows.e4m3.e4m3.f32")
@@ -55,13 +55,19 @@ def test_kernel(key, nvrtc):
     assert facts.registers <= MAX_REGISTERS
 
     opcodes = [instruction.opcode for instruction in code]
-    is_transposed = family in ("quantize_transposed", "quantize_kgrouped")
-    per_lane = ELEMENT_BYTES[x_type] * (2 if is_transposed else 4)
-    rows = 8 if family == "quantize_rows" else 16
-    assert opcodes.count(LOADS[per_lane]) >= rows
+    is_transposed = family.endswith(("transposed", "kgrouped"))
+    is_activation = family.endswith("lu")
+    has_rows = family.startswith("quantize_rows") or is_activation
+    columns = 2 if is_transposed and not has_rows else 4
+    rows = 8 if has_rows and not is_transposed else 16
+    factors = 2 if family.endswith("glu") else 1
+    assert opcodes.count(LOADS[ELEMENT_BYTES[x_type] * columns]) >= rows * factors
+    if is_activation:
+        assert opcodes.count("MUFU.EX2") == rows * columns <= opcodes.count("MUFU.RCP")
+    # Every element once, two at a time; of two layouts twice.
     conversions = [o for o in opcodes if o.startswith(f"F2FP.SATFINITE.{dtype.upper()}.F32")]
-    assert len(conversions) == rows * (1 if is_transposed else 2)
-    if not is_transposed:
-        assert sum(o.startswith("REDUX.MAX") for o in opcodes) == (8 if rows == 8 else 2)
-    else:
+    assert len(conversions) == rows * columns // 2 * (1 + (is_transposed and has_rows))
+    maxima = rows if has_rows else 0 if is_transposed else 2
+    assert sum(o.startswith("REDUX.MAX") for o in opcodes) == maxima
+    if is_transposed:
         assert "STS.128" in opcodes and "LDS.128" in opcodes and "STG.E.128" in opcodes

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from _quantizers import GROUPED_QUANTIZERS, QUANTIZERS
 from cases import E4M3, E5M2, GROUPED_CASES
 
 import jax_fp8gemm as fp8
@@ -18,11 +19,6 @@ from jax_fp8gemm._src.transforms.apply import apply
 
 pytestmark = pytest.mark.usefixtures("simulator_library")
 
-QUANTIZERS = {
-    "rows": fp8.quantize,
-    "blocks": functools.partial(fp8.quantize, block=(128, 128)),
-    "transposed": fp8.quantize_transposed,
-}
 X_DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 # Whole tiles; one element; rows and columns that no vector, warp or tile divides; a batch.
 SHAPES = [(128, 128), (1, 1), (13, 200), (67, 131), (130, 260), (2, 3, 5, 130)]
@@ -30,6 +26,7 @@ every_format = pytest.mark.parametrize("scale_format", ["float32", "pow2"])
 every_dtype = pytest.mark.parametrize("dtype", [E4M3, E5M2], ids=lambda d: jnp.dtype(d).name)
 every_x_dtype = pytest.mark.parametrize("x_dtype", X_DTYPES, ids=lambda d: jnp.dtype(d).name)
 every_quantizer = pytest.mark.parametrize("name", QUANTIZERS)
+every_grouped_quantizer = pytest.mark.parametrize("name", GROUPED_QUANTIZERS)
 
 
 def bits(x) -> np.ndarray:
@@ -40,7 +37,7 @@ def bits(x) -> np.ndarray:
 
 
 def assert_same_bits(got, want):
-    assert got.block == want.block
+    assert jax.tree.structure(got) == jax.tree.structure(want)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
         np.testing.assert_array_equal(bits(a), bits(b))
@@ -104,18 +101,38 @@ def test_every_float16_beside_every_scale(dtype, scale_format):
 
 
 @pytest.mark.sampled(3)
+@every_grouped_quantizer
 @every_x_dtype
 @pytest.mark.parametrize("case", GROUPED_CASES, ids=str)
-def test_groups(x_dtype, case):
+def test_groups(name, x_dtype, case):
     x = cases.normal((case.num_rows, 70), seed=3, dtype=x_dtype)
     x = x.at[sum(case.sizes) :].set(jnp.nan)
-    assert_kernel_is_plain_jax(fp8.quantize_k_grouped, x, case.group_sizes)
+    assert_kernel_is_plain_jax(GROUPED_QUANTIZERS[name], x, case.group_sizes)
 
 
+@every_grouped_quantizer
 @pytest.mark.parametrize("sizes", [(-4, 30, 30), (30, 2**31 - 1, 9), (2**31 - 1,) * 3, (1,) * 70])
-def test_sizes_that_make_no_sense_and_many_groups(sizes):
+def test_sizes_that_make_no_sense_and_many_groups(name, sizes):
     x = cases.normal((70, 24), seed=4)
-    assert_kernel_is_plain_jax(fp8.quantize_k_grouped, x, jnp.asarray(sizes, jnp.int32))
+    assert_kernel_is_plain_jax(GROUPED_QUANTIZERS[name], x, jnp.asarray(sizes, jnp.int32))
+
+
+@every_x_dtype
+@every_format
+@pytest.mark.parametrize("sizes", [None, (130, 0, 7), (0,), (1,) * 130, (300,)], ids=str)
+def test_two_layouts_in_one_reading_are_those_of_two(x_dtype, scale_format, sizes):
+    """Rows in no group, which may be more than the last block of the groups has room for, are 0."""
+    x = cases.normal((300, 140), seed=9, dtype=x_dtype)
+    options = {"scale_format": scale_format, "implementation": "sim"}
+    if sizes is None:
+        got = QUANTIZERS["rows_and_transposed"](x, **options)
+        want = fp8.quantize_transposed(x, **options), fp8.quantize(x, **options)
+    else:
+        group_sizes = jnp.asarray(sizes, jnp.int32)
+        got = GROUPED_QUANTIZERS["rows_and_k_grouped"](x, group_sizes, **options)
+        valid = x.at[sum(sizes) :].set(0)
+        want = fp8.quantize_k_grouped(x, group_sizes, **options), fp8.quantize(valid, **options)
+    assert_same_bits(got, want)
 
 
 @pytest.mark.parametrize("sizes", [None, (3, 100), (128, 0, 1)])
@@ -145,18 +162,19 @@ def test_transformations(name):
     assert_same_bits(jax.jit(quantize)(x), want)
 
     def loss(x, implementation):
-        scales = QUANTIZERS[name](x, implementation=implementation).scales
-        return scales.sum()
+        results = QUANTIZERS[name](x, implementation=implementation)
+        return sum(scales.sum() for scales in jax.tree.leaves(results)[1::2])
 
     got, want = (jax.grad(loss)(x, i) for i in ("sim", "xla"))
     np.testing.assert_array_equal(got, want)
 
 
-def test_vmap_of_groups():
+@every_grouped_quantizer
+def test_vmap_of_groups(name):
     x = cases.normal((2, 70, 40), seed=7)
     sizes = jnp.asarray([[3, 60], [60, 3]], jnp.int32)
     got, want = (
-        jax.vmap(functools.partial(fp8.quantize_k_grouped, implementation=i))(x, sizes)
+        jax.vmap(functools.partial(GROUPED_QUANTIZERS[name], implementation=i))(x, sizes)
         for i in ("sim", "xla")
     )
     assert_same_bits(got, want)

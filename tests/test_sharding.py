@@ -44,6 +44,8 @@ EITHER_MESH = {
     "quantize square, rows and columns": (NONE, 0),
     "quantize transposed, rows and columns": (NONE, 0),
     "quantize k_grouped, columns": (NONE, 0),
+    "quantize swiglu, rows and columns": (NONE, 0),
+    "quantize valid rows, rows and columns": (NONE, 0),
     "dequantize rows": (NONE, 0),
     "dequantize rows and columns": (NONE, 0),
     "dequantize columns": (NONE, 0),
@@ -51,6 +53,8 @@ EITHER_MESH = {
     "dequantize square, rows and columns": (NONE, 0),
     "dequantize transposed, rows and columns": (NONE, 0),
     "dequantize k_grouped, columns": (NONE, 0),
+    "dequantize swiglu, rows and columns": (NONE, 0),
+    "dequantize valid rows, rows and columns": (NONE, 0),
     # One sum for both weight gradients and the loss, which XLA combines.
     "step data": (SUM, REROUNDED),
     "step data over both": ({"all-reduce": 3}, OTHER_BLOCKS),

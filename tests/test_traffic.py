@@ -22,7 +22,7 @@ MOST = {
     "FSDP, along the output": 0.67,
     "FSDP, blocks cut": 0.67,
     "tensor parallel": 1.0,
-    "tensor and sequence parallel": 0.92,
+    "tensor and sequence parallel": 0.84,
     "tensor and sequence parallel, pow2": 0.71,
 }
 FAST = "FSDP, blocks cut"  # the one that is compiled for the CPU too

@@ -78,15 +78,18 @@ inline void* CheckedData(const char* operand, xla::ffi::AnyBuffer buffer, xla::f
   return CheckedData(operand, buffer, type, std::span(extents.begin(), extents.size()));
 }
 
+inline void CheckCount(const char* of_what, size_t got, size_t expected) {
+  if (got == expected) return;
+  throw std::invalid_argument("expected " + std::to_string(expected) + " " + of_what + ", got " +
+                              std::to_string(got));
+}
+
 /// The operands of a call one after the other, each checked before it is used.
 class Operands {
  public:
   /// @throws std::invalid_argument  There are not `expected` of them.
   Operands(xla::ffi::RemainingArgs args, size_t expected) : args_(args) {
-    if (args.size() != expected) {
-      throw std::invalid_argument("expected " + std::to_string(expected) + " operands, got " +
-                                  std::to_string(args.size()));
-    }
+    CheckCount("operands", args.size(), expected);
   }
 
   template <typename Extents>
@@ -99,6 +102,24 @@ class Operands {
 
  private:
   xla::ffi::RemainingArgs args_;
+  size_t next_ = 0;
+};
+
+/// The results of a call, as Operands.
+class Results {
+ public:
+  /// @throws std::invalid_argument  There are not `expected` of them.
+  Results(xla::ffi::RemainingRets rets, size_t expected) : rets_(rets) {
+    CheckCount("results", rets.size(), expected);
+  }
+
+  template <typename Extents>
+  void* Next(const char* name, xla::ffi::DataType type, const Extents& extents) {
+    return CheckedData(name, **rets_.get<xla::ffi::AnyBuffer>(next_++), type, extents);
+  }
+
+ private:
+  xla::ffi::RemainingRets rets_;
   size_t next_ = 0;
 };
 

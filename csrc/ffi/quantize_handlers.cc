@@ -5,10 +5,13 @@
 //
 // Attributes  batches, rows, columns, num_groups: i64; layout, x_dtype, dtype, scale_format:
 //             string. See QuantizeProblem.
-// Arguments   x (batches, rows, columns); for float8 its scales (batches, rows, column blocks),
-//             rows innermost; for layout k_grouped group_sizes (batches, num_groups) int32.
+// Arguments   x (batches, rows, columns); for swiglu and geglu up, as x, or both as one x of twice
+// as
+//             many columns; for float8 its scales (batches, rows, column blocks), rows innermost;
+//             where num_groups is not 0 group_sizes (batches, num_groups) int32.
 // Results     values, scales: see QuantizeProblem. Where scales are per 1x128, rows of the values
-//             are innermost, and those up to a multiple of 4 are not written.
+//             are innermost, and those up to a multiple of 4 are not written. Layouts of two have
+//             values and scales of the transposed one, then of the rows of all batches.
 #include <memory>
 #include <string>
 
@@ -49,15 +52,22 @@ ffi::DataType ToDataType(XType type) {
 }
 
 // Runs `plan` on the call's buffers after checking them.
-void RunQuantize(QuantizePlan& plan, ffi::RemainingArgs args, ffi::AnyBuffer values,
-                 ffi::AnyBuffer scales, CUstream stream) {
+void RunQuantize(QuantizePlan& plan, ffi::RemainingArgs args, ffi::RemainingRets rets,
+                 CUstream stream) {
   const QuantizeProblem& problem = plan.problem();
   const QuantizeConfig& config = problem.config;
   const bool has_scales = config.x_type == XType::kE4M3;
-  const bool has_groups = config.layout == QuantizeLayout::kKGrouped;
-  Operands operands(args, 1 + size_t{has_scales} + size_t{has_groups});
+  const bool has_groups = problem.num_groups != 0;
+  const size_t expected = 1 + size_t{has_scales} + size_t{has_groups};
+  const bool has_up = config.is_gated() && args.size() == expected + 1;
+  const bool is_joined = config.is_gated() && !has_up;
+  Operands operands(args, expected + size_t{has_up});
+  Results results(rets, config.has_rows() ? 4 : 2);
   QuantizeBuffers buffers;
-  buffers.x = operands.Next("x", ToDataType(config.x_type), problem.x_extents());
+  const ffi::DataType x_type = ToDataType(config.x_type);
+  buffers.x =
+      operands.Next("x", x_type, is_joined ? problem.joined_extents() : problem.x_extents());
+  if (has_up) buffers.up = operands.Next("up", x_type, problem.x_extents());
   if (has_scales) {
     buffers.x_scales = operands.Next("x_scales", ffi::DataType::F32, problem.x_scales_extents());
   }
@@ -65,8 +75,14 @@ void RunQuantize(QuantizePlan& plan, ffi::RemainingArgs args, ffi::AnyBuffer val
     buffers.group_sizes =
         operands.Next("group_sizes", ffi::DataType::S32, {problem.batches, problem.num_groups});
   }
-  buffers.values = CheckedData("values", values, ToDataType(config.type), problem.values_extents());
-  buffers.scales = CheckedData("scales", scales, ffi::DataType::F32, problem.scales_extents());
+  const ffi::DataType type = ToDataType(config.type);
+  buffers.values = results.Next("values", type, problem.values_extents());
+  buffers.scales = results.Next("scales", ffi::DataType::F32, problem.scales_extents());
+  if (config.has_rows()) {
+    buffers.row_values = results.Next("row values", type, problem.row_values_extents());
+    buffers.row_scales =
+        results.Next("row scales", ffi::DataType::F32, problem.row_scales_extents());
+  }
   plan.Run(buffers, stream);
 }
 
@@ -97,20 +113,18 @@ ffi::Error InitializeQuantize(QuantizeState* state, ffi::RemainingArgs, ffi::Rem
 }
 
 ffi::Error ExecuteQuantize(QuantizeState* state, CUstream stream, ffi::RemainingArgs args,
-                           ffi::Result<ffi::AnyBuffer> values, ffi::Result<ffi::AnyBuffer> scales,
-                           ffi::Dictionary) {
+                           ffi::RemainingRets rets, ffi::Dictionary) {
   return Guard(kQuantizeTarget, [&] {
-    RunQuantize(*state->plan, args, *values, *scales, stream);
+    RunQuantize(*state->plan, args, rets, stream);
     return ffi::Error::Success();
   });
 }
 
-ffi::Error SimExecuteQuantize(ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffer> values,
-                              ffi::Result<ffi::AnyBuffer> scales, ffi::Dictionary attributes) {
+ffi::Error SimExecuteQuantize(ffi::RemainingArgs args, ffi::RemainingRets rets,
+                              ffi::Dictionary attributes) {
   return Guard(kQuantizeTarget, [&] {
     const QuantizeProblem problem = DecodeProblem(attributes);
-    RunQuantize(*SimPlan<QuantizePlan>(problem.ToString(), problem), args, *values, *scales,
-                nullptr);
+    RunQuantize(*SimPlan<QuantizePlan>(problem.ToString(), problem), args, rets, nullptr);
     return ffi::Error::Success();
   });
 }
@@ -142,14 +156,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(Fp8QuantizeExecute, fp8gemm::ExecuteQuantize,
                                   .Ctx<fp8gemm::CallState<fp8gemm::QuantizeState>>()
                                   .Ctx<xla::ffi::PlatformStream<fp8gemm::CUstream>>()
                                   .RemainingArgs()
-                                  .Ret<xla::ffi::AnyBuffer>()
-                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .RemainingRets()
                                   .Attrs(),
                               {xla::ffi::Traits::kCmdBufferCompatible});
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(Fp8QuantizeSimExecute, fp8gemm::SimExecuteQuantize,
-                              xla::ffi::Ffi::Bind()
-                                  .RemainingArgs()
-                                  .Ret<xla::ffi::AnyBuffer>()
-                                  .Ret<xla::ffi::AnyBuffer>()
-                                  .Attrs());
+                              xla::ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attrs());

@@ -10,10 +10,13 @@ namespace fp8gemm {
 /// Device addresses of one call; extents are those of the problem.
 struct QuantizeBuffers {
   void* x = nullptr;
+  void* up = nullptr;           // gated; nullptr where it lies behind x in each row
   void* x_scales = nullptr;     // nullptr unless x is float8
-  void* group_sizes = nullptr;  // (batches, num_groups) int32; nullptr unless there are groups
+  void* group_sizes = nullptr;  // (batches, num_groups) int32; nullptr unless there are any
   void* values = nullptr;
   void* scales = nullptr;
+  void* row_values = nullptr;  // nullptr unless the layout has rows beside a transposed one
+  void* row_scales = nullptr;
 };
 
 /// Safe to use from many threads and on many devices at the same time, as Kernel is.

@@ -15,15 +15,23 @@ int64_t Blocks(int64_t extent) { return ceil_div<int64_t>(extent, kScaleBlock); 
 }  // namespace
 
 int64_t QuantizeProblem::out_columns() const {
-  if (config.layout != QuantizeLayout::kKGrouped) return rows;
+  if (!config.is_grouped()) return rows;
   return (rows + (kScaleBlock - 1) * num_groups) / kScaleBlock * kScaleBlock;
 }
 
 int64_t QuantizeProblem::scale_pitch() const {
-  return align_up<int64_t>(config.is_transposed() ? columns : rows, kScaleAlignment);
+  return align_up<int64_t>(config.is_transposed() ? columns : batches * rows, kScaleAlignment);
+}
+
+int64_t QuantizeProblem::row_scale_pitch() const {
+  return align_up<int64_t>(batches * rows, kScaleAlignment);
 }
 
 std::array<int64_t, 3> QuantizeProblem::x_extents() const { return {batches, rows, columns}; }
+
+std::array<int64_t, 3> QuantizeProblem::joined_extents() const {
+  return {batches, rows, 2 * columns};
+}
 
 std::array<int64_t, 3> QuantizeProblem::x_scales_extents() const {
   return {batches, rows, Blocks(columns)};
@@ -36,19 +44,34 @@ std::array<int64_t, 3> QuantizeProblem::values_extents() const {
 
 std::array<int64_t, 3> QuantizeProblem::scales_extents() const {
   if (config.layout == QuantizeLayout::kBlocks) return {batches, Blocks(rows), Blocks(columns)};
-  return {batches, scale_pitch(), Blocks(config.is_transposed() ? out_columns() : columns)};
+  if (config.is_rows()) return {1, scale_pitch(), Blocks(columns)};
+  return {batches, scale_pitch(), Blocks(out_columns())};
+}
+
+std::array<int64_t, 3> QuantizeProblem::row_values_extents() const {
+  return {1, batches * rows, columns};
+}
+
+std::array<int64_t, 3> QuantizeProblem::row_scales_extents() const {
+  return {1, row_scale_pitch(), Blocks(columns)};
 }
 
 int64_t QuantizeProblem::grid(int64_t tiles_per_cta) const {
   switch (config.layout) {
     case QuantizeLayout::kRows:
-      return ceil_div<int64_t>(ceil_div<int64_t>(rows, kWarpRows) * Blocks(columns),
+    case QuantizeLayout::kSwiGLU:
+    case QuantizeLayout::kGeGLU:
+    case QuantizeLayout::kGELU:
+      return ceil_div<int64_t>(ceil_div<int64_t>(batches * rows, kWarpRows) * Blocks(columns),
                                kQuantizeWarps);
     case QuantizeLayout::kBlocks: return batches * Blocks(rows) * Blocks(columns);
     case QuantizeLayout::kTransposed:
-    case QuantizeLayout::kKGrouped: {
-      const int64_t tiles = ceil_div<int64_t>(columns, kTileColumns);
-      return batches * Blocks(out_columns()) * ceil_div(tiles, tiles_per_cta);
+    case QuantizeLayout::kKGrouped:
+    case QuantizeLayout::kRowsAndTransposed:
+    case QuantizeLayout::kRowsAndKGrouped: {
+      const int64_t tiles = ceil_div<int64_t>(columns, tile_columns(config));
+      const int64_t blocks = row_blocks(config, static_cast<uint32_t>(out_columns()));
+      return batches * blocks * ceil_div(tiles, tiles_per_cta);
     }
   }
   return 0;
@@ -65,6 +88,11 @@ QuantizeLayout ParseQuantizeLayout(const std::string& name) {
   if (name == "blocks") return QuantizeLayout::kBlocks;
   if (name == "transposed") return QuantizeLayout::kTransposed;
   if (name == "k_grouped") return QuantizeLayout::kKGrouped;
+  if (name == "rows_and_transposed") return QuantizeLayout::kRowsAndTransposed;
+  if (name == "rows_and_k_grouped") return QuantizeLayout::kRowsAndKGrouped;
+  if (name == "swiglu") return QuantizeLayout::kSwiGLU;
+  if (name == "geglu") return QuantizeLayout::kGeGLU;
+  if (name == "gelu") return QuantizeLayout::kGELU;
   throw UnsupportedError("'" + name + "' is not a layout to quantize to");
 }
 
@@ -89,14 +117,17 @@ void ValidateQuantizeProblem(const QuantizeProblem& problem) {
   CheckExtent("batches", problem.batches);
   CheckExtent("rows", problem.rows);
   CheckExtent("columns", problem.columns);
-  const bool is_grouped = problem.config.layout == QuantizeLayout::kKGrouped;
-  if (is_grouped && (problem.num_groups < 1 || problem.num_groups > int64_t{kMaxGroups})) {
+  const bool needs_groups = problem.config.is_grouped();
+  const bool has_groups = needs_groups || problem.config.is_rows();
+  if (problem.num_groups < (needs_groups ? 1 : 0) ||
+      problem.num_groups > (has_groups ? int64_t{kMaxGroups} : 0)) {
     throw UnsupportedError("num_groups must be from 1 to " + std::to_string(kMaxGroups) + ", got " +
                            std::to_string(problem.num_groups));
   }
-  if (problem.batches > 1 && problem.config.layout == QuantizeLayout::kRows) {
-    throw UnsupportedError("batches must be 1, got " + std::to_string(problem.batches));
+  if (problem.config.is_rows() || problem.config.has_rows()) {
+    CheckExtent("the number of rows of all batches", problem.batches * problem.rows);
   }
+  if (problem.config.is_gated()) CheckExtent("columns of both factors", 2 * problem.columns);
   CheckExtent("columns of the result", problem.out_columns());
   // First, so that the product of three does not pass 63 bits: no fewer CTAs than that.
   CheckExtent("the number of blocks of rows of all batches",

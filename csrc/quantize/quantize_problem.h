@@ -12,21 +12,26 @@ namespace fp8gemm {
 /// float8 values and scales of `batches` matrices x (rows, columns).
 struct QuantizeProblem {
   QuantizeConfig config;
-  int64_t batches = 1;  // 1 for kRows, which has no use for more
+  int64_t batches = 1;
   int64_t rows = 0;
   int64_t columns = 0;
-  int64_t num_groups = 0;  // kKGrouped: of each matrix
+  int64_t num_groups = 0;  // of each matrix; along rows 0 where all rows are valid
 
   /// Columns of the values of a transposed layout: for groups, what the worst sizes can need.
   int64_t out_columns() const;
   /// Floats from one block of scales to the next: rows of the values, padded as TMA wants them.
   int64_t scale_pitch() const;
+  /// The same of kRows beside a transposed layout, for the rows of all matrices.
+  int64_t row_scale_pitch() const;
 
   /// Extents of the arrays. Where rows are innermost in memory these extents still come first.
   std::array<int64_t, 3> x_extents() const;
+  std::array<int64_t, 3> joined_extents() const;    // of x and, behind it in each row, up
   std::array<int64_t, 3> x_scales_extents() const;  // (batches, rows, blocks), rows innermost
   std::array<int64_t, 3> values_extents() const;
   std::array<int64_t, 3> scales_extents() const;
+  std::array<int64_t, 3> row_values_extents() const;  // of kRows beside a transposed layout
+  std::array<int64_t, 3> row_scales_extents() const;
 
   /// CTAs of one launch that does `tiles_per_cta` tiles in each.
   int64_t grid(int64_t tiles_per_cta) const;
@@ -34,7 +39,8 @@ struct QuantizeProblem {
   std::string ToString() const;
 };
 
-/// "rows", "blocks", "transposed" or "k_grouped".
+/// "rows", "blocks", "transposed", "k_grouped", "rows_and_transposed", "rows_and_k_grouped",
+/// "swiglu", "geglu" or "gelu".
 /// @throws UnsupportedError  Not one of those names.
 QuantizeLayout ParseQuantizeLayout(const std::string& name);
 

@@ -17,6 +17,11 @@ const char* Literal(QuantizeLayout layout) {
     case QuantizeLayout::kBlocks: return "fp8gemm::QuantizeLayout::kBlocks";
     case QuantizeLayout::kTransposed: return "fp8gemm::QuantizeLayout::kTransposed";
     case QuantizeLayout::kKGrouped: return "fp8gemm::QuantizeLayout::kKGrouped";
+    case QuantizeLayout::kRowsAndTransposed: return "fp8gemm::QuantizeLayout::kRowsAndTransposed";
+    case QuantizeLayout::kRowsAndKGrouped: return "fp8gemm::QuantizeLayout::kRowsAndKGrouped";
+    case QuantizeLayout::kSwiGLU: return "fp8gemm::QuantizeLayout::kSwiGLU";
+    case QuantizeLayout::kGeGLU: return "fp8gemm::QuantizeLayout::kGeGLU";
+    case QuantizeLayout::kGELU: return "fp8gemm::QuantizeLayout::kGELU";
   }
   return "";
 }

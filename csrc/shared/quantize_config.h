@@ -11,6 +11,13 @@ enum class QuantizeLayout : uint8_t {
   kBlocks = 1,      // 128 columns of 128 rows; values as x
   kTransposed = 2,  // 128 rows of a column; values are the transpose
   kKGrouped = 3,    // as kTransposed, groups of rows starting at multiples of 128 columns
+  // Both from one reading of x, each as the layout by itself.
+  kRowsAndTransposed = 4,
+  kRowsAndKGrouped = 5,
+  // As kRows, of an activation of x: silu(x) * up, gelu(x) * up, gelu(x).
+  kSwiGLU = 6,
+  kGeGLU = 7,
+  kGELU = 8,
 };
 
 // Elements of x. kE4M3: values with one scale per 1x128, to be scaled anew along columns.
@@ -29,7 +36,26 @@ struct QuantizeConfig {
   constexpr bool operator==(const QuantizeConfig&) const = default;
 
   FP8GEMM_HOST_DEVICE constexpr bool is_transposed() const {
-    return layout == QuantizeLayout::kTransposed || layout == QuantizeLayout::kKGrouped;
+    return layout >= QuantizeLayout::kTransposed && !is_activation();
+  }
+  // Whether rows are groups.
+  FP8GEMM_HOST_DEVICE constexpr bool is_grouped() const {
+    return layout == QuantizeLayout::kKGrouped || layout == QuantizeLayout::kRowsAndKGrouped;
+  }
+  // Whether a transposed layout comes with kRows.
+  FP8GEMM_HOST_DEVICE constexpr bool has_rows() const {
+    return layout >= QuantizeLayout::kRowsAndTransposed && !is_activation();
+  }
+  FP8GEMM_HOST_DEVICE constexpr bool is_activation() const {
+    return layout >= QuantizeLayout::kSwiGLU;
+  }
+  // Whether the activation is multiplied by another array.
+  FP8GEMM_HOST_DEVICE constexpr bool is_gated() const {
+    return layout == QuantizeLayout::kSwiGLU || layout == QuantizeLayout::kGeGLU;
+  }
+  // Whether the result is that of kRows alone.
+  FP8GEMM_HOST_DEVICE constexpr bool is_rows() const {
+    return layout == QuantizeLayout::kRows || is_activation();
   }
 };
 
@@ -41,40 +67,56 @@ inline constexpr uint32_t kQuantizeThreads = kQuantizeWarps * kWarpThreads;
 inline constexpr uint32_t kWarpRows = 8;
 // Otherwise: rows of a 128-row tile that one warp has.
 inline constexpr uint32_t kTileWarpRows = kScaleBlock / kQuantizeWarps;
-// Transposed: columns of x, rows of the result, in a tile.
-inline constexpr uint32_t kTileColumns = 64;
 
+// Values along rows that a lane stores at once.
+inline constexpr uint32_t kRowVector = 4;
 // Elements of x that a lane loads at once, and values that it stores at once, where rows are whole
 // vectors and begin at multiples of them.
 FP8GEMM_HOST_DEVICE constexpr uint32_t x_vector(const QuantizeConfig& config) {
-  return config.is_transposed() ? 2 : 4;
+  return config.is_transposed() && !config.has_rows() ? 2 : 4;
 }
 FP8GEMM_HOST_DEVICE constexpr uint32_t values_vector(const QuantizeConfig& config) {
-  return config.is_transposed() ? 16 : 4;
+  return config.is_transposed() ? 16 : kRowVector;
+}
+
+// Transposed: columns of x, rows of the result, in a tile.
+FP8GEMM_HOST_DEVICE constexpr uint32_t tile_columns(const QuantizeConfig& config) {
+  return kWarpThreads * x_vector(config);
+}
+
+// Transposed: blocks of rows of x, with `out_columns` of the result. Rows in no group are in none
+// of the result's: along rows, one more is enough for them.
+FP8GEMM_HOST_DEVICE constexpr uint32_t row_blocks(const QuantizeConfig& config,
+                                                  uint32_t out_columns) {
+  const uint32_t more = config.is_grouped() && config.has_rows() ? 1 : 0;
+  return ceil_div(out_columns, kScaleBlock) + more;
 }
 
 // Shared memory of the transposed layouts: amax of each warp and column, then the result's tile.
 // A row is padded so that lanes that write 16 bytes to rows next to each other meet no bank twice.
-inline constexpr uint32_t kAmaxBytes = kQuantizeWarps * kTileColumns * sizeof(uint32_t);
+FP8GEMM_HOST_DEVICE constexpr uint32_t amax_bytes(const QuantizeConfig& config) {
+  return kQuantizeWarps * tile_columns(config) * sizeof(uint32_t);
+}
 inline constexpr uint32_t kTileRowBytes = kScaleBlock + 16;
 
 FP8GEMM_HOST_DEVICE constexpr uint32_t quantize_smem_bytes(const QuantizeConfig& config) {
-  if (config.layout == QuantizeLayout::kRows) return 0;
+  if (config.is_rows()) return 0;
   if (config.layout == QuantizeLayout::kBlocks) return kQuantizeWarps * sizeof(uint32_t);
-  return kAmaxBytes + kTileColumns * kTileRowBytes;
+  return amax_bytes(config) + tile_columns(config) * kTileRowBytes;
 }
 
 // Whether the kernel exists: e4m3 is only read to scale activations for a weight gradient, whose
 // scales are powers of two.
 FP8GEMM_HOST_DEVICE constexpr bool is_quantizer(const QuantizeConfig& config) {
   if (config.x_type != XType::kE4M3) return true;
-  return config.is_transposed() && config.type == Fp8Type::kE4M3 && config.pow2;
+  const bool is_scaled_anew = config.is_transposed() && !config.has_rows();
+  return is_scaled_anew && config.type == Fp8Type::kE4M3 && config.pow2;
 }
 
 // Calls `visit` with every kernel's configuration, in a fixed order.
 template <typename Visitor>
 FP8GEMM_HOST_DEVICE constexpr void for_each_quantizer(Visitor&& visit) {
-  for (uint32_t i = 0; i < 4 * 4 * 2 * 2; ++i) {
+  for (uint32_t i = 0; i < 9 * 4 * 2 * 2; ++i) {
     const QuantizeConfig config{.layout = static_cast<QuantizeLayout>(i / 16),
                                 .x_type = static_cast<XType>(i / 4 % 4),
                                 .type = static_cast<Fp8Type>(i / 2 % 2),

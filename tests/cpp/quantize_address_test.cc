@@ -65,20 +65,32 @@ std::vector<uint8_t> Quantized(const QuantizeProblem& problem, size_t x_offset,
   const size_t x_bytes = Size(problem.x_extents()) * bytes;
   Buffer x(x_bytes, x_offset);
   Fill(x, x_bytes, bytes);
+  Buffer up(x_bytes, x_offset);
+  Fill(up, x_bytes, bytes);
   std::vector<float> x_scales(Size(problem.x_scales_extents()), 0.5f);
   int32_t group_sizes[] = {70, 0, 60};
   const size_t values_bytes = Size(problem.values_extents());
   Buffer values(values_bytes, values_offset);
   std::vector<float> scales(Size(problem.scales_extents()));
+  const bool has_rows = problem.config.has_rows();
+  const size_t row_bytes = has_rows ? Size(problem.row_values_extents()) : 0;
+  Buffer row_values(row_bytes, values_offset);
+  std::vector<float> row_scales(has_rows ? Size(problem.row_scales_extents()) : 0);
   QuantizePlan plan(Backend::kSim, problem);
   plan.Run({.x = x.data(),
+            .up = up.data(),
             .x_scales = x_scales.data(),
             .group_sizes = group_sizes,
             .values = values.data(),
-            .scales = scales.data()},
+            .scales = scales.data(),
+            .row_values = row_values.data(),
+            .row_scales = row_scales.data()},
            nullptr);
-  CHECK(x.IsIntact() && values.IsIntact());
-  return values.Values();
+  CHECK(x.IsIntact() && values.IsIntact() && row_values.IsIntact());
+  std::vector<uint8_t> written = values.Values();
+  const std::vector<uint8_t> rows = row_values.Values();
+  written.insert(written.end(), rows.begin(), rows.end());
+  return written;
 }
 
 void Test() {
@@ -88,12 +100,11 @@ void Test() {
     const uint32_t bytes = element_bytes(config.x_type);
     // Rows of whole vectors, and rows that end within one.
     for (const int64_t columns : {160, 150}) {
-      const bool has_groups = config.layout == QuantizeLayout::kKGrouped;
       const QuantizeProblem problem{.config = config,
                                     .batches = 1,
                                     .rows = 144,
                                     .columns = columns,
-                                    .num_groups = has_groups ? 3 : 0};
+                                    .num_groups = config.is_grouped() || config.is_rows() ? 3 : 0};
       const std::vector<uint8_t> want = Quantized(problem, 0, 0);
       for (const size_t elements : {1, 2, 3}) {
         CHECK(Quantized(problem, elements * bytes, 0) == want);
@@ -102,7 +113,7 @@ void Test() {
       CHECK(Quantized(problem, 4 * bytes, 4) == want);
     }
   });
-  CHECK(quantizers > 40);
+  CHECK(quantizers > 100);
 }
 
 }  // namespace

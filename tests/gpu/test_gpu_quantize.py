@@ -8,17 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_activation
 from _dense import assert_same_bits, device_for
+from _quantizers import GROUPED_QUANTIZERS, QUANTIZERS
 from cases import E4M3, E5M2
 
 import jax_fp8gemm as fp8
 
-QUANTIZERS = {
-    "rows": fp8.quantize,
-    "blocks": functools.partial(fp8.quantize, block=(128, 128)),
-    "transposed": fp8.quantize_transposed,
-}
 every_quantizer = pytest.mark.parametrize("name", QUANTIZERS)
+every_grouped_quantizer = pytest.mark.parametrize("name", GROUPED_QUANTIZERS)
 
 
 def _check(quantize, implementation: str, *arguments, **options) -> None:
@@ -58,11 +56,12 @@ def test_extremes(implementation, name, scale_format):
 
 
 @pytest.mark.sampled(3)
+@every_grouped_quantizer
 @pytest.mark.parametrize("case", cases.GROUPED_CASES, ids=str)
-def test_groups(implementation, case):
+def test_groups(implementation, name, case):
     x = cases.normal((case.num_rows, 70), seed=3, dtype=jnp.bfloat16)
     x = x.at[sum(case.sizes) :].set(jnp.nan)
-    _check(fp8.quantize_k_grouped, implementation, x, case.group_sizes)
+    _check(GROUPED_QUANTIZERS[name], implementation, x, case.group_sizes)
 
 
 @pytest.mark.hopper
@@ -73,24 +72,51 @@ def test_large(name, shape):
 
 
 @pytest.mark.hopper
+@every_grouped_quantizer
 @pytest.mark.parametrize("num_groups", [8, 256, 512])
-def test_large_groups(num_groups):
+def test_large_groups(name, num_groups):
     x = cases.normal((16384, 2048), seed=5, dtype=jnp.bfloat16)
     sizes = np.random.default_rng(6).multinomial(16384, np.ones(num_groups) / num_groups)
-    _check(fp8.quantize_k_grouped, "cuda", x, jnp.asarray(sizes, jnp.int32))
+    _check(GROUPED_QUANTIZERS[name], "cuda", x, jnp.asarray(sizes, jnp.int32))
 
 
 @pytest.mark.hopper
-@pytest.mark.parametrize("name", [*QUANTIZERS, "k_grouped"])
+@pytest.mark.parametrize("name", [*QUANTIZERS, *GROUPED_QUANTIZERS])
 def test_repeated_runs_give_the_same_bits(name):
     """A missing barrier would show as a difference now and then."""
     x = jax.device_put(cases.normal((1024, 2048), seed=7, dtype=jnp.bfloat16), device_for("cuda"))
     sizes = jnp.asarray((127, 0, 1, 700, 129), jnp.int32)
-    k_grouped = functools.partial(fp8.quantize_k_grouped, group_sizes=sizes)
-    quantize = QUANTIZERS.get(name, k_grouped)
+    if name in QUANTIZERS:
+        quantize = QUANTIZERS[name]
+    else:
+        quantize = functools.partial(GROUPED_QUANTIZERS[name], group_sizes=sizes)
     quantize = jax.jit(functools.partial(quantize, implementation="cuda"))
     first = jax.device_get(quantize(x))
     for _ in range(200):
         again = jax.device_get(quantize(x))
         for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(first), strict=True):
             np.testing.assert_array_equal(a.view(np.uint8), b.view(np.uint8))
+
+
+# ---- Activations, which no two implementations compute alike -------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["swiglu", "geglu", "gelu"])
+@pytest.mark.parametrize("x_dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_activations(implementation, kind, x_dtype):
+    """As tests/test_activation.py holds the simulator to the exact ones."""
+    gate, up = 3 * cases.normal((90, 40), seed=1), cases.normal((90, 40), seed=2, dtype=x_dtype)
+    gate, up = jax.device_put((gate.astype(x_dtype), up), device_for(implementation))
+    test_activation.check(kind, implementation, gate, up, "float32")
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("sizes", [(3, 50, 0), (-4, 30, 90), (2**31 - 1,) * 3, (1,) * 70], ids=str)
+def test_valid_rows(implementation, sizes):
+    count = min(int(np.clip(sizes, 0, 90).sum()), 90)
+    x = cases.normal((90, 150), seed=3, dtype=jnp.bfloat16).at[count:].set(jnp.nan)
+
+    def quantize(x, group_sizes, **options):
+        return fp8.quantize(x, group_sizes=group_sizes, **options)
+
+    _check(quantize, implementation, x, jnp.asarray(sizes, jnp.int32))

@@ -6,10 +6,15 @@ import numpy as np
 
 from jax_fp8gemm._src.ops.quantizer import Quantizer
 from jax_fp8gemm._src.transforms.apply import apply
+from jax_fp8gemm._src.xla import activation
 
 _TYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 _DTYPES = {"e4m3": "float8_e4m3fn", "e5m2": "float8_e5m2"}
-_LAYOUTS = {"quantize_kgrouped": "k_grouped"}
+_LAYOUTS = {
+    "quantize_kgrouped": "k_grouped",
+    "quantize_rows_transposed": "rows_and_transposed",
+    "quantize_rows_kgrouped": "rows_and_k_grouped",
+}
 _SHAPE = (2, 150, 202)  # a batch; rows and columns that no vector, warp or tile divides
 _NUM_GROUPS = 70  # more than two warps of them
 
@@ -33,23 +38,38 @@ def _numbers() -> np.ndarray:
     return x
 
 
+def _is_close(a: np.ndarray, b: np.ndarray, *, is_scale: bool) -> np.ndarray:
+    """Says where two numbers differ by no more than a rounding that was next to a tie."""
+    with np.errstate(invalid="ignore"):
+        if is_scale:
+            return np.abs(a - b) <= 2.0**-7 * np.abs(b)  # of bfloat16
+        return np.abs(a - b) <= 2.0**-3 * np.maximum(np.abs(b), 2.0**-6)
+
+
 def mismatch(key: str) -> str:
     """Returns where the kernel `key` differs from plain JAX; empty if nowhere."""
     family, x_type, dtype, scales = key.split(".")
     layout = _LAYOUTS.get(family, family.removeprefix("quantize_"))
     with np.errstate(over="ignore"):  # the largest number becomes infinite in another type
         x = jnp.asarray(_numbers().astype(jnp.dtype(_TYPES[x_type])))
-    sizes = jnp.asarray(_sizes()) if layout == "k_grouped" else None
+    is_activation = layout in activation.KINDS
+    up = None
+    if layout in activation.GATED:
+        up = jnp.asarray(np.random.default_rng(1).standard_normal(_SHAPE)).astype(x.dtype)
+    # Of rows too: the leading ones of each matrix are valid.
+    has_sizes = layout.endswith("k_grouped") or is_activation
+    sizes = jnp.asarray(_sizes()) if has_sizes else None
     scale_format = {"f32": "float32"}.get(scales, scales)
     got, want = (
-        apply(
-            Quantizer(key, layout, jnp.dtype(_DTYPES[dtype]), scale_format, each), (x, None, sizes)
-        )
+        apply(Quantizer(key, layout, jnp.dtype(_DTYPES[dtype]), scale_format, each), (x, up, sizes))
         for each in ("sim", "xla")
     )
-    for name, a, b in zip(("values", "scales"), got, want, strict=True):
+    for i, (a, b) in enumerate(zip(got, want, strict=True)):
+        name = ("values", "scales", "row values", "row scales")[i]
         a, b = (np.asarray(y).astype(np.float32) for y in (a, b))
         wrong = (a != b) & ~(np.isnan(a) & np.isnan(b))
+        if is_activation:
+            wrong &= ~_is_close(a, b, is_scale=i == 1)
         if wrong.any():
             at = tuple(map(int, np.argwhere(wrong)[0]))
             return f"{wrong.sum()} {name} are wrong, the first is {at}: got {a[at]}, want {b[at]}"

@@ -8,8 +8,76 @@ ROWS_POW2 = "quantize_rows.f32.e4m3.pow2"
 BLOCKS = "quantize_blocks.bf16.e4m3.f32"
 TRANSPOSED = "quantize_transposed.bf16.e4m3.f32"
 GROUPED = "quantize_kgrouped.bf16.e4m3.f32"
+ROWS_TRANSPOSED = "quantize_rows_transposed.bf16.e4m3.f32"
+SWIGLU = "quantize_swiglu.bf16.e4m3.f32"
+GELU = "quantize_gelu.f32.e4m3.pow2"
+ROWS_GROUPED = "quantize_rows_kgrouped.bf16.e4m3.f32"
 
 MUTANTS = (
+    Mutant(
+        "gate not multiplied by its sigmoid",
+        "fp8_quantize/activation.cuh",
+        "return x * ptx::rcp",
+        "return ptx::rcp",
+        "That is the sigmoid itself.",
+        (SWIGLU,),
+    ),
+    Mutant(
+        "exponent to base e taken to base 2",
+        "fp8_quantize/activation.cuh",
+        "-kLog2E * exponent",
+        "-exponent",
+        "The hardware has powers of two.",
+        (SWIGLU,),
+    ),
+    Mutant(
+        "gelu without its cube",
+        "fp8_quantize/activation.cuh",
+        "x * (kLinear + kCubic * (x * x))",
+        "x * kLinear",
+        "That is another activation.",
+        (GELU,),
+    ),
+    Mutant(
+        "halves of a pair exchanged",
+        "fp8_quantize/activation.cuh",
+        "x.set_pair(i, y[0], y[1]);",
+        "x.set_pair(i, y[1], y[0]);",
+        "Each element stays in its place.",
+        (SWIGLU,),
+    ),
+    Mutant(
+        "up read from the rows of the gate",
+        "fp8_quantize/quantize_rows.cuh",
+        "static_cast<const uint8_t*>(params.up) + offset",
+        "static_cast<const uint8_t*>(params.x) + offset",
+        "It is another array.",
+        (SWIGLU,),
+    ),
+    Mutant(
+        "valid rows of the first matrix for all",
+        "fp8_quantize/quantize_rows.cuh",
+        "const uint32_t count = count_valid_rows(params, matrix);",
+        "const uint32_t count = count_valid_rows(params, 0);",
+        "Each matrix has groups of its own.",
+        (SWIGLU,),
+    ),
+    Mutant(
+        "valid rows of the last 32 groups alone",
+        "fp8_quantize/quantize_rows.cuh",
+        "count = min(count + ptx::shfl_sync_idx",
+        "count = min(ptx::shfl_sync_idx",
+        "The sums of the first 32 groups must carry on.",
+        (SWIGLU,),
+    ),
+    Mutant(
+        "negative size among valid rows counted as large",
+        "fp8_quantize/quantize_rows.cuh",
+        "given < 0 ? 0 : min(static_cast<uint32_t>(given), params.rows);",
+        "min(static_cast<uint32_t>(given), params.rows);",
+        "A negative size counts as none.",
+        (SWIGLU,),
+    ),
     Mutant(
         "scale of the first row for all",
         "fp8_quantize/quantize_rows.cuh",
@@ -29,8 +97,8 @@ MUTANTS = (
     Mutant(
         "scales of rows past the last written",
         "fp8_quantize/quantize_rows.cuh",
-        "  if (lane < num_rows) {",
-        "  if (lane < kWarpRows) {",
+        "if (lane < place.num_rows) ptx::st_global_f32",
+        "if (lane < kRows) ptx::st_global_f32",
         "They lie where the scales of the next block are.",
         (ROWS,),
     ),
@@ -109,10 +177,50 @@ MUTANTS = (
     Mutant(
         "columns of a pair exchanged",
         "fp8_quantize/quantize_transposed.cuh",
-        "words[i] = swapped ? packed[1 - turn][i] : packed[turn][i];",
-        "words[i] = packed[turn][i];",
+        "(first & turn) != 0 ? words[(c + turn) % kColumns] : words[c];",
+        "words[c];",
         "Half of the lanes begin with the second column.",
         (TRANSPOSED,),
+    ),
+    Mutant(
+        "columns turned the other way",
+        "fp8_quantize/quantize_transposed.cuh",
+        "words[(c + turn) % kColumns]",
+        "words[(c + kColumns - turn) % kColumns]",
+        "Of four columns, a turn to the left and one to the right differ.",
+        (ROWS_TRANSPOSED,),
+    ),
+    Mutant(
+        "magnitudes of a lane's last columns over those of its first",
+        "fp8_quantize/quantize_transposed.cuh",
+        "ptx::warp_idx() * kWarpBytes + i / 2 * kPairsBytes;",
+        "ptx::warp_idx() * kWarpBytes;",
+        "Each pair of columns has a place of its own.",
+        (ROWS_TRANSPOSED,),
+    ),
+    Mutant(
+        "rows of every matrix in the first one",
+        "fp8_quantize/quantize_transposed.cuh",
+        "const uint64_t merged_row = uint64_t{matrix} * params.rows + row;",
+        "const uint64_t merged_row = row;",
+        "Rows of a batch are those of one matrix.",
+        (ROWS_TRANSPOSED,),
+    ),
+    Mutant(
+        "rows in no group not written",
+        "fp8_quantize/quantize_transposed.cuh",
+        "return {row, 0, valid_elements(row, kScaleBlock, params.rows)};",
+        "return {row, 0, 0};",
+        "They are zeros, and the buffer may hold anything.",
+        (ROWS_GROUPED,),
+    ),
+    Mutant(
+        "columns past the last written beside rows in no group",
+        "fp8_quantize/quantize_transposed.cuh",
+        "    if (block >= out_blocks) return;\n",
+        "",
+        "The one block more has rows only.",
+        (ROWS_GROUPED,),
     ),
     Mutant(
         "scales of every matrix in the first one",

@@ -57,6 +57,19 @@ struct Elements {
     }
   }
 
+  // Rounds two numbers to elements `i` and `i + 1`, of an even `i`.
+  FP8GEMM_DEVICE void set_pair(uint32_t i, float low, float high) {
+    if constexpr (kType == XType::kF32) {
+      words[i] = ptx::float_as_uint(low);
+      words[i + 1] = ptx::float_as_uint(high);
+    } else if constexpr (kType == XType::kBF16) {
+      words[i / 2] = ptx::cvt_rn_bf16x2_f32(high, low);
+    } else {
+      static_assert(kType == XType::kF16);
+      words[i / 2] = ptx::cvt_rn_f16x2_f32(high, low);
+    }
+  }
+
  private:
   FP8GEMM_DEVICE void load_whole(const uint8_t* addr) {
     if constexpr (kBytes == 16) {

@@ -9,7 +9,7 @@ namespace fp8gemm {
 
 template <QuantizeConfig kConfig>
 FP8GEMM_DEVICE void sm90_quantize(const QuantizeParams& params) {
-  if constexpr (kConfig.layout == QuantizeLayout::kRows) {
+  if constexpr (kConfig.is_rows()) {
     quantize_rows<kConfig>(params);
   } else if constexpr (kConfig.layout == QuantizeLayout::kBlocks) {
     quantize_blocks<kConfig>(params);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What quantization needs: conversions from and to float8, minimum and maximum that keep NaN, and
-// the maximum of a warp. One instruction per function, named after it.
-// PTX ISA: "cvt", "min", "max", "redux.sync", sm_89 and sm_80.
+// What quantization needs: conversions from and to float8, minimum and maximum that keep NaN, the
+// maximum of a warp, and what activations consist of. One instruction per function, named after it.
+// PTX ISA: "cvt", "min", "max", "redux.sync", "ex2", "rcp", sm_89 and sm_80.
 #pragma once
 #include <ptx/base.cuh>
 
@@ -38,6 +38,20 @@ FP8GEMM_DEVICE float max_nan_f32(float x, float y) {
   float most;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(most) : "f"(x), "f"(y));
   return most;
+}
+
+// 2^x within 2 units in the last place; what is subnormal counts as 0.
+FP8GEMM_DEVICE float ex2_approx_ftz_f32(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+}
+
+// 1 / x within 1 unit in the last place; what is subnormal counts as 0.
+FP8GEMM_DEVICE float rcp_approx_ftz_f32(float x) {
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(x));
+  return inverse;
 }
 
 // The largest of the lanes' values, in every lane. The warp must be converged.

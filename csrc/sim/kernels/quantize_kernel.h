@@ -19,7 +19,7 @@ void QuantizeEntry(const void* params) {
 template <QuantizeConfig kConfig>
 const char* DescribeQuantizeSmem(uint32_t offset) {
   if (offset >= quantize_smem_bytes(kConfig)) return "past the end";
-  return kConfig.is_transposed() && offset >= kAmaxBytes ? "values" : "amax";
+  return kConfig.is_transposed() && offset >= amax_bytes(kConfig) ? "values" : "amax";
 }
 
 template <QuantizeConfig kConfig>

@@ -14,6 +14,7 @@ import numpy as np
 
 from jax_fp8gemm._src.native import environment, extension, ranking
 from jax_fp8gemm._src.native.gemm_problem import Problem
+from jax_fp8gemm._src.xla import activation as xla_activation
 
 # Bytes to which TMA wants rows of a tensor aligned.
 _TMA_ALIGNMENT = 16
@@ -124,45 +125,53 @@ _ROWS_INNERMOST = (0, 2, 1)
 def quantize(
     kind: str,
     x: jax.Array,
-    x_scales: jax.Array | None,
+    beside: jax.Array | None,
     group_sizes: jax.Array | None,
-    values: jax.ShapeDtypeStruct,
-    scales: jax.ShapeDtypeStruct,
+    types: Sequence[jax.ShapeDtypeStruct],
     *,
     scale_format: str,
     backend: str,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, ...]:
     """Returns float8 values and scales of a batch of matrices, from a custom call.
 
     Operands are validated and not empty. Scales per 1x128 come with rows innermost, padded as
     `matmul` wants them, and cut to size: for multiples of four no copy lies between the two.
 
     Args:
-        kind: "rows" (for a batch of 1), "blocks", "transposed" or "k_grouped".
+        kind: "rows", "blocks", "transposed" or "k_grouped"; or "rows_and_transposed" or
+            "rows_and_k_grouped", with the results of both, those of the rows last; or "rows" of an
+            activation, "swiglu", "geglu" or "gelu".
         x: `(B, R, K)`.
-        x_scales: `(B, R, ceil(K / 128))` float32 if x is float8, else None.
-        group_sizes: `(B, G)` int32 for "k_grouped", else None.
-        values: Type `(B, ., .)` of the values.
-        scales: Type `(B, ., .)` of the scales.
+        beside: `(B, R, ceil(K / 128))` float32 if x is float8. What a gated activation is
+            multiplied by, as x, or None where it lies behind x in each row of `2 * K`.
+        group_sizes: `(B, G)` int32 for groups, else None.
+        types: Types of values and of scales, in turns: `(B, ., .)`, but along rows those of the
+            scales, and of what is beside a transposed kind, are `(1, ., .)` of all rows.
         scale_format: "float32" or "pow2".
         backend: "cuda" or "sim".
     """
     extension.core()
     batch, rows, columns = x.shape
-    _, scale_rows, num_blocks = scales.shape
-    padded_rows, scales_layout = scale_rows, (0, 1, 2)
-    if kind != "blocks":
-        padded_rows += -scale_rows % _SCALE_ROWS
-        scales_layout = _ROWS_INNERMOST
-    given = [(x, (0, 1, 2)), (x_scales, _ROWS_INNERMOST), (group_sizes, (0, 1))]
+    if kind in xla_activation.GATED and beside is None:
+        columns //= 2
+    beside_layout = _ROWS_INNERMOST if x.dtype.itemsize == 1 else (0, 1, 2)
+    given = [(x, (0, 1, 2)), (beside, beside_layout), (group_sizes, (0, 1))]
     operands, layouts = zip(*(each for each in given if each[0] is not None), strict=True)
     like = jax.typeof(x)
-    padded_scales = like.update(shape=(batch, padded_rows, num_blocks), dtype=scales.dtype)
-    out_values, out_scales = jax.ffi.ffi_call(
+    rows_innermost = kind != "blocks"
+    padded, result_layouts = [], []
+    for each in types:
+        is_scales = each.dtype == np.float32
+        shape = list(each.shape)
+        if is_scales and rows_innermost:
+            shape[1] += -shape[1] % _SCALE_ROWS
+        padded.append(like.update(shape=tuple(shape), dtype=each.dtype))
+        result_layouts.append(_ROWS_INNERMOST if is_scales and rows_innermost else (0, 1, 2))
+    results = jax.ffi.ffi_call(
         extension.QUANTIZE_TARGET,
-        (like.update(shape=values.shape, dtype=values.dtype), padded_scales),
+        padded,
         input_layouts=layouts,
-        output_layouts=((0, 1, 2), scales_layout),
+        output_layouts=result_layouts,
     )(
         *operands,
         layout=kind,
@@ -171,10 +180,10 @@ def quantize(
         columns=columns,
         num_groups=0 if group_sizes is None else group_sizes.shape[1],
         x_dtype=x.dtype.name,
-        dtype=values.dtype.name,
+        dtype=types[0].dtype.name,
         scale_format=scale_format,
     )
-    return out_values, out_scales[:, :scale_rows]
+    return tuple(y[:, : t.shape[1]] for y, t in zip(results, types, strict=True))
 
 
 def empty_call(x: jax.Array) -> jax.Array:

@@ -6,18 +6,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_fp8gemm._src.operands import checks
+from jax_fp8gemm._src.operands import checks, group_checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled
+from jax_fp8gemm._src.ops.activation import Activation, floating_or_activation, parts
 from jax_fp8gemm._src.ops.quantizer import KINDS, SCALE_FORMATS, Quantizer
 from jax_fp8gemm._src.transforms.apply import apply
 
 
 def quantize(
-    x: jax.Array,
+    x: jax.Array | Activation,
     block: tuple[int, int] = (1, 128),
     *,
     dtype: Any = jnp.float8_e4m3fn,
     scale_format: str = "float32",
+    group_sizes: jax.Array | None = None,
+    masked_m: jax.Array | None = None,
     implementation: str | None = None,
 ) -> BlockScaled:
     """Quantizes an array to float8 with one float32 scale per block of its last two dimensions.
@@ -36,12 +39,20 @@ def quantize(
     The kernel reads `x` once and writes the values, and the scales as `gemm` reads them. Every
     `implementation` gives the same bits, but for those of a NaN.
 
+    With `group_sizes` or `masked_m`, rows that the product with these has no use for are not read,
+    and become zeros with scale 1.
+
     Args:
-        x: `(..., R, K)`, `bfloat16`, `float16` or `float32`.
-        block: `(1, 128)` for activations and gradients, `(128, 128)` for weights.
+        x: `(..., R, K)`, `bfloat16`, `float16` or `float32`; or what `swiglu`, `geglu` and `gelu`
+            return, which the kernel computes on the way.
+        block: `(1, 128)` for activations and gradients, `(128, 128)` for weights, of arrays only.
         dtype: `float8_e4m3fn` or `float8_e5m2`.
         scale_format: "float32", or "pow2" to round each scale up to a power of two, as UE8M0
             scales are.
+        group_sizes: `(G,)` of any integer dtype, as for `grouped_gemm`: the leading
+            `sum(group_sizes)` rows of x `(T, K)` are valid.
+        masked_m: `(G,)` of any integer dtype, as for `grouped_gemm_masked`: of x `(G, M_max, K)`,
+            the leading `masked_m[g]` rows of each group are valid.
         implementation: None, "cuda", "xla" or "sim", as for `gemm`.
 
     Returns:
@@ -53,7 +64,8 @@ def quantize(
             another type.
         ValueError: `x` has less than two dimensions or more than 2**31 - 513 rows, or
             `block`, `scale_format` or `implementation` is none of the above, or a derivative is
-            taken where an explicit mesh shards `x` inside a block.
+            taken where an explicit mesh shards `x` inside a block; or `group_sizes` and `masked_m`
+            are both given, have another shape, or come with square blocks; or an activation does.
         NotImplementedError: `implementation` does not run on the platform lowered for.
         jax.errors.JaxRuntimeError: As `gemm`.
 
@@ -70,7 +82,7 @@ def quantize(
         >>> y = gemm(activations, weight)                  # (M, N) bfloat16
     """
     op_name = "quantize"
-    x = checks.floating(op_name, "x", x)
+    x = floating_or_activation(op_name, "x", x)
     checks.at_least_2d(op_name, "x", x)
     block = checks.block(op_name, block)
     dtype = checks.dtype_of(op_name, "dtype", dtype, checks.FP8_DTYPES)
@@ -78,5 +90,23 @@ def quantize(
     checks.implementation(op_name, implementation)
     # Rows of all matrices are one matrix, but square blocks do not go from one into the next.
     checks.addressable(op_name, "x", x.shape if block == checks.ROW_BLOCK else x.shape[-2:])
-    op = Quantizer(op_name, KINDS[block], dtype, scale_format, implementation)
-    return BlockScaled.tree_unflatten(block, apply(op, (x, None, None)))
+    sizes = _sizes(op_name, x, group_sizes, masked_m)
+    x, up, kind = parts(x)
+    if block != checks.ROW_BLOCK and (kind is not None or sizes is not None):
+        what = "an activation" if sizes is None else "group_sizes or masked_m"
+        raise ValueError(f"{op_name}: block must be {checks.ROW_BLOCK} with {what}, got {block}.")
+    op = Quantizer(op_name, kind or KINDS[block], dtype, scale_format, implementation)
+    return BlockScaled.tree_unflatten(block, apply(op, (x, up, sizes)))
+
+
+def _sizes(op_name: str, x: Any, group_sizes: Any, masked_m: Any) -> jax.Array | None:
+    """Returns sizes of the groups of each matrix, which its valid rows are the sum of."""
+    if group_sizes is not None and masked_m is not None:
+        raise ValueError(f"{op_name}: group_sizes and masked_m must not both be given.")
+    if group_sizes is not None:
+        checks.matrix(op_name, "x", x)
+        return group_checks.sizes(op_name, group_sizes, x.shape[0])
+    if masked_m is not None:
+        checks.groups(op_name, "x", x, "G, M_max, K")
+        return group_checks.counts(op_name, masked_m, *x.shape[:2])[:, None]
+    return None

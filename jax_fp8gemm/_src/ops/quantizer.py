@@ -7,12 +7,15 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jax_fp8gemm._src.native import calls
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.transforms.apply import apply, batch_all
-from jax_fp8gemm._src.transforms.operation import Layout, Operation, like
+from jax_fp8gemm._src.transforms.operation import InRule, Layout, Operation, like
 from jax_fp8gemm._src.transforms.partitioner import names
+from jax_fp8gemm._src.xla import activation as xla_activation
+from jax_fp8gemm._src.xla import grouped as xla_grouped
 from jax_fp8gemm._src.xla import quantize as xla_quantize
 
 SCALE_FORMATS = ("float32", "pow2")
@@ -20,24 +23,33 @@ _BLOCK = 128
 # Kind of quantizer by block.
 KINDS = {checks.ROW_BLOCK: "rows", checks.SQUARE_BLOCK: "blocks"}
 _BLOCKS = {kind: block for block, kind in KINDS.items()}
+_BLOCKS |= dict.fromkeys(xla_activation.KINDS, checks.ROW_BLOCK)
+# Kinds of two, whose first is transposed and whose second is "rows".
+_WITH_ROWS = {"rows_and_transposed": "transposed", "rows_and_k_grouped": "k_grouped"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Quantizer(Operation):
     """Values and scales of an array.
 
-    Operands: x `(..., R, K)` in floating point, None, and for "k_grouped" the sizes `(..., G)`; or
-    for transposed kinds values and scales of x with block (1, 128).
+    Operands: x `(..., R, K)` in floating point, None, and for groups the sizes `(..., G)`; or for
+    transposed kinds values and scales of x with block (1, 128); or for a gated activation x and
+    what it is multiplied by, or None where that lies behind x in each row of `2 * K`. Along rows,
+    sizes say that rows in no group are not read, and are zeros.
 
     Attributes:
         op_name: As in Operation.
-        kind: "rows", "blocks", "transposed" or "k_grouped".
+        kind: "rows", "blocks", "transposed" or "k_grouped"; or "rows_and_transposed" or
+            "rows_and_k_grouped", the results of both from one reading of x, those of the rows last;
+            or an activation, "rows" of it.
         dtype: Dtype of the values.
         scale_format: One of SCALE_FORMATS.
         implementation: As in Operation.
         name: What x is called in messages.
         axes: What its last two dimensions are called.
         shares_blocks: Whether devices may have parts of a block.
+        row_axes: Mesh axes over which one device's part of the rows is one of several, whose sizes
+            are those of all.
     """
 
     op_name: str
@@ -48,41 +60,96 @@ class Quantizer(Operation):
     name: str = "x"
     axes: tuple[str, str] = ("r", "k")
     shares_blocks: bool = True
+    row_axes: tuple[str, ...] = ()
+
+    @property
+    def _transposed(self) -> str | None:
+        """The transposed kind that this is or has, if any."""
+        kind = _WITH_ROWS.get(self.kind, self.kind)
+        return None if kind in _BLOCKS else kind
+
+    @property
+    def _has_rows(self) -> bool:
+        return self.kind in _WITH_ROWS
+
+    def _single(self, kind: str) -> "Quantizer":
+        """Returns one of the two that this is."""
+        return dataclasses.replace(self, kind=kind)
 
     def layout(self, *operands) -> Layout:
         batch = names("b", operands[0].ndim - 2)
         dims, replicated = ("t", "r"), ()
-        if self.kind in ("rows", "blocks"):
-            dims = rows, columns = self.axes
-            scale_rows = rows if self.kind == "rows" else f"{rows}/128"
-            results = dims, (scale_rows, f"{columns}/128")
-        elif self.kind == "transposed":
-            results = ("r", "t"), ("r", "t/128")
+        if self._transposed is None:
+            results = dims = rows, columns = self.axes
+            scale_rows = rows if _BLOCKS[self.kind] == checks.ROW_BLOCK else f"{rows}/128"
+            if self._is_joined(operands):
+                dims, replicated = (rows, "h"), (columns, "h")
+            results = (results, (scale_rows, f"{columns}/128"))
+        elif self._transposed == "transposed":
+            results = (("r", "t"), ("r", "t/128"))
         else:
             results, replicated = (("r", "w"), ("r", "w/128")), ("t", "g", "w")
+        if self._has_rows:
+            results += (("t", "r"), ("t", "r/128"))
+        beside = dims if self._is_activation else ("t", "r/128")
         return Layout(
-            operands=((*batch, *dims), (*batch, "t", "r/128"), (*batch, "g")),
+            operands=((*batch, *dims), (*batch, *beside), (*batch, "g")),
             results=tuple((*batch, *dims) for dims in results),
-            names=(self.name, "x scales", "group_sizes"),
+            names=(self.name, "up" if self._is_activation else "x scales", "group_sizes"),
             replicated=replicated,
-            can_cut=dims if self.shares_blocks and self._reads_x(operands) else (),
+            can_cut=self._can_cut(dims, operands),
         ).of_present(operands)
 
-    @staticmethod
-    def _reads_x(operands: tuple) -> bool:
-        """Whether a block is one of x: not of values that have scales, nor of a group."""
-        return operands[1] is None and operands[2] is None
+    def _can_cut(self, dims: tuple[str, str], operands: tuple) -> tuple[str, ...]:
+        """Returns the axes along which devices may have parts of a block."""
+        if not self.shares_blocks:
+            return ()
+        if self._has_rows:
+            return ("r",)
+        if self._transposed is None:
+            return () if self._is_joined(operands) else dims
+        # Not where a block is one of values that have scales, or of a group.
+        return dims if operands[1] is None and operands[2] is None else ()
+
+    @property
+    def _is_activation(self) -> bool:
+        return self.kind in xla_activation.KINDS
+
+    def _is_joined(self, operands: tuple) -> bool:
+        return self.kind in xla_activation.GATED and operands[1] is None
+
+    def placed(self, axes):
+        if self._transposed is not None or not axes.get(self.axes[0]):
+            return self
+        return dataclasses.replace(self, row_axes=axes[self.axes[0]])
+
+    def _own_sizes(self, operands: tuple) -> tuple:
+        """Returns the operands with sizes that say what is valid of one device's rows."""
+        x, beside, group_sizes = operands
+        if group_sizes is None or not self.row_axes:
+            return operands
+        num_rows = x.shape[-2]
+        count = xla_grouped.num_valid(group_sizes, num_rows * lax.axis_size(self.row_axes))
+        own = jnp.clip(count - lax.axis_index(self.row_axes) * num_rows, 0, num_rows)
+        return x, beside, own[..., None]
+
+    def local(self, *operands):
+        plain = dataclasses.replace(self, row_axes=())
+        return super(Quantizer, plain).local(*self._own_sizes(operands))
 
     def result_types(self, *operands) -> tuple:
         x, _, group_sizes = operands
         *batch, rows, columns = x.shape
         block_rows = _BLOCK if self.kind == "blocks" else 1
-        if self.kind in ("transposed", "k_grouped"):
+        if self._is_joined(operands):
+            columns //= 2
+        if self._transposed is not None:
             rows, columns = columns, rows
-        if group_sizes is not None:
+        if self._transposed == "k_grouped":
             columns = _BLOCK * xla_quantize.aligned_blocks(columns, group_sizes.shape[-1])
         scales = (*batch, -(-rows // block_rows), -(-columns // _BLOCK))
-        return like((*batch, rows, columns), self.dtype), like(scales, jnp.float32)
+        types = like((*batch, rows, columns), self.dtype), like(scales, jnp.float32)
+        return types + self._single("rows").result_types(x, None, None) if self._has_rows else types
 
     @property
     def is_left_to_xla(self) -> bool:
@@ -96,18 +163,38 @@ class Quantizer(Operation):
         results = apply(dataclasses.replace(self, shares_blocks=False), primals)
         return results, jax.jvp(self.xla, primals, tangents)[1]
 
-    def xla(self, *operands) -> tuple[jax.Array, jax.Array]:
+    def xla(self, *operands) -> tuple[jax.Array, ...]:
         x, x_scales, group_sizes = operands
         last = (self.dtype, self.scale_format)
-        if self.kind in ("transposed", "k_grouped"):
-            leaves = (x,) if x_scales is None else (x, x_scales)
-            return xla_quantize.quantize_transposed(leaves, group_sizes, *last)
-        return xla_quantize.quantize(x, _BLOCKS[self.kind], *last)
+        if self._transposed is None:
+            return xla_quantize.quantize(self._rows(operands), _BLOCKS[self.kind], *last)
+        leaves = (x,) if x_scales is None else (x, x_scales)
+        results = xla_quantize.quantize_transposed(leaves, group_sizes, *last)
+        if self._has_rows:
+            rows = xla_quantize.valid_rows(x, group_sizes)
+            results += xla_quantize.quantize(rows, checks.ROW_BLOCK, *last)
+        return results
 
-    def local_of_cut(self, cut, *operands) -> tuple[jax.Array, jax.Array]:
+    def _rows(self, operands: tuple) -> jax.Array:
+        """Returns what is quantized along rows."""
+        x, beside, group_sizes = operands
+        if self._is_activation:
+            x = xla_activation.activate(self.kind, x, beside)
+        return xla_quantize.valid_rows(x, group_sizes)
+
+    def local_of_cut(self, cut, *operands) -> tuple[jax.Array, ...]:
         """Shares the largest magnitude of a block among its devices; in plain JAX."""
-        x, *_ = operands
+        x, _, group_sizes = operands = self._own_sizes(operands)
+        if self._has_rows:
+            # Only blocks along rows are cut.
+            rows = dataclasses.replace(self, kind="rows", axes=("t", "r"))
+            return (
+                *self._single(_WITH_ROWS[self.kind]).local(*operands),
+                *rows.local_of_cut(cut, xla_quantize.valid_rows(x, group_sizes), None, None),
+            )
         is_transposed = self.kind == "transposed"
+        if not is_transposed:
+            x = self._rows(operands)
         dims = ("t", "r") if is_transposed else self.axes
         mesh_axes = tuple(cut.get(axis, ()) for axis in dims)
         block = (_BLOCK, 1) if is_transposed else _BLOCKS[self.kind]
@@ -115,30 +202,34 @@ class Quantizer(Operation):
         values, scales = (jnp.swapaxes(x, -1, -2) if is_transposed else x for x in leaves)
         return values, scales
 
-    def kernel(self, *operands, backend: str) -> tuple[jax.Array, jax.Array]:
+    def kernel(self, *operands, backend: str) -> tuple[jax.Array, ...]:
         """Calls the kernel with batch dimensions merged to one, or into the rows."""
-        x, *others = operands
-        num_batch = x.ndim - 2
-        batch = 1 if self.kind == "rows" else math.prod(x.shape[:num_batch])
-        merged_operands = [
-            x.reshape(batch, -1, x.shape[-1]),
-            *(None if y is None else y.reshape(batch, *y.shape[num_batch:]) for y in others),
+        x, beside, group_sizes = operands
+        is_rows = self._transposed is None and _BLOCKS[self.kind] == checks.ROW_BLOCK
+        batch = 1 if is_rows and group_sizes is None else math.prod(x.shape[:-2])
+
+        def merged(y):
+            return y.reshape(batch, -1, y.shape[-1])
+
+        types = self.result_types(*operands)
+        # Scales along rows, and rows beside a transposed kind, are those of one matrix.
+        counts = (batch, 1 if is_rows else batch, 1, 1)[: len(types)]
+        merged_types = [
+            t.update(shape=(count, math.prod(t.shape[:-1]) // count, t.shape[-1]))
+            for t, count in zip(types, counts, strict=True)
         ]
         results = calls.quantize(
             self.kind,
-            *merged_operands,
-            *self.result_types(*merged_operands),
+            merged(x),
+            None if beside is None else merged(beside),
+            None if group_sizes is None else group_sizes.reshape(batch, -1),
+            merged_types,
             scale_format=self.scale_format,
             backend=backend,
         )
-        types = self.result_types(*operands)
-        values, scales = (y.reshape(t.shape) for y, t in zip(results, types, strict=True))
-        return values, scales
+        return tuple(y.reshape(t.shape) for y, t in zip(results, types, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
-class RuleQuantizer(Quantizer):
-    """A quantizer inside a derivative rule, which refuses a second derivative."""
-
-    def jvp(self, function, primals, tangents):
-        raise TypeError("gradients of FP8 products are not differentiable: no second derivatives.")
+class RuleQuantizer(InRule, Quantizer):
+    """A quantizer inside a derivative rule."""

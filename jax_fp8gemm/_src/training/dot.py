@@ -2,8 +2,7 @@
 """dot: a layer's product in FP8, with gradients."""
 
 import functools
-import warnings
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +12,24 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled, as_block_scaled
+from jax_fp8gemm._src.ops.activation import (
+    Activation,
+    floating_or_activation,
+    gradients_of,
+    parts,
+)
 from jax_fp8gemm._src.ops.product import BatchDims, Product
-from jax_fp8gemm._src.ops.quantizer import KINDS, RuleQuantizer
 from jax_fp8gemm._src.training import master_weight
 from jax_fp8gemm._src.training.master_weight import MasterWeight
+from jax_fp8gemm._src.training.quantized import (
+    Options,
+    Weight,
+    activation_of,
+    keep_both,
+    primal,
+    primal_weight,
+    quantized_cotangent,
+)
 from jax_fp8gemm._src.training.recipe import Recipe, chosen
 from jax_fp8gemm._src.training.residuals import Residual, keep
 from jax_fp8gemm._src.training.weight_gradient import WeightGradient
@@ -24,32 +37,9 @@ from jax_fp8gemm._src.transforms import meshes, platforms
 from jax_fp8gemm._src.transforms.apply import apply
 from jax_fp8gemm._src.transforms.partitioner import names
 
-COTANGENT = "the cotangent"  # in messages
-_E4M3 = jnp.dtype(jnp.float8_e4m3fn)
-# Names of what the backward pass needs, for jax.checkpoint_policies.save_only_these_names.
-ACTIVATION_NAME, WEIGHT_NAME = "fp8_activation", "fp8_weight"
-
-
-class Options(NamedTuple):
-    """The static part of a call."""
-
-    op_name: str
-    result_dtype: np.dtype
-    x_dtype: np.dtype
-    w_dtype: np.dtype | None  # None for a weight that came quantized
-    implementation: str | None
-    recipe: Recipe
-    out_sharding: PartitionSpec | None = None
-    w_is_nk: bool = False
-    has_master: bool = False
-    gradient_spec: PartitionSpec | None = None  # of the weight, in an explicit mesh
-
-
-Weight = jax.Array | BlockScaled | MasterWeight
-
 
 def dot(
-    x: jax.Array,
+    x: jax.Array | Activation,
     w: Weight,
     *,
     preferred_element_type: Any = None,
@@ -72,7 +62,8 @@ def dot(
         policy = jax.checkpoint_policies.save_only_these_names("fp8_activation", "fp8_weight")
 
     Args:
-        x: `(..., K)`, `bfloat16`, `float16` or `float32`; any extents.
+        x: `(..., K)`, `bfloat16`, `float16` or `float32`; any extents. Or what `swiglu`, `geglu`
+            and `gelu` return, whose factors are kept for their gradients.
         w: `(K, N)` of one of these dtypes; or a `MasterWeight` of that shape, which is not
             quantized again; or the weight as `BlockScaled` of shape `(N, K)` and block (128, 128),
             as `quantize(w.T, (128, 128))` gives it. That gets no gradient: zero, with a warning.
@@ -116,7 +107,7 @@ def dot(
 
 def dot_of(
     op_name: str,
-    x: jax.Array,
+    x: jax.Array | Activation,
     w: Weight,
     preferred_element_type: Any,
     implementation: str | None,
@@ -128,7 +119,7 @@ def dot_of(
     """Returns `dot`, of a weight `(N, K)` if `w_is_nk`, for the function that messages name."""
     implementation = checks.implementation(op_name, implementation)
     recipe = chosen(op_name, recipe)
-    x = checks.floating(op_name, "x", x)
+    x = floating_or_activation(op_name, "x", x)
     if not x.shape:
         raise ValueError(f"{op_name}: x must have shape (..., K), got ().")
     checks.addressable(op_name, "x", x.shape)
@@ -152,7 +143,7 @@ def dot_of(
         out_sharding,
         w_is_nk,
         has_master=isinstance(w, MasterWeight),
-        gradient_spec=gradient_spec(op_name, "w", w, x),
+        gradient_spec=gradient_spec(op_name, "w", w, parts(x)[0]),
     )
     return _apply(*platforms.unify_varying((x, w)), options)
 
@@ -197,90 +188,33 @@ def result_dtype_of(
 
 # Compiled as one program when called outside of jax.jit, inlined when called inside.
 @functools.partial(jax.jit, static_argnums=2, inline=True)
-def _apply(x: jax.Array, w: Weight, options: Options) -> jax.Array:
+def _apply(x: jax.Array | Activation, w: Weight, options: Options) -> jax.Array:
     if x.ndim == 1:
         spec = options.out_sharding and PartitionSpec(None, *options.out_sharding)
-        x, options = x[None], options._replace(out_sharding=spec)
+        x = jax.tree.map(lambda part: part[None], x)
+        options = options._replace(out_sharding=spec)
         return cast(jax.Array, _dot(x, w, options))[0]
     return _dot(x, w, options)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _dot(x: jax.Array, w: Weight, options: Options) -> jax.Array:
+def _dot(x: jax.Array | Activation, w: Weight, options: Options) -> jax.Array:
     return _product_of(x, w, options)[0]
 
 
-def quantized(
-    options: Options,
-    x: jax.Array,
-    block: tuple[int, int],
-    *,
-    name: str,
-    axes: tuple[str, str],
-    dtype: np.dtype = _E4M3,
-    scale_format: str = "float32",
-) -> BlockScaled:
-    """Returns x in FP8, inside a derivative rule; messages call it and its dimensions so."""
-    scale_format = options.recipe.scale_format or scale_format
-    op = RuleQuantizer(
-        options.op_name, KINDS[block], dtype, scale_format, options.implementation, name, axes
-    )
-    return BlockScaled.tree_unflatten(block, apply(op, (x, None, None)))
-
-
-def keep_both(
-    options: Options, x: jax.Array, w: Weight, *, called: tuple[str, str], rows: str
-) -> tuple[Residual, Residual]:
-    """Returns activations `(..., K)` and the weights in FP8, for both passes.
-
-    Messages call them as `called` says, and the rows of the activations `rows`.
-    """
-    x_name, w_name = called
-    x_axes, w_axes = (rows, "k"), ("n", "k") if options.w_is_nk else ("k", "n")
-    x_rows = quantized(options, x, checks.ROW_BLOCK, name=x_name, axes=x_axes, scale_format="pow2")
-    kept_x = keep(x_rows, ACTIVATION_NAME)
-    if isinstance(w, BlockScaled):
-        return kept_x, keep(w)
-    if isinstance(w, MasterWeight):
-        return kept_x, keep(w.quantized)
-    w_blocks = quantized(options, w, checks.SQUARE_BLOCK, name=w_name, axes=w_axes)
-    return kept_x, keep(w_blocks, WEIGHT_NAME)
-
-
-def quantized_cotangent(options: Options, dy: jax.Array, rows: str) -> BlockScaled:
-    """Returns the gradient that arrives in FP8, scaled along N."""
-    return quantized(
-        options,
-        dy,
-        checks.ROW_BLOCK,
-        name=COTANGENT,
-        axes=(rows, "n"),
-        dtype=options.recipe.gradient_dtype,
-    )
-
-
-def primal_weight(op_name: str, name: str, w):
-    """Returns the weight of a forward pass; warns if a gradient of its bits is asked for."""
-    leaves, structure = jax.tree.flatten(w, is_leaf=lambda leaf: hasattr(leaf, "perturbed"))
-    values = structure.unflatten([leaf.value for leaf in leaves])
-    if isinstance(values, BlockScaled) and any(leaf.perturbed for leaf in leaves):
-        warnings.warn(
-            f"{op_name}: {name} is a BlockScaled, which has no gradient: zeros take its place. For"
-            f" the gradient of the array that it was made of, give the array itself, or a"
-            " MasterWeight, which holds both; for none, use jax.lax.stop_gradient on it.",
-            stacklevel=2,
-        )
-    return values
-
-
 def _forward(x, w, options: Options):
-    """Returns the product and what the backward pass needs: x and w in FP8, and a sum to add to."""
+    """Returns the product and what the backward pass needs.
+
+    x and w in FP8, a sum to add to, and what x is an activation of.
+    """
     w = primal_weight(options.op_name, "w", w)
-    y, kept = _product_of(x.value, w, options)
-    return y, (*kept, w.gradient if isinstance(w, MasterWeight) else None)
+    x = primal(x)
+    y, kept = _product_of(x, w, options)
+    gradient = w.gradient if isinstance(w, MasterWeight) else None
+    return y, (*kept, gradient, activation_of(x))
 
 
-def _product_of(x: jax.Array, w: Weight, options: Options):
+def _product_of(x: jax.Array | Activation, w: Weight, options: Options):
     kept_x, kept_w = keep_both(options, x, w, called=("x", "w"), rows="m")
     y = _product(
         kept_x,
@@ -303,8 +237,12 @@ def _backward(options: Options, residuals, dy: jax.Array | SymbolicZero):
 # Compiled as one program where jax.grad is called outside of jax.jit.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _gradients(options: Options, residuals, dy: jax.Array):
-    x, w, gradient = residuals
-    dy_bits = keep(quantized_cotangent(options, dy, "m"))
+    x, w, gradient, activation = residuals
+    dw = None
+    if options.w_dtype is None:
+        dy_bits = keep(quantized_cotangent(options, dy, "m"))
+    else:
+        dw, dy_bits = _weight_gradient(options, x, dy, gradient)
     # The operands follow the division of the gradients, which is not theirs to choose.
     dx = _product(
         dy_bits,
@@ -315,24 +253,32 @@ def _gradients(options: Options, residuals, dy: jax.Array):
         allow_reshard=True,
         is_kn=options.w_is_nk,
     )
-    if options.w_dtype is None:
-        return dx, None
-    dy_again = (
-        (dy_bits.bits, dy_bits.scales) if options.recipe.rounds_gradients_once else (dy, None)
+    return gradients_of(activation, dx), gradient_of(options, dw, gradient)
+
+
+def _weight_gradient(
+    options: Options, x: Residual, dy: jax.Array, gradient: jax.Array | None
+) -> tuple[jax.Array, Residual]:
+    """Returns the gradient of the weight, and dy in FP8, scaled along N."""
+    op = WeightGradient(
+        options.op_name,
+        cast(np.dtype, options.w_dtype) if gradient is None else gradient.dtype,
+        options.implementation,
+        options.recipe,
+        is_nk=options.w_is_nk,
     )
-    dw = apply(
-        WeightGradient(
-            options.op_name,
-            options.w_dtype if gradient is None else gradient.dtype,
-            options.implementation,
-            options.recipe,
-            is_nk=options.w_is_nk,
-        ),
-        (x.bits, x.scales, *dy_again, gradient),
-        out_sharding=options.gradient_spec,
-        allow_reshard=True,
-    )
-    return dx, gradient_of(options, dw, gradient)
+
+    def of(*dy):
+        spec = options.gradient_spec
+        operands = (x.bits, x.scales, *dy, gradient)
+        return apply(op, operands, out_sharding=spec, allow_reshard=True)
+
+    if options.recipe.rounds_gradients_apart:
+        dw, values, scales = of(dy, None)
+        return dw, keep(BlockScaled(values, scales, checks.ROW_BLOCK))
+    rows = keep(quantized_cotangent(options, dy, "m"))
+    rounded = options.recipe.rounds_gradients_once
+    return of(*((rows.bits, rows.scales) if rounded else (dy, None))), rows
 
 
 def gradient_of(options: Options, dw: jax.Array | None, gradient: jax.Array | None):

@@ -12,21 +12,33 @@ from jax.custom_derivatives import SymbolicZero
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_fp8gemm._src.operands import checks, group_checks
+from jax_fp8gemm._src.operands.block_scaled import BlockScaled
+from jax_fp8gemm._src.ops.activation import (
+    Activation,
+    floating_or_activation,
+    gradients_of,
+    parts,
+)
 from jax_fp8gemm._src.ops.grouped_gemm import Ragged
 from jax_fp8gemm._src.ops.k_grouped_gemm import KGrouped
-from jax_fp8gemm._src.ops.quantizer import Quantizer
+from jax_fp8gemm._src.ops.quantizer import Quantizer, RuleQuantizer
 from jax_fp8gemm._src.training.dot import (
-    Options,
-    Weight,
     checked_weight,
     gradient_of,
     gradient_spec,
-    keep_both,
-    primal_weight,
-    quantized_cotangent,
     result_dtype_of,
 )
 from jax_fp8gemm._src.training.master_weight import MasterWeight
+from jax_fp8gemm._src.training.quantized import (
+    COTANGENT,
+    Options,
+    Weight,
+    activation_of,
+    keep_both,
+    primal,
+    primal_weight,
+    quantized_cotangent,
+)
 from jax_fp8gemm._src.training.recipe import Recipe, chosen
 from jax_fp8gemm._src.training.residuals import Residual, keep
 from jax_fp8gemm._src.training.weight_gradient import refuse_shared_sum
@@ -39,7 +51,7 @@ _E4M3 = jnp.dtype(jnp.float8_e4m3fn)
 
 
 def ragged_dot(
-    lhs: jax.Array,
+    lhs: jax.Array | Activation,
     rhs: Weight,
     group_sizes: jax.Array,
     precision: Any = None,
@@ -63,7 +75,8 @@ def ragged_dot(
     Q2(rhs), under the names that `dot` gives them.
 
     Args:
-        lhs: `(T, K)`, `bfloat16`, `float16` or `float32`, sorted by group.
+        lhs: `(T, K)`, `bfloat16`, `float16` or `float32`, sorted by group; or what `swiglu`,
+            `geglu` and `gelu` return. Rows in no group are not read.
         rhs: `(G, K, N)` of one of these dtypes; or a `MasterWeight` of that shape; or the weights
             as `BlockScaled` of shape `(G, N, K)` and block (128, 128), which get no gradient: zero,
             with a warning.
@@ -96,7 +109,7 @@ def ragged_dot(
     """
     implementation = checks.implementation(_NAME, implementation)
     checks.default_precision(_NAME, precision)
-    lhs = checks.floating(_NAME, "lhs", lhs)
+    lhs = floating_or_activation(_NAME, "lhs", lhs)
     checks.matrix(_NAME, "lhs", lhs)
     recipe = chosen(_NAME, recipe)
     if recipe.weight_gradient != "fp8":
@@ -120,7 +133,7 @@ def ragged_dot(
         group_sizes = group_checks.sizes(_NAME, group_sizes, lhs.shape[0], num_groups=num_groups)
     else:
         group_sizes, first_row = _groups_from(group_offset, group_sizes, lhs.shape[0], num_groups)
-        lhs = jnp.roll(lhs, -first_row, 0)
+        lhs = jax.tree.map(lambda part: jnp.roll(part, -first_row, 0), lhs)
     lhs_dtype = jnp.dtype(lhs.dtype)
     options = Options(
         _NAME,
@@ -132,7 +145,7 @@ def ragged_dot(
         meshes.explicit_spec(_NAME, out_sharding, 2, *jax.tree.leaves((lhs, rhs))),
         w_is_nk=k_dim == 2,
         has_master=isinstance(rhs, MasterWeight),
-        gradient_spec=gradient_spec(_NAME, "rhs", rhs, lhs),
+        gradient_spec=gradient_spec(_NAME, "rhs", rhs, parts(lhs)[0]),
     )
     out = _apply(*platforms.unify_varying((lhs, rhs, group_sizes)), options)
     return out if first_row is None else jnp.roll(out, first_row, 0)
@@ -164,14 +177,19 @@ _apply = jax.jit(_ragged_dot, static_argnums=3, inline=True)
 
 
 def _forward(lhs, rhs, group_sizes, options: Options):
-    """Returns the product and what the backward pass needs: both operands in FP8, and the sizes."""
+    """Returns the product and what the backward pass needs.
+
+    Both operands in FP8, the sizes, a sum to add to, and what lhs is an activation of.
+    """
     rhs = primal_weight(_NAME, "rhs", rhs)
-    y, kept = _product_of(lhs.value, rhs, group_sizes.value, options)
-    return y, (*kept, group_sizes.value, rhs.gradient if isinstance(rhs, MasterWeight) else None)
+    lhs = primal(lhs)
+    y, kept = _product_of(lhs, rhs, group_sizes.value, options)
+    gradient = rhs.gradient if isinstance(rhs, MasterWeight) else None
+    return y, (*kept, group_sizes.value, gradient, activation_of(lhs))
 
 
 def _product_of(lhs, rhs: Weight, group_sizes, options: Options):
-    kept = keep_both(options, lhs, rhs, called=("lhs", "rhs"), rows="t")
+    kept = keep_both(options, lhs, rhs, called=("lhs", "rhs"), rows="t", group_sizes=group_sizes)
     weights = kept[1] if options.w_is_nk else kept[1].transpose()
     spec = options.out_sharding
     y = _product(
@@ -198,32 +216,52 @@ def _backward(options: Options, residuals, dy: jax.Array | SymbolicZero):
 # Compiled as one program where jax.grad is called outside of jax.jit.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _gradients(options: Options, residuals, dy: jax.Array):
-    lhs, rhs, group_sizes, gradient = residuals
-    dy_rows = keep(quantized_cotangent(options, dy, "t"))
+    lhs, rhs, group_sizes, gradient, activation = residuals
+    if options.w_dtype is not None:
+        dy_rows, dy_columns = _quantized_twice(options, dy, group_sizes)
+    else:
+        dy_rows, dy_columns = keep(quantized_cotangent(options, dy, "t")), ()
     weights = rhs.transpose() if options.w_is_nk else rhs
     like_lhs = meshes.spec_of(lhs.bits)
     dlhs = _product(dy_rows, weights, group_sizes, options.x_dtype, options, like_lhs, True)
+    dlhs = gradients_of(activation, dlhs)
     if options.w_dtype is None:
         return dlhs, None, None
-
-    def columns(x, scales, dtype, scale_format):
-        op = Quantizer(options.op_name, "k_grouped", dtype, scale_format, options.implementation)
-        return apply(op, (x, scales, group_sizes))
-
-    # Powers of two: scaled along tokens, lhs is not rounded again but where it becomes subnormal.
-    restored = lhs.restore()
-    lhs_columns = columns(restored.values, restored.scales, _E4M3, "pow2")
-    if options.recipe.rounds_gradients_once:
-        restored = dy_rows.restore()
-        dy_columns = columns(restored.values, restored.scales, _E4M3, "pow2")
-    else:
-        scale_format = options.recipe.scale_format or "float32"
-        dy_columns = columns(dy, None, options.recipe.gradient_dtype, scale_format)
+    lhs_columns = _columns(options, lhs, group_sizes)
     result_dtype = options.w_dtype if gradient is None else gradient.dtype
     op = _ExpertGradients(options.op_name, result_dtype, options.implementation)
     operands = (*lhs_columns, *dy_columns, group_sizes, gradient)
     drhs = apply(op, operands, out_sharding=options.gradient_spec, allow_reshard=True)
     return dlhs, gradient_of(options, drhs, gradient), None
+
+
+def _columns(options: Options, rows: Residual, group_sizes: jax.Array) -> tuple[jax.Array, ...]:
+    """Returns what was scaled along rows scaled along the rows of each group.
+
+    By powers of two: what had such scales is not rounded again but where it becomes subnormal.
+    """
+    op = Quantizer(options.op_name, "k_grouped", _E4M3, "pow2", options.implementation)
+    restored = rows.restore()
+    return apply(op, (restored.values, restored.scales, group_sizes))
+
+
+def _quantized_twice(
+    options: Options, dy: jax.Array, group_sizes: jax.Array
+) -> tuple[Residual, tuple[jax.Array, ...]]:
+    """Returns dy in FP8, scaled along N, and scaled along the rows of each group."""
+    if options.recipe.rounds_gradients_once:
+        rows = keep(quantized_cotangent(options, dy, "t"))
+        return rows, _columns(options, rows, group_sizes)
+    op = RuleQuantizer(
+        options.op_name,
+        "rows_and_k_grouped",
+        options.recipe.gradient_dtype,
+        options.recipe.scale_format or "float32",
+        options.implementation,
+        COTANGENT,
+    )
+    *columns, values, scales = apply(op, (dy, None, group_sizes))
+    return keep(BlockScaled(values, scales, checks.ROW_BLOCK)), tuple(columns)
 
 
 _ragged_dot.defvjp(_forward, _backward, symbolic_zeros=True)

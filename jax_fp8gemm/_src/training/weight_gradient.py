@@ -7,6 +7,8 @@ sharded anywhere and one sum is all that devices exchange.
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ from jax_fp8gemm._src.ops.product import BatchDims, Product
 from jax_fp8gemm._src.ops.quantizer import Quantizer
 from jax_fp8gemm._src.training.recipe import Recipe
 from jax_fp8gemm._src.transforms.apply import batch_all
-from jax_fp8gemm._src.transforms.operation import Layout, Operation
+from jax_fp8gemm._src.transforms.operation import InRule, Layout
 from jax_fp8gemm._src.transforms.partitioner import names
 from jax_fp8gemm._src.xla import gemm as xla_gemm
 
@@ -36,13 +38,16 @@ def refuse_shared_sum(op_name: str, accumulator: jax.Array | None, is_batched: b
 
 
 @dataclasses.dataclass(frozen=True)
-class WeightGradient(Operation):
+class WeightGradient(InRule):
     """`(*batch, K, N)`, the sum over tokens of the outer products of x and dy.
 
     Operands: bits of x `(*batch, *tokens, K)` in e4m3 with block (1, 128), and their scales, where
     a recipe says nothing else powers of two: scaling along tokens then rounds nothing again but
     what becomes subnormal; dy `(*batch, *tokens, N)` and None, or its bits and their scales; and a
     float32 accumulator like the result, or None.
+
+    Where dy is quantized here, its values and scales with block (1, 128) are results too: what the
+    gradient of x reads, from the same reading of dy.
 
     Attributes:
         op_name: As in Operation.
@@ -65,21 +70,21 @@ class WeightGradient(Operation):
         """As in Operation."""
         return self.recipe.reduce_dtype or self.result_dtype
 
+    def _gives_rows(self, operands: tuple) -> bool:
+        return self.recipe.weight_gradient == "fp8" and operands[3] is None
+
     def layout(self, *operands) -> Layout:
         batch = names("v", self.num_batch)
         leading = (*batch, *names("t", operands[2].ndim - 1 - self.num_batch))
         result = (*batch, *(("n", "k") if self.is_nk else ("k", "n")))
+        dy = (*leading, "n"), (*leading, "n/128")
+        gives_rows = self._gives_rows(operands)
         return Layout(
-            operands=(
-                (*leading, "k"),
-                (*leading, "k/128"),
-                (*leading, "n"),
-                (*leading, "n/128"),
-                result,
-            ),
-            results=(result,),
+            operands=((*leading, "k"), (*leading, "k/128"), *dy, result),
+            results=(result, *dy) if gives_rows else (result,),
             names=("x", "x scales", "dy", "dy scales", "accumulator"),
             added=(4,),
+            can_cut=("n",) if gives_rows else (),
         ).of_present(operands)
 
     def batch(self, apply, axis_size, in_batched, operands):
@@ -92,18 +97,31 @@ class WeightGradient(Operation):
             total = xla_gemm.as_float32(total) + operands[4]
         return total.astype(self.result_dtype)
 
-    def local(self, *operands) -> jax.Array:
+    def local(self, *operands) -> Any:
         x_bits, x_scales, dy, dy_scales, accumulator = operands
         x = lax.bitcast_convert_type(x_bits, _E4M3), x_scales
         if self.recipe.weight_gradient == "bfloat16":
             return self._in_bfloat16(x, dy, accumulator)
-        dy = (dy,) if dy_scales is None else (lax.bitcast_convert_type(dy, _E4M3), dy_scales)
-        dy_format = self.recipe.scale_format or "float32"
-        columns = (
-            self._along_tokens(x, _E4M3, "pow2"),
-            self._along_tokens(dy, self.recipe.gradient_dtype, dy_format),
-        )
-        lhs, rhs = columns[::-1] if self.is_nk else columns
+        if dy_scales is None:
+            *dy_columns, values, scales = self._along_tokens("rows_and_transposed", dy)
+            like_dy = (each.reshape(*dy.shape[:-1], -1) for each in (values, scales))
+            return self._product(x, dy_columns, accumulator), *like_dy
+        dy = lax.bitcast_convert_type(dy, _E4M3), dy_scales
+        return self._product(x, self._along_tokens("transposed", *dy), accumulator)
+
+    def local_of_cut(self, cut, *operands) -> tuple[jax.Array, ...]:
+        """Shares the largest magnitude of a block of the rows among its devices."""
+        x_bits, x_scales, dy, _, accumulator = operands
+        x = lax.bitcast_convert_type(x_bits, _E4M3), x_scales
+        columns = self._along_tokens("transposed", dy)
+        rows = dataclasses.replace(self._quantizer("rows"), axes=("t", "n"))
+        return self._product(x, columns, accumulator), *rows.local_of_cut(cut, dy, None, None)
+
+    def _product(self, x: tuple, dy_columns: Sequence[jax.Array], accumulator) -> jax.Array:
+        """Returns the product with x, whose scales stay powers of two."""
+        x_columns = self._along_tokens("transposed", *x, scale_format="pow2")
+        pair = (x_columns, dy_columns)
+        lhs, rhs = pair[::-1] if self.is_nk else pair
         batch = names("v", self.num_batch)
         product = Product(
             self.op_name,
@@ -114,11 +132,24 @@ class WeightGradient(Operation):
         )
         return product.local(*lhs, *rhs, accumulator)
 
-    def _along_tokens(self, leaves: tuple, dtype: np.dtype, scale_format: str) -> tuple:
+    def _quantizer(self, kind: str, dtype: Any = None, scale_format: str | None = None):
+        """Returns what quantizes dy, or something else."""
+        return Quantizer(
+            self.op_name,
+            kind,
+            dtype or self.recipe.gradient_dtype,
+            scale_format or self.recipe.scale_format or "float32",
+            self.implementation,
+        )
+
+    def _along_tokens(
+        self, kind: str, *leaves: jax.Array, scale_format: str | None = None
+    ) -> tuple[jax.Array, ...]:
         """Returns values and scales of the transpose, scaled along all tokens."""
         # Behind a barrier, or XLA widens them early for all that reads them, and keeps that.
         leaves = tuple(map(self._one_token_dim, lax.optimization_barrier(leaves)))
-        quantizer = Quantizer(self.op_name, "transposed", dtype, scale_format, self.implementation)
+        dtype = _E4M3 if len(leaves) == 2 else None
+        quantizer = self._quantizer(kind, dtype, scale_format)
         return quantizer.local(*leaves, *(None,) * (3 - len(leaves)))
 
     def _one_token_dim(self, x: jax.Array) -> jax.Array:

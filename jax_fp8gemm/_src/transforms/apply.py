@@ -30,8 +30,8 @@ def apply(
     Args:
         op: What to compute.
         operands: Arrays, None where an optional one is absent.
-        out_sharding: PartitionSpec or NamedSharding of the one result in an explicit mesh; None for
-            what moves nothing.
+        out_sharding: PartitionSpec or NamedSharding of the first result in an explicit mesh; None
+            for what moves nothing.
         allow_reshard: Whether an operand may move in an explicit mesh; else that raises ValueError.
     """
     sharded = functools.partial(

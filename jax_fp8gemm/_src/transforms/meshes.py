@@ -40,22 +40,28 @@ def shards_explicitly(*operands: jax.Array | None) -> bool:
 
 def _local(op: Operation, planned: Plan, operands: tuple) -> Any:
     """Computes one device's results from what it holds of the operands."""
-    if planned.cut:
+    op = op.placed(planned.axes)
+
+    def compute(op, operands):
+        if not planned.cut:
+            return op.local(*unify_varying(operands))
         cut = {axis: planned.axes[axis] for axis in sorted(planned.cut)}
         return op.local_of_cut(cut, *unify_varying(operands))
+
     if not planned.reduced:
-        return op.local(*unify_varying(operands))
+        return compute(op, operands)
     layout = op.layout(*operands)
-    summands = [None if i in layout.added else x for i, x in enumerate(operands)]
-    total = op.partial_sum().local(*unify_varying(tuple(summands)))
-    (dims,) = layout.results
+    summands = tuple(None if i in layout.added else x for i, x in enumerate(operands))
+    results = compute(op.partial_sum(), summands)
+    total, *others = results if isinstance(results, tuple) else (results,)
     summed = planned.reduced
     for axis, mesh_axes in planned.scattered.items():
         summed = tuple(a for a in summed if a not in mesh_axes)
-        position = dims.index(axis)
+        position = layout.results[0].index(axis)
         total = lax.psum_scatter(total, mesh_axes, scatter_dimension=position, tiled=True)
     # What is added is the same on all devices that the sum is over.
-    return op.finish(lax.psum(total, summed) if summed else total, *operands)
+    total = op.finish(lax.psum(total, summed) if summed else total, *operands)
+    return (total, *others) if others else total
 
 
 def _apply_explicit(
@@ -81,7 +87,7 @@ def _apply_explicit(
     )
     indices = [i for i, x in enumerate(operands) if x is not None]
     in_specs = tuple(planned.operand_spec(layout, i) for i in indices)
-    out_specs = tuple(planned.result_spec(dims) for dims in layout.results)
+    out_specs = planned.result_specs(layout)
     single = len(layout.results) == 1
 
     def local(*present):
@@ -101,9 +107,15 @@ def _apply_explicit(
         mesh=mesh,
         in_specs=in_specs,
         out_specs=out_specs[0] if single else out_specs,
+        # All results of one part vary alike, and some of several are the same on each device.
+        check_vma=single,
         **some,
     )(*present)
-    return out if out_sharding is None else reshard(out, out_sharding, mesh)
+    if out_sharding is None:
+        return out
+    if single:
+        return reshard(out, out_sharding, mesh)
+    return reshard(out[0], out_sharding, mesh), *out[1:]
 
 
 def _with_absent(layout: Layout, present: Sequence[Any]) -> tuple:
@@ -144,11 +156,20 @@ def _rule(layout: Layout, sizes: Mapping[str, int], mesh: Mesh) -> tuple[str, di
     factors: dict[str, int] = {}
     replicated: set[str] = set()
 
-    def factor(dim: str) -> str:
+    first, *others = layout.results
+    summed = set(layout.contracted())
+    # A mesh axis may divide a sum along one axis, and what is beside it along the axis that is
+    # summed over: they are not to follow each other.
+    apart = [dims for dims in others if any(axis_of(dim) in summed for dim in dims)]
+    together = [*layout.operands, first, *(dims for dims in others if dims not in apart)]
+
+    def factor(dim: str, is_apart: bool = False) -> str:
         axis = axis_of(dim)
         # A unit that no dimension shows is the callback's to keep.
-        unit = shown_unit((*layout.operands, *layout.results), axis)
+        unit = shown_unit(apart if is_apart else together, axis)
         size = sizes.get(axis, 1)
+        if is_apart and axis not in summed:
+            axis += "_apart"
         block = f"{axis}_block"
         if unit == 1:
             name = axis
@@ -171,8 +192,9 @@ def _rule(layout: Layout, sizes: Mapping[str, int], mesh: Mesh) -> tuple[str, di
     def side(every):
         return ", ".join(" ".join(map(factor, dims)) for dims in every if dims is not None)
 
-    text = f"{side(layout.operands)} -> {side(layout.results)}"
-    contracted = layout.contracted()
+    results = (" ".join(factor(dim, dims in apart) for dim in dims) for dims in layout.results)
+    text = f"{side(layout.operands)} -> {', '.join(results)}"
+    contracted = summed - {axis_of(dim) for dims in layout.results for dim in dims}
     # In the order in which they appear, as Shardy wants them.
     names = dict.fromkeys(re.findall(r"\w+", text))
     reduced = [n for n in names if n.removesuffix("_block").removesuffix("_inner") in contracted]
@@ -209,7 +231,7 @@ def _partitioned(op: Operation, operands: tuple) -> Callable[..., Any]:
 
         present = [i for i, dims in enumerate(layout.operands) if dims is not None]
         arguments = tuple(NamedSharding(mesh, planned.operand_spec(layout, i)) for i in present)
-        outs = tuple(NamedSharding(mesh, planned.result_spec(dims)) for dims in layout.results)
+        outs = tuple(NamedSharding(mesh, spec) for spec in planned.result_specs(layout))
         return mesh, lower, outs[0] if len(outs) == 1 else outs, arguments
 
     def rule(mesh, *_):

@@ -22,7 +22,7 @@ class Layout(NamedTuple):
     """The dimensions of an operation.
 
     Equal names are one axis, and "k/128" counts blocks of 128 along axis "k". What is in an operand
-    and in no result is summed over.
+    and not in the first result is summed over there; other results are of one part each.
 
     Attributes:
         operands: Dimensions of each operand; None where an optional one is absent.
@@ -60,8 +60,8 @@ class Layout(NamedTuple):
         return self._replace(operands=tuple(None if x is None else dims for dims, x in pairs))
 
     def contracted(self) -> list[str]:
-        """Returns the axes that are summed over."""
-        kept = {axis_of(dim) for dims in self.results for dim in dims}
+        """Returns the axes that the first result is summed over."""
+        kept = {axis_of(dim) for dim in self.results[0]}
         axes = dict.fromkeys(axis_of(dim) for dims in self.operands for dim in dims or ())
         return [axis for axis in axes if axis not in kept]
 
@@ -155,12 +155,16 @@ class Operation:
 
     # ---- Several devices -----------------------------------------------------------------------
 
+    def placed(self, axes: Mapping[str, tuple[str, ...]]) -> "Operation":
+        """Returns the operation on one device's part, given the mesh axes of each axis."""
+        return self
+
     def partial_sum(self) -> "Operation":
         """Returns the operation whose results devices add up."""
         return dataclasses.replace(cast(Any, self), result_dtype=self.reduce_dtype)
 
     def finish(self, total: jax.Array, *operands) -> jax.Array:
-        """Returns the result, made of the sum over all devices."""
+        """Returns the first result, made of the sum over all devices."""
         return total.astype(self.result_dtype)
 
     def local_of_cut(self, cut: Mapping[str, tuple[str, ...]], *operands) -> Any:
@@ -203,6 +207,13 @@ class Operation:
         if self.is_empty(*operands):
             return self.xla
         return functools.partial(self.kernel, backend=backend)
+
+
+class InRule(Operation):
+    """An operation inside a derivative rule, which refuses a second derivative."""
+
+    def jvp(self, function, primals, tangents):
+        raise TypeError("gradients of FP8 products are not differentiable: no second derivatives.")
 
 
 # ---- The choice of an implementation, made while lowering ----------------------------------------

@@ -18,8 +18,8 @@ class Plan(NamedTuple):
 
     Attributes:
         axes: Mesh axes of each axis.
-        reduced: Mesh axes that results are summed over.
-        scattered: Mesh axes over which the sum is scattered, by axis of the result.
+        reduced: Mesh axes that the first result is summed over.
+        scattered: Mesh axes over which the sum is scattered, by axis of the first result.
         cut: Axes whose blocks lie on several devices, each of which has all of their scales.
     """
 
@@ -32,9 +32,9 @@ class Plan(NamedTuple):
         """Returns how an operand is sharded; one that is added to the sum is as the result."""
         return self._spec(layout.operands[index], index in layout.added)
 
-    def result_spec(self, dims: Dims) -> PartitionSpec:
-        """Returns how a result is sharded."""
-        return self._spec(dims, True)
+    def result_specs(self, layout: Layout) -> tuple[PartitionSpec, ...]:
+        """Returns how the results are sharded."""
+        return tuple(self._spec(dims, i == 0) for i, dims in enumerate(layout.results))
 
     def _spec(self, dims: Dims | None, after_sum: bool) -> PartitionSpec:
         every = []
@@ -150,7 +150,8 @@ class _Planner:
         """Returns the plan that gives the results the mesh axes `wanted`, where it can."""
         axes = {axis: self.contraction(axis) for axis in self.layout.contracted()}
         reduced = tuple(dict.fromkeys(a for chosen in axes.values() for a in chosen))
-        kept = list(dict.fromkeys(axis_of(d) for dims in self.layout.results for d in dims))
+        every = dict.fromkeys(axis_of(d) for dims in self.layout.results for d in dims)
+        kept = [axis for axis in every if axis not in axes]
         offers = {axis: self.offered(axis) for axis in kept}
         scattered: dict[str, Axes] = {}
         used: set[str] = set(reduced)

@@ -41,6 +41,11 @@ def running_ends(sizes: jax.Array, limit: int) -> jax.Array:
     return lax.associative_scan(lambda x, y: jnp.minimum(x + y, limit), sizes).astype(jnp.int32)
 
 
+def num_valid(group_sizes: jax.Array, num_rows: int) -> jax.Array:
+    """Returns how many rows are in groups, of each of the leading dimensions of the sizes."""
+    return jnp.max(running_ends(jnp.moveaxis(group_sizes, -1, 0), num_rows), 0, initial=0)
+
+
 def starts_of(ends: jax.Array) -> jax.Array:
     """Returns where each group starts, from where each ends."""
     return jnp.concatenate([jnp.zeros_like(ends[:1]), ends[:-1]])

@@ -22,6 +22,20 @@ def quantize(x: jax.Array, block, dtype, scale_format: str) -> tuple[jax.Array, 
     return block_values(x, scales, block, dtype, scale_format), scales
 
 
+def valid_rows(x: jax.Array, group_sizes: jax.Array | None) -> jax.Array:
+    """Returns x with zeros for rows that are in no group.
+
+    Args:
+        x: `(..., R, K)`.
+        group_sizes: `(..., G)` with the leading dimensions of x, or None where all are valid.
+    """
+    if group_sizes is None:
+        return x
+    count = xla_grouped.num_valid(group_sizes, x.shape[-2])[..., None]
+    row = lax.broadcasted_iota(jnp.int32, x.shape[:-1], x.ndim - 2)
+    return jnp.where((row < count)[..., None], x, 0)
+
+
 def quantize_part(
     x: jax.Array, block, dtype, scale_format: str, mesh_axes: tuple[tuple[str, ...], ...]
 ) -> tuple[jax.Array, jax.Array]:

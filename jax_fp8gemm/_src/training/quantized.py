@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the products that are trained quantize: activations, weights, and gradients that arrive."""
+
+import warnings
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from jax_fp8gemm._src.operands import checks
+from jax_fp8gemm._src.operands.block_scaled import BlockScaled
+from jax_fp8gemm._src.ops.activation import Activation, parts
+from jax_fp8gemm._src.ops.quantizer import KINDS, RuleQuantizer
+from jax_fp8gemm._src.training.master_weight import MasterWeight
+from jax_fp8gemm._src.training.recipe import Recipe
+from jax_fp8gemm._src.training.residuals import Residual, keep
+from jax_fp8gemm._src.transforms.apply import apply
+
+COTANGENT = "the cotangent"  # in messages
+_E4M3 = jnp.dtype(jnp.float8_e4m3fn)
+# Names of what the backward pass needs, for jax.checkpoint_policies.save_only_these_names.
+ACTIVATION_NAME, WEIGHT_NAME = "fp8_activation", "fp8_weight"
+
+
+class Options(NamedTuple):
+    """The static part of a call."""
+
+    op_name: str
+    result_dtype: np.dtype
+    x_dtype: np.dtype
+    w_dtype: np.dtype | None  # None for a weight that came quantized
+    implementation: str | None
+    recipe: Recipe
+    out_sharding: PartitionSpec | None = None
+    w_is_nk: bool = False
+    has_master: bool = False
+    gradient_spec: PartitionSpec | None = None  # of the weight, in an explicit mesh
+
+
+Weight = jax.Array | BlockScaled | MasterWeight
+
+
+def quantized(
+    options: Options,
+    x: jax.Array | Activation,
+    block: tuple[int, int],
+    *,
+    group_sizes: jax.Array | None = None,
+    name: str,
+    axes: tuple[str, str],
+    dtype: np.dtype = _E4M3,
+    scale_format: str = "float32",
+) -> BlockScaled:
+    """Returns x in FP8, inside a derivative rule; messages call it and its dimensions so."""
+    scale_format = options.recipe.scale_format or scale_format
+    x, up, activation = parts(x)
+    kind = activation or KINDS[block]
+    op = RuleQuantizer(
+        options.op_name, kind, dtype, scale_format, options.implementation, name, axes
+    )
+    return BlockScaled.tree_unflatten(block, apply(op, (x, up, group_sizes)))
+
+
+def keep_both(
+    options: Options,
+    x: jax.Array | Activation,
+    w: Weight,
+    *,
+    called: tuple[str, str],
+    rows: str,
+    group_sizes: jax.Array | None = None,
+) -> tuple[Residual, Residual]:
+    """Returns activations `(..., K)` and the weights in FP8, for both passes.
+
+    Messages call them as `called` says, and the rows of the activations `rows`. Rows in no group
+    are zeros.
+    """
+    x_name, w_name = called
+    x_axes, w_axes = (rows, "k"), ("n", "k") if options.w_is_nk else ("k", "n")
+    x_rows = quantized(
+        options,
+        x,
+        checks.ROW_BLOCK,
+        group_sizes=group_sizes,
+        name=x_name,
+        axes=x_axes,
+        scale_format="pow2",
+    )
+    kept_x = keep(x_rows, ACTIVATION_NAME)
+    if isinstance(w, BlockScaled):
+        return kept_x, keep(w)
+    if isinstance(w, MasterWeight):
+        return kept_x, keep(w.quantized)
+    w_blocks = quantized(options, w, checks.SQUARE_BLOCK, name=w_name, axes=w_axes)
+    return kept_x, keep(w_blocks, WEIGHT_NAME)
+
+
+def quantized_cotangent(options: Options, dy: jax.Array, rows: str) -> BlockScaled:
+    """Returns the gradient that arrives in FP8, scaled along N."""
+    return quantized(
+        options,
+        dy,
+        checks.ROW_BLOCK,
+        name=COTANGENT,
+        axes=(rows, "n"),
+        dtype=options.recipe.gradient_dtype,
+    )
+
+
+def primal_weight(op_name: str, name: str, w):
+    """Returns the weight of a forward pass; warns if a gradient of its bits is asked for."""
+    leaves, structure = jax.tree.flatten(w, is_leaf=lambda leaf: hasattr(leaf, "perturbed"))
+    values = structure.unflatten([leaf.value for leaf in leaves])
+    if isinstance(values, BlockScaled) and any(leaf.perturbed for leaf in leaves):
+        warnings.warn(
+            f"{op_name}: {name} is a BlockScaled, which has no gradient: zeros take its place. For"
+            f" the gradient of the array that it was made of, give the array itself, or a"
+            " MasterWeight, which holds both; for none, use jax.lax.stop_gradient on it.",
+            stacklevel=2,
+        )
+    return values
+
+
+def primal(x):
+    """Returns the activations of a forward pass."""
+    return jax.tree.map(lambda leaf: leaf.value, x, is_leaf=lambda leaf: hasattr(leaf, "perturbed"))
+
+
+def activation_of(x: jax.Array | Activation) -> Activation | None:
+    """Returns what the backward pass keeps of the activations in floating point."""
+    return x if isinstance(x, Activation) else None
