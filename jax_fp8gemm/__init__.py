@@ -30,6 +30,9 @@ from jax_fp8gemm._src.ops.quantize_transposed import quantize_transposed as quan
 from jax_fp8gemm._src.training.dot import dot as dot
 from jax_fp8gemm._src.training.dot_general import dot_general as dot_general
 from jax_fp8gemm._src.training.master_weight import MasterWeight as MasterWeight
+from jax_fp8gemm._src.training.quantized_activation import (
+    QuantizedActivation as QuantizedActivation,
+)
 from jax_fp8gemm._src.training.ragged_dot import ragged_dot as ragged_dot
 from jax_fp8gemm._src.training.recipe import Recipe as Recipe
 from jax_fp8gemm._src.training.recipe import use_recipe as use_recipe

@@ -106,19 +106,31 @@ def experts_on_8(x, w, w_scales, masked_m):
     return fp8.grouped_gemm_masked(fp8.quantize(x), (w, w_scales), masked_m)
 
 
-def expert_layer_on_8(x, w, chosen, gates):
+def expert_layer_on_8(x, w, chosen, gates, send_fp8=False):
     """A step of training of a layer whose 8 experts are on a device each."""
 
     def layer(x, w, chosen, gates):
         experts = lambda rows, sizes: fp8.ragged_dot(rows, w, sizes)  # noqa: E731
         return expert_parallel.expert_layer(
-            experts, x, chosen, gates, G, ("x", "y"), max_rows=3 * chosen.size
+            experts,
+            x,
+            chosen,
+            gates,
+            G,
+            ("x", "y"),
+            max_rows=3 * chosen.size,
+            send_fp8=send_fp8,
         )[0]
 
     over_all = PartitionSpec(("x", "y"))
     mapped = jax.shard_map(layer, in_specs=over_all, out_specs=over_all)
     loss = lambda x, w: (mapped(x, w, chosen, gates).astype(jnp.float32) ** 2).sum()  # noqa: E731
     return jax.grad(loss, (0, 1))(x, w)
+
+
+def fp8_expert_layer_on_8(*operands):
+    """The same, with rows in FP8 on their way to the experts."""
+    return expert_layer_on_8(*operands, send_fp8=True)
 
 
 def compile_for_8(target: str) -> None:
@@ -146,13 +158,14 @@ def compile_for_8(target: str) -> None:
             array(jnp.float32, (G, N // 128, K // 128), "x", "y"),
             array(jnp.int32, (G,), "x"),
         ),
-        expert_layer_on_8: (
+    }
+    for layer in (expert_layer_on_8, fp8_expert_layer_on_8):
+        programs[layer] = (
             array(jnp.bfloat16, (M, K), ("x", "y")),
             array(jnp.bfloat16, (G, K, K), ("x", "y")),
             array(jnp.int32, (M, 2), ("x", "y")),
             array(jnp.bfloat16, (M, 2), ("x", "y")),
-        ),
-    }
+        )
     for program, arguments in programs.items():
         with jax.set_mesh(mesh):
             compiled = jax.jit(program).lower(*arguments).compile()

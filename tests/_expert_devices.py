@@ -64,11 +64,10 @@ def _places(chosen) -> list[list[int]]:
     return [list(rows[to == d] // TOP) for d in range(DEVICES)]
 
 
-def _layer(product, travel, max_rows, x, w, chosen, gates):
+def _layer(product, travel, max_rows, x, w, chosen, gates, send_fp8=False):
     experts = lambda rows, sizes: product(rows, w, sizes)  # noqa: E731
-    return expert_parallel.expert_layer(
-        experts, x, chosen, gates, G, AXIS, max_rows=max_rows, travel=travel
-    )
+    options = {"max_rows": max_rows, "send_fp8": send_fp8, "travel": travel}
+    return expert_parallel.expert_layer(experts, x, chosen, gates, G, AXIS, **options)
 
 
 def expert_programs():
@@ -79,27 +78,31 @@ def expert_programs():
     enough = max(map(len, _places(chosen)))
     assert enough < T * TOP
 
-    def layer(product, travel, *operands):
-        return _layer(product, travel, enough, *operands)[0]
+    def layer(product, travel, send_fp8, *operands):
+        return _layer(product, travel, enough, *operands, send_fp8)[0]
 
     def gradients(f, x, w, gates):
         y, pull = jax.vjp(lambda x, w, gates: f(x, w, chosen, gates), x, w, gates)
         return y, *pull(dy)
 
-    def program(product, travel):
-        f = functools.partial(layer, product, travel)
+    def program(*options):
+        f = functools.partial(layer, *options)
         return jax.shard_map(f, mesh=MESHES[AUTO], in_specs=P(AXIS), out_specs=P(AXIS))
 
-    for name, product, travel in (
-        ("float32, all-to-all", lax.ragged_dot, expert_parallel.by_all_to_all),
-        ("float32, ragged all-to-all", lax.ragged_dot, expert_parallel.by_ragged_all_to_all),
-        ("FP8", fp8.ragged_dot, None),
+    by_all_to_all = expert_parallel.by_all_to_all
+    by_ragged_all_to_all = expert_parallel.by_ragged_all_to_all
+    for name, product, travel, send_fp8 in (
+        ("float32, all-to-all", lax.ragged_dot, by_all_to_all, False),
+        ("float32, ragged all-to-all", lax.ragged_dot, by_ragged_all_to_all, False),
+        ("FP8", fp8.ragged_dot, None, False),
+        ("FP8 rows", fp8.ragged_dot, None, True),
+        ("FP8 rows, ragged all-to-all", fp8.ragged_dot, by_ragged_all_to_all, True),
     ):
 
-        def run(product=product, travel=travel):
+        def run(product=product, travel=travel, send_fp8=send_fp8):
             want = gradients(functools.partial(exact, product), x, w, gates)
             operands = [put(AUTO, each, P(AXIS)) for each in (x, w, gates)]
-            f = functools.partial(gradients, program(product, travel))
+            f = functools.partial(gradients, program(product, travel, send_fp8))
             with emulated() if travel else contextlib.nullcontext():
                 return measure(f, operands, jax.device_get(want))
 

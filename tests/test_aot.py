@@ -100,6 +100,7 @@ def test_bfloat16_is_rounded_before_it_is_quantized(folder):
         ("trained_on_8", 3, 4),
         ("experts_on_8", 1, 1),
         ("expert_layer_on_8", 3, 4),
+        ("fp8_expert_layer_on_8", 3, 4),
     ],
 )
 def test_one_custom_call_per_product_and_quantizer(folder, program, products, quantizers):
@@ -223,6 +224,20 @@ def test_rows_travel_to_their_experts_by_ragged_all_to_all(folder):
     assert sorted(rows) == ["bf16[192,512]"] * 2 + ["bf16[64,512]"] * 2  # room for three times
     others = {shape.partition("[")[0] for shape, kind in found if kind != "ragged-all-to-all"}
     assert others == {"s32"}, found
+
+
+def test_rows_travel_to_their_experts_in_fp8(folder):
+    """Half the bytes there, scales and all; results and gradients travel in bfloat16."""
+    found = _collectives(folder, "fp8_expert_layer_on_8")
+    rows = sorted(shape for shape, kind in found if kind == "ragged-all-to-all")
+    sent, back = ["f32[192,4]", "u8[192,512]"], ["bf16[192,512]", *["bf16[64,512]"] * 2]
+    assert rows == [*back, *sent]
+    assert sum(map(_num_bytes, sent)) < 0.52 * _num_bytes("bf16[192,512]")
+
+
+def _num_bytes(shape: str) -> int:
+    dtype, extents = re.fullmatch(r"(\w+)\[([\d,]+)\]", shape).groups()
+    return {"u8": 1, "bf16": 2, "f32": 4}[dtype] * math.prod(map(int, extents.split(",")))
 
 
 def _weights_written(tmp_path: Path, fusion: str) -> list[str]:

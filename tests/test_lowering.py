@@ -90,6 +90,14 @@ PROGRAMS = {
         1,
         2,
     ),
+    "activations quantized once": (
+        lambda x, w: sum(
+            fp8.dot(q, v) for q in [fp8.QuantizedActivation.quantize(x)] for v in (w, -w)
+        ),
+        (x[0], w[0]),
+        2,
+        3,
+    ),
     "einsum of quantized heads": (
         lambda x, w: fp8.frameworks.einsum("mhk,hnk->mhn", x, w),
         (x.swapaxes(0, 1), fp8.quantize(w.swapaxes(1, 2), (128, 128))),

@@ -151,6 +151,9 @@ EXPECTED = {
     "manual: experts, float32, all-to-all": ({"all-gather": 1, "all-to-all": 5}, SAME),
     "manual: experts, float32, ragged all-to-all": (None, SAME),  # emulated
     "manual: experts, FP8": ({"all-gather": 1, "all-to-all": 5}, REROUNDED),
+    # Bits and scales there, rows back; gradients both ways.
+    "manual: experts, FP8 rows": ({"all-gather": 1, "all-to-all": 6}, REROUNDED),
+    "manual: experts, FP8 rows, ragged all-to-all": (None, REROUNDED),
     "manual: experts without room, all-to-all": ({"all-gather": 1, "all-to-all": 3}, SAME),
     "manual: experts without room, ragged all-to-all": (None, SAME),
     "auto: gemm MxK in an ambient mesh": (SUM, SAME),

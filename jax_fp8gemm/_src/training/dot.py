@@ -12,23 +12,23 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled, as_block_scaled
-from jax_fp8gemm._src.ops.activation import (
-    Activation,
-    floating_or_activation,
-    gradients_of,
-    parts,
-)
 from jax_fp8gemm._src.ops.product import BatchDims, Product
 from jax_fp8gemm._src.training import master_weight
 from jax_fp8gemm._src.training.master_weight import MasterWeight
 from jax_fp8gemm._src.training.quantized import (
     Options,
     Weight,
-    activation_of,
     keep_both,
     primal,
     primal_weight,
     quantized_cotangent,
+)
+from jax_fp8gemm._src.training.quantized_activation import (
+    Activations,
+    array_of,
+    checked_activations,
+    gradient_of_activations,
+    kept_of,
 )
 from jax_fp8gemm._src.training.recipe import Recipe, chosen
 from jax_fp8gemm._src.training.residuals import Residual, keep
@@ -39,7 +39,7 @@ from jax_fp8gemm._src.transforms.partitioner import names
 
 
 def dot(
-    x: jax.Array | Activation,
+    x: Activations,
     w: Weight,
     *,
     preferred_element_type: Any = None,
@@ -63,7 +63,8 @@ def dot(
 
     Args:
         x: `(..., K)`, `bfloat16`, `float16` or `float32`; any extents. Or what `swiglu`, `geglu`
-            and `gelu` return, whose factors are kept for their gradients.
+            and `gelu` return, whose factors are kept for their gradients; or a
+            `QuantizedActivation`, which is not quantized again.
         w: `(K, N)` of one of these dtypes; or a `MasterWeight` of that shape, which is not
             quantized again; or the weight as `BlockScaled` of shape `(N, K)` and block (128, 128),
             as `quantize(w.T, (128, 128))` gives it. That gets no gradient: zero, with a warning.
@@ -107,7 +108,7 @@ def dot(
 
 def dot_of(
     op_name: str,
-    x: jax.Array | Activation,
+    x: Activations,
     w: Weight,
     preferred_element_type: Any,
     implementation: str | None,
@@ -119,7 +120,7 @@ def dot_of(
     """Returns `dot`, of a weight `(N, K)` if `w_is_nk`, for the function that messages name."""
     implementation = checks.implementation(op_name, implementation)
     recipe = chosen(op_name, recipe)
-    x = floating_or_activation(op_name, "x", x)
+    x = checked_activations(op_name, "x", x)
     if not x.shape:
         raise ValueError(f"{op_name}: x must have shape (..., K), got ().")
     checks.addressable(op_name, "x", x.shape)
@@ -143,7 +144,7 @@ def dot_of(
         out_sharding,
         w_is_nk,
         has_master=isinstance(w, MasterWeight),
-        gradient_spec=gradient_spec(op_name, "w", w, parts(x)[0]),
+        gradient_spec=gradient_spec(op_name, "w", w, array_of(x)),
     )
     return _apply(*platforms.unify_varying((x, w)), options)
 
@@ -188,7 +189,7 @@ def result_dtype_of(
 
 # Compiled as one program when called outside of jax.jit, inlined when called inside.
 @functools.partial(jax.jit, static_argnums=2, inline=True)
-def _apply(x: jax.Array | Activation, w: Weight, options: Options) -> jax.Array:
+def _apply(x: Activations, w: Weight, options: Options) -> jax.Array:
     if x.ndim == 1:
         spec = options.out_sharding and PartitionSpec(None, *options.out_sharding)
         x = jax.tree.map(lambda part: part[None], x)
@@ -198,7 +199,7 @@ def _apply(x: jax.Array | Activation, w: Weight, options: Options) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _dot(x: jax.Array | Activation, w: Weight, options: Options) -> jax.Array:
+def _dot(x: Activations, w: Weight, options: Options) -> jax.Array:
     return _product_of(x, w, options)[0]
 
 
@@ -211,10 +212,10 @@ def _forward(x, w, options: Options):
     x = primal(x)
     y, kept = _product_of(x, w, options)
     gradient = w.gradient if isinstance(w, MasterWeight) else None
-    return y, (*kept, gradient, activation_of(x))
+    return y, (*kept, gradient, kept_of(x))
 
 
-def _product_of(x: jax.Array | Activation, w: Weight, options: Options):
+def _product_of(x: Activations, w: Weight, options: Options):
     kept_x, kept_w = keep_both(options, x, w, called=("x", "w"), rows="m")
     y = _product(
         kept_x,
@@ -253,7 +254,7 @@ def _gradients(options: Options, residuals, dy: jax.Array):
         allow_reshard=True,
         is_kn=options.w_is_nk,
     )
-    return gradients_of(activation, dx), gradient_of(options, dw, gradient)
+    return gradient_of_activations(activation, dx), gradient_of(options, dw, gradient)
 
 
 def _weight_gradient(

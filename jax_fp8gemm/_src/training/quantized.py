@@ -14,6 +14,7 @@ from jax_fp8gemm._src.operands.block_scaled import BlockScaled
 from jax_fp8gemm._src.ops.activation import Activation, parts
 from jax_fp8gemm._src.ops.quantizer import KINDS, RuleQuantizer
 from jax_fp8gemm._src.training.master_weight import MasterWeight
+from jax_fp8gemm._src.training.quantized_activation import Activations, QuantizedActivation
 from jax_fp8gemm._src.training.recipe import Recipe
 from jax_fp8gemm._src.training.residuals import Residual, keep
 from jax_fp8gemm._src.transforms.apply import apply
@@ -65,7 +66,7 @@ def quantized(
 
 def keep_both(
     options: Options,
-    x: jax.Array | Activation,
+    x: Activations,
     w: Weight,
     *,
     called: tuple[str, str],
@@ -79,15 +80,18 @@ def keep_both(
     """
     x_name, w_name = called
     x_axes, w_axes = (rows, "k"), ("n", "k") if options.w_is_nk else ("k", "n")
-    x_rows = quantized(
-        options,
-        x,
-        checks.ROW_BLOCK,
-        group_sizes=group_sizes,
-        name=x_name,
-        axes=x_axes,
-        scale_format="pow2",
-    )
+    if isinstance(x, QuantizedActivation):
+        x_rows = x.quantized
+    else:
+        x_rows = quantized(
+            options,
+            x,
+            checks.ROW_BLOCK,
+            group_sizes=group_sizes,
+            name=x_name,
+            axes=x_axes,
+            scale_format="pow2",
+        )
     kept_x = keep(x_rows, ACTIVATION_NAME)
     if isinstance(w, BlockScaled):
         return kept_x, keep(w)
@@ -126,8 +130,3 @@ def primal_weight(op_name: str, name: str, w):
 def primal(x):
     """Returns the activations of a forward pass."""
     return jax.tree.map(lambda leaf: leaf.value, x, is_leaf=lambda leaf: hasattr(leaf, "perturbed"))
-
-
-def activation_of(x: jax.Array | Activation) -> Activation | None:
-    """Returns what the backward pass keeps of the activations in floating point."""
-    return x if isinstance(x, Activation) else None

@@ -13,12 +13,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_fp8gemm._src.operands import checks, group_checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled
-from jax_fp8gemm._src.ops.activation import (
-    Activation,
-    floating_or_activation,
-    gradients_of,
-    parts,
-)
 from jax_fp8gemm._src.ops.grouped_gemm import Ragged
 from jax_fp8gemm._src.ops.k_grouped_gemm import KGrouped
 from jax_fp8gemm._src.ops.quantizer import Quantizer, RuleQuantizer
@@ -33,11 +27,17 @@ from jax_fp8gemm._src.training.quantized import (
     COTANGENT,
     Options,
     Weight,
-    activation_of,
     keep_both,
     primal,
     primal_weight,
     quantized_cotangent,
+)
+from jax_fp8gemm._src.training.quantized_activation import (
+    Activations,
+    array_of,
+    checked_activations,
+    gradient_of_activations,
+    kept_of,
 )
 from jax_fp8gemm._src.training.recipe import Recipe, chosen
 from jax_fp8gemm._src.training.residuals import Residual, keep
@@ -51,7 +51,7 @@ _E4M3 = jnp.dtype(jnp.float8_e4m3fn)
 
 
 def ragged_dot(
-    lhs: jax.Array | Activation,
+    lhs: Activations,
     rhs: Weight,
     group_sizes: jax.Array,
     precision: Any = None,
@@ -76,7 +76,7 @@ def ragged_dot(
 
     Args:
         lhs: `(T, K)`, `bfloat16`, `float16` or `float32`, sorted by group; or what `swiglu`,
-            `geglu` and `gelu` return. Rows in no group are not read.
+            `geglu` and `gelu` return; or a `QuantizedActivation`. Rows in no group are not read.
         rhs: `(G, K, N)` of one of these dtypes; or a `MasterWeight` of that shape; or the weights
             as `BlockScaled` of shape `(G, N, K)` and block (128, 128), which get no gradient: zero,
             with a warning.
@@ -109,7 +109,7 @@ def ragged_dot(
     """
     implementation = checks.implementation(_NAME, implementation)
     checks.default_precision(_NAME, precision)
-    lhs = floating_or_activation(_NAME, "lhs", lhs)
+    lhs = checked_activations(_NAME, "lhs", lhs)
     checks.matrix(_NAME, "lhs", lhs)
     recipe = chosen(_NAME, recipe)
     if recipe.weight_gradient != "fp8":
@@ -145,7 +145,7 @@ def ragged_dot(
         meshes.explicit_spec(_NAME, out_sharding, 2, *jax.tree.leaves((lhs, rhs))),
         w_is_nk=k_dim == 2,
         has_master=isinstance(rhs, MasterWeight),
-        gradient_spec=gradient_spec(_NAME, "rhs", rhs, parts(lhs)[0]),
+        gradient_spec=gradient_spec(_NAME, "rhs", rhs, array_of(lhs)),
     )
     out = _apply(*platforms.unify_varying((lhs, rhs, group_sizes)), options)
     return out if first_row is None else jnp.roll(out, first_row, 0)
@@ -185,7 +185,7 @@ def _forward(lhs, rhs, group_sizes, options: Options):
     lhs = primal(lhs)
     y, kept = _product_of(lhs, rhs, group_sizes.value, options)
     gradient = rhs.gradient if isinstance(rhs, MasterWeight) else None
-    return y, (*kept, group_sizes.value, gradient, activation_of(lhs))
+    return y, (*kept, group_sizes.value, gradient, kept_of(lhs))
 
 
 def _product_of(lhs, rhs: Weight, group_sizes, options: Options):
@@ -224,7 +224,7 @@ def _gradients(options: Options, residuals, dy: jax.Array):
     weights = rhs.transpose() if options.w_is_nk else rhs
     like_lhs = meshes.spec_of(lhs.bits)
     dlhs = _product(dy_rows, weights, group_sizes, options.x_dtype, options, like_lhs, True)
-    dlhs = gradients_of(activation, dlhs)
+    dlhs = gradient_of_activations(activation, dlhs)
     if options.w_dtype is None:
         return dlhs, None, None
     lhs_columns = _columns(options, lhs, group_sizes)

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""QuantizedActivation: activations quantized beforehand, whose gradient goes to the array."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.export
+import numpy as np
+
+from jax_fp8gemm._src.operands import checks
+from jax_fp8gemm._src.operands.block_scaled import BlockScaled, as_block_scaled
+from jax_fp8gemm._src.ops.activation import (
+    Activation,
+    floating_or_activation,
+    gradients_of,
+    parts,
+)
+from jax_fp8gemm._src.ops.quantize import quantize
+
+_NAME = "QuantizedActivation"
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("array", "quantized"), meta_fields=()
+)
+@dataclasses.dataclass(frozen=True)
+class QuantizedActivation:
+    """Activations in FP8, and the array that their gradient goes to.
+
+    `dot` and `ragged_dot` take one where they take activations. They read the quantized form, and
+    of the array only its shape and dtype: what several products read is quantized once, and what
+    travels between devices may travel in FP8, with any array of the right shape beside it, as
+    examples/expert_parallel.py does. Gradients go to the array, bit by bit as with it alone.
+
+    Args:
+        array: `(..., K)`, `bfloat16`, `float16` or `float32`.
+        quantized: `BlockScaled` of the same shape with block (1, 128). With scales that are powers
+            of two, as `QuantizedActivation.quantize` gives it, a weight gradient rounds it again
+            only where it becomes subnormal.
+
+    Raises:
+        Nothing: the products check that the parts fit together, by TypeError and ValueError.
+
+    Transformations:
+        A pytree: it passes through every transformation of JAX.
+
+    Example:
+        >>> x = QuantizedActivation.quantize(activations)            # (M, K)
+        >>> y = dot(swiglu(dot(x, weight.T), dot(x, weight.T)), weight)
+    """
+
+    array: jax.Array
+    quantized: BlockScaled
+
+    @classmethod
+    def quantize(cls, x: jax.Array, *, implementation: str | None = None) -> "QuantizedActivation":
+        """Returns activations beside what the products make of them.
+
+        Args:
+            x: As `array`.
+            implementation: None, "cuda", "xla" or "sim", as for `quantize`.
+
+        Raises:
+            TypeError: `x` has an unsupported dtype.
+            ValueError: As `quantize`.
+        """
+        x = checks.floating(_NAME, "x", x)
+        options = {"scale_format": "pow2", "implementation": implementation}
+        return cls(x, quantize(jax.lax.stop_gradient(x), **options))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array."""
+        return self.array.shape
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions of the array."""
+        return len(self.array.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Dtype of the array."""
+        return self.array.dtype
+
+
+jax.export.register_pytree_node_serialization(
+    QuantizedActivation,
+    serialized_name="jax_fp8gemm.QuantizedActivation",
+    serialize_auxdata=lambda _: b"",
+    deserialize_auxdata=lambda _: (),
+)
+
+# What products take for activations.
+Activations = jax.Array | Activation | QuantizedActivation
+
+
+def checked_activations(op_name: str, name: str, x: Any) -> Any:
+    """Returns activations that a product takes."""
+    if not isinstance(x, QuantizedActivation):
+        return floating_or_activation(op_name, name, x)
+    array = checks.floating(op_name, f"{name}.array", x.array)
+    if not isinstance(x.quantized, BlockScaled):
+        got = type(x.quantized).__name__
+        raise TypeError(f"{op_name}: {name}.quantized must be a BlockScaled, got {got}.")
+    bits = as_block_scaled(op_name, f"{name}.quantized", x.quantized, (checks.ROW_BLOCK,))
+    if tuple(bits.shape) != tuple(array.shape):
+        raise ValueError(
+            f"{op_name}: {name}.quantized must have the shape of the array = {tuple(array.shape)},"
+            f" got {tuple(bits.shape)}."
+        )
+    return QuantizedActivation(array, bits)
+
+
+def array_of(x: Activations) -> jax.Array:
+    """Returns an array with the dtype of the activations, divided as they are."""
+    return x.array if isinstance(x, QuantizedActivation) else parts(x)[0]
+
+
+def kept_of(x: Activations) -> Any:
+    """Returns what the backward pass keeps of the activations beside their bits."""
+    if isinstance(x, QuantizedActivation):
+        return _gradient(None)
+    return x if isinstance(x, Activation) else None
+
+
+def gradient_of_activations(kept: Any, dx: jax.Array) -> Any:
+    """Returns what a backward pass gives for activations of which it has kept that."""
+    return _gradient(dx) if isinstance(kept, QuantizedActivation) else gradients_of(kept, dx)
+
+
+def _gradient(dx: Any) -> QuantizedActivation:
+    nothing: Any = None  # of a gradient: zeros
+    return QuantizedActivation(dx, nothing)
