@@ -79,7 +79,7 @@ wheel: $(VENV)/.release  ## Build sdist and wheels for $(PYTHONS) into dist/ and
 	.ci/build-wheel $(BIN) $(or $(PYTHONS),$(PYTHON))
 
 docs: $(VENV)/.docs  ## Build the site into build/site; a warning is an error
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: $(VENV)/.lint  ## Check style, format, imports and types of the sources
 	$(BIN)/ruff check .
@@ -140,7 +140,7 @@ $(VENV)/.sanitizer: | $(VENV)/.simulator
 	  $(PIP) install nvidia-cuda-sanitizer-api$$suffix
 	@touch $@
 
-$(VENV)/.docs: pyproject.toml | $(BIN)/python
+$(VENV)/.docs: pyproject.toml | $(VENV)/.simulator
 	$(BIN)/python .ci/requirements.py docs > $(VENV)/docs.txt
 	$(PIP) install --requirement $(VENV)/docs.txt
 	@touch $@

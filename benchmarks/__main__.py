@@ -13,7 +13,7 @@ sys.path[:] = [path for path in sys.path if path != str(_FOLDER)] + [str(_FOLDER
 # Before jax is imported: PyTorch peers need device memory too.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-from benchmarks import plots, record, tables, targets  # noqa: E402
+from benchmarks import compare, plots, record, tables, targets  # noqa: E402
 from benchmarks.cases import CPU_SUITES, GPU_SUITES, SUITES, suite  # noqa: E402
 
 _EXAMPLES = """\
@@ -21,6 +21,7 @@ examples:
   python -m jax_fp8gemm bench                               everything that suits this machine
   python -m jax_fp8gemm bench --suites deepgemm --budget 400   what fits in 400 seconds
   python -m jax_fp8gemm bench --peers jax_bf16 deep_gemm    ours against two peers
+  python -m jax_fp8gemm bench --compare last/record.json    fail where ours became slower
   python -m jax_fp8gemm bench --report build/benchmarks/record.json   tables and plots once more
 """
 
@@ -44,6 +45,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--require-gpu", action="store_true", help="fail where JAX has no GPU")
     parser.add_argument("--no-extras", action="store_true", help="only the products")
     parser.add_argument("--output", type=Path, default=Path("build/benchmarks"))
+    parser.add_argument(
+        "--compare",
+        type=Path,
+        metavar="RECORD",
+        help=f"fail where ours takes more than {compare.MAX_RATIO} times as long as in that record",
+    )
     parser.add_argument("--report", type=Path, help="only report on a record that exists")
     return parser
 
@@ -64,20 +71,42 @@ def _failed(case: dict) -> bool:
     return case["results"]["ours"]["status"] == "failed"
 
 
+def _compared(old: dict | None, content: dict) -> int:
+    """Says what changed since an earlier record; returns the exit status."""
+    if old is None:
+        return 0
+    try:
+        found = compare.changes(old, content)
+    except ValueError as error:
+        print(f"bench: --compare: {error}", file=sys.stderr)
+        return 2
+    print(compare.report(found))
+    return 1 if any(change.is_worse for change in found) else 0
+
+
+def _earlier(path: Path | None) -> dict | None:
+    """Returns the record to compare with; the first run of a runner has none."""
+    if path is not None and not path.exists():
+        print(f"--compare: there is no {path} yet, so nothing is compared")
+        return None
+    return record.load(path) if path else None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if "host" in (options.suites or ()) and len(options.suites) > 1:
         parser.error("--suites host stands alone: it times no kernel")
-    if options.report:
-        try:
-            content = record.load(options.report)
-        except (OSError, record.RecordError) as error:
-            print(f"bench: {error}", file=sys.stderr)
-            return 2
+    try:
+        old = _earlier(options.compare)  # before a new one can take its place
+        content = record.load(options.report) if options.report else None
+    except (OSError, record.RecordError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    if content is not None:
         _report(content, options.output)
-        return 0
+        return _compared(old, content)
     if options.suites == ["host"]:
         from benchmarks import host  # here: it starts jax
 
@@ -109,7 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = [case["name"] for case in content["cases"] if _failed(case)]
     if failed:
         print(f"bench: ours failed on {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
+        return 1
+    return _compared(old, content)
 
 
 if __name__ == "__main__":

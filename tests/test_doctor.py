@@ -84,6 +84,28 @@ def test_damaged_cache_is_found(extension, monkeypatch, capsys, tmp_path):
     assert report["checks"][0]["problem"] == "1 bad: python -m jax_fp8gemm cache clear"
 
 
+@pytest.mark.parametrize(("capability", "is_good"), [((9, 0), True), ((8, 0), False)])
+def test_gpu_is_named_with_its_capability_and_driver(monkeypatch, capability, is_good):
+    class Core:
+        def device_info(self, backend, ordinal):
+            assert (backend, ordinal) == ("cuda", 0)
+            known = {"name": "NVIDIA X", "sm_count": 132, "driver_version": 13000}
+            return known | {"compute_capability": capability}
+
+    monkeypatch.setattr(doctor, "_mapped", {"libcuda.so": "/lib/libcuda.so.1"}.get)
+    finding = doctor._driver(Core())
+    numbers = f"compute capability {capability[0]}.{capability[1]}, 132 SMs"
+    assert finding.text == f"NVIDIA X, {numbers}, driver for CUDA 13.0, /lib/libcuda.so.1"
+    assert finding.is_good == is_good
+    assert is_good or "CUDA_VISIBLE_DEVICES" in finding.remedy
+
+
+def test_path_of_a_library_is_that_of_this_process():
+    path = doctor._mapped("libc.so")
+    assert path.startswith("/") and "/libc.so" in path
+    assert doctor._mapped("libnosuch.so") == "libnosuch.so"
+
+
 class _WithCore:
     """The native module with another core."""
 

@@ -12,12 +12,12 @@ import pytest
 
 _ROOT = Path(__file__).resolve().parents[1]
 _SIM = _ROOT / "csrc" / "sim"
-CPP = _ROOT / "tests" / "cpp"
+_CPP = _ROOT / "tests" / "cpp"
 # The twins come first, so that <ptx/...> and <mma/wgmma_fp8.cuh> mean them.
-_INCLUDES = [_SIM / "device", _ROOT / "csrc" / "kernels", _ROOT / "csrc", CPP]
-FLAGS = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", *_sanitizers.FLAGS]
-FLAGS += [f"-I{path}" for path in _INCLUDES]
-PROGRAMS = ("sim_driver_test", "sim_engine_test", "sim_numerics_test", "sim_rules_test")
+_INCLUDES = [_SIM / "device", _ROOT / "csrc" / "kernels", _ROOT / "csrc", _CPP]
+_FLAGS = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", *_sanitizers.FLAGS]
+_FLAGS += [f"-I{path}" for path in _INCLUDES]
+_PROGRAMS = ("sim_driver_test", "sim_engine_test", "sim_numerics_test", "sim_rules_test")
 
 
 def _run(*command: object) -> str:
@@ -38,14 +38,14 @@ def programs(tmp_path_factory) -> dict[str, Path]:
 
     def compile_source(source: Path) -> Path:
         target = folder / f"{source.stem}.o"
-        _run(compiler, *FLAGS, "-c", source, "-o", target)
+        _run(compiler, *_FLAGS, "-c", source, "-o", target)
         return target
 
     engine = sorted([*_SIM.glob("*.cc"), *(_SIM / "engine").glob("*.cc")])
-    tests = [CPP / f"{program}.cc" for program in PROGRAMS]
+    tests = [_CPP / f"{program}.cc" for program in _PROGRAMS]
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compile_source, tests + engine))
-    for test, program in zip(objects, PROGRAMS, strict=False):
+    for test, program in zip(objects, _PROGRAMS, strict=False):
         _run(
             compiler,
             *_sanitizers.FLAGS,
@@ -55,10 +55,10 @@ def programs(tmp_path_factory) -> dict[str, Path]:
             "-o",
             folder / program,
         )
-    return {program: folder / program for program in PROGRAMS}
+    return {program: folder / program for program in _PROGRAMS}
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", _PROGRAMS)
 def test_program_passes(programs, program):
     _run(programs[program])
 

@@ -7,6 +7,7 @@ The browser needs `make docs`, `pip install playwright` and a chromium (`apt-get
 import functools
 import http.server
 import importlib.util
+import pathlib
 import re
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ API = (ROOT / "docs" / "api.md").read_text()
 # A page of each kind, and what it shows when it is rendered.
 PAGES = {
     "": "Verification status",  # README.md
+    "first_steps/": "largest difference",  # a notebook, executed
     "api/": "preferred_element_type",  # from docstrings
     "csrc/": "ffi/gemm_handlers.cc",  # from another folder
     "kernel_1d2d/": "producer",  # a guide
@@ -107,3 +109,24 @@ def test_search_finds_a_function(site, page):
     results.first.wait_for(timeout=30_000)
     links = [link.get_attribute("href") for link in results.all()]
     assert any(re.search(r"/api/.*#jax_fp8gemm.grouped_gemm_masked$", link) for link in links)
+
+
+@pytest.mark.slow
+def test_broken_links_fail_the_build(tmp_path):
+    if importlib.util.find_spec("mkdocs") is None:
+        pytest.skip("needs mkdocs: make docs")
+    for name in (".ci", "benchmarks", "csrc", "examples", "jax_fp8gemm", "tests"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    for path in filter(pathlib.Path.is_file, ROOT.iterdir()):
+        shutil.copy(path, tmp_path)
+    settings = (ROOT / "mkdocs.yml").read_text().replace("execute: true", "execute: false")
+    (tmp_path / "mkdocs.yml").write_text(settings)
+    with (tmp_path / "docs" / "tuning.md").open("a") as page:
+        page.write("\n[x](no_such_page.md), [y](glossary.md#no-such-word)\n")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    faults = [line for line in run.stderr.splitlines() if line.startswith("WARNING")]
+    assert len(faults) == 2, faults
+    assert "no_such_page.md" in faults[0] + faults[1] and "#no-such-word" in faults[0] + faults[1]

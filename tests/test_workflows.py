@@ -8,7 +8,8 @@ import yaml
 from _source import ROOT
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
-TARGETS = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+RULES = re.findall(r"^([a-z][a-z -]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+TARGETS = set(" ".join(RULES).split())
 # Actions that steps may use: owner and name at a version.
 ACTION = re.compile(r"(actions/[a-z-]+@v\d+|pypa/gh-action-pypi-publish@release/v\d+)")
 MAKE = re.compile(r"make((?: [a-z-]+)+)((?: [A-Z_]+=(?:\"[^\"]*\"|\S+))*)")
