@@ -22,7 +22,7 @@ struct RowPlace {
 // Writes values and scales of a warp's rows, at most one per lane: four elements next to each other
 // of each row per lane. Lane r works out and writes the scale of row r.
 template <QuantizeConfig kConfig, uint32_t kRows>
-FP8GEMM_DEVICE void write_rows(const Elements<kConfig.x_type, 4> (&elements)[kRows],
+FP8GEMM_DEVICE void write_rows(Elements<kConfig.x_type, 4> (&elements)[kRows],
                                const RowPlace& place) {
   const uint32_t lane = ptx::lane_idx();
   uint32_t own_amax = 0;
@@ -36,6 +36,7 @@ FP8GEMM_DEVICE void write_rows(const Elements<kConfig.x_type, 4> (&elements)[kRo
   }
   const BlockScale own = block_scale<kConfig>(own_amax);
   if (lane < place.num_rows) ptx::st_global_f32(place.scales + lane, own.scale);
+  if constexpr (kConfig.has_rows()) keep_halves(elements);
 
   FP8GEMM_UNROLL
   for (uint32_t r = 0; r < kRows; ++r) {

@@ -91,6 +91,18 @@ struct Elements {
   }
 };
 
+// Keeps halves as they are, two in a register, where the compiler would keep them as floats.
+template <XType kType, uint32_t kCount, uint32_t kRows>
+FP8GEMM_DEVICE void keep_halves(Elements<kType, kCount> (&elements)[kRows]) {
+  if constexpr (kType == XType::kF16) {
+    FP8GEMM_UNROLL
+    for (uint32_t r = 0; r < kRows; ++r) {
+      FP8GEMM_UNROLL
+      for (uint32_t i = 0; i < elements[r].kWords; ++i) ptx::forget(elements[r].words[i]);
+    }
+  }
+}
+
 // Meets all threads of the CTA. The aligned barrier needs converged warps, and lanes may come from
 // a branch that only some of them took.
 FP8GEMM_DEVICE void sync_threads() {

@@ -216,6 +216,7 @@ FP8GEMM_DEVICE void quantize_tile(const QuantizeParams& params, uint32_t matrix,
     for (uint32_t i = 0; i < kColumns; ++i) amax[i] = max(amax[i], magnitude_bits(x[r].get(i)));
   }
   share_amax(smem, amax);
+  if constexpr (kConfig.has_rows()) keep_halves(x);
 
   uint32_t packed[kColumns][kTileWarpRows / 4];
   FP8GEMM_UNROLL

@@ -40,6 +40,10 @@ FP8GEMM_DEVICE float max_nan_f32(float x, float y) {
   return most;
 }
 
+// The same bits, which the compiler takes for new ones: what it made of them before, it makes again
+// rather than keep in registers. No instruction.
+FP8GEMM_DEVICE void forget(uint32_t& word) { asm volatile("" : "+r"(word)); }
+
 // 2^x within 2 units in the last place; what is subnormal counts as 0.
 FP8GEMM_DEVICE float ex2_approx_ftz_f32(float x) {
   float power;
