@@ -39,6 +39,7 @@ def exact(kind: str, gate, up) -> tuple[np.ndarray, np.ndarray]:
     return y, 2.0**-20 + slope * np.abs(exponent)
 
 
+@pytest.mark.sampled(3)
 @every_activation
 @every_implementation
 @every_x_dtype
@@ -65,6 +66,7 @@ def check(kind: str, implementation: str, gate, up, scale_format: str) -> None:
     assert (error <= unit * np.abs(y) + 2.0**-10 * np.asarray(got.scales)).all()
 
 
+@pytest.mark.sampled(3)
 @every_activation
 @every_x_dtype
 def test_extremes_and_edges(kind, x_dtype):
@@ -80,6 +82,7 @@ def test_extremes_and_edges(kind, x_dtype):
     np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.sampled(2)
 @every_x_dtype
 @every_implementation
 def test_factors_in_one_array(x_dtype, implementation):
@@ -106,6 +109,7 @@ def zeroed(x, counts):
     return jnp.where(jnp.arange(x.shape[1])[None, :, None] < counts[:, None, None], x, 0)
 
 
+@pytest.mark.sampled(3)
 @every_x_dtype
 @pytest.mark.parametrize(
     "sizes", [(3, 50, 0), (0,), (90,), (-4, 30, 90), (2**31 - 1,) * 3, (1,) * 70], ids=str
