@@ -6,9 +6,9 @@
 #include <string>
 
 #if defined(__SANITIZE_THREAD__)
-// Exceptions count their references in libstdc++, which is not instrumented.
+// Threads that share an exception count their references in libstdc++, which is not instrumented.
 extern "C" __attribute__((used)) inline const char* __tsan_default_suppressions() {
-  return "race:std::logic_error::~logic_error\nrace:std::runtime_error::~runtime_error\n";
+  return "race:std::logic_error::~logic_error\nrace:checks::MessageOf\n";
 }
 #elif defined(__SANITIZE_ADDRESS__)
 // A launch that is stopped leaves for good what is on the stacks of its threads.
