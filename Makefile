@@ -70,7 +70,7 @@ mutants: $(VENV)/.simulator $(VENV)/.tests  ## Plant every known kernel bug and 
 # One thread runs the engine, whose own tests would take ThreadSanitizer half an hour.
 asan tsan: $(VENV)/.tests  ## Run the C++ tests under AddressSanitizer and UBSan, or under ThreadSanitizer
 	FP8GEMM_SANITIZE=$(if $(filter asan,$@),address,thread) $(BIN)/python -m pytest $(CPP_TESTS) \
-	  -k "$(if $(filter tsan,$@),not sim_engine_test and not sim_rules_test)"
+	  -k "$(if $(filter tsan,$@),not sim_engine_test and not sim_rules_test and not sim_numerics_test)"
 
 fuzz: $(VENV)/.simulator $(VENV)/.tests  ## Give 100,000 changed inputs to each reader of what strangers write
 	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)

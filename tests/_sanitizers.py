@@ -4,10 +4,14 @@
 import os
 
 _FLAGS = {
-    "": [],
     "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
     "thread": ["-fsanitize=thread"],
 }
-FLAGS = _FLAGS[os.environ.get("FP8GEMM_SANITIZE", "")]
-if FLAGS:
-    FLAGS = [*FLAGS, "-g1", "-fno-omit-frame-pointer"]
+
+
+def flags(kind: str) -> list[str]:
+    """Returns what g++ is to be told, to compile and to link; nothing for ""."""
+    return [*_FLAGS[kind], "-g1", "-fno-omit-frame-pointer"] if kind else []
+
+
+FLAGS = flags(os.environ.get("FP8GEMM_SANITIZE", ""))

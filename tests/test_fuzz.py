@@ -65,6 +65,21 @@ def test_half_of_a_surrogate_pair_in_a_tuned_table(extension, tmp_path):
         tuned.read(path, extension.core().describe_config)
 
 
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        # They divided by zero, and the process died; a tuned table may name any key.
+        ("1d2d.m0n32.w1.s16.c1x1.e4m3.e5m2.f16.acc", "block_m must be 16, 32 or a multiple"),
+        ("1d2d_contiguous.m0n32.w1.s16.c1x1.e4m3.e4m3.bf16", "block_m must be 16, 32 or"),
+        # The size of the cluster was 2**32, which is 0.
+        ("1d2d.m128n128.w2.s4.c65536x65536.e4m3.e4m3.bf16", "at most two CTAs can share"),
+    ],
+)
+def test_keys_of_impossible_kernels(extension, key, message):
+    with pytest.raises(RuntimeError, match=message):
+        extension.core().describe_config(key)
+
+
 @pytest.mark.parametrize("command", ["explain", "precompile"])
 @pytest.mark.parametrize("extent", [2**31, 2**63, 10**30])
 def test_extents_that_no_kernel_has_are_one_line_on_the_command_line(capsys, command, extent):

@@ -193,7 +193,8 @@ constexpr const char* broken_rule(const GemmConfig& config) {
   const uint32_t n = config.block_n;
   const uint32_t consumers = config.num_consumers;
   if (consumers < 1 || consumers > 3) return "num_consumers must be 1, 2 or 3";
-  if (config.block_m % kMmaM != 0 && config.block_m != 16 && config.block_m != 32) {
+  if (config.block_m == 0 ||
+      (config.block_m % kMmaM != 0 && config.block_m != 16 && config.block_m != 32)) {
     return "block_m must be 16, 32 or a multiple of 64";
   }
   if (config.block_m > 256 || config.consumer_rows() * consumers != max(config.block_m, kMmaM) ||
@@ -209,7 +210,9 @@ constexpr const char* broken_rule(const GemmConfig& config) {
     return "accumulators, partial sums and scales must fit in the registers of a thread";
   }
   if (const char* rule = broken_kind_rule(config)) return rule;
-  if (config.cluster_m < 1 || config.cluster_n < 1 || config.sharing() > 2) {
+  // Each by itself first: the product of large ones can be anything.
+  if (config.cluster_m < 1 || config.cluster_m > 2 || config.cluster_n < 1 ||
+      config.cluster_n > 2 || config.sharing() > 2) {
     return "at most two CTAs can share operands";
   }
   if (config.sharing() == 2 && config.block_m < 128) {

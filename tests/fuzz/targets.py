@@ -21,7 +21,13 @@ from _schemes import AUTO_FP8, compressed_tensors, modelopt  # noqa: E402
 
 from fuzz import mutate  # noqa: E402
 from jax_fp8gemm import checkpoint  # noqa: E402
-from jax_fp8gemm._src.native import extension, gemm_problem, precompile, ranking, tuned  # noqa: E402  # noqa: E402
+from jax_fp8gemm._src.native import (  # noqa: E402
+    extension,
+    gemm_problem,
+    precompile,
+    ranking,
+    tuned,
+)
 from jax_fp8gemm._src.tools import cli  # noqa: E402
 
 FILE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
