@@ -20,13 +20,13 @@ ROOT2 = math.sqrt(2)
 E5M2 = jnp.float8_e5m2
 # Recipe: error of dx and dw beside its estimate, and products and quantizers of a step for a GPU.
 RECIPES = {
-    "default": (fp8.Recipe(), RMS_ROUNDING * ROOT2, RMS_ROUNDING * ROOT2, 3, 5),
+    "default": (fp8.Recipe(), RMS_ROUNDING * ROOT2, RMS_ROUNDING * ROOT2, 3, 4),
     "e5m2": (
         fp8.Recipe(gradient_dtype=E5M2),
         math.hypot(RMS_ROUNDING, E5M2_ROUNDING),
         math.hypot(RMS_ROUNDING, E5M2_ROUNDING),
         3,
-        5,
+        4,
     ),
     # The activations of the weight gradient are rounded twice.
     "float32": (
@@ -34,7 +34,7 @@ RECIPES = {
         RMS_ROUNDING * ROOT2,
         RMS_ROUNDING * math.sqrt(3),
         3,
-        5,
+        4,
     ),
     "pow2": (fp8.Recipe(scale_format="pow2"), RMS_ROUNDING * ROOT2, RMS_ROUNDING * ROOT2, 3, 5),
     # One rounding, of the activations; nothing is scaled along tokens.
