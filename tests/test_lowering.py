@@ -90,6 +90,14 @@ PROGRAMS = {
         1,
         2,
     ),
+    # Of a weight that is not trained there is no gradient, and none of what it would need.
+    "grad of dot, frozen weight": (jax.grad(loss), (x[0], w[0], dy[0]), 1, 2),
+    "grad of ragged_dot, frozen weights": (
+        jax.grad(ragged_loss),
+        (x[0], experts[0], sizes[0], dy[0]),
+        1,
+        2,
+    ),
     "activations quantized once": (
         lambda x, w: sum(
             fp8.dot(q, v) for q in [fp8.QuantizedActivation.quantize(x)] for v in (w, -w)

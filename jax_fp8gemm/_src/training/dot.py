@@ -206,13 +206,13 @@ def _dot(x: Activations, w: Weight, options: Options) -> jax.Array:
 def _forward(x, w, options: Options):
     """Returns the product and what the backward pass needs.
 
-    x and w in FP8, a sum to add to, and what x is an activation of.
+    x and w in FP8, a sum to add to, what x is an activation of, and whether w is trained.
     """
-    w = primal_weight(options.op_name, "w", w)
+    w, is_trained = primal_weight(options.op_name, "w", w)
     x = primal(x)
     y, kept = _product_of(x, w, options)
     gradient = w.gradient if isinstance(w, MasterWeight) else None
-    return y, (*kept, gradient, kept_of(x))
+    return y, (*kept, gradient, kept_of(x), is_trained)
 
 
 def _product_of(x: Activations, w: Weight, options: Options):
@@ -238,9 +238,9 @@ def _backward(options: Options, residuals, dy: jax.Array | SymbolicZero):
 # Compiled as one program where jax.grad is called outside of jax.jit.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _gradients(options: Options, residuals, dy: jax.Array):
-    x, w, gradient, activation = residuals
+    x, w, gradient, activation, is_trained = residuals
     dw = None
-    if options.w_dtype is None:
+    if not is_trained.value:
         dy_bits = keep(quantized_cotangent(options, dy, "m"))
     else:
         dw, dy_bits = _weight_gradient(options, x, dy, gradient)

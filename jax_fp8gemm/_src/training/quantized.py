@@ -16,7 +16,7 @@ from jax_fp8gemm._src.ops.quantizer import KINDS, RuleQuantizer
 from jax_fp8gemm._src.training.master_weight import MasterWeight
 from jax_fp8gemm._src.training.quantized_activation import Activations, QuantizedActivation
 from jax_fp8gemm._src.training.recipe import Recipe
-from jax_fp8gemm._src.training.residuals import Residual, keep
+from jax_fp8gemm._src.training.residuals import IsTrained, Residual, keep
 from jax_fp8gemm._src.transforms.apply import apply
 
 COTANGENT = "the cotangent"  # in messages
@@ -113,18 +113,22 @@ def quantized_cotangent(options: Options, dy: jax.Array, rows: str) -> BlockScal
     )
 
 
-def primal_weight(op_name: str, name: str, w):
-    """Returns the weight of a forward pass; warns if a gradient of its bits is asked for."""
+def primal_weight(op_name: str, name: str, w) -> tuple[Weight, IsTrained]:
+    """Returns the weight of a forward pass, and whether its gradient is asked for.
+
+    Warns if it is that of bits.
+    """
     leaves, structure = jax.tree.flatten(w, is_leaf=lambda leaf: hasattr(leaf, "perturbed"))
     values = structure.unflatten([leaf.value for leaf in leaves])
-    if isinstance(values, BlockScaled) and any(leaf.perturbed for leaf in leaves):
+    is_trained = any(leaf.perturbed for leaf in leaves)
+    if isinstance(values, BlockScaled) and is_trained:
         warnings.warn(
             f"{op_name}: {name} is a BlockScaled, which has no gradient: zeros take its place. For"
             f" the gradient of the array that it was made of, give the array itself, or a"
             " MasterWeight, which holds both; for none, use jax.lax.stop_gradient on it.",
             stacklevel=2,
         )
-    return values
+    return values, IsTrained(is_trained and not isinstance(values, BlockScaled))
 
 
 def primal(x):

@@ -3,7 +3,7 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -179,13 +179,14 @@ _apply = jax.jit(_ragged_dot, static_argnums=3, inline=True)
 def _forward(lhs, rhs, group_sizes, options: Options):
     """Returns the product and what the backward pass needs.
 
-    Both operands in FP8, the sizes, a sum to add to, and what lhs is an activation of.
+    Both operands in FP8, the sizes, a sum to add to, what lhs is an activation of, and whether rhs
+    is trained.
     """
-    rhs = primal_weight(_NAME, "rhs", rhs)
+    rhs, is_trained = primal_weight(_NAME, "rhs", rhs)
     lhs = primal(lhs)
     y, kept = _product_of(lhs, rhs, group_sizes.value, options)
     gradient = rhs.gradient if isinstance(rhs, MasterWeight) else None
-    return y, (*kept, group_sizes.value, gradient, kept_of(lhs))
+    return y, (*kept, group_sizes.value, gradient, kept_of(lhs), is_trained)
 
 
 def _product_of(lhs, rhs: Weight, group_sizes, options: Options):
@@ -216,8 +217,8 @@ def _backward(options: Options, residuals, dy: jax.Array | SymbolicZero):
 # Compiled as one program where jax.grad is called outside of jax.jit.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _gradients(options: Options, residuals, dy: jax.Array):
-    lhs, rhs, group_sizes, gradient, activation = residuals
-    if options.w_dtype is not None:
+    lhs, rhs, group_sizes, gradient, activation, is_trained = residuals
+    if is_trained.value:
         dy_rows, dy_columns = _quantized_twice(options, dy, group_sizes)
     else:
         dy_rows, dy_columns = keep(quantized_cotangent(options, dy, "t")), ()
@@ -225,10 +226,10 @@ def _gradients(options: Options, residuals, dy: jax.Array):
     like_lhs = meshes.spec_of(lhs.bits)
     dlhs = _product(dy_rows, weights, group_sizes, options.x_dtype, options, like_lhs, True)
     dlhs = gradient_of_activations(activation, dlhs)
-    if options.w_dtype is None:
+    if not is_trained.value:
         return dlhs, None, None
     lhs_columns = _columns(options, lhs, group_sizes)
-    result_dtype = options.w_dtype if gradient is None else gradient.dtype
+    result_dtype = cast(np.dtype, options.w_dtype) if gradient is None else gradient.dtype
     op = _ExpertGradients(options.op_name, result_dtype, options.implementation)
     operands = (*lhs_columns, *dy_columns, group_sizes, gradient)
     drhs = apply(op, operands, out_sharding=options.gradient_spec, allow_reshard=True)

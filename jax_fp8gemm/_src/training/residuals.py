@@ -51,6 +51,14 @@ class Residual:
         return BlockScaled.tree_unflatten(self.block, (values, self.scales))
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class IsTrained:
+    """Whether the backward pass is asked for the gradient of the weight; known while tracing."""
+
+    value: bool
+
+
 def keep(operand: BlockScaled, name: str | None = None) -> Residual:
     """Returns the operand for the backward pass, under a name for policies of `jax.checkpoint`.
 
