@@ -14,8 +14,9 @@ FAULTS = {
     "address": ("int main(int n, char**) { return (new int[n])[n]; }", "heap-buffer-overflow"),
     "undefined": ("int main(int n, char**) { return n + 2147483647; }", "signed integer overflow"),
     "thread": (
-        "#include <thread>\nint x;\n"
-        "int main() { std::thread t([] { ++x; }); ++x; t.join(); return 0; }",
+        "#include <thread>\nvolatile int x;\n"
+        "void count() { for (int i = 0; i < 1000000; ++i) x = x + 1; }\n"
+        "int main() { std::thread t(count); count(); t.join(); }",
         "data race",
     ),
 }

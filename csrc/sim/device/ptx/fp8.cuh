@@ -22,7 +22,7 @@ FP8GEMM_DEVICE uint32_t cvt_rn_satfinite_e5m2x2_f32(float high, float low) {
 FP8GEMM_DEVICE uint32_t cvt_rn_f16x2_e4m3x2(uint32_t pair) { return sim::E4m3x2ToF16x2(pair); }
 FP8GEMM_DEVICE float min_nan_f32(float x, float y) { return x != x || x < y ? x : y; }
 FP8GEMM_DEVICE float max_nan_f32(float x, float y) { return x != x || x > y ? x : y; }
-FP8GEMM_DEVICE void forget(uint32_t&) {}
+FP8GEMM_DEVICE void forget(uint32_t& word) { (void)word; }
 // Rounded to nearest, which is one of the results that the hardware may have.
 FP8GEMM_DEVICE float ex2_approx_ftz_f32(float x) { return sim::FlushSubnormal(std::exp2(x)); }
 FP8GEMM_DEVICE float rcp_approx_ftz_f32(float x) {
