@@ -66,7 +66,7 @@ def expert_layer(
     """
     devices, rows, top = lax.axis_size(axis), chosen.size, chosen.shape[1]
     per_device = num_experts // devices
-    room = min(devices * rows, max_rows or devices * rows)
+    room = devices * rows if max_rows is None else min(devices * rows, max_rows)
     is_expert = (chosen >= 0) & (chosen < num_experts)
     chosen = jnp.where(is_expert, chosen, num_experts)  # past all experts, where nothing is sent
     gates = jnp.where(is_expert, gates, 0)

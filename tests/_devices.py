@@ -134,6 +134,9 @@ def gemm_programs_in_contexts(lhs, rhs, want):
         return measure(gemm, (put(AUTO, lhs, P("x", "y")), put(AUTO, rhs, P(None, "y"))), want)
 
     yield AUTO, "gemm MxK in an ambient mesh", ambient
+    # Arrays that are in no mesh: the program names none.
+    whole = lambda: measure(gemm, (lhs, rhs), want)  # noqa: E731
+    yield AUTO, "gemm of whole operands in an ambient mesh", whole
 
     def automatic_inside_explicit():
         f = jax.sharding.auto_axes(gemm, out_sharding=P("x"))

@@ -213,6 +213,13 @@ def ragged_dot_programs():
 
         yield kind, "ragged_dot, rows", rows
 
+        def sizes(kind=kind):
+            f = lambda *operands: fp8.ragged_dot(*operands, implementation="xla")  # noqa: E731
+            operands = put(kind, x, P()), put(kind, w, P()), put(kind, SIZES, P("x"))
+            return measure(f, operands, jax.device_get(f(x, w, SIZES)))
+
+        yield kind, "ragged_dot, group sizes", sizes
+
         def batched(kind=kind):
             """Experts over "x" with tokens of their own, columns over "y": one sum, for dx."""
             tokens = normal(17, G, M_MAX, K)

@@ -6,6 +6,7 @@ import math
 
 import cases
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -215,6 +216,12 @@ def test_one_example():
 # ---- Mistakes ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("make", [fp8.gelu, fp8.swiglu, lambda x: fp8.geglu(x, x)])
+def test_numbers_are_no_activations(make):
+    with pytest.raises(ValueError, match=r"must have shape \(\.\.\., K\), got \(\)"):
+        make(jnp.float32(1))
+
+
 def test_mistakes():
     x, sizes = jnp.ones((4, 6)), jnp.ones(2, jnp.int32)
     with pytest.raises(ValueError, match=r"swiglu: up must have the shape and dtype of gate"):
@@ -231,3 +238,12 @@ def test_mistakes():
         fp8.quantize(fp8.gelu(x), (128, 128))
     with pytest.raises(ValueError, match=r"masked_m must have shape \(G,\) = \(1,\)"):
         fp8.quantize(x[None], masked_m=sizes)
+
+
+def test_an_activation_passes_through_export():
+    of = fp8.swiglu(*factors(jnp.bfloat16))
+    exported = jax.export.export(jax.jit(lambda a: fp8.quantize(a)))(of)
+    read = jax.export.deserialize(bytearray(exported.serialize()))
+    got, want = read.call(of), jax.jit(fp8.quantize)(of)
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_array_equal(np.asarray(one, np.float32), np.asarray(other, np.float32))

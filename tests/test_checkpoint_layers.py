@@ -162,3 +162,16 @@ def test_save_refuses_another_number_of_layers(folder, tmp_path, name):
     loaded[name] = loaded[name][:2]
     with pytest.raises(ValueError, match=f"{name}.*leading dimension of 3 layers, got shape"):
         checkpoint.save(tmp_path / "new", loaded)
+
+
+def test_names_of_stacks_are_not_those_of_tensors(tmp_path):
+    tensors, _ = layers(np.random.default_rng(0))
+    tensors["model.layers.2-4.norm.weight"] = np.ones(1, np.float32)
+    with pytest.raises(ValueError, match=r"'model.layers.2-4.norm.weight'.*stack_layers=False"):
+        checkpoint.load(write(tmp_path, tensors), stack_layers=True)
+
+
+def test_save_believes_no_number_of_layers_in_a_name(tmp_path):
+    """Nothing of the size that the name says is made."""
+    with pytest.raises(ValueError, match="leading dimension of 1000000000 layers, got shape"):
+        checkpoint.save(tmp_path, {"model.layers.0-999999999.w": np.ones((2, 2), np.float32)})

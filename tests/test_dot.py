@@ -246,6 +246,13 @@ def test_second_derivatives_raise():
         jax.grad(lambda x: jax.grad(lambda x: dot(x, w0).sum())(x).sum())(x0)
 
 
+@pytest.mark.parametrize("shape", [(0, K), (3, 0, K)])
+def test_gradients_of_no_tokens(shape):
+    loss = lambda x, w: dot(x, w).sum()  # noqa: E731
+    dx, dw = jax.grad(loss, (0, 1))(jnp.zeros(shape), w0)
+    assert dx.shape == shape and dw.shape == w0.shape and not dw.any()
+
+
 # ---- dot_general ---------------------------------------------------------------------------------
 
 DOT_GENERAL = [

@@ -50,6 +50,14 @@ def test_bits_are_those_of_the_array(name):
     same_bits(pull_again(dy.astype(y.dtype)), pull(dy.astype(y.dtype)))
 
 
+def test_a_recipe_says_how():
+    recipe = fp8.Recipe(scale_format="float32")
+    got = QuantizedActivation.quantize(x, recipe=recipe).quantized
+    same_bits(got, fp8.quantize(x))
+    with fp8.use_recipe(recipe):
+        same_bits(QuantizedActivation.quantize(x).quantized, fp8.quantize(x))
+
+
 def test_the_array_is_not_read():
     """Neither pass looks at it: with NaN in it nothing changes."""
     q = QuantizedActivation.quantize(x)
@@ -94,6 +102,11 @@ ERRORS = [
         QuantizedActivation(x, fp8.quantize(x, (128, 128))),
         ValueError,
         r"x.quantized must have block",
+    ),
+    (
+        QuantizedActivation(x, fp8.quantize(x, dtype=jnp.float8_e5m2)),
+        TypeError,
+        "x.quantized's dtype must be one of float8_e4m3fn, got",
     ),
     (
         QuantizedActivation(x[:8], q.quantized),

@@ -53,7 +53,8 @@ EITHER_MESH = {
     "dequantize square, rows and columns": (NONE, 0),
     "dequantize transposed, rows and columns": (NONE, 0),
     "dequantize k_grouped, columns": (NONE, 0),
-    "dequantize swiglu, rows and columns": (NONE, 0),
+    # Computed in other vectors, with other roundings of the activation before that to its dtype.
+    "dequantize swiglu, rows and columns": (NONE, SAME),
     "dequantize valid rows, rows and columns": (NONE, 0),
     # One sum for both weight gradients and the loss, which XLA combines.
     "step data": (SUM, REROUNDED),
@@ -119,8 +120,6 @@ EXPECTED = {
         f"{kind}: {name}": row for kind in ("auto", "explicit") for name, row in EITHER_MESH.items()
     },
     **{f"manual: {name}": EITHER_MESH[name] for name in BY_HAND},
-    # Computed in other vectors, with other roundings of the activation before that to its dtype.
-    "manual: dequantize swiglu, rows and columns": (NONE, SAME),
     # Each device folds the batch that it has; automatic meshes fold before they divide.
     **{f"explicit: {name}": (NONE, SAME) for name in VMAPPED},
     "explicit: vmap of vmap of ragged": (NONE, SAME),
@@ -161,6 +160,8 @@ EXPECTED = {
     "manual: experts without room, all-to-all": ({"all-gather": 1, "all-to-all": 3}, SAME),
     "manual: experts without room, ragged all-to-all": (None, SAME),
     "auto: gemm MxK in an ambient mesh": (SUM, SAME),
+    "auto: gemm of whole operands in an ambient mesh": (NONE, SAME),
+    "auto: ragged_dot, group sizes": (None, SAME),
     "explicit: gemm MxK under auto_axes": (SUM, SAME),
     "manual: gemm MxK": (SUM, SAME),
     "manual: gemm M, y automatic": (NONE, SAME),
@@ -226,6 +227,7 @@ REFUSED = {
     "ragged, experts": ("grouped_gemm: rhs", "along G"),
     "contiguous, experts": ("grouped_gemm_contiguous: rhs", "along G"),
     "ragged_dot, rows": ("ragged_dot: lhs", "along T"),
+    "ragged_dot, group sizes": ("ragged_dot: group_sizes", "along G"),
 }
 NEEDS_BATCH_AXES = {
     "explicit: vmap of dot with out_sharding",

@@ -2,11 +2,13 @@
 // Counts the threads that are without the GIL and will want it again.
 #include "bindings/interpreter.h"
 
+#include <pthread.h>
 #include <unistd.h>
 
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
+#include <new>
 #include <thread>
 
 #include "driver/interrupts.h"
@@ -25,7 +27,12 @@ struct Interpreter {
 };
 
 Interpreter& TheInterpreter() {
-  static auto* interpreter = new Interpreter;  // leaked: threads may outlive static destruction
+  static auto* interpreter = [] {
+    auto* made = new Interpreter;  // leaked: threads may outlive static destruction
+    // A child has none of the threads that were away.
+    pthread_atfork(nullptr, nullptr, [] { new (&TheInterpreter()) Interpreter; });
+    return made;
+  }();
   return *interpreter;
 }
 
@@ -50,10 +57,8 @@ void ComeBack() {
 
 }  // namespace
 
-WithoutGil::WithoutGil() {
-  GoAway();  // true: this thread has the GIL
-  state_ = PyEval_SaveThread();
-}
+// Not counted: a thread that has got the GIL while EndInterpreter waits without it.
+WithoutGil::WithoutGil() : is_counted_(GoAway()), state_(PyEval_SaveThread()) {}
 
 WithoutGil::~WithoutGil() {
   bool is_ending = false;
@@ -62,11 +67,11 @@ WithoutGil::~WithoutGil() {
     is_ending = IsEndingForThisThread();
   }
   if (is_ending) {
-    ComeBack();
+    if (is_counted_) ComeBack();
     while (true) pause();
   }
   PyEval_RestoreThread(state_);
-  ComeBack();
+  if (is_counted_) ComeBack();
 }
 
 WithGil::WithGil() : is_held_(GoAway()) {

@@ -18,6 +18,7 @@ class WithoutGil {
   WithoutGil& operator=(const WithoutGil&) = delete;
 
  private:
+  bool is_counted_;
   PyThreadState* state_;
 };
 

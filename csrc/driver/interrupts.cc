@@ -2,9 +2,12 @@
 // A handler of SIGINT that counts and then calls the one that was there.
 #include "driver/interrupts.h"
 
+#include <pthread.h>
+
 #include <atomic>
 #include <csignal>
 #include <mutex>
+#include <new>
 #include <utility>
 
 namespace fp8gemm {
@@ -19,9 +22,10 @@ struct KnownHandler {
 };
 std::atomic<const KnownHandler*> known_handlers = nullptr;
 std::atomic<const Handler*> previous = nullptr;  // one of them
-std::atomic<uint64_t> num_signals = 0;
-std::atomic<uint64_t> num_judged = 0;      // of these
-std::atomic<uint64_t> num_interrupts = 0;  // of these, what the rule let pass, and InterruptAll
+std::atomic<int> num_in_handler = 0;
+std::atomic<uint64_t> num_signals = 0;    // and calls of InterruptAll
+std::atomic<uint64_t> num_judged = 0;     // of these
+std::atomic<uint64_t> last_stopping = 0;  // the number of the last one that stops what runs
 
 struct Rule {
   std::mutex mutex;
@@ -29,18 +33,33 @@ struct Rule {
 };
 
 Rule& TheRule() {
-  static auto* rule = new Rule;  // leaked: threads of XLA may outlive static destruction
+  static auto* rule = [] {
+    auto* made = new Rule;  // leaked: threads of XLA may outlive static destruction
+    // Its holder may wait for the GIL, which a thread that forks has.
+    pthread_atfork(nullptr, nullptr, [] { new (&TheRule().mutex) std::mutex; });
+    return made;
+  }();
   return *rule;
+}
+
+// Where a handler calls the one before it, and that is this one, the first that there was is next.
+const Handler& NextHandler() {
+  const KnownHandler* known = known_handlers;
+  if (num_in_handler == 1) return *previous.load();
+  while (known->older != nullptr) known = known->older;
+  return known->handler;
 }
 
 void CountSignal(int signal, siginfo_t* info, void* context) {
   num_signals.fetch_add(1);
-  const Handler* const next = previous.load();
-  if ((next->sa_flags & SA_SIGINFO) != 0) {
-    next->sa_sigaction(signal, info, context);
+  num_in_handler.fetch_add(1);
+  const Handler& next = NextHandler();
+  if ((next.sa_flags & SA_SIGINFO) != 0) {
+    next.sa_sigaction(signal, info, context);
   } else {
-    next->sa_handler(signal);
+    next.sa_handler(signal);
   }
+  num_in_handler.fetch_sub(1);
 }
 
 void Remember(const Handler& handler) {
@@ -66,9 +85,18 @@ void WatchSignal() {
     return;
   }
   Remember(now);
-  now.sa_sigaction = CountSignal;
-  now.sa_flags |= SA_SIGINFO;
-  sigaction(SIGINT, &now, nullptr);
+  Handler ours = now, replaced = {};
+  ours.sa_sigaction = CountSignal;
+  ours.sa_flags |= SA_SIGINFO;
+  if (sigaction(SIGINT, &ours, &replaced) != 0) return;
+  // Another thread has set one meanwhile, which is not to be lost.
+  if (replaced.sa_sigaction != now.sa_sigaction) sigaction(SIGINT, &replaced, nullptr);
+}
+
+void RaiseLastStopping(uint64_t number) {
+  uint64_t last = last_stopping;
+  while (last < number && !last_stopping.compare_exchange_weak(last, number)) {
+  }
 }
 
 // One thread asks the rule; others learn of it when they ask again.
@@ -77,7 +105,7 @@ void JudgeSignals() {
   if (!lock.owns_lock()) return;
   const uint64_t seen = num_signals;
   if (seen == num_judged) return;
-  if (TheRule().stops && TheRule().stops()) num_interrupts.fetch_add(1);
+  if (TheRule().stops && TheRule().stops()) RaiseLastStopping(seen);
   num_judged = seen;
 }
 
@@ -90,15 +118,14 @@ void SetInterruptRule(std::function<bool()> rule) {
 
 uint64_t WatchInterrupts() {
   WatchSignal();
-  if (num_signals != num_judged) JudgeSignals();  // one that came before is not for this
-  return num_interrupts;
+  return num_signals;
 }
 
 bool WasInterrupted(uint64_t mark) {
   if (num_signals != num_judged) JudgeSignals();
-  return num_interrupts != mark;
+  return last_stopping > mark;
 }
 
-void InterruptAll() { num_interrupts.fetch_add(1); }
+void InterruptAll() { RaiseLastStopping(++num_signals); }
 
 }  // namespace fp8gemm

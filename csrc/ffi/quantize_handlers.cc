@@ -6,9 +6,8 @@
 // Attributes  batches, rows, columns, num_groups: i64; layout, x_dtype, dtype, scale_format:
 //             string. See QuantizeProblem.
 // Arguments   x (batches, rows, columns); for swiglu and geglu up, as x, or both as one x of twice
-// as
-//             many columns; for float8 its scales (batches, rows, column blocks), rows innermost;
-//             where num_groups is not 0 group_sizes (batches, num_groups) int32.
+//             as many columns; for float8 its scales (batches, rows, column blocks), rows
+//             innermost; where num_groups is not 0 group_sizes (batches, num_groups) int32.
 // Results     values, scales: see QuantizeProblem. Where scales are per 1x128, rows of the values
 //             are innermost, and those up to a multiple of 4 are not written. Layouts of two have
 //             values and scales of the transposed one, then of the rows of all batches.

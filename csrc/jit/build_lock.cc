@@ -54,7 +54,8 @@ BuildLock::BuildLock(const TrustedDirectory& directory, std::string_view key_tex
   }
 }
 
-// Closing would not do: a child that was forked meanwhile has the same open file.
+// Closing would not do: a child that was forked meanwhile has the same open file. It also keeps the
+// lock of a parent that dies while it compiles; others then wait for as long as they have patience.
 BuildLock::~BuildLock() {
   if (is_held()) SetLock(file_.get(), offset_, F_UNLCK);
 }

@@ -121,7 +121,8 @@ void ValidateQuantizeProblem(const QuantizeProblem& problem) {
   const bool has_groups = needs_groups || problem.config.is_rows();
   if (problem.num_groups < (needs_groups ? 1 : 0) ||
       problem.num_groups > (has_groups ? int64_t{kMaxGroups} : 0)) {
-    throw UnsupportedError("num_groups must be from 1 to " + std::to_string(kMaxGroups) + ", got " +
+    const std::string range = has_groups ? "from 1 to " + std::to_string(kMaxGroups) : "0";
+    throw UnsupportedError("num_groups must be " + range + ", got " +
                            std::to_string(problem.num_groups));
   }
   if (problem.config.is_rows() || problem.config.has_rows()) {

@@ -136,6 +136,18 @@ ParamsCopy CopyParams(const void* params, size_t bytes) {
   return copy;
 }
 
+// Says for a scope that a launch is being simulated.
+class Launching {
+ public:
+  explicit Launching(std::atomic<bool>& flag) : flag_(flag) { flag_ = true; }
+  ~Launching() { flag_ = false; }
+  Launching(const Launching&) = delete;
+  Launching& operator=(const Launching&) = delete;
+
+ private:
+  std::atomic<bool>& flag_;
+};
+
 CUresult RunLaunch(const CUlaunchConfig& config, const LaunchAttributes& attributes,
                    const LoadedKernelImage& image, const void* params) {
   const ParamsCopy copy = CopyParams(params, image.kernel->params_bytes);
@@ -151,9 +163,8 @@ CUresult RunLaunch(const CUlaunchConfig& config, const LaunchAttributes& attribu
         "launch; start processes by \"spawn\" or \"forkserver\".");
   }
   const std::lock_guard lock(state.mutex);
-  state.is_launching = true;
+  const Launching launching(state.is_launching);
   const GridResult result = RunGrid(launch, state.options, state.ranges, state.stats);
-  state.is_launching = false;
   if (result.ok) return CUDA_SUCCESS;
   return Fail(CUDA_ERROR_LAUNCH_FAILED, "kernel " + std::string(image.kernel->key) + ", seed " +
                                             std::to_string(state.options.seed) + ":\n" +

@@ -24,7 +24,8 @@ template <GemmConfig kConfig, bool kReleases = true>
 FP8GEMM_DEVICE void sync_cluster() {
   ptx::bar_warp_sync();
   if constexpr (kConfig.cluster_size() > 1) {
-    kReleases ? ptx::barrier_cluster_arrive() : ptx::barrier_cluster_arrive_relaxed();
+    if constexpr (kReleases) ptx::barrier_cluster_arrive();
+    if constexpr (!kReleases) ptx::barrier_cluster_arrive_relaxed();
     ptx::barrier_cluster_wait();
   } else {
     ptx::barrier_sync(kCtaBarrier, kConfig.threads());

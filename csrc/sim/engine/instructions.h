@@ -53,10 +53,10 @@ void PublishWaits(Thread& lane);
 void CheckObservers(Mbarrier& barrier);
 /// All lanes of the warp learn what any of them has seen.
 void ShareAmongLanes(Warp& warp);
-/// Whether the warp knows that `slot` has reached `clock`.
 /// Time of a warp at its start.
 inline constexpr uint32_t kStarted = 1;
 
+/// Whether the warp knows that `slot` has reached `clock`.
 inline bool IsOrdered(const Warp& warp, uint32_t slot, uint32_t clock) {
   return !world.checks_order() || warp.clock.time[slot] >= clock;
 }

@@ -81,12 +81,12 @@ def of_layers(prefix: str, first: int, last: int, suffix: str) -> str:
     return f"{prefix}.{first}-{last}.{suffix}"
 
 
-def each_layer(name: str) -> list[str] | None:
-    """Returns the names that a stack of layers stands for; None for every other name."""
+def layers_of(name: str) -> tuple[str, int, int, str] | None:
+    """Splits a name of `of_layers`; None for every other name."""
     match = _LAYERS.match(name)
     if not match or int(match[2]) > int(match[3]):
         return None
-    return [f"{match[1]}.{i}.{match[4]}" for i in range(int(match[2]), int(match[3]) + 1)]
+    return match[1], int(match[2]), int(match[3]), match[4]
 
 
 def modules_of(name: str) -> Iterator[str]:

@@ -170,6 +170,12 @@ def merge_layers(sources: Mapping[str, Source]) -> dict[str, Source]:
                 stack = fmt.of_layers(prefix, first, last, suffix)
                 result = stack, _merged([layer[suffix] for layer in run])
                 merged |= {f"{prefix}.{i}.{suffix}": result for i in range(first, last + 1)}
+    taken = next((stack for stack, _ in merged.values() if stack in sources), None)
+    if taken is not None:
+        raise ValueError(
+            f"{_NAME}: {sources[taken].values[0]} must not be named as a stack of layers is:"
+            " pass stack_layers=False."
+        )
     return dict(merged.get(name, (name, source)) for name, source in sources.items())
 
 
@@ -177,10 +183,7 @@ def _runs(numbered: Mapping[int, dict[str, Source]]) -> Iterator[tuple[int, int]
     """Yields the first and the last of several layers in a row that hold the same."""
 
     def content(i: int):
-        return {
-            suffix: (source.values[0].dtype, *source._replace(values=(), scales=()), source.shape)
-            for suffix, source in numbered[i].items()
-        }
+        return {suffix: (*source.stored, source.shape) for suffix, source in numbered[i].items()}
 
     # In a row, numbers and their places differ by the same.
     in_a_row = (i - place for place, i in enumerate(sorted(numbered)))

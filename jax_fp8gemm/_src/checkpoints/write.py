@@ -100,17 +100,19 @@ def _find_groups(
 
 def _layer_keys(name: str, tensor: Any) -> list[tuple[str, tuple[int, ...]]]:
     """Returns name and place of each layer of a stack, or of all that is none."""
-    layers = fmt.each_layer(name)
+    layers = fmt.layers_of(name)
     if layers is None:
         return [(name, ())]
+    prefix, first, last, suffix = layers
+    count = last - first + 1
     # A matrix of weights is left of each layer.
     least = 3 if isinstance(tensor, BlockScaled) else 1
-    if tensor.ndim < least or tensor.shape[0] != len(layers):
+    if tensor.ndim < least or tensor.shape[0] != count:
         raise ValueError(
-            f"{_NAME}: tensor {name!r} must have a leading dimension of {len(layers)} layers, got"
-            f" shape {tuple(tensor.shape)}."
+            f"{_NAME}: tensor {name!r} must have a leading dimension of {count} layers, got shape"
+            f" {tuple(tensor.shape)}."
         )
-    return [(layer, (i,)) for i, layer in enumerate(layers)]
+    return [(f"{prefix}.{first + i}.{suffix}", (i,)) for i in range(count)]
 
 
 def _is_stack_of_experts(

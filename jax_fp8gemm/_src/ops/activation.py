@@ -3,9 +3,11 @@
 
 import dataclasses
 import functools
+import json
 from typing import Any
 
 import jax
+import jax.export
 import numpy as np
 
 from jax_fp8gemm._src.operands import checks
@@ -48,6 +50,14 @@ class Activation:
     def compute(self) -> jax.Array:
         """Returns the activation from plain JAX, rounded to its dtype."""
         return xla_activation.activate(self.kind, self.x, self.up)
+
+
+jax.export.register_pytree_node_serialization(
+    Activation,
+    serialized_name="jax_fp8gemm.Activation",
+    serialize_auxdata=lambda static: json.dumps(static).encode(),
+    deserialize_auxdata=lambda data: tuple(json.loads(bytes(data))),
+)
 
 
 def swiglu(gate: jax.Array, up: jax.Array | None = None) -> Activation:
@@ -121,6 +131,7 @@ def gelu(x: jax.Array) -> Activation:
 
     Raises:
         TypeError: `x` has an unsupported type or dtype.
+        ValueError: `x` has no dimension.
 
     Transformations:
         As `swiglu`.
@@ -128,11 +139,16 @@ def gelu(x: jax.Array) -> Activation:
     Example:
         >>> y = dot(gelu(activations), weight.T)                       # (M, N)
     """
-    return Activation(checks.floating("gelu", "x", x), None, "gelu")
+    x = checks.floating("gelu", "x", x)
+    if not x.shape:
+        raise ValueError("gelu: x must have shape (..., K), got ().")
+    return Activation(x, None, "gelu")
 
 
 def _gated(kind: str, gate: Any, up: Any) -> Activation:
     gate = checks.floating(kind, "gate", gate)
+    if not gate.shape:
+        raise ValueError(f"{kind}: gate must have shape (..., K), got ().")
     if up is not None:
         up = checks.floating(kind, "up", up)
         if (up.shape, up.dtype) != (gate.shape, gate.dtype):
@@ -140,7 +156,7 @@ def _gated(kind: str, gate: Any, up: Any) -> Activation:
                 f"{kind}: up must have the shape and dtype of gate = {tuple(gate.shape)}"
                 f" {gate.dtype}, got {tuple(up.shape)} {up.dtype}."
             )
-    elif gate.ndim == 0 or gate.shape[-1] % 2:
+    elif gate.shape[-1] % 2:
         raise ValueError(
             f"{kind}: gate must have shape (..., 2 * K) where up is None, got {tuple(gate.shape)}."
         )

@@ -78,12 +78,12 @@ class Quantizer(Operation):
 
     def layout(self, *operands) -> Layout:
         batch = names("b", operands[0].ndim - 2)
-        dims, replicated = ("t", "r"), ()
+        dims, replicated = ("t", "r"), ("g",)  # each device reads all sizes
         if self._transposed is None:
             results = dims = rows, columns = self.axes
             scale_rows = rows if _BLOCKS[self.kind] == checks.ROW_BLOCK else f"{rows}/128"
             if self._is_joined(operands):
-                dims, replicated = (rows, "h"), (columns, "h")
+                dims, replicated = (rows, "h"), (columns, "h", "g")
             results = (results, (scale_rows, f"{columns}/128"))
         elif self._transposed == "transposed":
             results = (("r", "t"), ("r", "t/128"))

@@ -76,7 +76,7 @@ def keep_both(
     """Returns activations `(..., K)` and the weights in FP8, for both passes.
 
     Messages call them as `called` says, and the rows of the activations `rows`. Rows in no group
-    are zeros.
+    are zeros, but of a QuantizedActivation.
     """
     x_name, w_name = called
     x_axes, w_axes = (rows, "k"), ("n", "k") if options.w_is_nk else ("k", "n")
@@ -101,12 +101,15 @@ def keep_both(
     return kept_x, keep(w_blocks, WEIGHT_NAME)
 
 
-def quantized_cotangent(options: Options, dy: jax.Array, rows: str) -> BlockScaled:
-    """Returns the gradient that arrives in FP8, scaled along N."""
+def quantized_cotangent(
+    options: Options, dy: jax.Array, rows: str, group_sizes: jax.Array | None = None
+) -> BlockScaled:
+    """Returns the gradient that arrives in FP8, scaled along N; rows in no group are zeros."""
     return quantized(
         options,
         dy,
         checks.ROW_BLOCK,
+        group_sizes=group_sizes,
         name=COTANGENT,
         axes=(rows, "n"),
         dtype=options.recipe.gradient_dtype,

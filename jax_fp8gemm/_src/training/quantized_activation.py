@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.export
+import jax.numpy as jnp
 import numpy as np
 
 from jax_fp8gemm._src.operands import checks
@@ -18,8 +19,10 @@ from jax_fp8gemm._src.ops.activation import (
     parts,
 )
 from jax_fp8gemm._src.ops.quantize import quantize
+from jax_fp8gemm._src.training.recipe import Recipe, chosen
 
 _NAME = "QuantizedActivation"
+_E4M3 = jnp.dtype(jnp.float8_e4m3fn)
 
 
 @functools.partial(
@@ -36,9 +39,9 @@ class QuantizedActivation:
 
     Args:
         array: `(..., K)`, `bfloat16`, `float16` or `float32`.
-        quantized: `BlockScaled` of the same shape with block (1, 128). With scales that are powers
-            of two, as `QuantizedActivation.quantize` gives it, a weight gradient rounds it again
-            only where it becomes subnormal.
+        quantized: `BlockScaled` of the same shape, `float8_e4m3fn`, with block (1, 128). With
+            scales that are powers of two, as `QuantizedActivation.quantize` gives it, a weight
+            gradient rounds it again only where it becomes subnormal.
 
     Raises:
         Nothing: the products check that the parts fit together, by TypeError and ValueError.
@@ -55,19 +58,23 @@ class QuantizedActivation:
     quantized: BlockScaled
 
     @classmethod
-    def quantize(cls, x: jax.Array, *, implementation: str | None = None) -> "QuantizedActivation":
+    def quantize(
+        cls, x: jax.Array, *, implementation: str | None = None, recipe: Recipe | None = None
+    ) -> "QuantizedActivation":
         """Returns activations beside what the products make of them.
 
         Args:
             x: As `array`.
             implementation: None, "cuda", "xla" or "sim", as for `quantize`.
+            recipe: As for the products, for the format of the scales.
 
         Raises:
             TypeError: `x` has an unsupported dtype.
             ValueError: As `quantize`.
         """
         x = checks.floating(_NAME, "x", x)
-        options = {"scale_format": "pow2", "implementation": implementation}
+        scale_format = chosen(_NAME, recipe).scale_format or "pow2"
+        options = {"scale_format": scale_format, "implementation": implementation}
         return cls(x, quantize(jax.lax.stop_gradient(x), **options))
 
     @property
@@ -106,6 +113,7 @@ def checked_activations(op_name: str, name: str, x: Any) -> Any:
         got = type(x.quantized).__name__
         raise TypeError(f"{op_name}: {name}.quantized must be a BlockScaled, got {got}.")
     bits = as_block_scaled(op_name, f"{name}.quantized", x.quantized, (checks.ROW_BLOCK,))
+    checks.dtype_of(op_name, f"{name}.quantized's dtype", bits.dtype, (_E4M3,))
     if tuple(bits.shape) != tuple(array.shape):
         raise ValueError(
             f"{op_name}: {name}.quantized must have the shape of the array = {tuple(array.shape)},"

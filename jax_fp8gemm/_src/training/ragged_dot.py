@@ -219,9 +219,9 @@ def _backward(options: Options, residuals, dy: jax.Array | SymbolicZero):
 def _gradients(options: Options, residuals, dy: jax.Array):
     lhs, rhs, group_sizes, gradient, activation, is_trained = residuals
     if is_trained.value:
-        dy_rows, dy_columns = _quantized_twice(options, dy, group_sizes)
+        dy_rows, dy_columns = _rows_and_columns(options, dy, group_sizes)
     else:
-        dy_rows, dy_columns = keep(quantized_cotangent(options, dy, "t")), ()
+        dy_rows, dy_columns = keep(quantized_cotangent(options, dy, "t", group_sizes)), ()
     weights = rhs.transpose() if options.w_is_nk else rhs
     like_lhs = meshes.spec_of(lhs.bits)
     dlhs = _product(dy_rows, weights, group_sizes, options.x_dtype, options, like_lhs, True)
@@ -246,12 +246,12 @@ def _columns(options: Options, rows: Residual, group_sizes: jax.Array) -> tuple[
     return apply(op, (restored.values, restored.scales, group_sizes))
 
 
-def _quantized_twice(
+def _rows_and_columns(
     options: Options, dy: jax.Array, group_sizes: jax.Array
 ) -> tuple[Residual, tuple[jax.Array, ...]]:
     """Returns dy in FP8, scaled along N, and scaled along the rows of each group."""
     if options.recipe.rounds_gradients_once:
-        rows = keep(quantized_cotangent(options, dy, "t"))
+        rows = keep(quantized_cotangent(options, dy, "t", group_sizes))
         return rows, _columns(options, rows, group_sizes)
     op = RuleQuantizer(
         options.op_name,

@@ -104,7 +104,7 @@ class WeightGradient(InRule):
             return self._in_bfloat16(x, dy, accumulator)
         if dy_scales is None:
             *dy_columns, values, scales = self._along_tokens("rows_and_transposed", dy)
-            like_dy = (each.reshape(*dy.shape[:-1], -1) for each in (values, scales))
+            like_dy = (each.reshape(*dy.shape[:-1], each.shape[-1]) for each in (values, scales))
             return self._product(x, dy_columns, accumulator), *like_dy
         dy = lax.bitcast_convert_type(dy, _E4M3), dy_scales
         return self._product(x, self._along_tokens("transposed", *dy), accumulator)

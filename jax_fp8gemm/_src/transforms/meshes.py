@@ -129,6 +129,14 @@ def _parts_are_whole(size: int, unit: int, mesh_sizes: Sequence[int]) -> bool:
     return size > unit and not any(size % n == 0 and size // unit % n for n in mesh_sizes)
 
 
+def _unnamed_mesh(shaped: jax.ShapeDtypeStruct) -> Mesh:
+    """Returns a mesh of all devices of a program that names none.
+
+    That is one under `jax.set_mesh` whose arguments are in no mesh.
+    """
+    return Mesh(np.array(list(shaped.sharding.devices_indices_map(shaped.shape))), ("device",))
+
+
 def _spec_on(mesh: Mesh, shaped: jax.ShapeDtypeStruct) -> PartitionSpec:
     """Returns how mesh axes divide what XLA's partitioner describes; nothing if parts of them do.
 
@@ -217,6 +225,8 @@ def _partitioned(op: Operation, operands: tuple) -> Callable[..., Any]:
         return op.local(*unify_varying(_with_absent(layout, present)))
 
     def partition(mesh, arg_shapes, result_shapes):
+        if mesh.empty:
+            mesh = _unnamed_mesh(arg_shapes[0])
         results = result_shapes if isinstance(result_shapes, list | tuple) else [result_shapes]
         specs = _with_absent(layout, [_spec_on(mesh, x) for x in arg_shapes])
         wanted = [_spec_on(mesh, x) for x in results]
