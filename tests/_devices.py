@@ -14,7 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from _expert_devices import expert_programs, exported_expert_programs, full_expert_programs
-from _grouped_devices import grouped_programs, ragged_dot_programs, vmapped_programs
+from _grouped_devices import (
+    grouped_programs,
+    ragged_dot_programs,
+    sharded_sizes_programs,
+    vmapped_programs,
+)
 from _quantize_devices import dequantize_programs, quantize_programs
 from _tiers import in_sample
 from _training_devices import training_programs
@@ -318,6 +323,7 @@ PROGRAMS = (
     grouped_programs,
     vmapped_programs,
     ragged_dot_programs,
+    sharded_sizes_programs,
     expert_programs,
     full_expert_programs,
     exported_expert_programs,

@@ -190,6 +190,19 @@ def _gradients(x, w, sizes):
     return jax.grad(loss, (0, 1))(x, w)
 
 
+def sharded_sizes_programs():
+    """Yields a ragged product whose sizes are divided, which every device needs whole."""
+    x, w = normal(14, T, K), normal(15, G, K, N) / K**0.5
+    f = lambda *operands: fp8.ragged_dot(*operands, implementation="xla")  # noqa: E731
+    for kind in (AUTO, EXPLICIT):
+
+        def run(kind=kind):
+            operands = put(kind, x, P()), put(kind, w, P()), put(kind, SIZES, P("x"))
+            return measure(f, operands, jax.device_get(f(x, w, SIZES)))
+
+        yield kind, "ragged_dot, group sizes", run
+
+
 def ragged_dot_programs():
     """Yields a name and a measurement for ragged_dot's gradients, and for a layer of experts."""
     x, w = normal(14, T, K), normal(15, G, K, N) / K**0.5
@@ -212,13 +225,6 @@ def ragged_dot_programs():
             return measure(f, operands, jax.device_get(f(x, w, SIZES)))
 
         yield kind, "ragged_dot, rows", rows
-
-        def sizes(kind=kind):
-            f = lambda *operands: fp8.ragged_dot(*operands, implementation="xla")  # noqa: E731
-            operands = put(kind, x, P()), put(kind, w, P()), put(kind, SIZES, P("x"))
-            return measure(f, operands, jax.device_get(f(x, w, SIZES)))
-
-        yield kind, "ragged_dot, group sizes", sizes
 
         def batched(kind=kind):
             """Experts over "x" with tokens of their own, columns over "y": one sum, for dx."""
