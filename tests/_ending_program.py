@@ -19,6 +19,9 @@ import jax.numpy as jnp
 import jax_fp8gemm as fp8
 from jax_fp8gemm._src.native import extension, precompile
 
+# What is started in the background of a shell ignores it, and its children do.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 CORE = extension.core()
 KEYS = CORE.candidate_configs()
 

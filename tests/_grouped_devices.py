@@ -235,7 +235,10 @@ def ragged_dot_programs():
 
             gradients = jax.grad(loss, (0, 1))
             operands = put(kind, tokens, P("x")), put(kind, w, P("x", None, "y"))
-            return measure(gradients, operands, jax.device_get(gradients(tokens, w)))
+            want = jax.device_get(gradients(tokens, w))
+            # A gradient is divided as its operand: XLA would gather one that nothing is said of.
+            like = tuple(operand.sharding for operand in operands)
+            return measure(gradients, operands, want, out_shardings=like)
 
         yield kind, "gradients of a batch of dots, experts x N", batched
 

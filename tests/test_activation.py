@@ -161,6 +161,7 @@ def relative(got, want) -> float:
     return float(np.linalg.norm(got - want) / np.linalg.norm(want))
 
 
+@pytest.mark.sampled(6)
 @every_activation
 @every_implementation
 def test_gradients_of_dot(kind, implementation):

@@ -71,6 +71,7 @@ def _thunks(folder: Path, program: str) -> list[str]:
     return path.read_text().splitlines()
 
 
+@pytest.mark.slow
 def test_bfloat16_is_rounded_before_it_is_quantized(folder):
     """XLA keeps the products in float32 where nothing says otherwise (tests/test_rounding.py)."""
     plain = (folder / "produced.hlo").read_text()

@@ -127,6 +127,7 @@ def _seconds(call) -> float:
     return 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="ours runs")
 def test_what_fails_on_a_gpu_is_in_record_report_and_exit_status(
     gpu, monkeypatch, tmp_path, capsys
@@ -174,6 +175,7 @@ def test_without_the_repository_the_command_says_what_to_do(monkeypatch, tmp_pat
     assert "checkout of jax_fp8gemm" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_wrong_grouped_product_is_failed(extension):
     """The check of a peer with groups can fail."""
     for case in cases.suite("smoke")[4:]:

@@ -84,13 +84,15 @@ def test_cache_processes_that_make_room_at_once(programs, tmp_path):
 def test_cache_outlives_killed_writers(programs, tmp_path):
     """Whatever moment a writer is killed at, there is a whole entry or none."""
     worker = [programs["runtime_cache_test"], "worker", tmp_path]
-    for i in range(30):
+    num_keys = 0
+    for i in itertools.count():
         writer = subprocess.Popen([str(part) for part in [*worker, 100_000]])
         time.sleep(0.001 * i)
         writer.kill()
         assert writer.wait() == -signal.SIGKILL
-    num_keys = len(list(tmp_path.glob("*.bin")))
-    assert num_keys > 0
+        num_keys = len(list(tmp_path.glob("*.bin")))
+        if i >= 30 and num_keys > 0:  # with sanitizers they start slowly
+            break
     # Fails at a damaged entry. What was begun and not finished is not found.
     assert run(*worker, num_keys).split() == ["0", str(num_keys)]
 

@@ -144,6 +144,7 @@ def test_command_reads_what_tune_wrote(calibration, measurements, tmp_path, caps
 # ---- docs/performance.md -------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("row", COUNTED, ids=lambda row: row[0])
 def test_counts_are_as_the_page_says(static_report, simulator_library, row):
     key, fetched, moved, share, cycles, per_tile = row

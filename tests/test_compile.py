@@ -117,6 +117,7 @@ def test_kernel(job, farm):
     assert failures == []
 
 
+@pytest.mark.sampled(4)
 @needs_nvdisasm
 @pytest.mark.parametrize("key", PDL_SAMPLES)
 def test_kernel_of_a_dependent_launch_waits_for_the_one_before(key):

@@ -162,7 +162,7 @@ COMBINATIONS = {
 }
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_gradients_of_transformed_functions(name, jit):
@@ -265,6 +265,7 @@ DOT_GENERAL = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("lhs_shape", "rhs_shape", "numbers"), DOT_GENERAL, ids=str)
 def test_dot_general(lhs_shape, rhs_shape, numbers):
     lhs, rhs = cases.normal(lhs_shape, seed=3), cases.normal(rhs_shape, seed=4)

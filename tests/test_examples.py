@@ -21,7 +21,7 @@ EXAMPLES = {
 }
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example_runs(tmp_path, name):
     packages, arguments = EXAMPLES[name]

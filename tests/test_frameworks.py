@@ -105,6 +105,7 @@ EQUATIONS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("equation", EQUATIONS)
 def test_einsum_is_that_of_jax(monkeypatch, equation):
     """With JAX's product in the place of ours."""

@@ -66,6 +66,7 @@ def test_what_the_budget_leaves_out_is_named(tmp_path):
     assert "the budget left it 0." in text.splitlines()[0]
 
 
+@pytest.mark.slow
 def test_a_test_that_the_budget_cuts_short_does_not_count_as_hanging(tmp_path):
     path = tmp_path / "test_long.py"
     path.write_text("import time\n\ndef test_short(): pass\ndef test_long(): time.sleep(600)\n")
@@ -134,6 +135,7 @@ def test_after_it(): pass
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stuck", "limit_s"), [("time.sleep(600)", 8), ("os.kill(os.getpid(), 9)", 60)]
 )
@@ -165,6 +167,7 @@ def _selects(step: gpu_check.Step, test: str) -> bool:
     return words in rest
 
 
+@pytest.mark.slow
 def test_every_test_for_a_gpu_belongs_to_a_step():
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "hopper", "tests"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
@@ -261,6 +264,7 @@ def test_second_call(lent):
     assert 240 < _budget(bench) < 300 and 300 < _budget(tune) < 480
 
 
+@pytest.mark.slow
 def test_a_benchmark_that_does_not_end_leaves_time_to_tune(lent):
     """Its record of the cases so far is kept."""
     begin = time.monotonic()

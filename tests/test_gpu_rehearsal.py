@@ -46,6 +46,7 @@ def rehearsal(simulator_library, request, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_a_hanging_and_a_faulting_experiment_cost_only_themselves(rehearsal, monkeypatch):
     monkeypatch.setenv("STAND_IN_HANGS", "tma_store")
     monkeypatch.setenv("STAND_IN_FAULTS", "register_budgets")

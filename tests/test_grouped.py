@@ -29,7 +29,7 @@ def check(kind, operands, implementation, accumulator=None, **kwargs):
     return out
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("case", GROUPED_CASES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_groups(kind, case, implementation):

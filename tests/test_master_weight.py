@@ -42,6 +42,7 @@ def quantized(w):
     return fp8.MasterWeight.quantize(w, **xla)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("name", USES)
 def test_bits_are_those_of_the_master(name, jit):
@@ -62,6 +63,7 @@ def test_bits_are_those_of_the_master(name, jit):
     assert not np.asarray(got.quantized.scales).any()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("implementation", ["xla", "sim"])
 @pytest.mark.parametrize("name", ["dot", "dot_general", "ragged_dot"])
 def test_gradients_add_up_in_the_given_array(name, implementation):

@@ -35,6 +35,7 @@ def finish(process: subprocess.Popen) -> str:
     return out
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_device():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -50,6 +51,7 @@ def compile_in_new_process(tmp_path):
     return lambda num_sms: int(finish(start("_cached_program.py", str(tmp_path), str(num_sms))))
 
 
+@pytest.mark.slow
 def test_persistent_compilation_cache(compile_in_new_process):
     assert compile_in_new_process(64) > 0
     assert compile_in_new_process(64) == 0, "compiled again in another process"

@@ -29,6 +29,7 @@ def numpy_scales(x: np.ndarray, block, dtype) -> np.ndarray:
     return scales
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("in_dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("dtype", [E4M3, E5M2])
 @pytest.mark.parametrize("block", BLOCKS)

@@ -65,7 +65,7 @@ def spoiled(x: np.ndarray, kind: str, rng) -> np.ndarray:
     return x
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @every_quantizer
 @every_x_dtype
 @every_dtype
@@ -100,7 +100,7 @@ def test_every_float16_beside_every_scale(dtype, scale_format):
     assert_kernel_is_plain_jax(fp8.quantize, x, dtype=dtype, scale_format=scale_format)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @every_grouped_quantizer
 @every_x_dtype
 @pytest.mark.parametrize("case", GROUPED_CASES, ids=str)
@@ -117,6 +117,7 @@ def test_sizes_that_make_no_sense_and_many_groups(name, sizes):
     assert_kernel_is_plain_jax(GROUPED_QUANTIZERS[name], x, jnp.asarray(sizes, jnp.int32))
 
 
+@pytest.mark.sampled(3)
 @every_x_dtype
 @every_format
 @pytest.mark.parametrize("sizes", [None, (130, 0, 7), (0,), (1,) * 130, (300,)], ids=str)

@@ -20,6 +20,7 @@ def assert_same(got, want):
         np.testing.assert_array_equal(np.asarray(a, np.float32), np.asarray(b, np.float32))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("scale_format", ["float32", "pow2"])
 @pytest.mark.parametrize("dtype", [E4M3, E5M2])
 @pytest.mark.parametrize("shape", [(128, 64), (200, 33), (1, 5), (2, 3, 130, 40)], ids=str)
@@ -40,6 +41,7 @@ def groups_one_by_one(x, sizes, width, **options):
     return fp8.quantize(jnp.asarray(columns), **options)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("case", GROUPED_CASES + MANY_GROUPS_CASES, ids=str)
 def test_groups_are_quantized_one_by_one(case):
     x = cases.normal((case.num_rows, 24), seed=0)

@@ -39,6 +39,7 @@ def of_array(product, array, quantized):
     return lambda array, w: product(QuantizedActivation(array, quantized), w)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_bits_are_those_of_the_array(name):
     product, weight = PRODUCTS[name]

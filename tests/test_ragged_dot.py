@@ -82,6 +82,7 @@ def test_rows_that_do_not_count_change_nothing():
     assert not np.asarray(got[0][used:]).any() and not np.asarray(got[1][used:]).any()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("x_dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 @pytest.mark.parametrize("preferred", [None, jnp.float32])
 def test_dtypes(x_dtype, preferred):
@@ -174,6 +175,7 @@ def test_residuals_are_the_bits_of_float8():
     assert {leaf.dtype.name for leaf in kept} == {"uint8"}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("shape", [(), (1,)])
 def test_group_offset(jit, shape):

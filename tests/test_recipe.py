@@ -52,6 +52,7 @@ def operands():
     return inputs((3, 200, 384), (384, 256))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", RECIPES)
 def test_error_is_that_of_its_roundings(operands, name):
     recipe, dx_error, dw_error, *_ = RECIPES[name]
@@ -69,6 +70,7 @@ def test_cost_in_custom_calls(operands, name):
     assert [custom_calls(text, target) for target in (PRODUCT, QUANTIZER)] == counts
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", RECIPES)
 def test_simulator_agrees(operands, name):
     x, w, dy = (t[..., :128] for t in operands)
@@ -79,6 +81,7 @@ def test_simulator_agrees(operands, name):
     assert all(relative(a, b) < 1e-6 for a, b in zip(got, want, strict=True))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", ["default", "e5m2", "float32", "pow2"])
 def test_ragged_dot(operands, name):
     """One group is a dot, bit by bit."""

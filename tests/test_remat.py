@@ -67,7 +67,7 @@ def value_and_gradients(name, *checkpoint):
     return jax.tree.leaves(jax.jit(jax.value_and_grad(loss, (0, 1)))(x, w))
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize(
     ("name", "policy"),
     [
@@ -83,6 +83,7 @@ def test_policies_change_no_number(name, policy):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("policy", ["none", "both", "everything"])
 def test_policies_change_no_bit_of_residual_blocks_in_bfloat16(policy):
     """What is saved is rounded; what is not, XLA could compute with more digits."""

@@ -46,7 +46,7 @@ def operands(dtype):
     return cases.normal((M, K), seed=0, dtype=dtype), cases.normal((M, K), seed=1, dtype=dtype)
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32], ids=str)
 @pytest.mark.parametrize("producer", PRODUCERS)
 @pytest.mark.parametrize("quantizer", QUANTIZERS)

@@ -79,6 +79,7 @@ def test_every_source_is_tested():
     assert tested.isdisjoint(_TESTED_FROM_PYTHON)
 
 
+@pytest.mark.slow
 def test_headers_that_a_source_reaches(programs):
     run(programs["headers_test"])
 

@@ -111,6 +111,7 @@ def test_sound_kernel_passes(nvrtc, macros):
     assert gate_failures(kernel.facts, _expected(macros)) == []
 
 
+@pytest.mark.sampled(3)
 @every_nvrtc
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_fault_fails_its_gate(nvrtc, fault):

@@ -98,7 +98,7 @@ def test_scan_and_checkpoint():
     assert_close(got, jax.vmap(xla_gemm)(lhs, rhs).sum(0))
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("transform", [jax.grad, jax.jacfwd, jax.jacrev])
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("implementation", [None, "xla", "cuda", "sim"])
@@ -228,6 +228,7 @@ def test_no_custom_call_where_there_is_nothing_to_multiply(fake_ffi):
         assert fake_calls(lower(with_implementation("cuda"), *operands, platforms=("cuda",))) == 0
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("check_vma", [True, False])
 @pytest.mark.parametrize("implementation", [None, "xla", "cuda", "sim"])
 @pytest.mark.parametrize("batched", [False, True])

@@ -74,6 +74,7 @@ def test_groups_are_equal(tune_operands, word, want):
     assert got is None if want is None else got.tolist() == want
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("word", WORDS)
 def test_dry_run_of_every_kind(tune, simulator_library, word):
     problem = gemm_problem.parse(word, num_sms=4)

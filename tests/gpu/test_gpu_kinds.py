@@ -101,6 +101,7 @@ def test_configuration_simulated(simulated, key):
     check(problem_for(key), "sim", config=key)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", SPECIAL)
 def test_special_problem(implementation, name):
     problem, key = SPECIAL[name]

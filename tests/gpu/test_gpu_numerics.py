@@ -31,6 +31,7 @@ def _name(dtype) -> str:
     return jnp.dtype(dtype).name
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("case", cases.EDGE_CASES, ids=str)
 def test_edges(implementation, case):
     """Tails in every dimension, into memory that held NaN."""

@@ -31,7 +31,7 @@ def _check(quantize, implementation: str, *arguments, **options) -> None:
         assert_same_bits(*(jnp.where(nan, jnp.zeros_like(x), x) for x in (a, b)))
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @every_quantizer
 @pytest.mark.parametrize("dtype", [E4M3, E5M2], ids=lambda d: jnp.dtype(d).name)
 @pytest.mark.parametrize("scale_format", ["float32", "pow2"])
