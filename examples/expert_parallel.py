@@ -110,7 +110,7 @@ def _send(rows: jax.Array, traffic: Traffic, axis: str, room: int, travel) -> ja
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _send_fp8(rows: jax.Array, traffic: Traffic, axis: str, room: int, travel):
     """Sends bits and scales. Gradients come back to the rows, in their dtype."""
-    bits = fp8.quantize(rows, scale_format="pow2")
+    bits = fp8.QuantizedActivation.quantize(rows).quantized
     values, scales = (
         _send(each, traffic, axis, room, travel)
         for each in (bits.values.view(jnp.uint8), bits.scales)
@@ -120,7 +120,7 @@ def _send_fp8(rows: jax.Array, traffic: Traffic, axis: str, room: int, travel):
 
 
 def _nothing(rows: jax.Array, room: int) -> jax.Array:
-    """Returns zeros for rows that are sent, which nobody reads."""
+    """Returns zeros for so many rows."""
     return jnp.zeros_like(rows, shape=(room, rows.shape[1]))
 
 
@@ -159,7 +159,7 @@ def _ragged_there(rows: jax.Array, traffic: Traffic, axis: str, room: int) -> ja
     me = lax.axis_index(axis)
     return lax.ragged_all_to_all(
         rows,
-        jnp.zeros_like(rows, shape=(room, rows.shape[1])),
+        _nothing(rows, room),
         _starts(traffic.wanted[me]),
         traffic.fitting[me],
         _starts(traffic.fitting)[me],
@@ -173,7 +173,7 @@ def _ragged_back(rows: jax.Array, traffic: Traffic, axis: str, room: int) -> jax
     me = lax.axis_index(axis)
     return lax.ragged_all_to_all(
         rows,
-        jnp.zeros_like(rows, shape=(room, rows.shape[1])),
+        _nothing(rows, room),
         _starts(traffic.fitting[:, me]),
         traffic.fitting[:, me],
         _starts(traffic.wanted, 1)[:, me],
