@@ -144,7 +144,7 @@ def test_command_reads_what_tune_wrote(calibration, measurements, tmp_path, caps
 # ---- docs/performance.md -------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("row", COUNTED, ids=lambda row: row[0])
 def test_counts_are_as_the_page_says(static_report, simulator_library, row):
     key, fetched, moved, share, cycles, per_tile = row
@@ -173,6 +173,7 @@ def test_report_of_counts(static_report, simulator_library, capsys):
     assert static_report.stages("1d2d.m128n128.w2.s4.c1x1.e4m3.e4m3.bf16") == (4, 2)
 
 
+@pytest.mark.slow
 def test_no_layout_of_results_has_bank_conflicts(static_report, simulator_library):
     """One tile for each size of elements and swizzle, with and without an accumulator."""
     core = static_report.extension.core()

@@ -37,6 +37,7 @@ BESIDE = {
     "jit/fnv1a": "hashes",
     "jit/trusted_directory": "who may have written to it",
     "jit/type_names": "element types as text",
+    "shared/fast_divisor": "division by what the host knows",
     "shared/gemm_config": "what a kernel is specialized on",
     "shared/gemm_params": "the kernel's parameter",
     "shared/smem_layout": "the kernel's shared memory",

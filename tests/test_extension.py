@@ -224,6 +224,7 @@ def run_with_simulator(name, parts, extension, folder):
     subprocess.run([program, extension.sim_library()], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("simulator_library")
 def test_launches_on_more_than_2_to_the_31_elements(extension, tmp_path):
     """Encodes them with the simulator's checks, without memory behind the addresses."""

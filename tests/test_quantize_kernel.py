@@ -65,7 +65,7 @@ def spoiled(x: np.ndarray, kind: str, rng) -> np.ndarray:
     return x
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(17)
 @every_quantizer
 @every_x_dtype
 @every_dtype
@@ -76,7 +76,7 @@ def test_shapes(name, x_dtype, dtype, scale_format, shape):
     assert_kernel_is_plain_jax(QUANTIZERS[name], x, dtype=dtype, scale_format=scale_format)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(9)
 @every_quantizer
 @every_x_dtype
 @every_dtype
@@ -110,6 +110,7 @@ def test_groups(name, x_dtype, case):
     assert_kernel_is_plain_jax(GROUPED_QUANTIZERS[name], x, case.group_sizes)
 
 
+@pytest.mark.sampled(3)
 @every_grouped_quantizer
 @pytest.mark.parametrize("sizes", [(-4, 30, 30), (30, 2**31 - 1, 9), (2**31 - 1,) * 3, (1,) * 70])
 def test_sizes_that_make_no_sense_and_many_groups(name, sizes):
@@ -136,6 +137,7 @@ def test_two_layouts_in_one_reading_are_those_of_two(x_dtype, scale_format, size
     assert_same_bits(got, want)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("sizes", [None, (3, 100), (128, 0, 1)])
 @pytest.mark.parametrize("shape", [(130, 64), (200, 200), (131, 131)], ids=str)
 def test_float8_is_scaled_anew(shape, sizes):

@@ -103,6 +103,7 @@ def _expected(macros: str) -> Expected:
     )
 
 
+@pytest.mark.sampled(2)
 @every_nvrtc
 @pytest.mark.parametrize("macros", ["", "WAVES=2", "BLOCK_N=64 WAVES=2", "BLOCK_N=192"])
 def test_sound_kernel_passes(nvrtc, macros):
@@ -111,7 +112,7 @@ def test_sound_kernel_passes(nvrtc, macros):
     assert gate_failures(kernel.facts, _expected(macros)) == []
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @every_nvrtc
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_fault_fails_its_gate(nvrtc, fault):
@@ -119,6 +120,7 @@ def test_planted_fault_fails_its_gate(nvrtc, fault):
     assert any(FAULTS[fault] in failure for failure in failures), failures
 
 
+@pytest.mark.sampled(2)
 @every_nvrtc
 @pytest.mark.parametrize("fault", LOGGED)
 def test_compiler_reports_fault(nvrtc, fault):

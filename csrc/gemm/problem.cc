@@ -6,6 +6,13 @@
 #include "driver/tensor_map.h"
 
 namespace fp8gemm {
+namespace {
+
+// The kernels divide numbers of tiles below 2^31 (shared/fast_divisor.h). Ends of ragged groups,
+// and the numbers past the end at which CTAs stop, add less than 2^29.
+constexpr int64_t kMaxTiles = int64_t{1} << 30;
+
+}  // namespace
 
 GemmConfig GemmProblem::types() const {
   GemmConfig config;
@@ -42,10 +49,15 @@ void ValidateProblem(const GemmProblem& problem) {
   CheckExtent("the number of rows of all groups of a", problem.a_rows());
   CheckExtent("the number of rows of all groups of b", problem.b_rows());
   CheckExtent("the number of rows of all groups of d", problem.d_rows());
-  // The kernels count tiles, and bands of them, in 32 bits; matrices of groups start a tile each.
+  // Matrices of groups start a tile each.
   const int64_t matrices = problem.d_rows() / problem.m;
-  CheckExtent("the number of 16x16 tiles of all groups of d",
-              matrices * ceil_div<int64_t>(problem.m, 16) * ceil_div<int64_t>(problem.n, 16));
+  const int64_t tiles =
+      matrices * ceil_div<int64_t>(problem.m, 16) * ceil_div<int64_t>(problem.n, 16);
+  if (tiles > kMaxTiles) {
+    throw UnsupportedError(
+        "the number of 16x16 tiles of all groups of d must be at most 2^30, got " +
+        std::to_string(tiles));
+  }
   if (problem.num_sms < 1) {
     throw UnsupportedError("num_sms must be at least 1, got " + std::to_string(problem.num_sms));
   }

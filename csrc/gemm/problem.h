@@ -77,8 +77,9 @@ GemmProblem ReadProblem(const Reader& reader) {
 }
 
 /// @throws UnsupportedError  An extent (also of all groups together) is not from 1 to a little less
-///     than 2^31, which TMA coordinates of tiles past the edge still have to fit; d has 2^31 tiles
-///     or more; there are more groups than kMaxGroups; or num_sms < 1. The message names it.
+///     than 2^31, which TMA coordinates of tiles past the edge still have to fit; d has more
+///     than 2^30 tiles; there are more groups than kMaxGroups; or num_sms < 1. The message names
+///     it.
 void ValidateProblem(const GemmProblem& problem);
 
 }  // namespace fp8gemm

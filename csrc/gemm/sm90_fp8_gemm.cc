@@ -116,13 +116,17 @@ void SetRaster(const GemmConfig& config, int64_t active, GemmParams& params) {
     const double minor = along_n ? columns : rows;
     const double major = along_n ? rows : columns;
     const uint32_t minor_tiles = along_n ? params.cluster_tiles_n : params.cluster_tiles_m;
+    const uint32_t major_tiles = along_n ? params.cluster_tiles_m : params.cluster_tiles_n;
     for (uint32_t width = 1; width <= 32; width *= 2) {
       const uint32_t band = std::min(width, minor_tiles);
       const double traffic = band * minor + double(ceil_div<int64_t>(active, band)) * major;
       if (best != 0 && traffic >= best) continue;
       best = traffic;
-      params.raster_width = band;
       params.raster_along_n = along_n;
+      params.raster_width = fast_divisor(band);
+      params.band_tiles = fast_divisor(band * major_tiles);
+      params.whole_bands = minor_tiles / band;
+      params.last_band_width = fast_divisor(max(1u, minor_tiles % band));
     }
   }
 }
@@ -165,6 +169,9 @@ GemmParams MakeGemmParams(const DriverApi& api, const GemmProblem& problem,
   params.n = problem.n;
   params.cluster_tiles_m = ClusterTilesM(problem, config);
   params.cluster_tiles_n = ClusterTilesN(problem, config);
+  const bool is_k_grouped = problem.kind == GemmKind::kKGrouped;
+  params.tiles_together =
+      fast_divisor(params.cluster_tiles_n * (is_k_grouped ? params.cluster_tiles_m : 1));
   SetRaster(config, ActiveClusters(problem, config, max_clusters), params);
   return params;
 }

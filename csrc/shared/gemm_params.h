@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // GemmParams: the single argument of the kernels, passed by value as a __grid_constant__.
 #pragma once
+#include <shared/fast_divisor.h>
 #include <shared/types.h>
 
 namespace fp8gemm {
@@ -33,8 +34,15 @@ struct GemmParams {
   uint32_t k_blocks;         // ceil(k / 128); K-grouped: of all groups
   uint32_t cluster_tiles_m;  // output tiles in units of a whole cluster; of one group if masked
   uint32_t cluster_tiles_n;
-  uint32_t raster_width;    // cluster tiles of the minor dimension that are walked together
-  uint32_t raster_along_n;  // 1: the minor (grouped) dimension is N; 0: it is M
+  // Cluster tiles that follow each other in one group: K-grouped: all of them; masked and ragged:
+  // those along N.
+  FastDivisor tiles_together;
+  uint32_t raster_along_n;   // 1: the minor dimension, which is cut into bands, is N; 0: it is M
+  FastDivisor raster_width;  // cluster tiles of the minor dimension that are walked together
+  // Of a matrix of cluster_tiles_m x cluster_tiles_n. Other sizes come from the groups.
+  FastDivisor band_tiles;       // cluster tiles of a band
+  FastDivisor last_band_width;  // of the band after the whole ones; unused if there is none
+  uint32_t whole_bands;
 };
 
 }  // namespace fp8gemm

@@ -4,8 +4,9 @@
 import dataclasses
 from pathlib import Path
 
-HEADER = Path(__file__).with_name("micro_kernels.cuh")
-HEADER_NAME = "micro_kernels.cuh"
+HEADERS = tuple(
+    Path(__file__).with_name(name) for name in ("micro_kernels.cuh", "cluster_kernels.cuh")
+)
 MMA_WIDTHS = tuple(range(16, 257, 16))
 TYPES = ("E4M3", "E5M2")
 OUTPUT_TYPES = {"bf16": "kBF16", "f16": "kF16", "f32": "kF32"}
@@ -55,6 +56,7 @@ def _kernels() -> list[MicroKernel]:
         MicroKernel("fp8_conversions", "fp8_conversions"),
         MicroKernel("mbarrier_phases", "mbarrier_phases"),
         MicroKernel("mbarrier_remote", "mbarrier_remote", cluster=2),
+        MicroKernel("st_async", "st_async", cluster=2),
         MicroKernel("named_barriers", "named_barriers", threads=256),
         MicroKernel("special_registers", "special_registers", cluster=2),
         MicroKernel("shared_vectors", "shared_vectors"),
@@ -75,7 +77,7 @@ KERNELS = {kernel.name: kernel for kernel in _kernels()}
 
 def device_source() -> str:
     """Returns the program for NVRTC: all micro-kernels."""
-    lines = [f"#include <{HEADER_NAME}>", "using namespace fp8gemm;", ""]
+    lines = [f"#include <{HEADERS[-1].name}>", "using namespace fp8gemm;", ""]
     for kernel in KERNELS.values():
         lines += [
             f'extern "C" __global__ void __launch_bounds__({kernel.threads}, 1)',
@@ -89,7 +91,7 @@ def device_source() -> str:
 def simulator_source() -> str:
     """Returns a translation unit that registers all micro-kernels with the simulator."""
     lines = [
-        f"#include <{HEADER_NAME}>",
+        f"#include <{HEADERS[-1].name}>",
         '#include "sim/registry.h"',
         "using namespace fp8gemm;",
         "using conformance::Params;",

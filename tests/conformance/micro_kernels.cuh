@@ -301,28 +301,6 @@ FP8GEMM_DEVICE void mbarrier_phases(const Params& params) {
   }
 }
 
-// Cluster of two. The ranks take turns: each waits for an arrival from the other on its own barrier
-// and writes the round, rank 0 starting.
-FP8GEMM_DEVICE void mbarrier_remote(const Params& params) {
-  const uint32_t bar = ptx::dynamic_smem() + kBarrierOffset;
-  const uint32_t rank = ptx::cluster_ctarank();
-  const uint32_t num_rounds = params.args[0];
-  publish(bar, 1);
-  ptx::barrier_cluster_arrive();
-  ptx::barrier_cluster_wait();
-  if (ptx::thread_idx() == 0) {
-    for (uint32_t round = 0; round < num_rounds; ++round) {
-      if (rank == 0) ptx::mbarrier_arrive_cluster(bar, 1);
-      if (rank == 0) ptx::mbarrier_wait_parity_cluster(bar, round % 2);
-      if (rank == 1) ptx::mbarrier_wait_parity(bar, round % 2);
-      params.out[rank * num_rounds + round] = round + 1;
-      if (rank == 1) ptx::mbarrier_arrive_release_cluster(bar, 0);
-    }
-  }
-  ptx::barrier_cluster_arrive();
-  ptx::barrier_cluster_wait();
-}
-
 // Two warpgroups with a barrier each, then one for both. out: what each thread reads of its own and
 // of the other warpgroup.
 FP8GEMM_DEVICE void named_barriers(const Params& params) {

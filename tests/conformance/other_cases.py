@@ -126,6 +126,9 @@ def _barrier_cases() -> list[Case]:
     phases = Problem(words, received.size, (rounds,))
     turns = np.tile(np.arange(1, rounds + 1, dtype=np.uint32), 2)
     remote = Problem(out_words=turns.size, args=(rounds,), num_ctas=2)
+    # Not NaN: a float register may not keep a payload on every machine.
+    stored = rng.integers(0, 0x7F800000, (2, 512), np.uint32)
+    exchange = [Problem(stored.ravel(), 1024, (first,), num_ctas=2) for first in (0, 1)]
     thread = np.arange(256)
     neighbours = words[thread // 128 * 128 + (thread + 37) % 128]
     named = Problem(words, 512)
@@ -133,6 +136,10 @@ def _barrier_cases() -> list[Case]:
         Case("mbarrier.phases", "mbarrier_phases", phases, as_bytes(received)),
         Case("mbarrier.remote", "mbarrier_remote", remote, as_bytes(turns)),
         Case("named_barriers", "named_barriers", named, as_bytes(neighbours, words[::-1])),
+        *(
+            Case(f"st_async.{name}", "st_async", problem, as_bytes(stored[::-1]))
+            for name, problem in zip(("bytes_first", "announced_first"), exchange, strict=True)
+        ),
     ]
 
 

@@ -170,7 +170,7 @@ def test_gpu_driver_code(stand_in):
     assert results.outputs == {name: CASES[name].expected for name in _STAND_IN_CASES}
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variable", "message"), [("STAND_IN_HANGS", "it hangs"), ("STAND_IN_FAULTS", "77")]
 )

@@ -14,7 +14,7 @@ from pathlib import Path
 import mma_cases
 import other_cases
 import tma_cases
-from catalogue import HEADER, HEADER_NAME, device_source, simulator_source
+from catalogue import HEADERS, device_source, simulator_source
 from problems import Case
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -50,7 +50,7 @@ def compile_for_gpu(nvrtc: Nvrtc | None = None) -> Compiled:
     if cubin := os.environ.get("FP8GEMM_MICRO_KERNELS"):
         return Compiled(Path(cubin).read_bytes(), "")
     nvrtc = nvrtc or find_all()[0]
-    headers = {**device_headers(), HEADER_NAME: HEADER.read_text()}
+    headers = {**device_headers(), **{path.name: path.read_text() for path in HEADERS}}
     return nvrtc.compile(device_source(), NVRTC_OPTIONS, headers)
 
 
@@ -61,7 +61,8 @@ def _simulator_sources() -> list[Path]:
 
 def _digest(source: str) -> str:
     inputs = [p for p in sorted(CSRC.rglob("*")) if p.suffix in (".h", ".cc", ".cuh", ".inc")]
-    digest = hashlib.sha256(source.encode() + HEADER.read_bytes() + " ".join(_GPP_FLAGS).encode())
+    headers = b"".join(path.read_bytes() for path in HEADERS)
+    digest = hashlib.sha256(source.encode() + headers + " ".join(_GPP_FLAGS).encode())
     for path in inputs:
         if not path.is_relative_to(CSRC / "sim/kernels"):
             digest.update(path.read_bytes())
@@ -91,7 +92,7 @@ def _compile_simulator(source: str, library: Path) -> None:
     objects.mkdir(exist_ok=True)
     generated = objects / "micro_kernels.cc"
     generated.write_text(source)
-    includes = [CSRC / "sim/device", CSRC / "kernels", CSRC, HEADER.parent]
+    includes = [CSRC / "sim/device", CSRC / "kernels", CSRC, HEADERS[0].parent]
     flags = [*_GPP_FLAGS, *(f"-I{path}" for path in includes)]
 
     def compile_one(path: Path) -> Path:

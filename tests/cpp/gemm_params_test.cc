@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Parameters of launches whose matrices have more than 2^31 elements, without the matrices; and
-// that making them allocates nothing.
+// Parameters of launches whose matrices have more than 2^31 elements, without the matrices; that
+// making them allocates nothing; and the division that kernels do with some of them.
 //
 // Usage: gemm_params_test SIMULATOR_LIBRARY
 #include <cstdlib>
@@ -48,6 +48,42 @@ void CheckMap(const TensorMap& map, int index, int64_t columns, int64_t rows, in
   CHECK(decoded.base == Address(index) && decoded.rank == 2);
   CHECK(decoded.dims[0] == uint64_t(columns) && decoded.dims[1] == uint64_t(rows));
   CHECK(decoded.strides_bytes[0] == uint64_t(pitch_bytes));
+}
+
+// The bands are all of the minor dimension, and as long as the other one.
+void CheckRaster(const GemmParams& params) {
+  const bool along_n = params.raster_along_n != 0;
+  const uint64_t minor = along_n ? params.cluster_tiles_n : params.cluster_tiles_m;
+  const uint64_t major = along_n ? params.cluster_tiles_m : params.cluster_tiles_n;
+  const uint64_t width = params.raster_width.divisor;
+  CHECK(params.band_tiles.divisor == width * major);
+  const uint64_t last = minor - params.whole_bands * width;
+  CHECK(last < width && (last == 0 || params.last_band_width.divisor == last));
+}
+
+// Around multiples of divisors of every size, and at the ends of what a dividend can be.
+void TestFastDivisor() {
+  const auto check = [](uint32_t divisor) {
+    const FastDivisor fast = fast_divisor(divisor);
+    CHECK(fast.divisor == divisor);
+    constexpr uint64_t kEnd = uint64_t{1} << 31;
+    for (uint64_t quotient = 0; quotient * divisor < kEnd; quotient += quotient / 8 + 1) {
+      for (const int64_t offset : {-1, 0, 1}) {
+        const uint64_t x = quotient * divisor + offset;
+        if (x < kEnd) CHECK(fast.quotient(x) == x / divisor);
+      }
+    }
+    CHECK(fast.quotient(kEnd - 1) == (kEnd - 1) / divisor);
+    CHECK(fast.quotient((kEnd - 1) / divisor * divisor - 1) ==
+          ((kEnd - 1) / divisor * divisor - 1) / divisor);
+  };
+  for (uint32_t divisor = 1; divisor <= 5000; ++divisor) check(divisor);
+  for (uint32_t power = 12; power <= 31; ++power) {
+    for (const int32_t offset : {-3, -1, 0, 1, 3}) {
+      const uint32_t divisor = (uint32_t{1} << power) + offset;
+      if (divisor <= uint32_t{1} << 31) check(divisor);
+    }
+  }
 }
 
 // Every candidate for `problem`, which is valid: maps, and what the kernel counts in 32 bits.
@@ -99,9 +135,11 @@ void TestProblem(const DriverApi& api, const GemmProblem& problem) {
     const uint64_t tiles = uint64_t{params.cluster_tiles_m} * params.cluster_tiles_n;
     CHECK(params.cluster_tiles_m * tile_rows <= INT32_MAX);
     CHECK(params.cluster_tiles_n * tile_columns <= INT32_MAX);
-    CHECK(tiles * params.num_groups + kNumSms <= UINT32_MAX);
-    const uint64_t major = params.raster_along_n ? params.cluster_tiles_m : params.cluster_tiles_n;
-    CHECK(params.raster_width * major <= UINT32_MAX);
+    CHECK(tiles * params.num_groups + kNumSms < uint64_t{1} << 31);
+    CheckRaster(params);
+    CHECK(params.tiles_together.divisor ==
+          (problem.kind == GemmKind::kKGrouped ? uint64_t{params.cluster_tiles_m} : 1) *
+              params.cluster_tiles_n);
     CHECK(geometry.grid >= 1 && geometry.grid <= kNumSms);
   }
   CHECK(candidates > 0);
@@ -129,7 +167,7 @@ void TestLarge(const DriverApi& api) {
   TestProblem(api, Problem(GemmKind::kDense, 1, kMaxExtent, 8, 16));
   TestProblem(api, Problem(GemmKind::kDense, 1, 8, kMaxExtent, 16));
   TestProblem(api, Problem(GemmKind::kDense, 1, 8, 8, kMaxExtent));
-  TestProblem(api, Problem(GemmKind::kDense, 1, 500'000, 1'000'000, 128));  // 2^31 tiles, nearly
+  TestProblem(api, Problem(GemmKind::kDense, 1, 270'000, 1'000'000, 128));  // 2^30 tiles, nearly
   TestProblem(api, Problem(GemmKind::kRagged, 256, 1'000'001, 7168, 20'480));
   TestProblem(api, Problem(GemmKind::kContiguous, 256, 1'000'064, 7168, 20'480));
   TestProblem(api, Problem(GemmKind::kMasked, 256, 8192, 7168, 20'480));
@@ -188,6 +226,7 @@ void TestQuantizers() {
 int main(int argc, char** argv) {
   if (argc != 2) checks::Fail("usage", 0, "needs the simulator's library");
   fp8gemm::SetSimLibraryPath(argv[1]);
+  fp8gemm::TestFastDivisor();
   fp8gemm::TestLarge(fp8gemm::SimDriver());
   fp8gemm::TestRefused();
   fp8gemm::TestQuantizers();

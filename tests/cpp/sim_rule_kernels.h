@@ -97,20 +97,50 @@ void ArriveOutsideCluster(const Params&) {
   SyncCluster();
 }
 
-template <bool kBroken>
-void StoreOutsideCluster(const Params&) {
-  SyncCluster();
-  const uint32_t peer = kBroken ? 2 : ptx::cluster_ctarank() ^ 1;
-  if (IsFirst()) ptx::st_shared_cluster_v4_f32(ptx::dynamic_smem(), peer, 1, 2, 3, 4);
+// Stores into CTA `peer`, and waits for what comes here.
+inline void ExchangeWith(uint32_t peer, bool waits = true, bool reads_before = false) {
+  if (IsFirst()) {
+    ptx::mbarrier_arrive_expect_tx(Bar(), 16);
+    ptx::st_async_v4_f32(ptx::dynamic_smem(), Bar(), peer, 1, 2, 3, 4);
+    if (reads_before) ptx::ld_shared_f32(ptx::dynamic_smem());
+    if (waits) ptx::mbarrier_wait_parity_cluster(Bar(), 0);
+  }
   SyncCluster();
 }
 
 template <bool kBroken>
 void StoreBeforeStart(const Params&) {
+  InitBarrier();
   if (!kBroken) SyncCluster();
-  const uint32_t peer = ptx::cluster_ctarank() ^ 1;
-  if (IsFirst()) ptx::st_shared_cluster_v4_f32(ptx::dynamic_smem(), peer, 1, 2, 3, 4);
+  ExchangeWith(ptx::cluster_ctarank() ^ 1);
+}
+
+template <bool kBroken>
+void StoreOutsideCluster(const Params&) {
+  InitBarrier();
   SyncCluster();
+  ExchangeWith(kBroken ? 2 : ptx::cluster_ctarank() ^ 1);
+}
+
+template <bool kBroken>
+void StoreIsNotAwaited(const Params&) {
+  InitBarrier();
+  SyncCluster();
+  ExchangeWith(ptx::cluster_ctarank() ^ 1, !kBroken);
+}
+
+template <bool kBroken>
+void ReadBeforeWait(const Params&) {
+  InitBarrier();
+  SyncCluster();
+  ExchangeWith(ptx::cluster_ctarank() ^ 1, true, kBroken);
+}
+
+// Within a cluster of one PTX leaves it undefined.
+template <bool kBroken>
+void StoreAlone(const Params&) {
+  InitBarrier();
+  if (kBroken) ExchangeWith(0);
 }
 
 template <bool kBroken>
@@ -135,30 +165,19 @@ void RelaxedArrivalOfBarrier(const Params&) {
   SyncCluster();
 }
 
-// Rank 1 writes into rank 0 and tells it.
-template <bool kReleases, bool kAcquires>
-void HandOver() {
+// st.async releases to the cluster.
+template <bool kBroken>
+void WaitAtCtaScope(const Params&) {
   InitBarrier();
   SyncCluster();
   if (IsFirst() && ptx::cluster_ctarank() == 1) {
-    ptx::st_shared_cluster_v4_f32(ptx::dynamic_smem(), 0, 1, 2, 3, 4);
-    if (kReleases) ptx::mbarrier_arrive_release_cluster(Bar(), 0);
-    if (!kReleases) ptx::mbarrier_arrive_cluster(Bar(), 0);
+    ptx::st_async_v4_f32(ptx::dynamic_smem(), Bar(), 0, 1, 2, 3, 4);
   } else if (IsFirst()) {
-    if (kAcquires) ptx::mbarrier_wait_parity_cluster(Bar(), 0);
-    if (!kAcquires) ptx::mbarrier_wait_parity(Bar(), 0);
+    ptx::mbarrier_arrive_expect_tx(Bar(), 16);
+    if (kBroken) ptx::mbarrier_wait_parity(Bar(), 0);
+    if (!kBroken) ptx::mbarrier_wait_parity_cluster(Bar(), 0);
   }
   SyncCluster();
-}
-
-template <bool kBroken>
-void ArriveWithoutRelease(const Params&) {
-  HandOver<!kBroken, true>();
-}
-
-template <bool kBroken>
-void WaitAtCtaScope(const Params&) {
-  HandOver<true, !kBroken>();
 }
 
 template <bool kBroken>

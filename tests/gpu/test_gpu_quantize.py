@@ -31,7 +31,7 @@ def _check(quantize, implementation: str, *arguments, **options) -> None:
         assert_same_bits(*(jnp.where(nan, jnp.zeros_like(x), x) for x in (a, b)))
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(17)
 @every_quantizer
 @pytest.mark.parametrize("dtype", [E4M3, E5M2], ids=lambda d: jnp.dtype(d).name)
 @pytest.mark.parametrize("scale_format", ["float32", "pow2"])
@@ -55,7 +55,7 @@ def test_extremes(implementation, name, scale_format):
         _check(QUANTIZERS[name], implementation, x, dtype=dtype, scale_format=scale_format)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @every_grouped_quantizer
 @pytest.mark.parametrize("case", cases.GROUPED_CASES, ids=str)
 def test_groups(implementation, name, case):
@@ -101,6 +101,7 @@ def test_repeated_runs_give_the_same_bits(name):
 # ---- Activations, which no two implementations compute alike -------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", ["swiglu", "geglu", "gelu"])
 @pytest.mark.parametrize("x_dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_activations(implementation, kind, x_dtype):

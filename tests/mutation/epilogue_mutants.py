@@ -2,7 +2,7 @@
 """Bugs in what is stored: staging in shared memory, swizzles, accumulators, the order of tiles."""
 
 from mutation.mutant import Mutant
-from mutation.synchronization_mutants import ONE, PAIR_M, TWO
+from mutation.synchronization_mutants import ONE, PAIR_M, RAGGED, TWO
 
 SWIZZLE_64B = "1d2d.m64n96.w1.c1x1.e4m3.e4m3.bf16"
 SWIZZLE_32B = "1d2d.m64n80.w1.c1x1.e4m3.e4m3.bf16"
@@ -217,7 +217,7 @@ MUTANTS = (
     Mutant(
         "last band as wide as the others",
         "fp8_gemm/tile_scheduler.cuh",
-        "min(params_.raster_width, minor_tiles - first_minor);",
+        "band < params_.whole_bands ? params_.raster_width : params_.last_band_width;",
         "params_.raster_width;",
         "A narrower last band is walked as if it were whole: tiles outside, others never.",
         (ONE,),
@@ -225,17 +225,24 @@ MUTANTS = (
     Mutant(
         "bands one too wide",
         "fp8_gemm/tile_scheduler.cuh",
-        "const uint32_t first_minor = index / band_tiles * params_.raster_width;",
-        "const uint32_t first_minor = index / band_tiles * (params_.raster_width + 1);",
+        "place_at(band * params_.raster_width.divisor + within",
+        "place_at(band * (params_.raster_width.divisor + 1) + within",
         "The second band starts past tiles that nobody computes.",
         (ONE,),
     ),
     Mutant(
+        "last band of a group as wide as the others",
+        "fp8_gemm/grouped_tiles.cuh",
+        "min(raster_width, (along_n ? tiles_n : tiles_m) - first_minor);",
+        "raster_width;",
+        "A narrower last band is walked as if it were whole: tiles outside, others never.",
+        (RAGGED,),
+    ),
+    Mutant(
         "phantom tile left out",
         "fp8_gemm/tile_scheduler.cuh",
-        "    place(next_, params_.cluster_tiles_m, params_.cluster_tiles_n, tile);\n"
-        "    if constexpr (kConfig.split_k > 1)",
-        "    place(next_, params_.cluster_tiles_m, params_.cluster_tiles_n, tile);\n"
+        "    place(next_, tile);\n    if constexpr (kConfig.split_k > 1)",
+        "    place(next_, tile);\n"
         "    if (tile.row >= params_.m) return false;\n"
         "    if constexpr (kConfig.split_k > 1)",
         "A CTA without a tile must still take part in the multicast of its peer.",

@@ -190,8 +190,8 @@ MUTANTS = (
     Mutant(
         "rows past the last group not written",
         "fp8_gemm/ragged_tiles.cuh",
-        "rows = params_.m - before.extent_end;  // past the last group: zeros",
-        "rows = 0;",
+        "is_padding ? params_.m : groups_.load(group).extent_end;",
+        "is_padding ? before.extent_end : groups_.load(group).extent_end;",
         "They must be zero, whatever the memory held.",
         (RAGGED,),
     ),

@@ -12,6 +12,7 @@ RAGGED_PAIR = "1d2d_ragged.m128n128.w2.c2x1.e4m3.e4m3.bf16"
 RAGGED = "1d2d_ragged.m64n64.w1.c1x1.e4m3.e4m3.bf16"
 DEPENDENT = "1d2d.m16n32.w1.c1x1.e4m3.e4m3.bf16.pdl"
 SPLIT = "1d2d.m64n64.w1.c1x1.e4m3.e4m3.bf16.split2"
+SPLIT_16_ROWS = "1d2d.m16n64.w1.c1x1.e4m3.e4m3.bf16.split4"
 
 _WAIT_AND_RELEASE = """\
         finish_multiply<kConfig>(partial);
@@ -264,27 +265,35 @@ MUTANTS = (
         (SPLIT,),
     ),
     Mutant(
-        "split K arrives before it has written",
+        "split K expects the sums of one CTA",
         "fp8_gemm/split_k.cuh",
-        "  ptx::bar_warp_sync();\n  const uint32_t lane = ptx::lane_idx();\n",
-        "  const uint32_t lane = ptx::lane_idx();\n",
-        "One lane arrives for its warp, whose other lanes may not have written yet.",
+        "kThreads * kConfig.block_n / 2 * sizeof(float);",
+        "kThreads * kConfig.block_n / 2 * sizeof(float) / kConfig.split_k;",
+        "The barrier completes before all sums have come.",
         (SPLIT,),
     ),
     Mutant(
-        "split K tells only one CTA",
+        "split K expects sums of rows that a small tile does not have",
         "fp8_gemm/split_k.cuh",
-        "if (lane < kConfig.split_k) ptx::mbarrier_arrive_release_cluster",
-        "if (lane == 0) ptx::mbarrier_arrive_release_cluster",
+        "ceil_div(min(kConfig.block_m, kMmaM), 16u) * kWarpThreads;",
+        "kWarpgroupThreads;",
+        "A tile of 16 rows has one warp of sums, and the bytes of four are waited for.",
+        (SPLIT_16_ROWS,),
+    ),
+    Mutant(
+        "split K stores into one CTA",
+        "fp8_gemm/split_k.cuh",
+        "smem.summed(consumer), target, accum[i]",
+        "smem.summed(consumer), 0, accum[i]",
         "The other CTAs wait for ever.",
         (SPLIT,),
     ),
     Mutant(
-        "split K arrives without a release to the cluster",
+        "split K keeps its own sums where another CTA's belong",
         "fp8_gemm/split_k.cuh",
-        "ptx::mbarrier_arrive_release_cluster",
-        "ptx::mbarrier_arrive_cluster",
-        "Sums written into another CTA may arrive there after the arrival.",
+        "smem.partials(consumer, rank, i / 4 % kColumns8, thread);",
+        "smem.partials(consumer, rank ^ 1, i / 4 % kColumns8, thread);",
+        "Sums are added in the order of the CTAs that they come from.",
         (SPLIT,),
     ),
     Mutant(

@@ -151,7 +151,7 @@ CLUSTER_BARRIERS = {
 
 
 def _text_of(text: str, function: str) -> str:
-    start = re.search(rf"\b{function}\(\)\s*\{{", text).end()
+    start = re.search(rf"\b{function}\([^)]*\)\s*\{{", text).end()
     return literals(asm_parts(asm_body(text, start))[0]).strip()
 
 
@@ -161,6 +161,26 @@ def test_barriers_of_a_cluster_are_cutes():
     for name, own_name in CLUSTER_BARRIERS.items():
         own = _text_of(ours, own_name)
         assert re.sub(r"\.(release|acquire)\b", "", own) == _text_of(theirs, name), name
+
+
+def test_asynchronous_stores_are_cutes():
+    """Ours stores four floats where CuTe's stores one word, to the same kinds of addresses."""
+    theirs = (cute_headers()[0] / "cute/arch/cluster_sm90.hpp").read_text()
+    ours = (ROOT / "csrc/kernels/ptx/cluster.cuh").read_text()
+    (one_word,) = re.findall(r'"(st\.async\.[^"]*;)"', theirs)
+    four = _text_of(ours, "st_async_v4_f32")
+    assert four.count("mapa.shared::cluster.u32") == 2  # as set_block_rank does for both addresses
+    assert "mapa.shared::cluster.u32" in theirs
+    four = re.search(r"st\.async\..*;", four)[0]
+    for own, their in (
+        (".v4.f32", ".u32"),
+        ("[remote]", "[%0]"),
+        ("{%3, %4, %5, %6}", "%1"),
+        ("[remote_bar]", "[%2]"),
+    ):
+        assert own in four
+        four = four.replace(own, their)
+    assert four == one_word
 
 
 def test_cutlass_shows_fenced_mbarriers_by_a_relaxed_arrival():

@@ -13,7 +13,7 @@ from _witness_packages import compile_program, cute_headers, run
 
 from jax_fp8gemm._src.native import extension
 
-pytestmark = pytest.mark.usefixtures("simulator_library")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("simulator_library")]
 
 _SOURCES = (
     "cute_kernels",
@@ -63,7 +63,6 @@ def test_kernels_use_cutes_layouts(program):
     assert found["swizzled"] == 3 * 232448 // 16
 
 
-@pytest.mark.slow
 def test_every_kernel_uses_cutes_layouts(program):
     found = counts(program)
     assert found["kernels"] == len(KEYS)

@@ -22,6 +22,20 @@ FP8GEMM_DEVICE bool TileScheduler<kConfig>::next_grouped(Tile& tile) const {
   }
 }
 
+// As `place(index, tile)`, of a matrix of `tiles_m` x `tiles_n`, which a group's size determines:
+// the host knows no reciprocals.
+template <GemmConfig kConfig>
+FP8GEMM_DEVICE void TileScheduler<kConfig>::place(uint32_t index, uint32_t tiles_m,
+                                                  uint32_t tiles_n, Tile& tile) const {
+  const bool along_n = params_.raster_along_n != 0;
+  const uint32_t raster_width = params_.raster_width.divisor;
+  const uint32_t band_tiles = raster_width * (along_n ? tiles_m : tiles_n);
+  const uint32_t first_minor = index / band_tiles * raster_width;
+  const uint32_t within = index % band_tiles;
+  const uint32_t width = min(raster_width, (along_n ? tiles_n : tiles_m) - first_minor);
+  place_at(first_minor + within % width, within / width, tile);
+}
+
 // Makes `tile` one of group `group`.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void TileScheduler<kConfig>::select_weights(uint32_t group, Tile& tile) const {

@@ -8,7 +8,7 @@ namespace fp8gemm {
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE bool TileScheduler<kConfig>::next_masked(Tile& tile) const {
   const uint32_t tiles_n = params_.cluster_tiles_n;
-  uint32_t position = next_ / tiles_n;
+  uint32_t position = params_.tiles_together.quotient(next_);
   const uint32_t tiles_per_group = params_.cluster_tiles_m;
   uint32_t group = Table::find(params_.num_groups, position,
                                [&](uint32_t g) { return groups_.load(g).tile_end; });
@@ -29,10 +29,11 @@ FP8GEMM_DEVICE bool TileScheduler<kConfig>::next_masked(Tile& tile) const {
     first_tile = products + group * tiles_per_group - before;
   }
   const uint32_t valid = groups_.load(group).extent_end;
-  const uint32_t tiles_m = is_padding ? tiles_per_group - skipped : ceil_div(valid, kClusterRows);
+  const uint32_t tiles_m =
+      is_padding ? tiles_per_group - skipped : ceil_div(valid, Table::kClusterRows);
   place(next_ - first_tile * tiles_n, tiles_m, tiles_n, tile);
   select_weights(group, tile);
-  tile.row += skipped * kClusterRows;
+  tile.row += skipped * Table::kClusterRows;
   if (is_padding) tile.k_blocks = 0;
   const uint32_t rows = params_.zero_padding != 0 ? params_.group_rows : valid;
   tile.valid_rows = tile.row < valid ? valid - tile.row : 0;

@@ -5,9 +5,10 @@
 //                 scales of B, the SFB loader. Waited on by the consumers, first parity 0.
 //   empty[stage]  count: consumer warps of all CTAs that share operands, because each writes into
 //                 the slots of all (multicast). Waited on by both loaders, first parity 1.
-//   summed[wg]    count: the warps of consumer warpgroup wg of every CTA of the cluster, after they
-//                 have written partial sums into this CTA. Waited on by that warpgroup, once.
-//                 Only with split K.
+//   summed[wg]    count 1: thread 0 of consumer warpgroup wg, with the bytes of the partial sums
+//   that
+//                 every CTA of the cluster stores here. Waited on by that warpgroup, once. Only
+//                 with split K.
 //   c_full[wg]    count 1: thread 0 of consumer warpgroup wg, with the bytes of its accumulator
 //                 tile. Waited on by that warpgroup, first parity 0. Only when accumulating.
 #pragma once
@@ -92,7 +93,7 @@ FP8GEMM_DEVICE void init_barriers(const Smem<kConfig>& smem) {
   }
   for (uint32_t consumer = 0; consumer < kConfig.num_consumers; ++consumer) {
     ptx::mbarrier_init(smem.c_full(consumer), 1);
-    ptx::mbarrier_init(smem.summed(consumer), kConfig.split_k * kWarpgroupWarps);
+    ptx::mbarrier_init(smem.summed(consumer), 1);
   }
   ptx::fence_mbarrier_init_release_cluster();
 }

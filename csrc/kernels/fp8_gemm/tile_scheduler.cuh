@@ -53,11 +53,10 @@ class TileScheduler {
 
  private:
   using Table = GroupTable<kConfig>;
-  static constexpr uint32_t kClusterRows = Table::kClusterRows;
 
   FP8GEMM_DEVICE bool next_dense(Tile& tile) const {
     if (next_ >= params_.cluster_tiles_m * params_.cluster_tiles_n) return false;
-    place(next_, params_.cluster_tiles_m, params_.cluster_tiles_n, tile);
+    place(next_, tile);
     if constexpr (kConfig.split_k > 1) {
       const uint32_t share = ceil_div(params_.k_blocks, kConfig.split_k);
       tile.k_block = min(rank_ * share, params_.k_blocks);
@@ -66,17 +65,18 @@ class TileScheduler {
     return true;
   }
 
-  // Tile `index` of a matrix of `tiles_m` x `tiles_n` cluster tiles, from its first row on.
-  FP8GEMM_DEVICE void place(uint32_t index, uint32_t tiles_m, uint32_t tiles_n, Tile& tile) const {
+  // Tile `index` of a matrix of cluster_tiles_m x cluster_tiles_n, from its first row on.
+  FP8GEMM_DEVICE void place(uint32_t index, Tile& tile) const {
+    const uint32_t band = params_.band_tiles.quotient(index);
+    const uint32_t within = index - band * params_.band_tiles.divisor;
+    const FastDivisor width =
+        band < params_.whole_bands ? params_.raster_width : params_.last_band_width;
+    const uint32_t major = width.quotient(within);
+    place_at(band * params_.raster_width.divisor + within - major * width.divisor, major, tile);
+  }
+
+  FP8GEMM_DEVICE void place_at(uint32_t minor, uint32_t major, Tile& tile) const {
     const bool along_n = params_.raster_along_n != 0;
-    const uint32_t minor_tiles = along_n ? tiles_n : tiles_m;
-    const uint32_t major_tiles = along_n ? tiles_m : tiles_n;
-    const uint32_t band_tiles = params_.raster_width * major_tiles;
-    const uint32_t first_minor = index / band_tiles * params_.raster_width;
-    const uint32_t within = index % band_tiles;
-    const uint32_t width = min(params_.raster_width, minor_tiles - first_minor);
-    const uint32_t minor = first_minor + within % width;
-    const uint32_t major = within / width;
     const uint32_t m = (along_n ? major : minor) * kConfig.cluster_m + rank_ % kConfig.cluster_m;
     const uint32_t n = (along_n ? minor : major) * kConfig.cluster_n + rank_ % kConfig.cluster_n;
     tile.row = m * kConfig.block_m;
@@ -94,6 +94,7 @@ class TileScheduler {
   FP8GEMM_DEVICE bool next_ragged(Tile& tile) const;
   FP8GEMM_DEVICE bool next_masked(Tile& tile) const;
   FP8GEMM_DEVICE bool next_k_grouped(Tile& tile) const;
+  FP8GEMM_DEVICE void place(uint32_t index, uint32_t tiles_m, uint32_t tiles_n, Tile& tile) const;
   FP8GEMM_DEVICE void select_weights(uint32_t group, Tile& tile) const;
 
   const GemmParams& params_;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Thread-block clusters and dependent launches. One instruction per function, named after it.
-// PTX ISA: "barrier.cluster", "griddepcontrol", special registers, sm_90.
+// PTX ISA: "barrier.cluster", "mapa", "st.async", "griddepcontrol", special registers, sm_90.
 #pragma once
 #include <ptx/base.cuh>
 
@@ -28,15 +28,18 @@ FP8GEMM_DEVICE void barrier_cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-// Four floats to the same address in CTA `cta_rank` of the cluster, which must not have exited.
-// 16-byte aligned.
-FP8GEMM_DEVICE void st_shared_cluster_v4_f32(uint32_t addr, uint32_t cta_rank, float x, float y,
-                                             float z, float w) {
+// Starts to store four floats at `addr` in CTA `cta_rank` of the cluster, which must not exit
+// before. Once they are there, 16 bytes complete on its mbarrier at `bar`, which releases them to
+// the cluster. 16-byte aligned.
+FP8GEMM_DEVICE void st_async_v4_f32(uint32_t addr, uint32_t bar, uint32_t cta_rank, float x,
+                                    float y, float z, float w) {
   asm volatile(
-      "{\n.reg .b32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "st.shared::cluster.v4.f32 [remote], {%2, %3, %4, %5};\n}" ::"r"(addr),
-      "r"(cta_rank), "f"(x), "f"(y), "f"(z), "f"(w)
+      "{\n.reg .b32 remote, remote_bar;\n"
+      "mapa.shared::cluster.u32 remote, %0, %2;\n"
+      "mapa.shared::cluster.u32 remote_bar, %1, %2;\n"
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [remote], {%3, %4, %5, %6}, "
+      "[remote_bar];\n}" ::"r"(addr),
+      "r"(bar), "r"(cta_rank), "f"(x), "f"(y), "f"(z), "f"(w)
       : "memory");
 }
 

@@ -32,18 +32,7 @@ FP8GEMM_DEVICE void mbarrier_arrive(uint32_t bar) {
 }
 
 // Arrives once on the barrier at the same address in CTA `cta_rank` of the cluster, which must not
-// have exited; releases this thread's earlier writes to whoever waits there with cluster scope. The
-// compiler puts memory barriers of the whole GPU before it: not for a main loop.
-FP8GEMM_DEVICE void mbarrier_arrive_release_cluster(uint32_t bar, uint32_t cta_rank) {
-  asm volatile(
-      "{\n.reg .b32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(bar),
-      "r"(cta_rank)
-      : "memory");
-}
-
-// The same without a release to other CTAs: announces that this thread has finished reading.
+// have exited, without a release to other CTAs: announces that this thread has finished reading.
 FP8GEMM_DEVICE void mbarrier_arrive_cluster(uint32_t bar, uint32_t cta_rank) {
   asm volatile(
       "{\n.reg .b32 remote;\n"

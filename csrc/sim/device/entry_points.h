@@ -14,8 +14,8 @@ uint32_t ShflWarpIdx();
 uint32_t DynamicSmem();
 
 uint32_t ClusterCtaRank();
-void StoreSharedClusterV4F32(uint32_t address, uint32_t cta_rank, float x, float y, float z,
-                             float w);
+void StoreAsyncV4F32(uint32_t address, uint32_t bar, uint32_t cta_rank, float x, float y, float z,
+                     float w);
 void ClusterArrive();
 void ClusterArriveRelaxed();
 void ClusterWait();
@@ -59,7 +59,6 @@ void FenceMbarrierInit();
 void MbarrierArrive(uint32_t bar);
 void MbarrierArriveExpectTx(uint32_t bar, uint32_t tx_bytes);
 void MbarrierArriveCluster(uint32_t bar, uint32_t cta_rank);
-void MbarrierArriveReleaseCluster(uint32_t bar, uint32_t cta_rank);
 void MbarrierWaitParity(uint32_t bar, uint32_t parity);
 void MbarrierWaitParityCluster(uint32_t bar, uint32_t parity);
 

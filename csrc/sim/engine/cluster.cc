@@ -18,10 +18,7 @@ void CompleteIfAllArrived() {
 }
 
 // A release publishes everything that the warp has done.
-void ReleaseToCluster() {
-  current->warp->has_remote_writes = false;
-  ReleaseTo(world.cluster_barrier.arriving);
-}
+void ReleaseToCluster() { ReleaseTo(world.cluster_barrier.arriving); }
 
 // Without one, that it has started, and the barriers whose initialization it has fenced.
 void PublishInits() {

@@ -32,9 +32,11 @@ void CheckCtaExit(Cta& cta) {
     break;
   }
   for (const Mbarrier& barrier : cta.mbarriers) {
-    if (known.time[barrier.slot] >= barrier.load_clock) continue;
-    Hazard("CTA exits, but no thread has waited for the last TMA load that signals mbarrier %s",
-           SmemName(barrier.address).c_str());
+    if (known.time[barrier.slot] >= barrier.async_clock) continue;
+    Hazard(
+        "CTA exits, but no thread has waited for the last TMA load or st.async that signals "
+        "mbarrier %s",
+        SmemName(barrier.address).c_str());
     break;
   }
 }

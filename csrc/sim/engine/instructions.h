@@ -34,8 +34,10 @@ void NoteWritten(const void* start, uint32_t bytes, const char* what);
 Mbarrier& FindMbarrier(uint32_t bar, const char* what);
 /// As above, in another CTA of the cluster; the initializer must have fenced.
 Mbarrier& FindMbarrierForAsync(Cta& cta, uint32_t bar, const char* what);
-/// Ends the phase if nothing is missing any more.
-void CompletePhaseIfDone(Mbarrier& barrier);
+/// The CTA that mapa leads to.
+Cta& MapCta(uint32_t cta_rank);
+/// Completes bytes that have landed in `cta` on its mbarrier at `bar`.
+void CompleteBytes(Cta& cta, uint32_t bar, uint32_t bytes);
 
 // ---- Happens-before: no-ops unless the options ask for it ---------------------------------------
 

@@ -40,6 +40,19 @@ void CheckPhaseSeen(const Mbarrier& barrier) {
          SmemName(barrier.address).c_str(), barrier.phase, barrier.phase - 1);
 }
 
+// Ends the phase if nothing is missing any more.
+void CompletePhaseIfDone(Mbarrier& barrier) {
+  if (barrier.pending != 0 || barrier.tx_count != 0) return;
+  if (world.checks_order()) CheckObservers(barrier);
+  ++barrier.phase;
+  barrier.pending = static_cast<int32_t>(barrier.count);
+  if (world.checks_order()) {
+    barrier.released.Join(barrier.arriving, world.num_slots);
+    barrier.arriving.Clear(world.num_slots);
+  }
+  WakeAll(barrier.waiting);
+}
+
 void Arrive(Mbarrier& barrier, uint32_t tx_bytes) {
   if (barrier.pending == 0) {
     Hazard("mbarrier %s: more arrivals in one phase than its count of %u",
@@ -56,36 +69,6 @@ void Arrive(Mbarrier& barrier, uint32_t tx_bytes) {
   barrier.tx_count = static_cast<int32_t>(tx_count);
   --barrier.pending;
   CompletePhaseIfDone(barrier);
-}
-
-// mapa and an arrival on the barrier of CTA `cta_rank`.
-void ArriveInCluster(uint32_t bar, uint32_t cta_rank, bool is_cluster_release) {
-  constexpr const char* kWhat = "mbarrier.arrive.shared::cluster";
-  if (cta_rank >= world.kernel->cluster) {
-    Fatal("mapa to cta %u of a cluster of %u", cta_rank, world.kernel->cluster);
-  }
-  Cta& cta = world.ctas[cta_rank];
-  if (cta.live_threads == 0) {
-    Hazard("%s on %s of cta %u, which has exited", kWhat, SmemName(bar).c_str(), cta_rank);
-    return;
-  }
-  if (&cta == current->cta) {
-    Arrive(FindMbarrier(bar, kWhat), 0);
-    return;
-  }
-  Warp& warp = *current->warp;
-  cta.remote_arrivals[warp.number] = warp.clock.time[warp.number];
-  Mbarrier& barrier = FindMbarrierForAsync(cta, bar, kWhat);
-  if (is_cluster_release) {
-    warp.has_remote_writes = false;
-    barrier.has_cluster_release = true;
-  } else if (warp.has_remote_writes) {
-    Hazard(
-        "%s on %s of cta %u without release at cluster scope: the warp has written into other "
-        "ctas",
-        kWhat, SmemName(bar).c_str(), cta_rank);
-  }
-  Arrive(barrier, 0);
 }
 
 // Returns the barrier, after the phase of parity `parity`.
@@ -110,6 +93,13 @@ Mbarrier& WaitForParity(uint32_t bar, uint32_t parity) {
 
 }  // namespace
 
+Cta& MapCta(uint32_t cta_rank) {
+  if (cta_rank >= world.kernel->cluster) {
+    Fatal("mapa to cta %u of a cluster of %u", cta_rank, world.kernel->cluster);
+  }
+  return world.ctas[cta_rank];
+}
+
 Mbarrier& FindMbarrier(uint32_t bar, const char* what) {
   return CheckInitialized(BarrierAt(*current->cta, bar, what), bar, what);
 }
@@ -125,16 +115,14 @@ Mbarrier& FindMbarrierForAsync(Cta& cta, uint32_t bar, const char* what) {
   return barrier;
 }
 
-void CompletePhaseIfDone(Mbarrier& barrier) {
-  if (barrier.pending != 0 || barrier.tx_count != 0) return;
-  if (world.checks_order()) CheckObservers(barrier);
-  ++barrier.phase;
-  barrier.pending = static_cast<int32_t>(barrier.count);
-  if (world.checks_order()) {
-    barrier.released.Join(barrier.arriving, world.num_slots);
-    barrier.arriving.Clear(world.num_slots);
+void CompleteBytes(Cta& cta, uint32_t bar, uint32_t bytes) {
+  Mbarrier& barrier = cta.mbarriers[cta.mbarrier_at[(bar - kSmemBase) / kBarrierBytes]];
+  barrier.tx_count -= static_cast<int32_t>(bytes);
+  if (barrier.tx_count < -static_cast<int32_t>(kMaxCount)) {
+    Hazard("mbarrier %s: tx-count %d is beyond the range of 2^20 - 1", SmemName(bar).c_str(),
+           barrier.tx_count);
   }
-  WakeAll(barrier.waiting);
+  CompletePhaseIfDone(barrier);
 }
 
 void MbarrierInit(uint32_t bar, uint32_t count) {
@@ -170,11 +158,19 @@ void MbarrierArriveExpectTx(uint32_t bar, uint32_t tx_bytes) {
 }
 
 void MbarrierArriveCluster(uint32_t bar, uint32_t cta_rank) {
-  ArriveInCluster(bar, cta_rank, false);
-}
-
-void MbarrierArriveReleaseCluster(uint32_t bar, uint32_t cta_rank) {
-  ArriveInCluster(bar, cta_rank, true);
+  constexpr const char* kWhat = "mbarrier.arrive.shared::cluster";
+  Cta& cta = MapCta(cta_rank);
+  if (cta.live_threads == 0) {
+    Hazard("%s on %s of cta %u, which has exited", kWhat, SmemName(bar).c_str(), cta_rank);
+    return;
+  }
+  if (&cta == current->cta) {
+    Arrive(FindMbarrier(bar, kWhat), 0);
+    return;
+  }
+  const Warp& warp = *current->warp;
+  cta.remote_arrivals[warp.number] = warp.clock.time[warp.number];
+  Arrive(FindMbarrierForAsync(cta, bar, kWhat), 0);
 }
 
 void MbarrierWaitParity(uint32_t bar, uint32_t parity) {

@@ -55,17 +55,6 @@ void CheckGlobalAlignment(const void* address, uint32_t bytes, const char* what)
   }
 }
 
-// A CTA must know that a peer has started before it touches the peer's shared memory: anything that
-// orders it after one of the peer's warps tells ("Cluster of cooperative thread arrays").
-void CheckStarted(const Cta& cta, const char* what) {
-  if (!world.checks_order()) return;
-  const VectorClock& known = current->warp->clock;
-  for (const Warp& warp : cta.warps) {
-    if (known.time[warp.number] != 0) return;
-  }
-  Hazard("%s to cta %u, but nothing orders it after that cta has started", what, cta.rank);
-}
-
 }  // namespace
 
 uint32_t SmemOffset(uint32_t address, uint32_t bytes, uint32_t alignment, const char* what) {
@@ -112,29 +101,6 @@ void LoadSharedV2F32(uint32_t address, float& x, float& y) {
 void LoadSharedV4F32(uint32_t address, float (&values)[4]) {
   const FloatQuad quad = LoadShared<FloatQuad>(address, "ld.shared.v4.f32");
   std::memcpy(values, quad.values, sizeof quad);
-}
-
-void StoreSharedClusterV4F32(uint32_t address, uint32_t cta_rank, float x, float y, float z,
-                             float w) {
-  constexpr const char* kWhat = "st.shared::cluster.v4.f32";
-  if (cta_rank >= world.kernel->cluster) {
-    Fatal("mapa to cta %u of a cluster of %u", cta_rank, world.kernel->cluster);
-  }
-  const FloatQuad quad{{x, y, z, w}};
-  const uint32_t offset = SmemOffset(address, sizeof quad, sizeof quad, kWhat);
-  Cta& cta = world.ctas[cta_rank];
-  if (cta.live_threads == 0) {
-    Hazard("%s to %s of cta %u, which has exited", kWhat, SmemName(address).c_str(), cta_rank);
-    return;
-  }
-  Warp& warp = *current->warp;
-  CheckStarted(cta, kWhat);
-  if (&cta != current->cta) {
-    cta.remote_arrivals[warp.number] = warp.clock.time[warp.number];
-    warp.has_remote_writes = true;
-  }
-  cta.shadow.GenericWrite(*current, offset, sizeof quad);
-  std::memcpy(cta.smem + offset, &quad, sizeof quad);
 }
 
 void StoreSharedF32(uint32_t address, float value) { StoreShared(address, value, "st.shared.f32"); }

@@ -35,7 +35,8 @@ uint64_t random_state = 1;
 bool IsStarved(const AsyncOp& op) {
   switch (static_cast<Starved>(scheduler.starved)) {
     case Starved::kNone: return false;
-    case Starved::kLoads: return op.kind == AsyncOp::Kind::kLoad;
+    case Starved::kLoads:
+      return op.kind == AsyncOp::Kind::kLoad || op.kind == AsyncOp::Kind::kAsyncStore;
     case Starved::kWgmma: return op.kind == AsyncOp::Kind::kWgmma;
     case Starved::kStores: return op.kind == AsyncOp::Kind::kStore;
     default:
@@ -51,6 +52,7 @@ void Perform(const AsyncOp& op) {
   switch (op.kind) {
     case AsyncOp::Kind::kLoad: FinishTmaLoad(*op.copy); break;
     case AsyncOp::Kind::kStore: FinishTmaStore(*op.copy); break;
+    case AsyncOp::Kind::kAsyncStore: FinishAsyncStore(op.store); break;
     case AsyncOp::Kind::kWgmma: FinishWgmma(*op.warpgroup, op.group); break;
   }
   current = issuer;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Who runs next, and when asynchronous operations take effect.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -24,14 +25,23 @@ struct TmaCopy {
   std::vector<uint32_t> chunks;  // smem offsets of the 16-byte chunks, row by row
 };
 
+// A store into a CTA of the cluster.
+struct AsyncStore {
+  Cta* cta = nullptr;
+  uint32_t bar = 0;     // mbarrier there
+  uint32_t offset = 0;  // in shared memory
+  std::array<float, 4> values = {};
+};
+
 struct AsyncOp {
-  enum class Kind : uint8_t { kLoad, kStore, kWgmma };
+  enum class Kind : uint8_t { kLoad, kStore, kAsyncStore, kWgmma };
 
   Kind kind;
   uint64_t due = 0;                // scheduler tick
   Warpgroup* warpgroup = nullptr;  // kWgmma
   uint32_t group = 0;              // kWgmma: runs all committed groups up to this one
-  std::unique_ptr<TmaCopy> copy;   // else
+  AsyncStore store;                // kAsyncStore
+  std::unique_ptr<TmaCopy> copy;   // kLoad, kStore
 };
 
 /// Runs one cluster whose threads are prepared; false if it ended in a deadlock or was aborted.
@@ -55,6 +65,7 @@ uint64_t Random();
 // The effects of asynchronous operations.
 void FinishTmaLoad(const TmaCopy& copy);
 void FinishTmaStore(const TmaCopy& copy);
+void FinishAsyncStore(const AsyncStore& store);
 void FinishWgmma(Warpgroup& warpgroup, uint32_t last_group);
 
 }  // namespace fp8gemm::sim

@@ -13,7 +13,6 @@ namespace {
 
 constexpr uint32_t kChunkBytes = 16;
 constexpr uint32_t kMaxRowBytes = 256 * 8;
-constexpr int32_t kMaxTxCount = (1 << 20) - 1;
 
 const SimTensorMap& CheckTensorMap(const TensorMap* map, const char* what) {
   if (reinterpret_cast<uintptr_t>(map) % 64 != 0) {
@@ -98,7 +97,7 @@ void IssueLoad(const TensorMap* map, uint32_t bar, uint32_t dst, int32_t x, int3
     if ((cta_mask >> rank & 1) == 0) continue;
     Cta& cta = world.ctas[rank];
     Mbarrier& barrier = FindMbarrierForAsync(cta, bar, what);
-    barrier.load_clock = barrier.phase + 1;
+    barrier.async_clock = barrier.phase + 1;
     const AsyncAccess access = {true, barrier.slot, barrier.phase + 1, what};
     const uint32_t num_chunks = static_cast<uint32_t>(copy->chunks.size());
     cta.shadow.CheckAsync(access, copy->chunks.data(), num_chunks);
@@ -132,14 +131,7 @@ void LandInCta(const TmaCopy& copy, Cta& cta) {
   }
   cta.shadow.EndAsync(true, copy.chunks.data(), static_cast<uint32_t>(copy.chunks.size()));
   world.stats.bytes_loaded += row_bytes * map.box[1];
-
-  Mbarrier& barrier = cta.mbarriers[cta.mbarrier_at[(copy.bar - kSmemBase) / 8]];
-  barrier.tx_count -= static_cast<int32_t>(row_bytes * map.box[1]);
-  if (barrier.tx_count < -kMaxTxCount) {
-    Hazard("mbarrier %s: tx-count %d is beyond the range of 2^20 - 1", SmemName(copy.bar).c_str(),
-           barrier.tx_count);
-  }
-  CompletePhaseIfDone(barrier);
+  CompleteBytes(cta, copy.bar, row_bytes * map.box[1]);
 }
 
 }  // namespace

@@ -131,11 +131,10 @@ struct Warp {
   std::array<uint32_t, kWarpLanes> exchange_out;
 
   bool wgmma_fenced = false;
-  uint32_t wgmma_group = 0;        // groups committed
-  uint32_t wgmma_op = 0;           // operations issued since
-  uint32_t registers = 0;          // per thread
-  uint32_t num_stores = 0;         // TMA stores issued; the newest one's id
-  bool has_remote_writes = false;  // into other CTAs since the last release at cluster scope
+  uint32_t wgmma_group = 0;  // groups committed
+  uint32_t wgmma_op = 0;     // operations issued since
+  uint32_t registers = 0;    // per thread
+  uint32_t num_stores = 0;   // TMA stores issued; the newest one's id
   bool cluster_arrived = false;
   uint32_t cluster_phase = 0;  // the phase it arrived in
   uint32_t cluster_waits = 0;  // phases of the cluster's barrier that it has waited for
@@ -164,8 +163,8 @@ struct Mbarrier {
   uint32_t init_number = 0;
   uint32_t init_clock = 0;
   uint32_t relaxed_phase = 0;  // of the cluster's barrier, from 1: who waits for it sees the init
-  uint32_t load_clock = 0;     // phase that ends the last TMA load signalling it
-  bool has_cluster_release = false;  // another CTA has arrived with release at cluster scope
+  uint32_t async_clock = 0;    // phase that ends the last TMA load or st.async signalling it
+  bool has_cluster_release = false;  // by st.async
   std::vector<Thread*> waiting;
   std::vector<PhaseObserver> observers;  // of the last completed phase
   VectorClock arriving;                  // what arrivals of the current phase released

@@ -14,9 +14,6 @@ FP8GEMM_DEVICE void mbarrier_arrive(uint32_t bar) { sim::MbarrierArrive(bar); }
 FP8GEMM_DEVICE void mbarrier_arrive_cluster(uint32_t bar, uint32_t cta_rank) {
   sim::MbarrierArriveCluster(bar, cta_rank);
 }
-FP8GEMM_DEVICE void mbarrier_arrive_release_cluster(uint32_t bar, uint32_t cta_rank) {
-  sim::MbarrierArriveReleaseCluster(bar, cta_rank);
-}
 FP8GEMM_DEVICE void mbarrier_wait_parity(uint32_t bar, uint32_t parity) {
   sim::MbarrierWaitParity(bar, parity);
 }
