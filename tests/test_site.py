@@ -22,7 +22,10 @@ API = (ROOT / "docs" / "api.md").read_text()
 # A page of each kind, and what it shows when it is rendered.
 PAGES = {
     "": "Verification status",  # README.md
-    "first_steps/": "largest difference",  # a notebook, executed
+    "first_steps/": "largest difference",  # notebooks, executed
+    "train/": "gradients agree in every bit: True",
+    "serve/": "device memory is the bound",
+    "read_a_kernel/": "by hand",
     "api/": "preferred_element_type",  # from docstrings
     "csrc/": "ffi/gemm_handlers.cc",  # from another folder
     "kernel_1d2d/": "producer",  # a guide
