@@ -4,7 +4,7 @@
 #
 # This notebook reads the four files of the dense kernel in the order in which data passes through
 # them, and runs it in the simulator. What the simulator counts can be worked out by hand, and is.
-# [A walk through the kernel](kernel_1d2d.md) says why each part is as it is.
+# [A walk through the kernel](../kernel_1d2d/) says why each part is as it is.
 
 # %%
 import pathlib

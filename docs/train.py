@@ -4,7 +4,7 @@
 #
 # A two-layer network learns what another one computes, once in bfloat16 and once in FP8. On a CPU
 # the products run in plain JAX, with the numbers of the Hopper kernels but not their speed.
-# The [examples](examples.md) train language models in the same way, with Flax NNX and Equinox too.
+# The [examples](../examples/) train language models in the same way, with Flax NNX and Equinox too.
 
 # %%
 import functools
