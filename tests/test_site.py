@@ -22,7 +22,10 @@ API = (ROOT / "docs" / "api.md").read_text()
 # A page of each kind, and what it shows when it is rendered.
 PAGES = {
     "": "Verification status",  # README.md
-    "first_steps/": "largest difference",  # a notebook, executed
+    "first_steps/": "largest difference",  # notebooks, executed
+    "train/": "gradients agree in every bit: True",
+    "serve/": "device memory is the bound",
+    "read_a_kernel/": "by hand",
     "api/": "preferred_element_type",  # from docstrings
     "csrc/": "ffi/gemm_handlers.cc",  # from another folder
     "kernel_1d2d/": "producer",  # a guide
@@ -49,14 +52,20 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """Address of the site, built anew."""
+def folder(tmp_path_factory):
+    """The site, built anew."""
     if importlib.util.find_spec("mkdocs") is None:
         pytest.skip("needs mkdocs: make docs")
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(folder):
+    """Address of the site."""
     handler = functools.partial(_Handler, directory=folder)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -89,6 +98,18 @@ def page(site, browser):
     page.wait_for_load_state("networkidle")
     page.close()
     assert errors == []
+
+
+@pytest.mark.slow
+def test_links_lead_to_pages(folder):
+    """MkDocs sees to those of Markdown, and not to those of notebooks."""
+    broken, pages = [], [page for page in folder.rglob("*.html") if page.name != "404.html"]
+    for page in pages:
+        for link in re.findall(r'<a [^>]*?href="([^"#?:]+)["#?]', page.read_text()):
+            target = page.parent / link
+            if not (target / "index.html" if target.is_dir() else target).is_file():
+                broken.append(f"{page.relative_to(folder)}: {link}")
+    assert len(pages) > 20 and broken == []
 
 
 @pytest.mark.slow

@@ -190,3 +190,23 @@ def test_simulator_options_are_restored(simulator_library):
         raise KeyError
     assert inside == {**before, "seed": 2**63, "timing": 1, "numerics": 1}
     assert sim_library.options() == before
+
+
+def test_simulator_counts_what_runs_inside(simulator_library):
+    lhs = fp8.quantize(jnp.ones((64, 256)))
+    rhs = fp8.quantize(jnp.ones((128, 256)), block=(128, 128))
+
+    def run():
+        fp8.gemm(lhs, rhs, implementation="sim").block_until_ready()
+
+    run()
+    with simulator() as counts:
+        assert set(counts().values()) == {0}
+        run()
+        once = counts()
+        run()
+        twice = counts()
+    assert once["launches"] == 1 and twice["launches"] == 2
+    assert once["bytes_stored"] == 64 * 128 * 2
+    # Of 64 rows and 32 of K each, in however many tiles the columns are.
+    assert once["wgmma"] % (256 // 32) == 0 and twice["wgmma"] == 2 * once["wgmma"] > 0

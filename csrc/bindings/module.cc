@@ -32,6 +32,7 @@ namespace {
 
 template <typename T>
 nb::capsule Capsule(T* pointer) {
+  // A constructor, not a cast. NOLINTNEXTLINE(bugprone-casting-through-void)
   return nb::capsule(reinterpret_cast<const void*>(pointer));
 }
 

@@ -12,7 +12,6 @@
 //             are innermost, and those up to a multiple of 4 are not written. Layouts of two have
 //             values and scales of the transposed one, then of the rows of all batches.
 #include <memory>
-#include <string>
 
 #include "ffi/call.h"
 #include "ffi/guard.h"

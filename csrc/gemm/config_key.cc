@@ -66,6 +66,7 @@ GemmConfig ParseConfigKey(const std::string& key) {
   static constexpr OutType kOutTypes[] = {OutType::kBF16, OutType::kF16, OutType::kF32};
   GemmConfig config;
   char family[24] = "", a[8] = "", b[8] = "", d[8] = "", rest[24] = "";
+  // NOLINTBEGIN(bugprone-unchecked-string-to-number-conversion): the key is printed again below.
   const int fields =
       std::sscanf(key.c_str(), "%23[^.].m%un%u.w%u.s%u.c%ux%u.%7[^.].%7[^.].%7[^.]%23s", family,
                   &config.block_m, &config.block_n, &config.num_consumers, &config.num_stages,
@@ -76,6 +77,7 @@ GemmConfig ParseConfigKey(const std::string& key) {
   if (const size_t at = suffix.find(".split"); at != std::string::npos) {
     config.split_k = std::atoi(suffix.c_str() + at + 6);
   }
+  // NOLINTEND(bugprone-unchecked-string-to-number-conversion)
   if (fields < 10 || !ParseFamilyName(family, config) ||
       !ParseShortName(a, kFp8Types, config.a_type) ||
       !ParseShortName(b, kFp8Types, config.b_type) ||

@@ -4,8 +4,6 @@
 
 #include <algorithm>
 
-#include "gemm/candidates.h"
-
 namespace fp8gemm {
 namespace {
 
@@ -119,8 +117,8 @@ CostEstimate EstimateCost(const GemmProblem& problem, const GemmConfig& config) 
   const Workload work = ExpectedWorkload(problem);
   const int64_t cluster = config.cluster_size();
   const int64_t cluster_tiles = work.matrices *
-                                ceil_div<int64_t>(work.rows, config.block_m * config.cluster_m) *
-                                ceil_div<int64_t>(problem.n, config.block_n * config.cluster_n);
+                                ceil_div(work.rows, int64_t{config.block_m} * config.cluster_m) *
+                                ceil_div(problem.n, int64_t{config.block_n} * config.cluster_n);
   const int64_t slots = ResidentClusters(problem.num_sms, cluster);
   estimate.tiles = cluster_tiles * cluster;
   estimate.tiles_per_cta = ceil_div(cluster_tiles, slots);

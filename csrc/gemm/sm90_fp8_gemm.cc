@@ -78,11 +78,11 @@ TensorMapSpec ScaleSpec(const char* name, void* base, int64_t rows, int64_t k_bl
 
 // Cluster tiles of one output matrix.
 int64_t ClusterTilesM(const GemmProblem& problem, const GemmConfig& config) {
-  return ceil_div<int64_t>(problem.m, config.block_m * config.cluster_m);
+  return ceil_div(problem.m, int64_t{config.block_m} * config.cluster_m);
 }
 
 int64_t ClusterTilesN(const GemmProblem& problem, const GemmConfig& config) {
-  return ceil_div<int64_t>(problem.n, config.block_n * config.cluster_n);
+  return ceil_div(problem.n, int64_t{config.block_n} * config.cluster_n);
 }
 
 // Most cluster tiles a problem can have, whatever the sizes of its groups.

@@ -39,7 +39,7 @@ using Checksum = uint64_t;
 Checksum ChecksumOf(std::string_view text) { return Fnv1a64(text); }
 
 std::string HashOf(std::string_view text) {
-  __extension__ typedef unsigned __int128 Word;
+  using Word = unsigned __int128;
   constexpr Word kBasis = (Word{0x6c62272e07bb0142u} << 64) | 0x62b821756295c58du;
   constexpr Word kPrime = (Word{1} << 88) | 0x13bu;
   Word hash = Fnv1a<Word>(text, kBasis, kPrime);

@@ -191,6 +191,7 @@ bool TrustedDirectory::Remove(const std::string& name) const {
 std::vector<TrustedDirectory::File> TrustedDirectory::List() const {
   std::vector<File> files;
   FileDescriptor again(openat(directory_.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (again.get() < 0) return files;
   const std::unique_ptr<DIR, int (*)(DIR*)> stream(fdopendir(again.get()), &closedir);
   if (stream == nullptr) return files;
   again.Release();  // the stream closes it

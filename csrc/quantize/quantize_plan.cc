@@ -24,7 +24,7 @@ int64_t TilesPerCta(const QuantizeProblem& problem, int64_t sm_count) {
 // multiple of its size. XLA gives any address that suits the elements: that of a slice, too.
 bool InVectors(const void* address, int64_t columns, uint32_t count, uint32_t element_bytes) {
   return columns % count == 0 &&
-         reinterpret_cast<uintptr_t>(address) % (count * element_bytes) == 0;
+         reinterpret_cast<uintptr_t>(address) % (uintptr_t{count} * element_bytes) == 0;
 }
 
 KernelSource KernelOf(const QuantizeProblem& problem) {

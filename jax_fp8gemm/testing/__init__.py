@@ -310,11 +310,12 @@ def simulator(
     scheduler: str | None = None,
     numerics: str | None = None,
     shadow: str | None = None,
-) -> Iterator[None]:
+) -> Iterator[Callable[[], dict[str, int]]]:
     """Sets options of `implementation="sim"` for calls that run inside the `with` block.
 
     They are settings of the process, read when a kernel runs, and restored at the end: wait for
-    results inside the block (`jax.block_until_ready`). None leaves an option as it is.
+    results inside the block (`jax.block_until_ready`). None leaves an option as it is. What the
+    kernels do is counted meanwhile.
 
     Args:
         seed: Seed of every random choice; the same one gives the same schedule.
@@ -326,7 +327,9 @@ def simulator(
         shadow: Which races are looked for: "off", "interval" or "happens_before".
 
     Yields:
-        Nothing.
+        A function that returns what simulated kernels have done since the block began: "launches",
+        "wgmma" of a warpgroup, "loads" and "stores" by TMA with "bytes_loaded" and "bytes_stored",
+        "bank_conflicts" as extra wavefronts, and "switches" between simulated threads.
 
     Raises:
         TypeError: `seed` is not an int.
@@ -340,9 +343,9 @@ def simulator(
             options[name] = allowed.index(checks.one_of("simulator", name, value, allowed))
     if seed is not None:
         options["seed"] = checks.extent("simulator", "seed", seed, 0, 2**64 - 1)
-    before = sim_library.options()
+    before, start = sim_library.options(), sim_library.stats()
     sim_library.set_options({**before, **options})
     try:
-        yield
+        yield lambda: {name: count - start[name] for name, count in sim_library.stats().items()}
     finally:
         sim_library.set_options(before)

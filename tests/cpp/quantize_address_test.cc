@@ -11,7 +11,6 @@
 
 #include "checks.h"
 #include "jit/headers.h"
-#include "quantize/quantize_key.h"
 #include "quantize/quantize_plan.h"
 
 namespace fp8gemm {

@@ -2,8 +2,6 @@
 // Driver tables, device limits, tensor maps and launches against a driver that records its calls.
 //
 // Usage: runtime_driver_test fake | load BROKEN OLD NO_DEVICE | cuda | no-cuda | sim LIBRARY
-#include <atomic>
-#include <chrono>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -182,17 +180,16 @@ void TestModule() {
     fake.result = CUDA_ERROR_INVALID_VALUE;  // no context
     CHECK_CONTAINS(CHECK_THROWS(CudaError, kernel.Load()), "cuCtxGetDevice failed");
     fake.result = CUDA_SUCCESS;
+    const auto load = [&kernel](CUdevice device) {
+      thread_device = device;
+      for (int i = 0; i < 100; ++i) {
+        const Kernel::OnDevice& loaded = kernel.Load();
+        CHECK(loaded.function == HandleOf<CUfunction>(0x1000u + device));
+        CHECK(loaded.sm_count == 132 - device);
+      }
+    };
     std::vector<std::thread> threads;
-    for (CUdevice device = 0; device < 8; ++device) {
-      threads.emplace_back([&kernel, device] {
-        thread_device = device % 4;
-        for (int i = 0; i < 100; ++i) {
-          const Kernel::OnDevice& loaded = kernel.Load();
-          CHECK(loaded.function == HandleOf<CUfunction>(0x1000u + device % 4));
-          CHECK(loaded.sm_count == 132 - device % 4);
-        }
-      });
-    }
+    for (CUdevice device = 0; device < 8; ++device) threads.emplace_back(load, device % 4);
     for (std::thread& thread : threads) thread.join();
     CHECK(fake.loads == 1 && fake.resolves == 4);
     CHECK(fake.image == "cubin" && fake.smem_bytes == 200000);

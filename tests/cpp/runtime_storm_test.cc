@@ -2,7 +2,6 @@
 // Kernel cache: many processes and threads on one directory, and processes that stop or die.
 //
 // Usage: runtime_storm_test race DIR NUM_KEYS SEED | build DIR HOLD_MS | wait DIR PATIENCE_MS
-#include <atomic>
 #include <chrono>
 #include <random>
 #include <string>

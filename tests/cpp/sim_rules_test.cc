@@ -125,7 +125,7 @@ bool TestRule(const Rule& rule, Params& params) {
   for (int32_t timing = 0; timing < 3; ++timing) {
     for (int32_t scheduler = 0; scheduler < 3; ++scheduler) {
       SimOptions options;
-      options.seed = static_cast<uint64_t>(3 * timing + scheduler);
+      options.seed = 3 * uint64_t(timing) + uint64_t(scheduler);
       options.timing = timing;
       options.scheduler = scheduler;
       Fp8GemmSimSetOptions(&options);

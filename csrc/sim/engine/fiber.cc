@@ -40,7 +40,7 @@ void PrepareFiber(Fiber& fiber, uint8_t* stack, size_t stack_bytes, void (*entry
   *--top = nullptr;  // the return address of `entry`; also aligns the stack as after a call
   *--top = reinterpret_cast<void*>(entry);
   for (int i = 0; i < kSavedRegisters; ++i) *--top = nullptr;
-  fiber.stack_pointer = top;
+  fiber.stack_pointer = static_cast<void*>(top);
   fiber.notes.Prepare(stack, stack_bytes);
 }
 

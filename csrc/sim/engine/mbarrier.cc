@@ -2,8 +2,6 @@
 // mbarrier objects: arrivals, announced bytes, phases.
 #include <sim/device/entry_points.h>
 
-#include <utility>
-
 #include "sim/engine/instructions.h"
 
 namespace fp8gemm::sim {
