@@ -12,7 +12,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -21,7 +21,7 @@ import numpy as np  # noqa: E402
 from _checkpoints import QUANTIZATION, quantized, write  # noqa: E402
 from _schemes import AUTO_FP8, compressed_tensors, modelopt  # noqa: E402
 
-from fuzz import mutate  # noqa: E402
+from fuzz import custom_calls, mutate  # noqa: E402
 from jax_fp8gemm import checkpoint  # noqa: E402
 from jax_fp8gemm._src.native import (  # noqa: E402
     bundle,
@@ -205,6 +205,11 @@ def problem_fields(_: Path) -> Try:
     return attempt
 
 
+def custom_call(folder: Path) -> Try:
+    """Attributes, operands and results of custom calls, as XLA hands them to the simulator's."""
+    return cast(Try, custom_calls.target(folder))
+
+
 def command_line(folder: Path) -> Try:
     """Arguments of the command line. Nothing is compiled, measured or looked up on a GPU."""
     (folder / "problems.txt").write_text("\n".join(PROBLEMS))
@@ -236,6 +241,7 @@ TARGETS: dict[str, Callable[[Path], Try]] = {
         problem_word,
         kernel_key,
         problem_fields,
+        custom_call,
         command_line,
     )
 }
