@@ -4,14 +4,18 @@
 They print "go" when they have begun their work.
 """
 
+import ctypes
+import functools
 import gc
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import sys
 import threading
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -185,20 +189,68 @@ def many_calls(count: str = "10000") -> None:
     print(_growth(lambda _: compiled(x, w).block_until_ready(), 500, int(count)))
 
 
-def many_shapes(count: str = "2000") -> None:
-    """Prints the growth by each shape, in plain JAX and simulated."""
-    w = fp8.quantize(jnp.ones((128, 128), jnp.bfloat16), block=(128, 128), implementation="xla")
+def _allocated_bytes() -> int:
+    """Returns the bytes that are allocated and not freed, in all arenas of glibc."""
+    libc, text, size = ctypes.CDLL(None), ctypes.c_char_p(), ctypes.c_size_t()
+    libc.open_memstream.restype = ctypes.c_void_p
+    stream = ctypes.c_void_p(libc.open_memstream(ctypes.byref(text), ctypes.byref(size)))
+    libc.malloc_info(0, stream)
+    libc.fclose(stream)
+    total = text.value.decode().rpartition("</heap>")[2]
+    libc.free(text)
+    kinds = dict(re.findall(r'type="(\w+)" (?:count="\d+" )?size="(\d+)"', total))
+    return int(kinds["current"]) + int(kinds["mmap"]) - int(kinds["fast"]) - int(kinds["rest"])
 
-    def call(i: int, implementation: str) -> None:
-        x = fp8.BlockScaled(
-            jnp.ones((1 + i, 128), jnp.float8_e4m3fn), jnp.ones((1 + i, 1), jnp.float32), (1, 128)
+
+def _settled() -> tuple[int, int]:
+    """Returns what is left once JAX has forgotten all: bytes, and objects of this package."""
+    jax.clear_caches()
+    while gc.collect():
+        pass
+    owners = (x if isinstance(x, types.FunctionType) else type(x) for x in gc.get_objects())
+    ours = sum(str(owner.__module__).startswith("jax_fp8gemm") for owner in owners)
+    return _allocated_bytes(), ours
+
+
+def many_shapes(count: str = "2000", keep: str = "") -> None:
+    """Prints what shapes leave, for JAX's own product and for ours, in plain JAX and simulated.
+
+    That is how many bytes for each, and how many objects of this package for all of them, which are
+    none unless this program has to `keep` some.
+    """
+    kept = []
+
+    @jax.jit
+    def of_jax(x, w):
+        return jnp.dot(x.values.astype(jnp.bfloat16), w.values.astype(jnp.bfloat16).T)
+
+    def call(m: int, implementation: str) -> None:
+        x, w = (
+            fp8.BlockScaled(jnp.ones(shape, jnp.float8_e4m3fn), jnp.ones(scales), block)
+            for shape, scales, block in (
+                ((m, 128), (m, 1), (1, 128)),
+                ((128, 128), (1, 1), (128, 128)),
+            )
         )
-        fp8.gemm(x, w, implementation=implementation).block_until_ready()
-        if i % 50 == 0:
-            jax.clear_caches()
+        function = (
+            of_jax
+            if implementation == "jax"
+            else functools.partial(fp8.gemm, implementation=implementation)
+        )
+        function(x, w).block_until_ready()
+        if keep:
+            kept.append(x)
 
-    for implementation in ("xla", "sim"):
-        print(_growth(lambda i: call(i, implementation), 100, int(count)))  # noqa: B023
+    for implementation in ("jax", "xla", "sim"):
+        num, warm = int(count), 100
+        for i in range(num + warm):
+            if i == warm:
+                before = _settled()
+            call(num + warm - i, implementation)  # the largest first, which leaves the most room
+            if i % 50 == 0:
+                jax.clear_caches()
+        after = _settled()
+        print(implementation, (after[0] - before[0]) / num, after[1] - before[1], flush=True)
 
 
 if __name__ == "__main__":

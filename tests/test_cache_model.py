@@ -3,43 +3,21 @@
 
 import ast
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import _stand_in_nvrtc
 import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("extension")]
 HERE = Path(__file__).parent
 
-# An NVRTC of version 13.0 that compiles a program to its name.
-_NVRTC = """
-#include <stdlib.h>
-#include <string.h>
-int nvrtcVersion(int* major, int* minor) { return *major = 13, *minor = 0, 0; }
-const char* nvrtcGetErrorString(int result) { return ""; }
-int nvrtcCreateProgram(void** program, const char* source, const char* name) {
-  return *program = strdup(name), 0;
-}
-int nvrtcDestroyProgram(void** program) { return free(*program), 0; }
-int nvrtcCompileProgram(void* program) { return 0; }
-int nvrtcGetCUBINSize(void* program, size_t* bytes) { return *bytes = strlen(program), 0; }
-int nvrtcGetCUBIN(void* program, char* cubin) { return memcpy(cubin, program, strlen(program)), 0; }
-int nvrtcGetProgramLogSize(void* program, size_t* bytes) { return *bytes = 0, 0; }
-int nvrtcGetProgramLog(void* program, char* log) { return 0; }
-int nvrtcSetFlowCallback(void* program, void* callback, void* payload) { return 0; }
-"""
-
 
 def test_cache_follows_its_model(tmp_path):
     """In 500 sequences of 30 steps."""
-    compiler = shutil.which("g++") or pytest.skip("needs g++")
-    library = tmp_path / "libnvrtc.so.13"
-    flags = ["-x", "c", "-", "-w", "-fPIC", "-shared", "-o", library]
-    subprocess.run([compiler, *flags], input=_NVRTC, text=True, check=True)
     settings = {
-        "JAX_FP8GEMM_NVRTC": str(library),
+        "JAX_FP8GEMM_NVRTC": _stand_in_nvrtc.build(tmp_path),
         "JAX_FP8GEMM_CACHE_DIR": "",
         "PYTHONPATH": os.pathsep.join(sys.path),
     }

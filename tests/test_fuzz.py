@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A sample of `make fuzz`, that a fault would be seen, and the faults that it has found."""
 
+import collections
 import random
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
-from fuzz import mutate, targets
+from fuzz import custom_calls, mutate, targets
 
 from jax_fp8gemm._src.native import gemm_problem, ranking, tuned
 from jax_fp8gemm._src.tools import cli
@@ -22,6 +25,42 @@ def own_cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", targets.TARGETS)
 def test_sample(name):
     assert targets.fuzz(name, num_inputs=150, seed=1) == {}
+
+
+def test_custom_calls_are_run_and_refused(tmp_path):
+    """So that what `custom_call` tries is neither all right nor all wrong."""
+    attempt = custom_calls.target(tmp_path)
+    said = [attempt(random.Random(i)) for i in range(300)]
+    assert said.count(None) >= 10
+    for part in ("attribute", "must have shape", "operands, got", "results, got", "config"):
+        assert sum(part in (text or "") for text in said) >= 3, part
+
+
+@pytest.mark.slow
+def test_custom_calls_through_xla(extension, tmp_path):
+    """Attributes that XLA encodes and decodes, and operands of other numbers and dtypes."""
+    dtypes = {"f8E4M3FN": "float8_e4m3fn", "bf16": "bfloat16", "f32": "float32", "i32": "int32"}
+    known, rng, said = custom_calls.calls(), random.Random(0), collections.Counter()
+    extension.core()
+    for _ in range(400):
+        call = rng.choice(known)
+        attributes = custom_calls.change_attributes(rng, call["attributes"])
+        operands = [jnp.zeros(shape, dtypes[name]) for name, shape in call["operands"]]
+        results = [jax.ShapeDtypeStruct(shape, dtypes[name]) for name, shape in call["results"]]
+        if rng.random() < 0.3:
+            operands[rng.randrange(len(operands))] = jnp.zeros(rng.choice([(), (3,), (8, 128)]))
+        try:
+            run = jax.ffi.ffi_call(call["target"], results)
+            jax.block_until_ready(run(*operands, **attributes))
+            said["nothing"] += 1
+        except jax.errors.JaxRuntimeError as error:
+            is_refused = "Unsupported backend config" in str(error)
+            ours = "ours" if call["target"] in str(error) else str(error)
+            said["never called" if is_refused else ours] += 1
+        except (KeyError, OverflowError, RuntimeError, TypeError, ValueError):
+            said["never called"] += 1  # what is no attribute of XLA's
+    assert said.keys() <= {"nothing", "ours", "never called"}, said
+    assert said["nothing"] >= 10 and said["ours"] >= 200, said
 
 
 def test_faults_are_counted_by_kind(monkeypatch):

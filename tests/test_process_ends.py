@@ -62,6 +62,8 @@ def test_ctrl_c_is_answered(start, program, seconds):
     assert time.monotonic() - begin < SECONDS_TO_ANSWER
     assert process.returncode == -signal.SIGINT, err[-2000:]
     assert "KeyboardInterrupt" in err
+    # What XLA says of the work comes before, where it had begun.
+    assert err.count("JaxRuntimeError: ") == err.count("JaxRuntimeError: CANCELLED: ")
 
 
 def test_ctrl_c_stops_nothing_where_a_program_handles_it(start):
@@ -106,3 +108,12 @@ def test_programs_are_collected_while_others_run(start):
 
 def test_memory_is_flat_over_calls(start):
     assert float(finish(start("many_calls", "2000"))) < 500
+
+
+@pytest.mark.parametrize("keep", ["", "keep"])
+def test_nothing_of_ours_is_left_of_many_shapes(start, keep):
+    """What is left is JAX's own, which `many_shapes` measures beside it."""
+    lines = finish(start("many_shapes", "100", keep), timeout=900).splitlines()
+    left = {line.split()[0]: int(line.split()[2]) for line in lines}
+    assert list(left) == ["jax", "xla", "sim"]
+    assert all(num >= 100 if keep else num == 0 for num in left.values()), lines

@@ -234,6 +234,17 @@ nb::bytes ImageOf(const std::string& key) {
   return nb::bytes(image->data(), image->size());
 }
 
+/// Keeps machine code that came from elsewhere on disk, as that of this machine's kernel of a
+/// configuration. Returns empty, or why it is not kept.
+std::string StoreKernel(const std::string& key, const nb::bytes& image) {
+  const KernelSource source = KernelOf(key);
+  const std::string content(image.c_str(), image.size());
+  const WithoutGil released;
+  const auto disk = ProcessKernelCache().Disk();
+  return disk != nullptr ? disk->Store(CacheKey(source), source.key, content)
+                         : "no kernels are kept on disk";
+}
+
 nb::dict CacheCounters() {
   const KernelCache::Counters counters = ProcessKernelCache().GetCounters();
   nb::dict fields;
@@ -381,6 +392,7 @@ NB_MODULE(_core, module) {
   module.def("verify_disk_cache", &VerifyDiskCache);
   module.def("precompile", &Precompile, nb::arg("key"));
   module.def("kernel_image", &ImageOf, nb::arg("key"));
+  module.def("store_kernel", &StoreKernel, nb::arg("key"), nb::arg("image"));
   module.def("cache_counters", &CacheCounters);
   module.def("clear_memory_cache", [] { ProcessKernelCache().ClearMemory(); });
   module.def("clear_disk_cache", &ClearDiskCache);

@@ -50,8 +50,9 @@ const Handler& NextHandler() {
   return known->handler;
 }
 
+// Counts last: what stops makes XLA return, and Python must know of the signal by then, or it would
+// raise KeyboardInterrupt too late, say while it prints the error of the work.
 void CountSignal(int signal, siginfo_t* info, void* context) {
-  num_signals.fetch_add(1);
   num_in_handler.fetch_add(1);
   const Handler& next = NextHandler();
   if ((next.sa_flags & SA_SIGINFO) != 0) {
@@ -60,6 +61,7 @@ void CountSignal(int signal, siginfo_t* info, void* context) {
     next.sa_handler(signal);
   }
   num_in_handler.fetch_sub(1);
+  num_signals.fetch_add(1);
 }
 
 void Remember(const Handler& handler) {

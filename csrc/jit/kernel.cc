@@ -2,11 +2,13 @@
 // Compiles through the cache of the process, loads an image once, resolves it per device, launches.
 #include "jit/kernel.h"
 
+#include <cstdint>
 #include <map>
 #include <stdexcept>
 #include <utility>
 
 #include "driver/error.h"
+#include "driver/interrupts.h"
 #include "jit/headers.h"
 #include "jit/kernel_cache.h"
 #include "jit/nvrtc.h"
@@ -241,8 +243,13 @@ void Kernel::Launch(const OnDevice& loaded, const LaunchGeometry& geometry, CUst
   const LaunchConfig config(source_, geometry, stream);
   void* kernel_params[] = {params};
   const DriverApi& api = driver_();
-  Check(api, api.cuLaunchKernelEx(config.get(), loaded.function, kernel_params, nullptr),
-        "cuLaunchKernelEx");
+  // Only a simulated launch takes long, and can be stopped.
+  const bool is_simulated = api.set_interrupts != nullptr;
+  const uint64_t mark = is_simulated ? WatchInterrupts() : 0;
+  const CUresult result =
+      api.cuLaunchKernelEx(config.get(), loaded.function, kernel_params, nullptr);
+  if (result != CUDA_SUCCESS && is_simulated && WasInterrupted(mark)) throw InterruptedError();
+  Check(api, result, "cuLaunchKernelEx");
 }
 
 }  // namespace fp8gemm

@@ -95,6 +95,7 @@ class Kernel {
   /// @param params  Address of the kernel's single parameter; copied before the call returns.
   /// @throws std::invalid_argument  The geometry is not launchable.
   /// @throws CudaError  The driver refused.
+  /// @throws InterruptedError  Ctrl-C stopped a simulated launch.
   void Launch(const OnDevice& loaded, const LaunchGeometry& geometry, CUstream stream,
               void* params) const;
 

@@ -65,6 +65,16 @@ void TestAnotherHandler() {
   CHECK(num_first == 2 && num_second == 1 && WasInterrupted(mark));
 }
 
+// Or a program would learn that its work has ended before it learns of the signal.
+void TestHandlersRunBeforeWorkStops() {
+  static uint64_t mark = 0;
+  static bool was_early = true;
+  std::signal(SIGINT, [](int) { was_early = WasInterrupted(mark); });
+  mark = WatchInterrupts();
+  std::raise(SIGINT);
+  CHECK(!was_early && WasInterrupted(mark));
+}
+
 void TestThreads() {
   std::vector<std::thread> threads;
   std::atomic<int> num_watching = 0, num_stopped = 0;
@@ -95,5 +105,6 @@ int main() {
   });
   TestWhomAnInterruptStops();
   TestAnotherHandler();
+  TestHandlersRunBeforeWorkStops();
   TestThreads();
 }

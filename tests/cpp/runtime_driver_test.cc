@@ -12,6 +12,7 @@
 #include "driver/device_limits.h"
 #include "driver/driver.h"
 #include "driver/error.h"
+#include "driver/interrupts.h"
 #include "driver/tensor_map.h"
 #include "fake_driver.h"
 #include "jit/headers.h"
@@ -154,6 +155,30 @@ void TestLaunch() {
   fake.result = CUDA_SUCCESS;
 }
 
+// A launch that fails although nothing is wrong with it, since Ctrl-C has stopped it.
+void TestInterruptedLaunch() {
+  static const DriverApi sim = [] {
+    DriverApi table = api;
+    table.set_interrupts = [](uint64_t (*)(), bool (*)(uint64_t)) {};
+    table.cuLaunchKernelEx = [](const CUlaunchConfig*, CUfunction, void**, void**) {
+      if (fake.result != CUDA_SUCCESS) InterruptAll();
+      return fake.result;
+    };
+    return table;
+  }();
+  const auto image = std::make_shared<const std::string>("image");
+  const Kernel kernel([]() -> const DriverApi& { return sim; },
+                      {.key = "tiny", .name = "tiny", .text = "", .threads = 32}, image);
+  const Kernel::OnDevice loaded = {HandleOf<CUfunction>(1), 132, 132};
+  int param = 0;
+  InterruptAll();  // before it
+  kernel.Launch(loaded, {}, nullptr, &param);
+  fake.result = CUDA_ERROR_LAUNCH_FAILED;
+  CHECK_CONTAINS(CHECK_THROWS(InterruptedError, kernel.Launch(loaded, {}, nullptr, &param)),
+                 "Ctrl-C");
+  fake.result = CUDA_SUCCESS;
+}
+
 void TestClusters() {
   Kernel pair = MakeKernel(Image(), "tiny", 0, 128, {}, 2);
   fake.max_clusters = 0;
@@ -283,6 +308,7 @@ int main(int argc, char** argv) {
     TestLimits();
     TestTensorMap();
     TestLaunch();
+    TestInterruptedLaunch();
     TestModule();
     TestRefusedImage();
     TestClusters();

@@ -3,6 +3,7 @@
 
 import collections
 import contextlib
+import hashlib
 import io
 import json
 import random
@@ -11,7 +12,8 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -19,9 +21,10 @@ import numpy as np  # noqa: E402
 from _checkpoints import QUANTIZATION, quantized, write  # noqa: E402
 from _schemes import AUTO_FP8, compressed_tensors, modelopt  # noqa: E402
 
-from fuzz import mutate  # noqa: E402
+from fuzz import custom_calls, mutate  # noqa: E402
 from jax_fp8gemm import checkpoint  # noqa: E402
 from jax_fp8gemm._src.native import (  # noqa: E402
+    bundle,
     extension,
     gemm_problem,
     precompile,
@@ -55,6 +58,7 @@ COMMANDS = (
     ["precompile", "--file", "problems.txt"],
     ["tune", PROBLEMS[0], "--rounds", "2", "--budget", "1", "--output", "table.json"],
     ["cache", "verify"],
+    ["cache", "import", "problems.txt"],
 )
 TOKENS = (
     *(word for command in COMMANDS for word in command),
@@ -139,6 +143,27 @@ def tuned_table(folder: Path) -> Try:
     return attempt
 
 
+def bundles(folder: Path) -> Try:
+    """Lists of kernels in bundles, under a digest that is right."""
+    configs, image = extension.core().quantize_configs()[:3], b"machine code"
+    keys = [extension.core().cache_key(config) for config in configs]
+    good = [
+        {"config": config, "key": key, "size_bytes": len(image)}
+        for config, key in zip(configs, keys, strict=True)
+    ]
+    path = folder / "kernels.bundle"
+
+    def attempt(rng: random.Random) -> None:
+        content = mutate.json_bytes(rng, good) + b"\n" + image * len(good)
+        digest = hashlib.sha256(content).hexdigest().encode()
+        path.write_bytes(b"\n".join([bundle._FORMAT, digest, content]))
+        with contextlib.suppress(ValueError):
+            if stored := [config for config in bundle.unpack(path) if config not in configs]:
+                raise FaultError(f"took {stored}")
+
+    return attempt
+
+
 def problem_word(_: Path) -> Try:
     """Words of problems, and the planner's answer to those that are right."""
 
@@ -180,6 +205,11 @@ def problem_fields(_: Path) -> Try:
     return attempt
 
 
+def custom_call(folder: Path) -> Try:
+    """Attributes, operands and results of custom calls, as XLA hands them to the simulator's."""
+    return cast(Try, custom_calls.target(folder))
+
+
 def command_line(folder: Path) -> Try:
     """Arguments of the command line. Nothing is compiled, measured or looked up on a GPU."""
     (folder / "problems.txt").write_text("\n".join(PROBLEMS))
@@ -207,9 +237,11 @@ TARGETS: dict[str, Callable[[Path], Try]] = {
         index,
         config,
         tuned_table,
+        bundles,
         problem_word,
         kernel_key,
         problem_fields,
+        custom_call,
         command_line,
     )
 }
@@ -224,8 +256,12 @@ def fuzz(name: str, num_inputs: int, seed: int) -> dict[str, int]:
     """Tries inputs; returns how many times each kind of fault came, with the first of its kind."""
     counts: collections.Counter = collections.Counter()
     texts: dict = {}
-    compile_keys, precompile.compile_keys = precompile.compile_keys, _compile_nothing
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+    with (
+        mock.patch.object(precompile, "compile_keys", _compile_nothing),
+        mock.patch.object(bundle, "write"),
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.chdir(folder),
+    ):
         attempt = TARGETS[name](Path(folder))
         for i in range(num_inputs):
             try:
@@ -235,5 +271,4 @@ def fuzz(name: str, num_inputs: int, seed: int) -> dict[str, int]:
                 place = traceback.extract_tb(error.__traceback__)[-1]
                 texts.setdefault((kind, place.name), f"input {i}: {str(error)[:200]}")
                 counts[kind, place.name] += 1
-    precompile.compile_keys = compile_keys
     return {f"{kind} in {place}, {texts[kind, place]}": n for (kind, place), n in counts.items()}

@@ -16,12 +16,21 @@ import threading
 
 import jax
 import jax.numpy as jnp
+from _xla_stand_in import (
+    DATA_TYPES,
+    EXECUTE,
+    INITIALIZE,
+    INSTANTIATE,
+    Context,
+    Xla,
+    buffer,
+    custom_calls,
+)
 
 import jax_fp8gemm as fp8
 from jax_fp8gemm._src.native import extension
 
 DEVICES, THREADS, REPEATS = 3, 2, 3
-INSTANTIATE, INITIALIZE, EXECUTE = 0, 2, 3
 M, N, K = 1152, 2304, 640
 
 
@@ -39,34 +48,6 @@ class Launch(ctypes.Structure):
     ]
 
 
-class Buffer(ctypes.Structure):
-    """An argument or a result."""
-
-    _fields_ = [
-        ("type", ctypes.c_char_p),
-        ("rank", ctypes.c_int64),
-        ("dims", ctypes.POINTER(ctypes.c_int64)),
-        ("data", ctypes.c_uint64),
-    ]
-
-
-class Attribute(ctypes.Structure):
-    """An attribute of a custom call."""
-
-    _fields_ = [
-        ("name", ctypes.c_char_p),
-        ("text", ctypes.c_char_p),
-        ("number", ctypes.c_int64),
-        ("is_flag", ctypes.c_bool),
-    ]
-
-
-class Context(ctypes.Structure):
-    """What a handler asks XLA for."""
-
-    _fields_ = [("state", ctypes.c_void_p), ("stream", ctypes.c_uint64)]
-
-
 def gemm(x, w):
     """Quantizes both and multiplies."""
     product = fp8.gemm(
@@ -77,42 +58,12 @@ def gemm(x, w):
     return product
 
 
-def custom_calls() -> list[dict]:
-    """Returns target, attributes, and types of operands and results of each call."""
-    shapes = [jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((M, K), (N, K))]
-    lowered = jax.jit(gemm).trace(*shapes).lower(lowering_platforms=("cuda",))
-    found = []
-
-    def visit(operation):
-        if operation.name == "stablehlo.custom_call":
-            attributes = operation.attributes
-            target = attributes["call_target_name"].value
-            if target.startswith("jax_fp8gemm."):
-                config = attributes["mhlo.backend_config"]
-                types = {
-                    kind: [(str(v.type.element_type), list(v.type.shape)) for v in values]
-                    for kind, values in (
-                        ("operands", operation.operands),
-                        ("results", operation.results),
-                    )
-                }
-                values = {each.name: each.attr.value for each in config}
-                found.append({"target": target, "attributes": values, **types})
-        for region in operation.regions:
-            for block in region:
-                for inner in block:
-                    visit(inner.operation)
-
-    visit(lowered.compiler_ir("stablehlo").operation)
-    return found
-
-
 class Call:
     """One custom call whose handlers run."""
 
-    def __init__(self, library, call: dict) -> None:
+    def __init__(self, xla: Xla, call: dict) -> None:
         """Instantiates it."""
-        self._library = library
+        self._xla = xla
         self._call = call
         name = call["target"].split(".")[1]
         self._handlers = extension.core().registrations()[name]["cuda"]
@@ -121,24 +72,11 @@ class Call:
 
     def run(self, handler, stage, context, arguments, results):
         """Runs one stage; raises what the handler returns."""
-        attributes = [
-            Attribute(key.encode(), value.encode(), 0, False)
-            if isinstance(value, str)
-            else Attribute(key.encode(), None, int(value), isinstance(value, bool))
-            for key, value in sorted(self._call["attributes"].items())
-        ]
-        pointer = ctypes.pythonapi.PyCapsule_GetPointer
-        pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-        name = ctypes.pythonapi.PyCapsule_GetName
-        name.restype, name.argtypes = ctypes.c_char_p, [ctypes.py_object]
-        capsule = self._handlers[handler]
-        parts = []
-        for values, kind in ((arguments, Buffer), (results, Buffer), (attributes, Attribute)):
-            parts += [(kind * max(1, len(values)))(*values), ctypes.c_int64(len(values))]
-        address = ctypes.c_void_p(pointer(capsule, name(capsule)))
-        error = self._library.CallHandler(address, stage, ctypes.byref(context), *parts)
-        if error:
-            raise RuntimeError(error.decode())
+        error = self._xla.call(
+            self._handlers[handler], stage, context, arguments, results, self._call["attributes"]
+        )
+        if error is not None:
+            raise RuntimeError(error)
 
     def on_device(self, driver, device: int, stream: int, addresses) -> dict:
         """Initializes and executes on this thread; returns what the launches must be given."""
@@ -146,8 +84,7 @@ class Call:
         context = Context(self._state.state, stream)
         buffers = []
         for type, shape in [*self._call["operands"], *self._call["results"]]:
-            dims = (ctypes.c_int64 * len(shape))(*shape)
-            buffers.append(Buffer(type.encode(), len(shape), dims, next(addresses)))
+            buffers.append(buffer(DATA_TYPES[type], shape, next(addresses)))
         count = len(self._call["operands"])
         arguments, results = buffers[:count], buffers[count:]
         for _ in range(REPEATS):  # XLA initializes before every run
@@ -193,9 +130,9 @@ def as_json(launch: Launch) -> dict:
 
 def main(library: str, config: str, pdl: str, action: str) -> dict:
     """Runs the program with the products' configuration; or only instantiates its calls."""
-    xla = ctypes.CDLL(library)
-    xla.CallHandler.restype = ctypes.c_char_p
-    calls = custom_calls()
+    xla = Xla(library)
+    shapes = [jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((M, K), (N, K))]
+    calls = custom_calls(jax.jit(gemm).trace(*shapes).lower(lowering_platforms=("cuda",)))
     for call in calls:
         if "config" in call["attributes"]:
             call["attributes"] |= {"config": config, "pdl": pdl == "pdl"}

@@ -2,7 +2,6 @@
 // Calls an FFI handler as XLA does, by the C interface in jaxlib's headers: for Python.
 #include <cstdint>
 #include <cstring>
-#include <map>
 #include <string>
 #include <vector>
 
@@ -20,25 +19,18 @@ struct XLA_FFI_ExecutionContext {
 namespace {
 
 struct Buffer {
-  const char* type;  // as MLIR writes it
+  int32_t type;  // XLA_FFI_DataType
   int64_t rank;
   const int64_t* dims;
   void* data;
 };
 struct Attribute {
   const char* name;
-  const char* text;  // nullptr: a number
-  int64_t number;
-  bool is_flag;
+  const char* text;
+  int64_t number;  // bytes of the text; or the value, of any type
+  int32_t kind;    // XLA_FFI_AttrType
+  int32_t type;    // XLA_FFI_DataType of a scalar, or of an array of one
 };
-
-XLA_FFI_DataType DataType(const std::string& name) {
-  static const std::map<std::string, XLA_FFI_DataType> types = {
-      {"f8E4M3FN", XLA_FFI_DataType_F8E4M3FN}, {"f8E5M2", XLA_FFI_DataType_F8E5M2},
-      {"bf16", XLA_FFI_DataType_BF16},         {"f16", XLA_FFI_DataType_F16},
-      {"f32", XLA_FFI_DataType_F32},           {"i32", XLA_FFI_DataType_S32}};
-  return types.at(name);
-}
 
 XLA_FFI_Error* CreateError(XLA_FFI_Error_Create_Args* args) {
   return new XLA_FFI_Error{args->message};
@@ -81,8 +73,9 @@ XLA_FFI_Api MakeApi() {
 std::vector<XLA_FFI_Buffer> Buffers(const Buffer* buffers, int64_t count) {
   std::vector<XLA_FFI_Buffer> result;
   for (int64_t i = 0; i < count; ++i) {
-    result.push_back({XLA_FFI_Buffer_STRUCT_SIZE, nullptr, DataType(buffers[i].type),
-                      buffers[i].data, buffers[i].rank, const_cast<int64_t*>(buffers[i].dims)});
+    result.push_back({XLA_FFI_Buffer_STRUCT_SIZE, nullptr,
+                      static_cast<XLA_FFI_DataType>(buffers[i].type), buffers[i].data,
+                      buffers[i].rank, const_cast<int64_t*>(buffers[i].dims)});
   }
   return result;
 }
@@ -96,22 +89,30 @@ std::vector<void*> Pointers(std::vector<T>& values) {
 
 // Attributes as a call frame has them, sorted by name, which the caller has done.
 struct Attributes {
-  explicit Attributes(const Attribute* given, int64_t count) : spans(2 * count), scalars(count) {
+  explicit Attributes(const Attribute* given, int64_t count)
+      : spans(2 * count), scalars(count), arrays(count) {
     for (int64_t i = 0; i < count; ++i) {
       const Attribute& attribute = given[i];
-      XLA_FFI_ByteSpan& text = spans[2 * i + 1];
+      const auto type = static_cast<XLA_FFI_DataType>(attribute.type);
+      auto* const number = const_cast<int64_t*>(&attribute.number);
       spans[2 * i] = {attribute.name, std::strlen(attribute.name)};
-      if (attribute.text != nullptr) text = {attribute.text, std::strlen(attribute.text)};
-      scalars[i] = {attribute.is_flag ? XLA_FFI_DataType_PRED : XLA_FFI_DataType_S64,
-                    const_cast<int64_t*>(&attribute.number)};
-      const bool is_text = attribute.text != nullptr;
-      types.push_back(is_text ? XLA_FFI_AttrType_STRING : XLA_FFI_AttrType_SCALAR);
+      spans[2 * i + 1] = {attribute.text, static_cast<size_t>(attribute.number)};
+      scalars[i] = {type, number};
+      arrays[i] = {type, 1, number};
+      types.push_back(static_cast<XLA_FFI_AttrType>(attribute.kind));
       names.push_back(&spans[2 * i]);
-      values.push_back(is_text ? static_cast<void*>(&text) : &scalars[i]);
+      switch (types.back()) {
+        case XLA_FFI_AttrType_STRING: values.push_back(&spans[2 * i + 1]); break;
+        case XLA_FFI_AttrType_SCALAR: values.push_back(&scalars[i]); break;
+        case XLA_FFI_AttrType_ARRAY: values.push_back(&arrays[i]); break;
+        case XLA_FFI_AttrType_DICTIONARY: values.push_back(&empty); break;
+      }
     }
   }
   std::vector<XLA_FFI_ByteSpan> spans;
   std::vector<XLA_FFI_Scalar> scalars;
+  std::vector<XLA_FFI_Array> arrays;
+  XLA_FFI_Attrs empty = {XLA_FFI_Attrs_STRUCT_SIZE, nullptr, 0, nullptr, nullptr, nullptr};
   std::vector<XLA_FFI_AttrType> types;
   std::vector<XLA_FFI_ByteSpan*> names;
   std::vector<void*> values;

@@ -2,6 +2,7 @@
 """precompile: the kernels of a traced program into the cache, on any machine."""
 
 import concurrent.futures
+import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 
+from jax_fp8gemm._src.native import bundle as bundle_lib
 from jax_fp8gemm._src.native import extension, gemm_problem, ranking
 from jax_fp8gemm._src.native.gemm_problem import Problem
 from jax_fp8gemm._src.operands import checks
@@ -43,6 +45,7 @@ def precompile(
     num_sms: int | None = None,
     gpu: str | None = None,
     jobs: int = 4,
+    bundle: str | os.PathLike[str] | None = None,
 ) -> list[str]:
     """Compiles the kernels that a traced program calls on a GPU, into the cache on disk.
 
@@ -58,6 +61,8 @@ def precompile(
         gpu: The model of that GPU, as `jax.Device.device_kind` names it, whose tuned table is
             used; None for that of this machine's first GPU, if any.
         jobs: How many kernels to compile at a time, at least 1.
+        bundle: A file to write the kernels into as well, for `python -m jax_fp8gemm cache import`
+            on machines with the same package and NVRTC; None for none.
 
     Returns:
         The keys of the configurations, sorted; empty if the program calls no kernel.
@@ -66,6 +71,7 @@ def precompile(
         TypeError: `traced` is not traced, or a number is not an int.
         ValueError: `num_sms` or `jobs` is out of range.
         RuntimeError: NVRTC is missing, or a kernel does not compile.
+        OSError: `bundle` cannot be written.
 
     Transformations:
         None: it takes and returns no arrays.
@@ -84,7 +90,10 @@ def precompile(
     module = cast(Any, lowered.compiler_ir("stablehlo")).operation
     keys = {_key(kernel, num_sms, gpu) for kernel in kernels_of(module)}
     keys = sorted(keys | quantizers_of(module))
-    return [compiled.config for compiled in compile_keys(keys, jobs)]
+    configs = [compiled.config for compiled in compile_keys(keys, jobs)]
+    if bundle is not None:
+        bundle_lib.write(bundle, configs)
+    return configs
 
 
 def kernels_of(module: Any) -> list[Kernel]:

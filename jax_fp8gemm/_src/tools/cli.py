@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from jax_fp8gemm._src.native import environment, extension
+from jax_fp8gemm._src.native import bundle, environment, extension
 from jax_fp8gemm._src.tools import cli_bench, cli_kernels
 from jax_fp8gemm._src.tools import doctor as doctor_lib
 
@@ -22,12 +22,13 @@ _EXAMPLES = """examples:
   python -m jax_fp8gemm explain 64x7168x2048 --result f32 --accumulate --top 5
   python -m jax_fp8gemm explain masked:1024x4096x7168:groups=4:expected=192
   python -m jax_fp8gemm precompile 4096x7168x2048 ragged:8192x4096x7168:groups=8
-  python -m jax_fp8gemm precompile --file problems.txt --jobs 8
+  python -m jax_fp8gemm precompile --file problems.txt --jobs 8 --bundle kernels.bundle
   python -m jax_fp8gemm tune --file problems.txt --output h100.json
   python -m jax_fp8gemm tune 64x136x256 --simulate --rounds 2
   python -m jax_fp8gemm bench --suites headline --budget 400
   python -m jax_fp8gemm cache show
   python -m jax_fp8gemm cache verify
+  python -m jax_fp8gemm cache import kernels.bundle
   python -m jax_fp8gemm cache clear
 """
 
@@ -63,8 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.set_defaults(run=None)
 
-    cache = commands.add_parser("cache", help="show, check or empty the kernel cache")
-    cache.add_argument("action", nargs="?", choices=("path", *_CACHE), default="show")
+    cache = commands.add_parser("cache", help="show, check, fill or empty the kernel cache")
+    cache.add_argument("action", nargs="?", choices=("path", "import", *_CACHE), default="show")
+    cache.add_argument(
+        "file", nargs="?", type=pathlib.Path, help="of import: what precompile --bundle wrote"
+    )
     cache.set_defaults(run=_cache)
     return parser
 
@@ -105,10 +109,14 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _cache(options: argparse.Namespace) -> int:
+    imports = options.action == "import"
+    if imports != (options.file is not None):
+        print(f"cache: import takes a file, {options.action} takes none", file=sys.stderr)
+        return 2
     directory = environment.cache_dir()
     if directory is None:
         print(environment.CACHE_IS_OFF)
-        return 0
+        return 1 if imports else 0
     if options.action == "path":
         print(directory)
         return 0
@@ -116,7 +124,18 @@ def _cache(options: argparse.Namespace) -> int:
     if refusal := core.disk_cache_refusal():
         print(f"cache: {refusal}", file=sys.stderr)
         return 1
-    return _CACHE[options.action](core, directory)
+    return _import(options.file, directory) if imports else _CACHE[options.action](core, directory)
+
+
+def _import(file: pathlib.Path, directory: pathlib.Path) -> int:
+    try:
+        configs = bundle.unpack(file)
+    except (RuntimeError, ValueError) as error:
+        print(f"cache: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+    print("\n".join(configs))
+    print(f"{len(configs)} kernels of {file} in {directory}")
+    return 0
 
 
 def _show_cache(core: Any, directory: pathlib.Path) -> int:

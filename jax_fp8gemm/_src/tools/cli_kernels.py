@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any
 
-from jax_fp8gemm._src.native import environment, extension, gemm_problem, ranking
+from jax_fp8gemm._src.native import bundle, environment, extension, gemm_problem, ranking
 from jax_fp8gemm._src.native import precompile as precompile_lib
 from jax_fp8gemm._src.native.gemm_problem import Problem
 from jax_fp8gemm._src.operands import checks
@@ -74,6 +74,12 @@ def add_parsers(commands: Any) -> None:
         "precompile",
         parents=[plural, kind, gpu],
         help="compile the kernels of problems into the cache; needs no GPU",
+    )
+    precompile.add_argument(
+        "--bundle",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="write them into one file as well, for `cache import FILE` on other machines",
     )
     precompile.set_defaults(run=_precompile_problems)
     _add_tune(commands, [plural, kind])
@@ -193,6 +199,9 @@ def _precompile_problems(options: argparse.Namespace) -> int:
         keys = sorted(set(configs.values()))
         for i, done in enumerate(precompile_lib.compile_keys(keys, options.jobs), 1):
             print(f"[{i}/{len(keys)}] {done}", flush=True)
+        if options.bundle:
+            bundle.write(options.bundle, keys)
+            print(f"in {options.bundle}")
     except RuntimeError as error:
         return _complain("precompile", error, 1)
     directory = environment.cache_dir()
