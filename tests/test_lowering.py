@@ -118,6 +118,18 @@ PROGRAMS = {
         2,
         4,
     ),
+    "grad of dot of rms_norm": (
+        jax.grad(lambda x, *a: loss(fp8.rms_norm(x, x[0]), *a), both),
+        (x[0], w[0], dy[0]),
+        2,
+        4,
+    ),
+    "vmap of quantize of rms_norm": (
+        jax.vmap(lambda x, weight: fp8.quantize(fp8.rms_norm(x, weight))),
+        (x, x[:, 0]),
+        0,
+        1,
+    ),
     "vmap of quantize": (jax.vmap(fp8.quantize), (x,), 0, 1),
     "vmap of quantize, square": (jax.vmap(lambda w: fp8.quantize(w, (128, 128))), (w,), 0, 1),
     "vmap of quantize_transposed": (jax.vmap(fp8.quantize_transposed), (x,), 0, 1),

@@ -13,9 +13,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_fp8gemm._src.operands import checks, group_checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled
+from jax_fp8gemm._src.ops.activation import ActivationOperand
 from jax_fp8gemm._src.ops.grouped_gemm import Ragged
 from jax_fp8gemm._src.ops.k_grouped_gemm import KGrouped
-from jax_fp8gemm._src.ops.quantizer import Quantizer, RuleQuantizer
+from jax_fp8gemm._src.ops.quantizer import Operands, Quantizer, RuleQuantizer
 from jax_fp8gemm._src.training.dot import (
     checked_weight,
     gradient_of,
@@ -34,10 +35,7 @@ from jax_fp8gemm._src.training.quantized import (
 )
 from jax_fp8gemm._src.training.quantized_activation import (
     Activations,
-    array_of,
     checked_activations,
-    gradient_of_activations,
-    kept_of,
 )
 from jax_fp8gemm._src.training.recipe import Recipe, chosen
 from jax_fp8gemm._src.training.residuals import Residual, keep
@@ -76,7 +74,8 @@ def ragged_dot(
 
     Args:
         lhs: `(T, K)`, `bfloat16`, `float16` or `float32`, sorted by group; or what `swiglu`,
-            `geglu` and `gelu` return; or a `QuantizedActivation`. Rows in no group are not read.
+            `geglu`, `gelu` and `rms_norm` return; or a `QuantizedActivation`. Rows in no group are
+            not read.
         rhs: `(G, K, N)` of one of these dtypes; or a `MasterWeight` of that shape; or the weights
             as `BlockScaled` of shape `(G, N, K)` and block (128, 128), which get no gradient: zero,
             with a warning.
@@ -109,8 +108,8 @@ def ragged_dot(
     """
     implementation = checks.implementation(_NAME, implementation)
     checks.default_precision(_NAME, precision)
-    lhs = checked_activations(_NAME, "lhs", lhs)
-    checks.matrix(_NAME, "lhs", lhs)
+    operand = checked_activations(_NAME, "lhs", lhs)
+    checks.matrix(_NAME, "lhs", operand)
     recipe = chosen(_NAME, recipe)
     if recipe.weight_gradient != "fp8":
         raise ValueError(
@@ -123,18 +122,19 @@ def ragged_dot(
     checks.addressable(_NAME, "the transpose of rhs", (rhs.shape[0], *rhs.shape[:0:-1]))
     num_groups, k = rhs.shape[0], rhs.shape[k_dim]
     checks.num_groups(_NAME, "rhs", num_groups)
-    if lhs.shape[1] != k:
+    num_rows, lhs_k = operand.shape
+    if lhs_k != k:
         raise ValueError(
-            f"{_NAME}: rhs must have shape ({extents}) with the K of lhs = {lhs.shape[1]},"
+            f"{_NAME}: rhs must have shape ({extents}) with the K of lhs = {lhs_k},"
             f" got {tuple(rhs.shape)}."
         )
     first_row = None
     if group_offset is None:
-        group_sizes = group_checks.sizes(_NAME, group_sizes, lhs.shape[0], num_groups=num_groups)
+        group_sizes = group_checks.sizes(_NAME, group_sizes, num_rows, num_groups=num_groups)
     else:
-        group_sizes, first_row = _groups_from(group_offset, group_sizes, lhs.shape[0], num_groups)
-        lhs = jax.tree.map(lambda part: jnp.roll(part, -first_row, 0), lhs)
-    lhs_dtype = jnp.dtype(lhs.dtype)
+        group_sizes, first_row = _groups_from(group_offset, group_sizes, num_rows, num_groups)
+        operand = operand.map_rows(lambda rows: jnp.roll(rows, -first_row, 0))
+    lhs_dtype = jnp.dtype(operand.dtype)
     options = Options(
         _NAME,
         result_dtype_of(_NAME, preferred_element_type, lhs_dtype, rhs_dtype),
@@ -142,12 +142,12 @@ def ragged_dot(
         rhs_dtype,
         implementation,
         recipe,
-        meshes.explicit_spec(_NAME, out_sharding, 2, *jax.tree.leaves((lhs, rhs))),
+        meshes.explicit_spec(_NAME, out_sharding, 2, *jax.tree.leaves((operand, rhs))),
         w_is_nk=k_dim == 2,
         has_master=isinstance(rhs, MasterWeight),
-        gradient_spec=gradient_spec(_NAME, "rhs", rhs, array_of(lhs)),
+        gradient_spec=gradient_spec(_NAME, "rhs", rhs, operand.x),
     )
-    out = _apply(*platforms.unify_varying((lhs, rhs, group_sizes)), options)
+    out = _apply(*platforms.unify_varying((operand, rhs, group_sizes)), options)
     return out if first_row is None else jnp.roll(out, first_row, 0)
 
 
@@ -186,7 +186,7 @@ def _forward(lhs, rhs, group_sizes, options: Options):
     lhs = primal(lhs)
     y, kept = _product_of(lhs, rhs, group_sizes.value, options)
     gradient = rhs.gradient if isinstance(rhs, MasterWeight) else None
-    return y, (*kept, group_sizes.value, gradient, kept_of(lhs), is_trained)
+    return y, (*kept, group_sizes.value, gradient, lhs.residual(), is_trained)
 
 
 def _product_of(lhs, rhs: Weight, group_sizes, options: Options):
@@ -225,7 +225,7 @@ def _gradients(options: Options, residuals, dy: jax.Array):
     weights = rhs.transpose() if options.w_is_nk else rhs
     like_lhs = meshes.spec_of(lhs.bits)
     dlhs = _product(dy_rows, weights, group_sizes, options.x_dtype, options, like_lhs, True)
-    dlhs = gradient_of_activations(activation, dlhs)
+    dlhs = _valid_rows(activation, group_sizes).gradient(dlhs)
     if not is_trained.value:
         return dlhs, None, None
     lhs_columns = _columns(options, lhs, group_sizes)
@@ -236,6 +236,16 @@ def _gradients(options: Options, residuals, dy: jax.Array):
     return dlhs, gradient_of(options, drhs, gradient), None
 
 
+def _valid_rows(activation: ActivationOperand, group_sizes: jax.Array) -> ActivationOperand:
+    """Returns the activation with zeros for rows in no group, which may be anything."""
+
+    def valid(rows):
+        is_valid = jnp.arange(len(rows)) < xla_grouped.num_valid(group_sizes, len(rows))
+        return jnp.where(is_valid.reshape(-1, *(1,) * (rows.ndim - 1)), rows, 0)
+
+    return activation.map_rows(valid)
+
+
 def _columns(options: Options, rows: Residual, group_sizes: jax.Array) -> tuple[jax.Array, ...]:
     """Returns what was scaled along rows scaled along the rows of each group.
 
@@ -243,7 +253,7 @@ def _columns(options: Options, rows: Residual, group_sizes: jax.Array) -> tuple[
     """
     op = Quantizer(options.op_name, "k_grouped", _E4M3, "pow2", options.implementation)
     restored = rows.restore()
-    return apply(op, (restored.values, restored.scales, group_sizes))
+    return apply(op, Operands(restored.values, restored.scales, group_sizes))
 
 
 def _rows_and_columns(
@@ -261,7 +271,7 @@ def _rows_and_columns(
         options.implementation,
         COTANGENT,
     )
-    *columns, values, scales = apply(op, (dy, None, group_sizes))
+    *columns, values, scales = apply(op, Operands(dy, None, group_sizes))
     return keep(BlockScaled(values, scales, checks.ROW_BLOCK)), tuple(columns)
 
 

@@ -17,7 +17,7 @@ from jax import lax
 
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.ops.product import BatchDims, Product
-from jax_fp8gemm._src.ops.quantizer import Quantizer
+from jax_fp8gemm._src.ops.quantizer import Operands, Quantizer
 from jax_fp8gemm._src.training.recipe import Recipe
 from jax_fp8gemm._src.transforms.apply import batch_all
 from jax_fp8gemm._src.transforms.operation import InRule, Layout
@@ -115,7 +115,7 @@ class WeightGradient(InRule):
         x = lax.bitcast_convert_type(x_bits, _E4M3), x_scales
         columns = self._along_tokens("transposed", dy)
         rows = dataclasses.replace(self._quantizer("rows"), axes=("t", "n"))
-        return self._product(x, columns, accumulator), *rows.local_of_cut(cut, dy, None, None)
+        return self._product(x, columns, accumulator), *rows.local_of_cut(cut, *Operands(dy))
 
     def _product(self, x: tuple, dy_columns: Sequence[jax.Array], accumulator) -> jax.Array:
         """Returns the product with x, whose scales stay powers of two."""
@@ -150,7 +150,7 @@ class WeightGradient(InRule):
         leaves = tuple(map(self._one_token_dim, lax.optimization_barrier(leaves)))
         dtype = _E4M3 if len(leaves) == 2 else None
         quantizer = self._quantizer(kind, dtype, scale_format)
-        return quantizer.local(*leaves, *(None,) * (3 - len(leaves)))
+        return quantizer.local(*Operands(*leaves))
 
     def _one_token_dim(self, x: jax.Array) -> jax.Array:
         count = self.num_batch
