@@ -86,6 +86,8 @@ EITHER_MESH |= {
     "k_grouped with accumulator, M x N": (NONE, SAME),
     "gradients of ragged_dot, N": (SUM, SAME),  # of the activations
     "gradients of ragged_dot, K": (NONE, SAME),
+    "gradients of ragged_dot, N, in bfloat16": (SUM, SAME),
+    "gradients of ragged_dot, K, in bfloat16": (NONE, SAME),
     "gradients of a batch of dots, experts x N": (SUM, SAME),
     "dot_general with a batch": (NONE, SAME),
 }

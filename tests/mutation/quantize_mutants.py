@@ -42,8 +42,8 @@ MUTANTS = (
     Mutant(
         "halves of a pair exchanged",
         "fp8_quantize/activation.cuh",
-        "x.set_pair(i, y[0], y[1]);",
-        "x.set_pair(i, y[1], y[0]);",
+        "*= up.get(i + j);\n    }\n    x.set_pair(i, y[0], y[1]);",
+        "*= up.get(i + j);\n    }\n    x.set_pair(i, y[1], y[0]);",
         "Each element stays in its place.",
         (SWIGLU,),
     ),
@@ -98,8 +98,8 @@ MUTANTS = (
     Mutant(
         "column factors of the first matrix for all",
         "fp8_quantize/quantize_rows.cuh",
-        "params.column_factors + uint64_t{matrix} * params.columns +",
-        "params.column_factors +",
+        "params.column_factors + uint64_t{matrix} * params.columns + column",
+        "params.column_factors + column",
         "Each matrix has a weight of its own.",
         (RMS_NORM,),
     ),

@@ -74,9 +74,9 @@ FP8GEMM_DEVICE void normalize_rows(const QuantizeParams& params, uint32_t matrix
   const bool has_row = ptx::lane_idx() < kWarpRows && own_row < params.rows;
   const float* const row_factors = params.row_factors + uint64_t{matrix} * params.rows + own_row;
   const float own_factor = has_row ? ptx::ld_global_nc_f32(row_factors) : 0.0f;
+  const float* const weight = params.column_factors + uint64_t{matrix} * params.columns + column;
   Elements<XType::kF32, 4> column_factors;
-  column_factors.load(reinterpret_cast<const uint8_t*>(params.column_factors +
-                                                       uint64_t{matrix} * params.columns + column),
+  column_factors.load(reinterpret_cast<const uint8_t*>(weight),
                       valid_elements(column, 4, params.columns), params.factors_in_vectors != 0);
   FP8GEMM_UNROLL
   for (uint32_t r = 0; r < kWarpRows; ++r) {

@@ -39,7 +39,7 @@ from jax_fp8gemm._src.training.quantized_activation import (
 )
 from jax_fp8gemm._src.training.recipe import Recipe, chosen
 from jax_fp8gemm._src.training.residuals import Residual, keep
-from jax_fp8gemm._src.training.weight_gradient import refuse_shared_sum
+from jax_fp8gemm._src.training.weight_gradient import GroupedInBfloat16, refuse_shared_sum
 from jax_fp8gemm._src.transforms import meshes, platforms
 from jax_fp8gemm._src.transforms.apply import apply
 from jax_fp8gemm._src.xla import grouped as xla_grouped
@@ -87,7 +87,7 @@ def ragged_dot(
             of all that `group_sizes` has, as where devices divide the experts. Rows of other groups
             give 0. Rows are moved to the front and back, in two more passes. None for 0.
         implementation: None, "cuda", "xla" or "sim", as for `gemm`.
-        recipe: As for `dot`; weight gradients are computed in FP8.
+        recipe: As for `dot`.
         out_sharding: As for `dot`.
 
     Returns:
@@ -111,10 +111,6 @@ def ragged_dot(
     operand = checked_activations(_NAME, "lhs", lhs)
     checks.matrix(_NAME, "lhs", operand)
     recipe = chosen(_NAME, recipe)
-    if recipe.weight_gradient != "fp8":
-        raise ValueError(
-            f"{_NAME}: recipe.weight_gradient must be 'fp8', got {recipe.weight_gradient!r}."
-        )
     rhs, rhs_dtype = checked_weight(_NAME, "rhs", rhs)
     extents, k_dim = ("G, K, N", 1) if rhs_dtype else ("G, N, K", 2)
     checks.groups(_NAME, "rhs", rhs, extents)
@@ -218,22 +214,38 @@ def _backward(options: Options, residuals, dy: jax.Array | SymbolicZero):
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _gradients(options: Options, residuals, dy: jax.Array):
     lhs, rhs, group_sizes, gradient, activation, is_trained = residuals
+    drhs = None
     if is_trained.value:
-        dy_rows, dy_columns = _rows_and_columns(options, dy, group_sizes)
+        drhs, dy_rows = _weight_gradients(options, lhs, dy, group_sizes, gradient)
+        drhs = gradient_of(options, drhs, gradient)
     else:
-        dy_rows, dy_columns = keep(quantized_cotangent(options, dy, "t", group_sizes)), ()
+        dy_rows = keep(quantized_cotangent(options, dy, "t", group_sizes))
     weights = rhs.transpose() if options.w_is_nk else rhs
     like_lhs = meshes.spec_of(lhs.bits)
     dlhs = _product(dy_rows, weights, group_sizes, options.x_dtype, options, like_lhs, True)
-    dlhs = _valid_rows(activation, group_sizes).gradient(dlhs)
-    if not is_trained.value:
-        return dlhs, None, None
-    lhs_columns = _columns(options, lhs, group_sizes)
+    return _valid_rows(activation, group_sizes).gradient(dlhs), drhs, None
+
+
+def _weight_gradients(
+    options: Options,
+    lhs: Residual,
+    dy: jax.Array,
+    group_sizes: jax.Array,
+    gradient: jax.Array | None,
+) -> tuple[jax.Array, Residual]:
+    """Returns the gradients of the weights, and dy in FP8, scaled along N."""
     result_dtype = cast(np.dtype, options.w_dtype) if gradient is None else gradient.dtype
-    op = _ExpertGradients(options.op_name, result_dtype, options.implementation)
-    operands = (*lhs_columns, *dy_columns, group_sizes, gradient)
+    static = (options.op_name, result_dtype, options.implementation)
+    if options.recipe.weight_gradient == "bfloat16":
+        dy_rows = keep(quantized_cotangent(options, dy, "t", group_sizes))
+        op = GroupedInBfloat16(*static)
+        operands = (lhs.bits, lhs.scales, dy, group_sizes, gradient)
+    else:
+        dy_rows, dy_columns = _rows_and_columns(options, dy, group_sizes)
+        op = _ExpertGradients(*static)
+        operands = (*_columns(options, lhs, group_sizes), *dy_columns, group_sizes, gradient)
     drhs = apply(op, operands, out_sharding=options.gradient_spec, allow_reshard=True)
-    return dlhs, gradient_of(options, drhs, gradient), None
+    return drhs, dy_rows
 
 
 def _valid_rows(activation: ActivationOperand, group_sizes: jax.Array) -> ActivationOperand:

@@ -23,6 +23,7 @@ from jax_fp8gemm._src.transforms.apply import batch_all
 from jax_fp8gemm._src.transforms.operation import InRule, Layout
 from jax_fp8gemm._src.transforms.partitioner import names
 from jax_fp8gemm._src.xla import gemm as xla_gemm
+from jax_fp8gemm._src.xla import grouped as xla_grouped
 
 _E4M3 = jnp.dtype(jnp.float8_e4m3fn)
 
@@ -164,3 +165,48 @@ class WeightGradient(InRule):
         out = jnp.einsum("...tm,...tn->...mn", lhs, rhs, preferred_element_type=jnp.float32)
         out = out if accumulator is None else out + accumulator
         return out.astype(self.result_dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupedInBfloat16(InRule):
+    """`(*batch, G, K, N)`, gradients of the weights of groups, in XLA's bfloat16 product.
+
+    Operands: bits of x `(*batch, T, K)` in e4m3 and their scales, block (1, 128); dy
+    `(*batch, T, N)`; sizes of the groups `(*batch, G)`; and a float32 accumulator like the result,
+    or None.
+
+    Attributes:
+        op_name: As in Operation.
+        result_dtype: Dtype of the result.
+        implementation: As in Operation.
+        num_batch: How many of the leading dimensions are `batch`.
+    """
+
+    op_name: str
+    result_dtype: np.dtype
+    implementation: str | None
+    num_batch: int = 0
+
+    def layout(self, *operands) -> Layout:
+        batch = names("v", self.num_batch)
+        each = (("t", "k"), ("t", "k/128"), ("t", "n"), ("g",), ("g", "k", "n"))
+        return Layout(
+            operands=tuple((*batch, *dims) for dims in each),
+            results=((*batch, "g", "k", "n"),),
+            names=("lhs", "lhs scales", "dy", "group_sizes", "accumulator"),
+            replicated=("t", "g"),
+        ).of_present(operands)
+
+    def batch(self, apply, axis_size, in_batched, operands):
+        refuse_shared_sum(self.op_name, operands[4], in_batched[4])
+        deeper = dataclasses.replace(self, num_batch=self.num_batch + 1)
+        return apply(deeper, batch_all(axis_size, in_batched, operands))
+
+    def local(self, *operands) -> jax.Array:
+        def of_one(bits, *others):
+            values = lax.bitcast_convert_type(bits, _E4M3)
+            return xla_grouped.weight_gradients(values, *others).astype(self.result_dtype)
+
+        for _ in range(self.num_batch):
+            of_one = jax.vmap(of_one)
+        return of_one(*operands)
