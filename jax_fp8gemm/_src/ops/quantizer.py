@@ -279,4 +279,13 @@ class Quantizer(Operation):
 
 @dataclasses.dataclass(frozen=True)
 class RuleQuantizer(InRule, Quantizer):
-    """A quantizer inside a derivative rule."""
+    """A quantizer inside a derivative rule, behind which rows in no group are not read."""
+
+    def once(self, in_batched, operands):
+        x, beside, group_sizes, row_factors = operands
+        of_array, of_beside, of_sizes, of_factors = in_batched
+        if self._transposed or not of_sizes or of_array or of_beside or of_factors:
+            return None
+        # Of groups of each example: the most rows that one of them has.
+        counts = xla_grouped.num_valid(group_sizes, x.shape[-2])
+        return Operands(x, beside, jnp.max(counts, 0)[..., None], row_factors)
