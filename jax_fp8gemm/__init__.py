@@ -17,6 +17,7 @@ from jax_fp8gemm._src.operands.block_arrays import stack as stack
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled as BlockScaled
 from jax_fp8gemm._src.ops.activation import geglu as geglu
 from jax_fp8gemm._src.ops.activation import gelu as gelu
+from jax_fp8gemm._src.ops.activation import rms_norm as rms_norm
 from jax_fp8gemm._src.ops.activation import swiglu as swiglu
 from jax_fp8gemm._src.ops.gemm import gemm as gemm
 from jax_fp8gemm._src.ops.grouped_gemm import contiguous_alignment as contiguous_alignment

@@ -180,14 +180,20 @@ def vmapped_programs():
     yield EXPLICIT, "vmap of vmap of ragged", nested
 
 
-def _gradients(x, w, sizes):
+def _gradients(x, w, sizes, recipe=None):
     """Returns the gradients of a sum whose own gradient does not depend on how y was rounded."""
     dy = jnp.sin(jnp.arange(T * N, dtype=jnp.float32)).reshape(T, N)
 
     def loss(x, w):
-        return (fp8.ragged_dot(x, w, sizes, implementation="xla") * dy).sum()
+        y = fp8.ragged_dot(x, w, sizes, implementation="xla", recipe=recipe)
+        return (y * dy).sum()
 
     return jax.grad(loss, (0, 1))(x, w)
+
+
+def _gradients_in_bfloat16(x, w, sizes):
+    """The same with gradients of the weights in another format."""
+    return _gradients(x, w, sizes, fp8.Recipe(weight_gradient="bfloat16"))
 
 
 def sharded_sizes_programs():
@@ -207,15 +213,17 @@ def ragged_dot_programs():
     """Yields a name and a measurement for ragged_dot's gradients, and for a layer of experts."""
     x, w = normal(14, T, K), normal(15, G, K, N) / K**0.5
     for kind in (AUTO, EXPLICIT):
-        for name, x_spec, w_spec in (
-            ("N", P(), P(None, None, "y")),
-            ("K", P(None, "y"), P(None, "y")),
+        for name, x_spec, w_spec, gradients in (
+            ("N", P(), P(None, None, "y"), _gradients),
+            ("K", P(None, "y"), P(None, "y"), _gradients),
+            ("N, in bfloat16", P(), P(None, None, "y"), _gradients_in_bfloat16),
+            ("K, in bfloat16", P(None, "y"), P(None, "y"), _gradients_in_bfloat16),
         ):
 
-            def run(kind=kind, x_spec=x_spec, w_spec=w_spec):
-                want = jax.device_get(_gradients(x, w, SIZES))
+            def run(kind=kind, x_spec=x_spec, w_spec=w_spec, gradients=gradients):
+                want = jax.device_get(gradients(x, w, SIZES))
                 operands = put(kind, x, x_spec), put(kind, w, w_spec), put(kind, SIZES, P())
-                return measure(_gradients, operands, want)
+                return measure(gradients, operands, want)
 
             yield kind, f"gradients of ragged_dot, {name}", run
 

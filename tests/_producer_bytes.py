@@ -28,12 +28,38 @@ _RESULT = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) [a-z][\w\-]*\(
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
+def norm(x, weight):
+    """An RMS norm, rounded to the dtype of x."""
+    wide = x.astype(jnp.float32)
+    roots = jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + 1e-6)
+    return (wide * roots * weight.astype(jnp.float32)).astype(x.dtype)
+
+
+def behind_residual(quantized_norm):
+    """Returns what adds a residual first, and returns that sum too."""
+
+    def both(x, residual, weight):
+        return x + residual, quantized_norm(x + residual, weight)
+
+    return both
+
+
+def norm_apart(x, weight):
+    """The norm as an array."""
+    return fp8.quantize(norm(x, weight))
+
+
+def norm_fused(x, weight):
+    """The norm on the way into the quantizer."""
+    return fp8.quantize(fp8.rms_norm(x, weight))
+
+
 def two_layouts(dy):
     """The gradient that arrives, along rows and along tokens."""
     return fp8.quantize(dy), fp8.quantize_transposed(dy)
 
 
-# What is quantized: in XLA's kernels and ours, and in one of ours.
+# What is quantized: in XLA's kernels and ours, and on the way into ours.
 PROGRAMS = {
     "swiglu": (
         lambda gate, up: fp8.quantize(jax.nn.silu(gate) * up),
@@ -49,6 +75,12 @@ PROGRAMS = {
         lambda x: fp8.quantize(jax.nn.gelu(x)),
         lambda x: fp8.quantize(fp8.gelu(x)),
         [(TOKENS, COLUMNS)],
+    ),
+    "rms_norm": (norm_apart, norm_fused, [(TOKENS, COLUMNS), (COLUMNS,)]),
+    "rms_norm of a sum that is written too": (
+        behind_residual(norm_apart),
+        behind_residual(norm_fused),
+        [*2 * [(TOKENS, COLUMNS)], (COLUMNS,)],
     ),
     "gradient, along rows and tokens": (
         two_layouts,
@@ -98,7 +130,7 @@ def main() -> None:
     options = {"topology": "1x1x1", "target_config": target}
     device = topologies.get_topology_desc(platform="cuda", **options).devices[0]
     results = {}
-    print("| quantized | XLA's kernels and the quantizer | one kernel | of it |\n|---|---|---|---|")
+    print("| quantized | as an array first | on the way | of it |\n|---|---|---|---|")
     for name, (apart, fused, shapes) in PROGRAMS.items():
         results[name] = [measure(f, shapes, device) for f in (apart, fused)]
         before, after = results[name]

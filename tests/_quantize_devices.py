@@ -38,6 +38,11 @@ def swiglu(x):
     return fp8.quantize(fp8.swiglu(x, jnp.cos(x)))
 
 
+def rms_norm(x):
+    """A norm on the way, whose rows may be those of several devices."""
+    return fp8.quantize(fp8.rms_norm(x, 1 + jnp.arange(K) / K), scale_format="pow2")
+
+
 def valid(x):
     """Rows of groups, the last of which are none."""
     return fp8.quantize(x, group_sizes=SIZES[:3])
@@ -45,6 +50,8 @@ def valid(x):
 
 QUANTIZATIONS = {
     "swiglu, rows and columns": (swiglu, P("x", "y")),
+    "rms_norm, rows": (rms_norm, P("x")),
+    "rms_norm, rows and columns": (rms_norm, P("x", "y")),
     "valid rows, rows and columns": (valid, P("x", "y")),
     "rows": (rows, P("x")),
     "rows and columns": (rows, P("x", "y")),
@@ -61,6 +68,7 @@ QUANTIZATIONS = {
 QUANTIZED_BY_HAND = {
     "rows and columns": P("x", "y"),
     "swiglu, rows and columns": P("x", "y"),
+    "rms_norm, rows": P("x"),
     "square, rows and columns": P("x", "y"),
     "transposed, rows and columns": P("y", "x"),
     "k_grouped, columns": P("y"),

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 import jax_fp8gemm as fp8
-from jax_fp8gemm._src.ops.quantizer import Quantizer
+from jax_fp8gemm._src.ops.quantizer import Operands, Quantizer
 from jax_fp8gemm._src.transforms.apply import apply
 
 
@@ -23,7 +23,7 @@ def of_two(
 ) -> tuple[fp8.BlockScaled, fp8.BlockScaled]:
     """Returns x scaled along tokens, and along its rows."""
     op = Quantizer("test", kind, jnp.dtype(dtype), scale_format, implementation)
-    leaves = apply(op, (x, None, group_sizes))
+    leaves = apply(op, Operands(x, None, group_sizes))
     return fp8.BlockScaled(*leaves[:2], (1, 128)), fp8.BlockScaled(*leaves[2:], (1, 128))
 
 

@@ -83,6 +83,12 @@ PROGRAMS = {
         1,
         2,
     ),
+    "vmap of ragged_dot, activations shared": (
+        per_batch(fp8.ragged_dot, None, None, 0),
+        (x[0], experts[0], sizes),
+        1,
+        2,
+    ),
     "vmap of ragged_dot": (jax.vmap(fp8.ragged_dot), (x, experts, sizes), 1, 2),
     "dot_general with a batch": (
         lambda x, w: fp8.dot_general(x, w, (((2,), (1,)), ((0,), (0,)))),
@@ -118,6 +124,18 @@ PROGRAMS = {
         2,
         4,
     ),
+    "grad of dot of rms_norm": (
+        jax.grad(lambda x, *a: loss(fp8.rms_norm(x, x[0]), *a), both),
+        (x[0], w[0], dy[0]),
+        2,
+        4,
+    ),
+    "vmap of quantize of rms_norm": (
+        jax.vmap(lambda x, weight: fp8.quantize(fp8.rms_norm(x, weight))),
+        (x, x[:, 0]),
+        0,
+        1,
+    ),
     "vmap of quantize": (jax.vmap(fp8.quantize), (x,), 0, 1),
     "vmap of quantize, square": (jax.vmap(lambda w: fp8.quantize(w, (128, 128))), (w,), 0, 1),
     "vmap of quantize_transposed": (jax.vmap(fp8.quantize_transposed), (x,), 0, 1),
@@ -146,6 +164,13 @@ def test_custom_calls(name):
     assert custom_calls(text, PRODUCT) == products
     assert custom_calls(text, QUANTIZER) == quantizers
     assert "stablehlo.dot_general" not in text
+
+
+@pytest.mark.usefixtures("extension")
+def test_activations_that_examples_share_are_read_once():
+    f, arguments, *_ = PROGRAMS["vmap of ragged_dot, activations shared"]
+    text = jax.jit(f).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+    assert f"(tensor<1x{T}x{K}xf32>, tensor<1x1xi32>) -> (tensor<1x{T}x{K}xf8E4M3FN>" in text
 
 
 lhs, square = fp8.quantize(x[0]), fp8.quantize(w[0].T, (128, 128))

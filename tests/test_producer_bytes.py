@@ -18,6 +18,8 @@ LEAST = {
     "swiglu": 2 * 2 + 1,
     "swiglu, gate and up in one array": 2 * 2 + 1,
     "gelu": 2 + 1,
+    "rms_norm": 2 + 2 + 1,  # a reading for the roots
+    "rms_norm of a sum that is written too": 2 * 2 + 2 + 2 + 1,
     "gradient, along rows and tokens": 2 + 2 * 1,
 }
 

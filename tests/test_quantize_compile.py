@@ -32,9 +32,9 @@ MAX_REGISTERS = 128
 
 
 def test_keys_name_every_combination():
-    # Rows, blocks, two transposed layouts without and with rows, and three activations, of three
-    # dtypes, two results and two kinds of scales; and float8 scaled anew.
-    assert len(KEYS) == len(set(KEYS)) == 9 * 3 * 2 * 2 + 2
+    # Rows, blocks, two transposed layouts without and with rows, three activations and a norm, of
+    # three dtypes, two results and two kinds of scales; and float8 scaled anew.
+    assert len(KEYS) == len(set(KEYS)) == 10 * 3 * 2 * 2 + 2
     assert core().quantize_key("k_grouped", "float8_e4m3fn", "float8_e4m3fn", "pow2") in KEYS
     with pytest.raises(RuntimeError, match="is not a quantize kernel"):
         core().kernel_source("quantize_rows.e4m3.e4m3.f32")
@@ -57,11 +57,17 @@ def test_kernel(key, nvrtc):
     opcodes = [instruction.opcode for instruction in code]
     is_transposed = family.endswith(("transposed", "kgrouped"))
     is_activation = family.endswith("lu")
-    has_rows = family.startswith("quantize_rows") or is_activation
+    is_norm = family.endswith("norm")
+    has_rows = family.startswith("quantize_rows") or is_activation or is_norm
     columns = 2 if is_transposed and not has_rows else 4
     rows = 8 if has_rows and not is_transposed else 16
     factors = 2 if family.endswith("glu") else 1
     assert opcodes.count(LOADS[ELEMENT_BYTES[x_type] * columns]) >= rows * factors
+    if is_norm:
+        # Factors of four columns once for all rows; two products and one with the scale.
+        is_wide = LOADS[ELEMENT_BYTES[x_type] * columns] == LOADS[16]
+        assert opcodes.count(LOADS[16]) == 1 + rows * is_wide
+        assert opcodes.count("FMUL") == 3 * rows * columns
     if is_activation:
         assert opcodes.count("MUFU.EX2") == rows * columns <= opcodes.count("MUFU.RCP")
     # Every element once, two at a time; of two layouts twice.

@@ -14,7 +14,7 @@ from cases import E4M3, E5M2, GROUPED_CASES
 import jax_fp8gemm as fp8
 from jax_fp8gemm import testing
 from jax_fp8gemm._src.native import sim_library
-from jax_fp8gemm._src.ops.quantizer import Quantizer
+from jax_fp8gemm._src.ops.quantizer import Operands, Quantizer
 from jax_fp8gemm._src.transforms.apply import apply
 
 pytestmark = pytest.mark.usefixtures("simulator_library")
@@ -148,7 +148,7 @@ def test_float8_is_scaled_anew(shape, sizes):
     got, want = (
         apply(
             Quantizer("test", layout, jnp.dtype(E4M3), "pow2", implementation),
-            (x.values, x.scales, group_sizes),
+            Operands(x.values, x.scales, group_sizes),
         )
         for implementation in ("sim", "xla")
     )

@@ -156,6 +156,18 @@ def test_gradients_of_each_example():
         np.testing.assert_allclose(got[1][i], want[1], rtol=0, atol=1e-4)
 
 
+def test_activations_that_examples_share_are_quantized_once():
+    """However many rows each example has in groups; gradients are those of each."""
+    _, sizes, dy = BATCH
+    x = x0.at[int(sizes.sum(1).max()) :].set(jnp.nan)
+    gradients = jax.vmap(jax.value_and_grad(loss, (0, 1)), (None, None, 0, 0))
+    y, dx, dw = jax.tree.leaves(jax.jit(gradients)(x, w0, sizes, dy))
+    for i in range(len(sizes)):
+        want = jax.tree.leaves(jax.value_and_grad(loss, (0, 1))(x, w0, sizes[i], dy[i]))
+        for got, each in zip((y[i], dx[i], dw[i]), want, strict=True):
+            np.testing.assert_allclose(got, each, rtol=1e-5, atol=1e-4)
+
+
 def test_sizes_do_not_retrace():
     traces = []
 

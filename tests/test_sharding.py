@@ -45,6 +45,9 @@ EITHER_MESH = {
     "quantize transposed, rows and columns": (NONE, 0),
     "quantize k_grouped, columns": (NONE, 0),
     "quantize swiglu, rows and columns": (NONE, 0),
+    "quantize rms_norm, rows": (NONE, SAME),
+    # Of the squares, a float32 for each row.
+    "quantize rms_norm, rows and columns": (SUM, REROUNDED),
     "quantize valid rows, rows and columns": (NONE, 0),
     "dequantize rows": (NONE, 0),
     "dequantize rows and columns": (NONE, 0),
@@ -55,6 +58,8 @@ EITHER_MESH = {
     "dequantize k_grouped, columns": (NONE, 0),
     # Computed in other vectors, with other roundings of the activation before that to its dtype.
     "dequantize swiglu, rows and columns": (NONE, SAME),
+    "dequantize rms_norm, rows": (NONE, SAME),
+    "dequantize rms_norm, rows and columns": ({"all-reduce": 2}, REROUNDED),
     "dequantize valid rows, rows and columns": (NONE, 0),
     # One sum for both weight gradients and the loss, which XLA combines.
     "step data": (SUM, REROUNDED),
@@ -81,6 +86,8 @@ EITHER_MESH |= {
     "k_grouped with accumulator, M x N": (NONE, SAME),
     "gradients of ragged_dot, N": (SUM, SAME),  # of the activations
     "gradients of ragged_dot, K": (NONE, SAME),
+    "gradients of ragged_dot, N, in bfloat16": (SUM, SAME),
+    "gradients of ragged_dot, K, in bfloat16": (NONE, SAME),
     "gradients of a batch of dots, experts x N": (SUM, SAME),
     "dot_general with a batch": (NONE, SAME),
 }
@@ -106,11 +113,13 @@ BY_HAND = (
     "dot_general with a batch",
     "quantize rows and columns",
     "quantize swiglu, rows and columns",
+    "quantize rms_norm, rows",
     "quantize square, rows and columns",
     "quantize transposed, rows and columns",
     "quantize k_grouped, columns",
     "dequantize rows and columns",
     "dequantize swiglu, rows and columns",
+    "dequantize rms_norm, rows",
     "dequantize square, rows and columns",
     "dequantize transposed, rows and columns",
     "dequantize k_grouped, columns",

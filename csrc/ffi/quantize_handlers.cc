@@ -7,7 +7,8 @@
 //             string. See QuantizeProblem.
 // Arguments   x (batches, rows, columns); for swiglu and geglu up, as x, or both as one x of twice
 //             as many columns; for float8 its scales (batches, rows, column blocks), rows
-//             innermost; where num_groups is not 0 group_sizes (batches, num_groups) int32.
+//             innermost; where num_groups is not 0 group_sizes (batches, num_groups) int32; for
+//             rms_norm factors of rows (batches, rows) and of columns (batches, columns), float32.
 // Results     values, scales: see QuantizeProblem. Where scales are per 1x128, rows of the values
 //             are innermost, and those up to a multiple of 4 are not written. Layouts of two have
 //             values and scales of the transposed one, then of the rows of all batches.
@@ -56,7 +57,8 @@ void RunQuantize(QuantizePlan& plan, ffi::RemainingArgs args, ffi::RemainingRets
   const QuantizeConfig& config = problem.config;
   const bool has_scales = config.x_type == XType::kE4M3;
   const bool has_groups = problem.num_groups != 0;
-  const size_t expected = 1 + size_t{has_scales} + size_t{has_groups};
+  const size_t num_factors = config.is_normalized() ? 2 : 0;
+  const size_t expected = 1 + size_t{has_scales} + size_t{has_groups} + num_factors;
   const bool has_up = config.is_gated() && args.size() == expected + 1;
   const bool is_joined = config.is_gated() && !has_up;
   Operands operands(args, expected + size_t{has_up});
@@ -72,6 +74,12 @@ void RunQuantize(QuantizePlan& plan, ffi::RemainingArgs args, ffi::RemainingRets
   if (has_groups) {
     buffers.group_sizes =
         operands.Next("group_sizes", ffi::DataType::S32, {problem.batches, problem.num_groups});
+  }
+  if (config.is_normalized()) {
+    buffers.row_factors =
+        operands.Next("row factors", ffi::DataType::F32, problem.row_factors_extents());
+    buffers.column_factors =
+        operands.Next("column factors", ffi::DataType::F32, problem.column_factors_extents());
   }
   const ffi::DataType type = ToDataType(config.type);
   buffers.values = results.Next("values", type, problem.values_extents());

@@ -7,9 +7,9 @@
 namespace fp8gemm {
 namespace {
 
-constexpr const char* kLayoutNames[] = {"rows",     "blocks",          "transposed",
-                                        "kgrouped", "rows_transposed", "rows_kgrouped",
-                                        "swiglu",   "geglu",           "gelu"};
+constexpr const char* kLayoutNames[] = {
+    "rows",          "blocks", "transposed", "kgrouped", "rows_transposed",
+    "rows_kgrouped", "swiglu", "geglu",      "gelu",     "rms_norm"};
 constexpr const char* kXTypeNames[] = {"bf16", "f16", "f32", "e4m3"};
 constexpr const char* kTypeNames[] = {"e4m3", "e5m2"};
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Configurations of the quantize kernels as text: "quantize_rows.bf16.e4m3.f32", with layouts rows,
-// blocks, transposed, kgrouped, rows_transposed, rows_kgrouped, swiglu, geglu and gelu, and scales
-// f32 or pow2.
+// blocks, transposed, kgrouped, rows_transposed, rows_kgrouped, swiglu, geglu, gelu and rms_norm,
+// and scales f32 or pow2.
 #pragma once
 #include <string>
 #include <vector>

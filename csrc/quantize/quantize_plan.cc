@@ -49,6 +49,8 @@ void QuantizePlan::Run(const QuantizeBuffers& buffers, CUstream stream) {
   QuantizeParams params{
       .x = buffers.x,
       .up = up,
+      .row_factors = static_cast<const float*>(buffers.row_factors),
+      .column_factors = static_cast<const float*>(buffers.column_factors),
       .x_scales = static_cast<const float*>(buffers.x_scales),
       .group_sizes = static_cast<const int32_t*>(buffers.group_sizes),
       .values = buffers.values,
@@ -67,7 +69,9 @@ void QuantizePlan::Run(const QuantizeBuffers& buffers, CUstream stream) {
       .x_in_vectors = InVectors(buffers.x, problem_.columns, x_vector(config), x_bytes) &&
                       InVectors(up, problem_.columns, x_vector(config), x_bytes),
       .values_in_vectors = InVectors(buffers.values, values_columns, values_vector(config), 1),
-      .row_values_in_vectors = InVectors(buffers.row_values, problem_.columns, kRowVector, 1)};
+      .row_values_in_vectors = InVectors(buffers.row_values, problem_.columns, kRowVector, 1),
+      .factors_in_vectors =
+          InVectors(buffers.column_factors, problem_.columns, x_vector(config), sizeof(float))};
   const LaunchGeometry geometry{.grid = static_cast<unsigned>(problem_.grid(tiles_per_cta))};
   kernel_.Launch(loaded, geometry, stream, &params);
 }

@@ -11,6 +11,8 @@ namespace fp8gemm {
 struct QuantizeBuffers {
   void* x = nullptr;
   void* up = nullptr;           // gated; nullptr where it lies behind x in each row
+  void* row_factors = nullptr;  // nullptr unless normalized, as column_factors
+  void* column_factors = nullptr;
   void* x_scales = nullptr;     // nullptr unless x is float8
   void* group_sizes = nullptr;  // (batches, num_groups) int32; nullptr unless there are any
   void* values = nullptr;

@@ -33,6 +33,12 @@ std::array<int64_t, 3> QuantizeProblem::joined_extents() const {
   return {batches, rows, 2 * columns};
 }
 
+std::array<int64_t, 2> QuantizeProblem::row_factors_extents() const { return {batches, rows}; }
+
+std::array<int64_t, 2> QuantizeProblem::column_factors_extents() const {
+  return {batches, columns};
+}
+
 std::array<int64_t, 3> QuantizeProblem::x_scales_extents() const {
   return {batches, rows, Blocks(columns)};
 }
@@ -62,7 +68,8 @@ int64_t QuantizeProblem::grid(int64_t tiles_per_cta) const {
     case QuantizeLayout::kSwiGLU:
     case QuantizeLayout::kGeGLU:
     case QuantizeLayout::kGELU:
-      return ceil_div<int64_t>(ceil_div<int64_t>(batches * rows, kWarpRows) * Blocks(columns),
+    case QuantizeLayout::kRMSNorm:
+      return ceil_div<int64_t>(batches * ceil_div<int64_t>(rows, kWarpRows) * Blocks(columns),
                                kQuantizeWarps);
     case QuantizeLayout::kBlocks: return batches * Blocks(rows) * Blocks(columns);
     case QuantizeLayout::kTransposed:
@@ -93,6 +100,7 @@ QuantizeLayout ParseQuantizeLayout(const std::string& name) {
   if (name == "swiglu") return QuantizeLayout::kSwiGLU;
   if (name == "geglu") return QuantizeLayout::kGeGLU;
   if (name == "gelu") return QuantizeLayout::kGELU;
+  if (name == "rms_norm") return QuantizeLayout::kRMSNorm;
   throw UnsupportedError("'" + name + "' is not a layout to quantize to");
 }
 

@@ -26,7 +26,9 @@ struct QuantizeProblem {
 
   /// Extents of the arrays. Where rows are innermost in memory these extents still come first.
   std::array<int64_t, 3> x_extents() const;
-  std::array<int64_t, 3> joined_extents() const;    // of x and, behind it in each row, up
+  std::array<int64_t, 3> joined_extents() const;  // of x and, behind it in each row, up
+  std::array<int64_t, 2> row_factors_extents() const;
+  std::array<int64_t, 2> column_factors_extents() const;
   std::array<int64_t, 3> x_scales_extents() const;  // (batches, rows, blocks), rows innermost
   std::array<int64_t, 3> values_extents() const;
   std::array<int64_t, 3> scales_extents() const;
@@ -40,7 +42,7 @@ struct QuantizeProblem {
 };
 
 /// "rows", "blocks", "transposed", "k_grouped", "rows_and_transposed", "rows_and_k_grouped",
-/// "swiglu", "geglu" or "gelu".
+/// "swiglu", "geglu", "gelu" or "rms_norm".
 /// @throws UnsupportedError  Not one of those names.
 QuantizeLayout ParseQuantizeLayout(const std::string& name);
 

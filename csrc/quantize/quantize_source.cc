@@ -22,6 +22,7 @@ const char* Literal(QuantizeLayout layout) {
     case QuantizeLayout::kSwiGLU: return "fp8gemm::QuantizeLayout::kSwiGLU";
     case QuantizeLayout::kGeGLU: return "fp8gemm::QuantizeLayout::kGeGLU";
     case QuantizeLayout::kGELU: return "fp8gemm::QuantizeLayout::kGELU";
+    case QuantizeLayout::kRMSNorm: return "fp8gemm::QuantizeLayout::kRMSNorm";
   }
   return "";
 }

@@ -14,10 +14,11 @@ enum class QuantizeLayout : uint8_t {
   // Both from one reading of x, each as the layout by itself.
   kRowsAndTransposed = 4,
   kRowsAndKGrouped = 5,
-  // As kRows, of an activation of x: silu(x) * up, gelu(x) * up, gelu(x).
+  // As kRows, of what becomes of x on the way: silu(x) * up, gelu(x) * up, gelu(x).
   kSwiGLU = 6,
   kGeGLU = 7,
   kGELU = 8,
+  kRMSNorm = 9,  // x times a factor of its row and one of its column
 };
 
 // Elements of x. kE4M3: values with one scale per 1x128, to be scaled anew along columns.
@@ -52,6 +53,10 @@ struct QuantizeConfig {
   // Whether the activation is multiplied by another array.
   FP8GEMM_HOST_DEVICE constexpr bool is_gated() const {
     return layout == QuantizeLayout::kSwiGLU || layout == QuantizeLayout::kGeGLU;
+  }
+  // Whether x is multiplied by factors of its rows and of its columns.
+  FP8GEMM_HOST_DEVICE constexpr bool is_normalized() const {
+    return layout == QuantizeLayout::kRMSNorm;
   }
   // Whether the result is that of kRows alone.
   FP8GEMM_HOST_DEVICE constexpr bool is_rows() const {
@@ -116,7 +121,7 @@ FP8GEMM_HOST_DEVICE constexpr bool is_quantizer(const QuantizeConfig& config) {
 // Calls `visit` with every kernel's configuration, in a fixed order.
 template <typename Visitor>
 FP8GEMM_HOST_DEVICE constexpr void for_each_quantizer(Visitor&& visit) {
-  for (uint32_t i = 0; i < 9 * 4 * 2 * 2; ++i) {
+  for (uint32_t i = 0; i < 10 * 4 * 2 * 2; ++i) {
     const QuantizeConfig config{.layout = static_cast<QuantizeLayout>(i / 16),
                                 .x_type = static_cast<XType>(i / 4 % 4),
                                 .type = static_cast<Fp8Type>(i / 2 % 2),

@@ -6,8 +6,11 @@
 namespace fp8gemm {
 
 struct QuantizeParams {
-  const void* x;          // (batches, rows, columns), row-major
-  const void* up;         // gated: as x
+  const void* x;   // (batches, rows, columns), row-major
+  const void* up;  // gated: as x
+  // Normalized: (batches, rows) and (batches, columns).
+  const float* row_factors;
+  const float* column_factors;
   const float* x_scales;  // kE4M3: (batches, ceil(columns / 128), rows)
   // Grouped, and along rows where num_groups is not 0: (batches, num_groups). Trusted for nothing:
   // clamped.
@@ -21,7 +24,7 @@ struct QuantizeParams {
   float* row_scales;
   uint32_t rows;  // of one matrix
   uint32_t columns;
-  uint32_t batches;  // along rows: one matrix after the other
+  uint32_t batches;
   uint32_t x_pitch;  // along rows: elements from one row of x and of up to the next
   uint32_t num_groups;
   uint32_t out_columns;  // transposed: of the result
@@ -32,6 +35,7 @@ struct QuantizeParams {
   uint32_t x_in_vectors;
   uint32_t values_in_vectors;
   uint32_t row_values_in_vectors;
+  uint32_t factors_in_vectors;  // column_factors
 };
 
 }  // namespace fp8gemm

@@ -23,8 +23,11 @@ namespace {
 constexpr size_t kGuardBytes = 64;
 constexpr uint8_t kGuard = 0xA5;
 
-size_t Size(const std::array<int64_t, 3>& extents) {
-  return static_cast<size_t>(extents[0] * extents[1] * extents[2]);
+template <size_t kNumDims>
+size_t Size(const std::array<int64_t, kNumDims>& extents) {
+  size_t size = 1;
+  for (const int64_t extent : extents) size *= static_cast<size_t>(extent);
+  return size;
 }
 
 // Bytes `offset` past a multiple of 64, between guards.
@@ -66,6 +69,11 @@ std::vector<uint8_t> Quantized(const QuantizeProblem& problem, size_t x_offset,
   Fill(x, x_bytes, bytes);
   Buffer up(x_bytes, x_offset);
   Fill(up, x_bytes, bytes);
+  std::vector<float> row_factors(Size(problem.row_factors_extents()), 0.75f);
+  const size_t factors_bytes = Size(problem.column_factors_extents()) * sizeof(float);
+  // At multiples of four bytes, as x_offset may not be.
+  Buffer column_factors(factors_bytes, x_offset / sizeof(float) * sizeof(float));
+  Fill(column_factors, factors_bytes, sizeof(float));
   std::vector<float> x_scales(Size(problem.x_scales_extents()), 0.5f);
   int32_t group_sizes[] = {70, 0, 60};
   const size_t values_bytes = Size(problem.values_extents());
@@ -78,6 +86,8 @@ std::vector<uint8_t> Quantized(const QuantizeProblem& problem, size_t x_offset,
   QuantizePlan plan(Backend::kSim, problem);
   plan.Run({.x = x.data(),
             .up = up.data(),
+            .row_factors = row_factors.data(),
+            .column_factors = column_factors.data(),
             .x_scales = x_scales.data(),
             .group_sizes = group_sizes,
             .values = values.data(),

@@ -111,6 +111,20 @@ def test_activations(implementation, kind, x_dtype):
     test_activation.check(kind, implementation, gate, up, "float32")
 
 
+@pytest.mark.parametrize("x_dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+@pytest.mark.parametrize("shape", [(90, 40), (3, 13, 200), (64, 512)], ids=str)
+def test_rms_norm(implementation, shape, x_dtype):
+    """The factors of rows are given: roots need not be the same bits on each device."""
+
+    def quantize(lazy, **options):
+        return fp8.quantize(lazy, **options)
+
+    lazy = fp8.rms_norm(
+        cases.normal(shape, seed=1, dtype=x_dtype), cases.normal(shape[-1:], seed=2)
+    )
+    _check(quantize, implementation, lazy)
+
+
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("sizes", [(3, 50, 0), (-4, 30, 90), (2**31 - 1,) * 3, (1,) * 70], ids=str)
 def test_valid_rows(implementation, sizes):

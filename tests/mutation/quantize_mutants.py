@@ -11,6 +11,7 @@ GROUPED = "quantize_kgrouped.bf16.e4m3.f32"
 ROWS_TRANSPOSED = "quantize_rows_transposed.bf16.e4m3.f32"
 SWIGLU = "quantize_swiglu.bf16.e4m3.f32"
 GELU = "quantize_gelu.f32.e4m3.pow2"
+RMS_NORM = "quantize_rms_norm.bf16.e4m3.f32"
 ROWS_GROUPED = "quantize_rows_kgrouped.bf16.e4m3.f32"
 
 MUTANTS = (
@@ -41,8 +42,8 @@ MUTANTS = (
     Mutant(
         "halves of a pair exchanged",
         "fp8_quantize/activation.cuh",
-        "x.set_pair(i, y[0], y[1]);",
-        "x.set_pair(i, y[1], y[0]);",
+        "*= up.get(i + j);\n    }\n    x.set_pair(i, y[0], y[1]);",
+        "*= up.get(i + j);\n    }\n    x.set_pair(i, y[1], y[0]);",
         "Each element stays in its place.",
         (SWIGLU,),
     ),
@@ -55,10 +56,58 @@ MUTANTS = (
         (SWIGLU,),
     ),
     Mutant(
+        "rows of a norm without their factors",
+        "fp8_quantize/activation.cuh",
+        "x.get(i + j) * row_factor * column",
+        "x.get(i + j) * column",
+        "A norm divides each row by its root mean square.",
+        (RMS_NORM,),
+    ),
+    Mutant(
+        "factors of a norm multiplied first",
+        "fp8_quantize/activation.cuh",
+        "x.get(i + j) * row_factor * column_factors.get(i + j);",
+        "x.get(i + j) * (row_factor * column_factors.get(i + j));",
+        "The product rounds in another place than plain JAX.",
+        (RMS_NORM,),
+    ),
+    Mutant(
+        "padding of a norm multiplied by infinity",
+        "fp8_quantize/activation.cuh",
+        "i + j < valid ? product : 0.0f;",
+        "product;",
+        "Zero times infinity is NaN, which the block's scale would be.",
+        (RMS_NORM,),
+    ),
+    Mutant(
+        "factor of the first row for all",
+        "fp8_quantize/quantize_rows.cuh",
+        "ptx::shfl_sync_idx(ptx::float_as_uint(own_factor), r);",
+        "ptx::shfl_sync_idx(ptx::float_as_uint(own_factor), 0);",
+        "Each row has a factor of its own.",
+        (RMS_NORM,),
+    ),
+    Mutant(
+        "row factors of the first matrix for all",
+        "fp8_quantize/quantize_rows.cuh",
+        "params.row_factors + uint64_t{matrix} * params.rows + own_row;",
+        "params.row_factors + own_row;",
+        "Each matrix has rows of its own.",
+        (RMS_NORM,),
+    ),
+    Mutant(
+        "column factors of the first matrix for all",
+        "fp8_quantize/quantize_rows.cuh",
+        "params.column_factors + uint64_t{matrix} * params.columns + column",
+        "params.column_factors + column",
+        "Each matrix has a weight of its own.",
+        (RMS_NORM,),
+    ),
+    Mutant(
         "valid rows of the first matrix for all",
         "fp8_quantize/quantize_rows.cuh",
-        "const uint32_t count = count_valid_rows(params, matrix);",
-        "const uint32_t count = count_valid_rows(params, 0);",
+        "params.rows : count_valid_rows(params, matrix);",
+        "params.rows : count_valid_rows(params, 0);",
         "Each matrix has groups of its own.",
         (SWIGLU,),
     ),

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Activations of x, computed in float32 on the way into a quantizer and rounded to the type of x,
-// as jax_fp8gemm/_src/xla/activation.py computes them: up to the rounding of the exponential.
+// Activations and norms of x, computed in float32 on the way into a quantizer and rounded to the
+// type of x, as jax_fp8gemm/_src/xla/activation.py computes them: norms bit for bit, activations up
+// to the rounding of the exponential.
 #pragma once
 #include <fp8_quantize/quantize_scale.cuh>
 
@@ -30,6 +31,23 @@ FP8GEMM_DEVICE void activate(Elements<kType, 4>& x, const Elements<kType, 4>& up
     for (uint32_t j = 0; j < 2; ++j) {
       y[j] = activation<kLayout>(x.get(i + j));
       if constexpr (kIsGated) y[j] *= up.get(i + j);
+    }
+    x.set_pair(i, y[0], y[1]);
+  }
+}
+
+// Four elements of a row times a factor of the row and one of each column, in their place. Those
+// past the first `valid` stay zeros, whatever their factors are.
+template <XType kType>
+FP8GEMM_DEVICE void normalize(Elements<kType, 4>& x, float row_factor,
+                              const Elements<XType::kF32, 4>& column_factors, uint32_t valid) {
+  FP8GEMM_UNROLL
+  for (uint32_t i = 0; i < 4; i += 2) {
+    float y[2];
+    FP8GEMM_UNROLL
+    for (uint32_t j = 0; j < 2; ++j) {
+      const float product = x.get(i + j) * row_factor * column_factors.get(i + j);
+      y[j] = i + j < valid ? product : 0.0f;
     }
     x.set_pair(i, y[0], y[1]);
   }

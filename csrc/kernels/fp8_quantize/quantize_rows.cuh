@@ -64,21 +64,25 @@ FP8GEMM_DEVICE uint32_t count_valid_rows(const QuantizeParams& params, uint32_t 
   return count;
 }
 
-// Which of a warp's rows are valid, the first in the low bit: those in groups, or all there are.
-// One whole warp.
-FP8GEMM_DEVICE uint32_t valid_row_bits(const QuantizeParams& params, uint32_t first_row,
-                                       uint32_t num_rows) {
-  const uint32_t lane = ptx::lane_idx();
-  const uint32_t row = first_row + lane;
-  bool is_valid = lane < num_rows;
-  if (params.num_groups != 0) {
-    const uint32_t last_matrix = (first_row + num_rows - 1) / params.rows;
-    for (uint32_t matrix = first_row / params.rows; matrix <= last_matrix; ++matrix) {
-      const uint32_t count = count_valid_rows(params, matrix);
-      if (row / params.rows == matrix) is_valid = is_valid && row % params.rows < count;
-    }
+// What becomes of a warp's rows on the way, in their place: a norm, from row `row` of `matrix` and
+// column `column` of the lane on. `counts` says how many elements of each row are valid.
+template <XType kType>
+FP8GEMM_DEVICE void normalize_rows(const QuantizeParams& params, uint32_t matrix, uint32_t row,
+                                   uint32_t column, const uint32_t (&counts)[kWarpRows],
+                                   Elements<kType, 4> (&elements)[kWarpRows]) {
+  const uint32_t own_row = row + ptx::lane_idx();
+  const bool has_row = ptx::lane_idx() < kWarpRows && own_row < params.rows;
+  const float* const row_factors = params.row_factors + uint64_t{matrix} * params.rows + own_row;
+  const float own_factor = has_row ? ptx::ld_global_nc_f32(row_factors) : 0.0f;
+  const float* const weight = params.column_factors + uint64_t{matrix} * params.columns + column;
+  Elements<XType::kF32, 4> column_factors;
+  column_factors.load(reinterpret_cast<const uint8_t*>(weight),
+                      valid_elements(column, 4, params.columns), params.factors_in_vectors != 0);
+  FP8GEMM_UNROLL
+  for (uint32_t r = 0; r < kWarpRows; ++r) {
+    const uint32_t factor = ptx::shfl_sync_idx(ptx::float_as_uint(own_factor), r);
+    normalize(elements[r], ptx::uint_as_float(factor), column_factors, counts[r]);
   }
-  return ptx::vote_sync_ballot(is_valid);
 }
 
 // Runs on   every warp for itself: kWarpRows rows of one column block, neighbours along columns.
@@ -90,39 +94,43 @@ FP8GEMM_DEVICE void quantize_rows(const QuantizeParams& params) {
   const uint32_t lane = ptx::lane_idx();
   const uint32_t unit = ptx::block_idx() * kQuantizeWarps + ptx::warp_idx();
   const uint32_t blocks = ceil_div(params.columns, kScaleBlock);
-  const uint32_t rows = params.batches * params.rows;
-  const uint32_t first_row = unit / blocks * kWarpRows;
+  const uint32_t row_units = ceil_div(params.rows, kWarpRows);
   const uint32_t block = unit % blocks;
-  if (first_row >= rows) return;
+  const uint32_t row = unit / blocks % row_units * kWarpRows;
+  const uint32_t matrix = unit / blocks / row_units;
+  if (matrix >= params.batches) return;
 
   const uint32_t column = block * kScaleBlock + lane * 4;
   const uint32_t valid = valid_elements(column, 4, params.columns);
-  const uint32_t num_rows = min(kWarpRows, rows - first_row);
-  const uint32_t row_bits = valid_row_bits(params, first_row, num_rows);
+  const uint32_t end = params.num_groups == 0 ? params.rows : count_valid_rows(params, matrix);
   const bool whole_x = params.x_in_vectors != 0;
-  const uint64_t first = (uint64_t{first_row} * params.x_pitch + column) * kBytes;
+  const uint64_t first_row = uint64_t{matrix} * params.rows + row;
+  const uint64_t first = (first_row * params.x_pitch + column) * kBytes;
 
   Elements<kConfig.x_type, 4> elements[kWarpRows];
   Elements<kConfig.x_type, 4> up[kWarpRows];
+  uint32_t counts[kWarpRows];
   FP8GEMM_UNROLL
   for (uint32_t r = 0; r < kWarpRows; ++r) {
     const uint64_t offset = first + uint64_t{r} * params.x_pitch * kBytes;
-    const uint32_t count = (row_bits >> r & 1) != 0 ? valid : 0;
-    elements[r].load(static_cast<const uint8_t*>(params.x) + offset, count, whole_x);
+    counts[r] = row + r < end ? valid : 0;
+    elements[r].load(static_cast<const uint8_t*>(params.x) + offset, counts[r], whole_x);
     if constexpr (kConfig.is_gated()) {
-      up[r].load(static_cast<const uint8_t*>(params.up) + offset, count, whole_x);
+      up[r].load(static_cast<const uint8_t*>(params.up) + offset, counts[r], whole_x);
     }
   }
-  if constexpr (kConfig.is_activation()) {
+  if constexpr (kConfig.is_normalized()) {
+    normalize_rows(params, matrix, row, column, counts, elements);
+  } else if constexpr (kConfig.is_activation()) {
     FP8GEMM_UNROLL
     for (uint32_t r = 0; r < kWarpRows; ++r) activate<kConfig.layout>(elements[r], up[r]);
   }
 
   const uint64_t place = uint64_t{block} * params.scale_pitch + first_row;
   write_rows<kConfig>(
-      elements,
-      {static_cast<uint8_t*>(params.values) + uint64_t{first_row} * params.columns + column,
-       params.scales + place, num_rows, valid, params.columns, params.values_in_vectors != 0});
+      elements, {static_cast<uint8_t*>(params.values) + first_row * params.columns + column,
+                 params.scales + place, min(kWarpRows, params.rows - row), valid, params.columns,
+                 params.values_in_vectors != 0});
 }
 
 }  // namespace fp8gemm

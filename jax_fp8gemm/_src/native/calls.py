@@ -129,6 +129,7 @@ def quantize(
     group_sizes: jax.Array | None,
     types: Sequence[jax.ShapeDtypeStruct],
     *,
+    factors: Sequence[jax.Array] = (),
     scale_format: str,
     backend: str,
 ) -> tuple[jax.Array, ...]:
@@ -140,13 +141,14 @@ def quantize(
     Args:
         kind: "rows", "blocks", "transposed" or "k_grouped"; or "rows_and_transposed" or
             "rows_and_k_grouped", with the results of both, those of the rows last; or "rows" of an
-            activation, "swiglu", "geglu" or "gelu".
+            activation, "swiglu", "geglu" or "gelu", or of a norm, "rms_norm".
         x: `(B, R, K)`.
         beside: `(B, R, ceil(K / 128))` float32 if x is float8. What a gated activation is
             multiplied by, as x, or None where it lies behind x in each row of `2 * K`.
         group_sizes: `(B, G)` int32 for groups, else None.
         types: Types of values and of scales, in turns: `(B, ., .)`, but along rows those of the
             scales, and of what is beside a transposed kind, are `(1, ., .)` of all rows.
+        factors: Of a norm, those of the rows `(B, R)` and of the columns `(B, K)`, float32.
         scale_format: "float32" or "pow2".
         backend: "cuda" or "sim".
     """
@@ -156,6 +158,7 @@ def quantize(
         columns //= 2
     beside_layout = _ROWS_INNERMOST if x.dtype.itemsize == 1 else (0, 1, 2)
     given = [(x, (0, 1, 2)), (beside, beside_layout), (group_sizes, (0, 1))]
+    given += [(each, (0, 1)) for each in factors]
     operands, layouts = zip(*(each for each in given if each[0] is not None), strict=True)
     like = jax.typeof(x)
     rows_innermost = kind != "blocks"

@@ -1,23 +1,112 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Activations that are computed while they are quantized: swiglu, geglu, gelu."""
+"""What is computed while it is quantized: swiglu, geglu, gelu, rms_norm; and arrays as they are."""
 
 import dataclasses
 import functools
 import json
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.export
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jax_fp8gemm._src.operands import checks
+from jax_fp8gemm._src.ops.quantizer import Operands
 from jax_fp8gemm._src.xla import activation as xla_activation
+from jax_fp8gemm._src.xla import gemm as xla_gemm
+
+
+class ActivationOperand:
+    """Activations as a product that is trained computes with them; a pytree.
+
+    Attributes:
+        x: An array of their dtype, sharded as they are.
+    """
+
+    x: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the activations."""
+        return self.x.shape
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions of the activations."""
+        return len(self.x.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Dtype of the activations."""
+        return self.x.dtype
+
+    def map_rows(self, f: Callable) -> Any:
+        """Returns the same of the rows that `f` makes of arrays of rows."""
+        return jax.tree.map(f, self)
+
+    def residual(self) -> Any:
+        """Returns what the backward pass keeps beside the bits that both passes read."""
+        raise NotImplementedError
+
+    def gradient(self, dx: jax.Array) -> Any:
+        """Returns the gradient that a residual has, by that of the activations as an array."""
+        raise NotImplementedError
+
+
+class Activation(ActivationOperand):
+    """An array that the kernel which quantizes it along rows computes on the way.
+
+    Attributes:
+        x: What it is computed from first.
+        kind: Kind of quantizer.
+    """
+
+    kind: str
+
+    def operands(self, group_sizes: jax.Array | None = None) -> Operands:
+        """Returns what the quantizer takes."""
+        return Operands(self.x, None, group_sizes)
+
+    def compute(self) -> jax.Array:
+        """Returns the array from plain JAX, rounded to its dtype."""
+        return self.x
+
+    def residual(self) -> "Activation":
+        """Returns all that it is computed from."""
+        return self
+
+    def gradient(self, dx: jax.Array) -> "Activation":
+        """Returns the gradients of all that it is computed from."""
+        _, pullback = jax.vjp(type(self).compute, self)
+        return pullback(dx)[0]
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("x",), meta_fields=())
+@dataclasses.dataclass(frozen=True)
+class Plain(Activation):
+    """An array as it is."""
+
+    x: jax.Array
+    kind = "rows"
+
+    def residual(self) -> "Plain":
+        """Returns nothing but the type."""
+        nothing: Any = None
+        return Plain(nothing)
+
+    def gradient(self, dx: jax.Array) -> "Plain":
+        """Returns the gradient itself."""
+        return Plain(dx)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("x", "up"), meta_fields=("kind",))
 @dataclasses.dataclass(frozen=True)
-class Activation:
-    """An array that is an activation of others, not computed yet.
+class Pointwise(Activation):
+    """An activation element by element.
 
     Attributes:
         x: What the activation is of; `up` behind it along the last dimension where that is None
@@ -37,26 +126,61 @@ class Activation:
         is_joined = self.up is None and self.kind in xla_activation.GATED
         return (*lead, columns // 2 if is_joined else columns)
 
-    @property
-    def ndim(self) -> int:
-        """Number of dimensions of the result."""
-        return self.x.ndim
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Dtype of the result."""
-        return self.x.dtype
+    def operands(self, group_sizes: jax.Array | None = None) -> Operands:
+        """Returns what the quantizer takes."""
+        return Operands(self.x, self.up, group_sizes)
 
     def compute(self) -> jax.Array:
         """Returns the activation from plain JAX, rounded to its dtype."""
         return xla_activation.activate(self.kind, self.x, self.up)
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("x", "weight", "factors"), meta_fields=()
+)
+@dataclasses.dataclass(frozen=True)
+class RMSNorm(Activation):
+    """Rows times the reciprocal roots of their mean squares, and columns times a weight.
+
+    Attributes:
+        x: `(..., K)`.
+        weight: `(K,)`.
+        factors: `(...)`, those of the rows, in float32.
+    """
+
+    x: jax.Array
+    weight: jax.Array
+    factors: jax.Array
+    kind = xla_activation.NORM
+
+    def operands(self, group_sizes: jax.Array | None = None) -> Operands:
+        """Returns what the quantizer takes."""
+        return Operands(self.x, self._weight(), group_sizes, self.factors)
+
+    def compute(self) -> jax.Array:
+        """Returns the norm from plain JAX, rounded to its dtype."""
+        return xla_activation.normalize(self.x, self.factors, self._weight())
+
+    def map_rows(self, f: Callable) -> "RMSNorm":
+        """Returns the norm of the rows that `f` makes of an array of rows."""
+        return RMSNorm(f(self.x), self.weight, f(self.factors))
+
+    def _weight(self) -> jax.Array:
+        return xla_gemm.as_float32(self.weight)
+
+
+# The name is that of programs which other versions have written.
 jax.export.register_pytree_node_serialization(
-    Activation,
+    Pointwise,
     serialized_name="jax_fp8gemm.Activation",
     serialize_auxdata=lambda static: json.dumps(static).encode(),
     deserialize_auxdata=lambda data: tuple(json.loads(bytes(data))),
+)
+jax.export.register_pytree_node_serialization(
+    RMSNorm,
+    serialized_name="jax_fp8gemm.RMSNorm",
+    serialize_auxdata=lambda _: b"",
+    deserialize_auxdata=lambda _: (),
 )
 
 
@@ -139,16 +263,64 @@ def gelu(x: jax.Array) -> Activation:
     Example:
         >>> y = dot(gelu(activations), weight.T)                       # (M, N)
     """
-    x = checks.floating("gelu", "x", x)
-    if not x.shape:
-        raise ValueError("gelu: x must have shape (..., K), got ().")
-    return Activation(x, None, "gelu")
+    return Pointwise(_with_columns("gelu", "x", x), None, "gelu")
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, epsilon: Any = 1e-6) -> Activation:
+    """Returns the RMS norm of the rows of x, to be multiplied out by the kernel that quantizes it.
+
+    With one rounding, to the dtype of `x`, behind operations in float32::
+
+        x[m, k] * rsqrt(mean(x[m, :]**2) + epsilon) * weight[k]
+
+    `quantize`, `dot` and `ragged_dot` take the result for `x`: it is not written in floating point.
+    The roots are plain JAX, a float32 per row: where XLA computes `x` in the same program, as the
+    sum of a residual, they cost no reading of it. Every `implementation` gives the same bits. `dot`
+    and `ragged_dot` have the gradients of `x` and of `weight`, in plain JAX.
+
+    Args:
+        x: `(..., K)`, `bfloat16`, `float16` or `float32`.
+        weight: `(K,)` of one of these dtypes; `1 + weight` for models that store it so.
+        epsilon: Number that is added to the mean squares, not negative.
+
+    Returns:
+        As `swiglu`.
+
+    Raises:
+        TypeError: An argument has an unsupported type or dtype.
+        ValueError: `x` has no dimension, `weight` another shape, or `epsilon` is negative or NaN.
+
+    Transformations:
+        A pytree: it passes through every transformation of JAX. Sharding: `x` may be sharded along
+        every dimension, and `weight` is then sharded as its columns are; devices that have parts of
+        rows add up their squares. Under `jax.shard_map` the rows are those of each device.
+
+    Example:
+        >>> y = dot(rms_norm(activations, jnp.ones(256)), weight.T)    # (M, N)
+    """
+    op_name = "rms_norm"
+    x = _with_columns(op_name, "x", x)
+    weight = checks.floating(op_name, "weight", weight)
+    if weight.shape != x.shape[-1:]:
+        raise ValueError(
+            f"{op_name}: weight must have shape (K,) = {tuple(x.shape[-1:])},"
+            f" got {tuple(weight.shape)}."
+        )
+    epsilon = checks.number(op_name, "epsilon", epsilon)
+    if not isinstance(epsilon, jax.Array) and not 0 <= epsilon < math.inf:
+        raise ValueError(f"{op_name}: epsilon must be finite and at least 0, got {epsilon}.")
+    return RMSNorm(x, weight, _reciprocal_roots(x, epsilon))
+
+
+# Compiled as one program when called outside of jax.jit, inlined when called inside.
+@functools.partial(jax.jit, inline=True)
+def _reciprocal_roots(x: jax.Array, epsilon: Any) -> jax.Array:
+    x = xla_gemm.as_float32(x)
+    return lax.rsqrt(jnp.mean(x * x, axis=-1) + epsilon)
 
 
 def _gated(kind: str, gate: Any, up: Any) -> Activation:
-    gate = checks.floating(kind, "gate", gate)
-    if not gate.shape:
-        raise ValueError(f"{kind}: gate must have shape (..., K), got ().")
+    gate = _with_columns(kind, "gate", gate)
     if up is not None:
         up = checks.floating(kind, "up", up)
         if (up.shape, up.dtype) != (gate.shape, gate.dtype):
@@ -160,22 +332,18 @@ def _gated(kind: str, gate: Any, up: Any) -> Activation:
         raise ValueError(
             f"{kind}: gate must have shape (..., 2 * K) where up is None, got {tuple(gate.shape)}."
         )
-    return Activation(gate, up, kind)
+    return Pointwise(gate, up, kind)
 
 
-def floating_or_activation(op_name: str, name: str, value: Any) -> Any:
-    """Returns an array in floating point, or an activation of such."""
-    return value if isinstance(value, Activation) else checks.floating(op_name, name, value)
+def _with_columns(op_name: str, name: str, value: Any) -> jax.Array:
+    x = checks.floating(op_name, name, value)
+    if not x.shape:
+        raise ValueError(f"{op_name}: {name} must have shape (..., K), got ().")
+    return x
 
 
-def parts(x: jax.Array | Activation) -> tuple[jax.Array, jax.Array | None, str | None]:
-    """Returns x and what it is multiplied by, and the kind of activation, or None for none."""
-    return (x.x, x.up, x.kind) if isinstance(x, Activation) else (x, None, None)
-
-
-def gradients_of(x: jax.Array | Activation | None, dx: jax.Array) -> Any:
-    """Returns what a gradient is by the factors of an activation; itself where there is none."""
-    if not isinstance(x, Activation):
-        return dx
-    _, pullback = jax.vjp(Activation.compute, x)
-    return pullback(dx)[0]
+def as_activation(op_name: str, name: str, value: Any) -> Activation:
+    """Returns an activation, which an array in floating point is too."""
+    if isinstance(value, Activation):
+        return value
+    return Plain(checks.floating(op_name, name, value))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jax_fp8gemm._src.operands import checks, group_checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled
-from jax_fp8gemm._src.ops.activation import Activation, floating_or_activation, parts
+from jax_fp8gemm._src.ops.activation import Activation, Plain, as_activation
 from jax_fp8gemm._src.ops.quantizer import KINDS, SCALE_FORMATS, Quantizer
 from jax_fp8gemm._src.transforms.apply import apply
 
@@ -43,8 +43,8 @@ def quantize(
     and become zeros with scale 1.
 
     Args:
-        x: `(..., R, K)`, `bfloat16`, `float16` or `float32`; or what `swiglu`, `geglu` and `gelu`
-            return, which the kernel computes on the way.
+        x: `(..., R, K)`, `bfloat16`, `float16` or `float32`; or what `swiglu`, `geglu`, `gelu`
+            and `rms_norm` return, which the kernel computes on the way.
         block: `(1, 128)` for activations and gradients, `(128, 128)` for weights, of arrays only.
         dtype: `float8_e4m3fn` or `float8_e5m2`.
         scale_format: "float32", or "pow2" to round each scale up to a power of two, as UE8M0
@@ -82,7 +82,7 @@ def quantize(
         >>> y = gemm(activations, weight)                  # (M, N) bfloat16
     """
     op_name = "quantize"
-    x = floating_or_activation(op_name, "x", x)
+    x = as_activation(op_name, "x", x)
     checks.at_least_2d(op_name, "x", x)
     block = checks.block(op_name, block)
     dtype = checks.dtype_of(op_name, "dtype", dtype, checks.FP8_DTYPES)
@@ -91,12 +91,13 @@ def quantize(
     # Rows of all matrices are one matrix, but square blocks do not go from one into the next.
     checks.addressable(op_name, "x", x.shape if block == checks.ROW_BLOCK else x.shape[-2:])
     sizes = _sizes(op_name, x, group_sizes, masked_m)
-    x, up, kind = parts(x)
-    if block != checks.ROW_BLOCK and (kind is not None or sizes is not None):
+    is_plain = isinstance(x, Plain)
+    if block != checks.ROW_BLOCK and (not is_plain or sizes is not None):
         what = "an activation" if sizes is None else "group_sizes or masked_m"
         raise ValueError(f"{op_name}: block must be {checks.ROW_BLOCK} with {what}, got {block}.")
-    op = Quantizer(op_name, kind or KINDS[block], dtype, scale_format, implementation)
-    return BlockScaled.tree_unflatten(block, apply(op, (x, up, sizes)))
+    kind = KINDS[block] if is_plain else x.kind
+    op = Quantizer(op_name, kind, dtype, scale_format, implementation)
+    return BlockScaled.tree_unflatten(block, apply(op, x.operands(sizes)))
 
 
 def _sizes(op_name: str, x: Any, group_sizes: Any, masked_m: Any) -> jax.Array | None:

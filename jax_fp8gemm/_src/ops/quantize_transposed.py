@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jax_fp8gemm._src.operands import checks, group_checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled
-from jax_fp8gemm._src.ops.quantizer import SCALE_FORMATS, Quantizer
+from jax_fp8gemm._src.ops.quantizer import SCALE_FORMATS, Operands, Quantizer
 from jax_fp8gemm._src.transforms.apply import apply
 
 
@@ -47,7 +47,7 @@ def quantize_transposed(
     op_name = "quantize_transposed"
     x, dtype = _validated(op_name, x, dtype, scale_format, implementation)
     op = Quantizer(op_name, "transposed", dtype, scale_format, implementation)
-    return BlockScaled.tree_unflatten(checks.ROW_BLOCK, apply(op, (x, None, None)))
+    return BlockScaled.tree_unflatten(checks.ROW_BLOCK, apply(op, Operands(x)))
 
 
 def quantize_k_grouped(
@@ -97,7 +97,7 @@ def quantize_k_grouped(
     checks.matrix(op_name, "x", x)
     group_sizes = group_checks.sizes(op_name, group_sizes, x.shape[0])
     op = Quantizer(op_name, "k_grouped", dtype, scale_format, implementation)
-    operands = (x, None, group_sizes)
+    operands = Operands(x, None, group_sizes)
     (values, _) = op.result_types(*operands)
     checks.addressable(op_name, "the result", values.shape)
     return BlockScaled.tree_unflatten(checks.ROW_BLOCK, apply(op, operands))

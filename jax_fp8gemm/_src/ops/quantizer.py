@@ -3,6 +3,7 @@
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,20 +29,34 @@ _BLOCKS |= dict.fromkeys(xla_activation.KINDS, checks.ROW_BLOCK)
 _WITH_ROWS = {"rows_and_transposed": "transposed", "rows_and_k_grouped": "k_grouped"}
 
 
+class Operands(NamedTuple):
+    """What a quantizer takes.
+
+    Attributes:
+        x: `(..., R, K)` in floating point; or for transposed kinds its values in float8.
+        beside: Of values in float8 the scales, with block (1, 128). Of a gated activation what x is
+            multiplied by, as x, or None where that lies behind x in each row of `2 * K`. Of a norm
+            the float32 factors of the columns, `(K,)`, or `(..., K)` of each matrix its own.
+        group_sizes: `(..., G)` for groups. Along rows, those in no group are not read, and are
+            zeros.
+        row_factors: `(..., R)` float32, of a norm.
+    """
+
+    x: jax.Array
+    beside: jax.Array | None = None
+    group_sizes: jax.Array | None = None
+    row_factors: jax.Array | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Quantizer(Operation):
-    """Values and scales of an array.
-
-    Operands: x `(..., R, K)` in floating point, None, and for groups the sizes `(..., G)`; or for
-    transposed kinds values and scales of x with block (1, 128); or for a gated activation x and
-    what it is multiplied by, or None where that lies behind x in each row of `2 * K`. Along rows,
-    sizes say that rows in no group are not read, and are zeros.
+    """Values and scales of an array, of what Operands say.
 
     Attributes:
         op_name: As in Operation.
         kind: "rows", "blocks", "transposed" or "k_grouped"; or "rows_and_transposed" or
             "rows_and_k_grouped", the results of both from one reading of x, those of the rows last;
-            or an activation, "rows" of it.
+            or an activation or norm, "rows" of it.
         dtype: Dtype of the values.
         scale_format: One of SCALE_FORMATS.
         implementation: As in Operation.
@@ -77,7 +92,8 @@ class Quantizer(Operation):
         return dataclasses.replace(self, kind=kind)
 
     def layout(self, *operands) -> Layout:
-        batch = names("b", operands[0].ndim - 2)
+        x, beside, *_ = operands
+        batch = names("b", x.ndim - 2)
         dims, replicated = ("t", "r"), ("g",)  # each device reads all sizes
         if self._transposed is None:
             results = dims = rows, columns = self.axes
@@ -91,11 +107,15 @@ class Quantizer(Operation):
             results, replicated = (("r", "w"), ("r", "w/128")), ("t", "g", "w")
         if self._has_rows:
             results += (("t", "r"), ("t", "r/128"))
-        beside = dims if self._is_activation else ("t", "r/128")
+        beside_dims = (*batch, *(dims if self._is_activation else ("t", "r/128")))
+        beside_name = "up" if self._is_activation else "x scales"
+        if self._is_norm:
+            lead = () if beside.ndim == 1 else batch
+            beside_dims, beside_name = (*lead, dims[1]), "weight"
         return Layout(
-            operands=((*batch, *dims), (*batch, *beside), (*batch, "g")),
+            operands=((*batch, *dims), beside_dims, (*batch, "g"), (*batch, dims[0])),
             results=tuple((*batch, *dims) for dims in results),
-            names=(self.name, "up" if self._is_activation else "x scales", "group_sizes"),
+            names=(self.name, beside_name, "group_sizes", "row factors"),
             replicated=replicated,
             can_cut=self._can_cut(dims, operands),
         ).of_present(operands)
@@ -115,6 +135,10 @@ class Quantizer(Operation):
     def _is_activation(self) -> bool:
         return self.kind in xla_activation.KINDS
 
+    @property
+    def _is_norm(self) -> bool:
+        return self.kind == xla_activation.NORM
+
     def _is_joined(self, operands: tuple) -> bool:
         return self.kind in xla_activation.GATED and operands[1] is None
 
@@ -125,20 +149,20 @@ class Quantizer(Operation):
 
     def _own_sizes(self, operands: tuple) -> tuple:
         """Returns the operands with sizes that say what is valid of one device's rows."""
-        x, beside, group_sizes = operands
+        x, beside, group_sizes, row_factors = operands
         if group_sizes is None or not self.row_axes:
             return operands
         num_rows = x.shape[-2]
         count = xla_grouped.num_valid(group_sizes, num_rows * lax.axis_size(self.row_axes))
         own = jnp.clip(count - lax.axis_index(self.row_axes) * num_rows, 0, num_rows)
-        return x, beside, own[..., None]
+        return x, beside, own[..., None], row_factors
 
     def local(self, *operands):
         plain = dataclasses.replace(self, row_axes=())
         return super(Quantizer, plain).local(*self._own_sizes(operands))
 
     def result_types(self, *operands) -> tuple:
-        x, _, group_sizes = operands
+        x, _, group_sizes, _ = operands
         *batch, rows, columns = x.shape
         block_rows = _BLOCK if self.kind == "blocks" else 1
         if self._is_joined(operands):
@@ -149,14 +173,25 @@ class Quantizer(Operation):
             columns = _BLOCK * xla_quantize.aligned_blocks(columns, group_sizes.shape[-1])
         scales = (*batch, -(-rows // block_rows), -(-columns // _BLOCK))
         types = like((*batch, rows, columns), self.dtype), like(scales, jnp.float32)
-        return types + self._single("rows").result_types(x, None, None) if self._has_rows else types
+        return types + self._single("rows").result_types(*Operands(x)) if self._has_rows else types
 
     @property
     def is_left_to_xla(self) -> bool:
         return self.implementation == "xla"
 
     def batch(self, apply, axis_size, in_batched, operands):
-        return apply(self, batch_all(axis_size, in_batched, operands))
+        x, beside, *others = operands
+        if not self._is_norm:
+            return apply(self, batch_all(axis_size, in_batched, operands))
+        if beside.ndim == 1 and not in_batched[1]:
+            return apply(self, batch_all(axis_size, in_batched, operands, shared=(1,)))
+        # One for each matrix there is then.
+        lead = x.shape[int(in_batched[0]) : -2]
+        if in_batched[1] and beside.ndim == 2:
+            beside = beside.reshape(axis_size, *(1,) * len(lead), beside.shape[-1])
+        beside = jnp.broadcast_to(beside, (axis_size, *lead, beside.shape[-1]))
+        in_batched = (in_batched[0], True, *in_batched[2:])
+        return apply(self, batch_all(axis_size, in_batched, (x, beside, *others)))
 
     def jvp(self, function, primals, tangents):
         # Derivatives are left to XLA, which in an explicit mesh needs whole blocks.
@@ -164,7 +199,7 @@ class Quantizer(Operation):
         return results, jax.jvp(self.xla, primals, tangents)[1]
 
     def xla(self, *operands) -> tuple[jax.Array, ...]:
-        x, x_scales, group_sizes = operands
+        x, x_scales, group_sizes, _ = operands
         last = (self.dtype, self.scale_format)
         if self._transposed is None:
             return xla_quantize.quantize(self._rows(operands), _BLOCKS[self.kind], *last)
@@ -177,20 +212,22 @@ class Quantizer(Operation):
 
     def _rows(self, operands: tuple) -> jax.Array:
         """Returns what is quantized along rows."""
-        x, beside, group_sizes = operands
-        if self._is_activation:
+        x, beside, group_sizes, row_factors = operands
+        if self._is_norm:
+            x = xla_activation.normalize(x, row_factors, beside)
+        elif self._is_activation:
             x = xla_activation.activate(self.kind, x, beside)
         return xla_quantize.valid_rows(x, group_sizes)
 
     def local_of_cut(self, cut, *operands) -> tuple[jax.Array, ...]:
         """Shares the largest magnitude of a block among its devices; in plain JAX."""
-        x, _, group_sizes = operands = self._own_sizes(operands)
+        x, _, group_sizes, _ = operands = self._own_sizes(operands)
         if self._has_rows:
             # Only blocks along rows are cut.
             rows = dataclasses.replace(self, kind="rows", axes=("t", "r"))
             return (
                 *self._single(_WITH_ROWS[self.kind]).local(*operands),
-                *rows.local_of_cut(cut, xla_quantize.valid_rows(x, group_sizes), None, None),
+                *rows.local_of_cut(cut, *Operands(xla_quantize.valid_rows(x, group_sizes))),
             )
         is_transposed = self.kind == "transposed"
         if not is_transposed:
@@ -204,9 +241,18 @@ class Quantizer(Operation):
 
     def kernel(self, *operands, backend: str) -> tuple[jax.Array, ...]:
         """Calls the kernel with batch dimensions merged to one, or into the rows."""
-        x, beside, group_sizes = operands
+        x, beside, group_sizes, row_factors = operands
         is_rows = self._transposed is None and _BLOCKS[self.kind] == checks.ROW_BLOCK
-        batch = 1 if is_rows and group_sizes is None else math.prod(x.shape[:-2])
+        are_alike = group_sizes is None and not (self._is_norm and beside.ndim > 1)
+        batch = 1 if is_rows and are_alike else math.prod(x.shape[:-2])
+        factors = ()
+        if self._is_norm:
+            columns = x.shape[-1]
+            factors = (
+                row_factors.reshape(batch, -1),
+                jnp.broadcast_to(beside.reshape(-1, columns), (batch, columns)),
+            )
+            beside = None
 
         def merged(y):
             return y.reshape(batch, -1, y.shape[-1])
@@ -224,6 +270,7 @@ class Quantizer(Operation):
             None if beside is None else merged(beside),
             None if group_sizes is None else group_sizes.reshape(batch, -1),
             merged_types,
+            factors=factors,
             scale_format=self.scale_format,
             backend=backend,
         )
@@ -232,4 +279,13 @@ class Quantizer(Operation):
 
 @dataclasses.dataclass(frozen=True)
 class RuleQuantizer(InRule, Quantizer):
-    """A quantizer inside a derivative rule."""
+    """A quantizer inside a derivative rule, behind which rows in no group are not read."""
+
+    def once(self, in_batched, operands):
+        x, beside, group_sizes, row_factors = operands
+        of_array, of_beside, of_sizes, of_factors = in_batched
+        if self._transposed or not of_sizes or of_array or of_beside or of_factors:
+            return None
+        # Of groups of each example: the most rows that one of them has.
+        counts = xla_grouped.num_valid(group_sizes, x.shape[-2])
+        return Operands(x, beside, jnp.max(counts, 0)[..., None], row_factors)

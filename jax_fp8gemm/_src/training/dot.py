@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled, as_block_scaled
+from jax_fp8gemm._src.ops.activation import ActivationOperand
 from jax_fp8gemm._src.ops.product import BatchDims, Product
 from jax_fp8gemm._src.training import master_weight
 from jax_fp8gemm._src.training.master_weight import MasterWeight
@@ -25,10 +26,7 @@ from jax_fp8gemm._src.training.quantized import (
 )
 from jax_fp8gemm._src.training.quantized_activation import (
     Activations,
-    array_of,
     checked_activations,
-    gradient_of_activations,
-    kept_of,
 )
 from jax_fp8gemm._src.training.recipe import Recipe, chosen
 from jax_fp8gemm._src.training.residuals import Residual, keep
@@ -62,8 +60,8 @@ def dot(
         policy = jax.checkpoint_policies.save_only_these_names("fp8_activation", "fp8_weight")
 
     Args:
-        x: `(..., K)`, `bfloat16`, `float16` or `float32`; any extents. Or what `swiglu`, `geglu`
-            and `gelu` return, whose factors are kept for their gradients; or a
+        x: `(..., K)`, `bfloat16`, `float16` or `float32`; any extents. Or what `swiglu`, `geglu`,
+            `gelu` and `rms_norm` return, whose factors are kept for their gradients; or a
             `QuantizedActivation`, which is not quantized again.
         w: `(K, N)` of one of these dtypes; or a `MasterWeight` of that shape, which is not
             quantized again; or the weight as `BlockScaled` of shape `(N, K)` and block (128, 128),
@@ -120,20 +118,20 @@ def dot_of(
     """Returns `dot`, of a weight `(N, K)` if `w_is_nk`, for the function that messages name."""
     implementation = checks.implementation(op_name, implementation)
     recipe = chosen(op_name, recipe)
-    x = checked_activations(op_name, "x", x)
-    if not x.shape:
+    operand = checked_activations(op_name, "x", x)
+    if not operand.shape:
         raise ValueError(f"{op_name}: x must have shape (..., K), got ().")
-    checks.addressable(op_name, "x", x.shape)
+    checks.addressable(op_name, "x", operand.shape)
     w, w_dtype = checked_weight(op_name, "w", w)
     checks.matrix(op_name, "w", w)
     w_is_nk = w_is_nk or w_dtype is None
     k, shape_name = (w.shape[1], "(N, K)") if w_is_nk else (w.shape[0], "(K, N)")
-    if x.shape[-1] != k:
+    if operand.shape[-1] != k:
         raise ValueError(
-            f"{op_name}: w must have shape {shape_name} with the K of x = {x.shape[-1]},"
+            f"{op_name}: w must have shape {shape_name} with the K of x = {operand.shape[-1]},"
             f" got {tuple(w.shape)}."
         )
-    x_dtype = jnp.dtype(x.dtype)
+    x_dtype = jnp.dtype(operand.dtype)
     options = Options(
         op_name,
         result_dtype_of(op_name, preferred_element_type, x_dtype, w_dtype),
@@ -144,9 +142,9 @@ def dot_of(
         out_sharding,
         w_is_nk,
         has_master=isinstance(w, MasterWeight),
-        gradient_spec=gradient_spec(op_name, "w", w, array_of(x)),
+        gradient_spec=gradient_spec(op_name, "w", w, operand.x),
     )
-    return _apply(*platforms.unify_varying((x, w)), options)
+    return _apply(*platforms.unify_varying((operand, w)), options)
 
 
 def checked_weight(op_name: str, name: str, w: Any) -> tuple[Weight, np.dtype | None]:
@@ -189,17 +187,17 @@ def result_dtype_of(
 
 # Compiled as one program when called outside of jax.jit, inlined when called inside.
 @functools.partial(jax.jit, static_argnums=2, inline=True)
-def _apply(x: Activations, w: Weight, options: Options) -> jax.Array:
+def _apply(x: ActivationOperand, w: Weight, options: Options) -> jax.Array:
     if x.ndim == 1:
         spec = options.out_sharding and PartitionSpec(None, *options.out_sharding)
-        x = jax.tree.map(lambda part: part[None], x)
+        x = x.map_rows(lambda row: row[None])
         options = options._replace(out_sharding=spec)
         return cast(jax.Array, _dot(x, w, options))[0]
     return _dot(x, w, options)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _dot(x: Activations, w: Weight, options: Options) -> jax.Array:
+def _dot(x: ActivationOperand, w: Weight, options: Options) -> jax.Array:
     return _product_of(x, w, options)[0]
 
 
@@ -212,10 +210,10 @@ def _forward(x, w, options: Options):
     x = primal(x)
     y, kept = _product_of(x, w, options)
     gradient = w.gradient if isinstance(w, MasterWeight) else None
-    return y, (*kept, gradient, kept_of(x), is_trained)
+    return y, (*kept, gradient, x.residual(), is_trained)
 
 
-def _product_of(x: Activations, w: Weight, options: Options):
+def _product_of(x: ActivationOperand, w: Weight, options: Options):
     kept_x, kept_w = keep_both(options, x, w, called=("x", "w"), rows="m")
     y = _product(
         kept_x,
@@ -254,7 +252,7 @@ def _gradients(options: Options, residuals, dy: jax.Array):
         allow_reshard=True,
         is_kn=options.w_is_nk,
     )
-    return gradient_of_activations(activation, dx), gradient_of(options, dw, gradient)
+    return activation.gradient(dx), gradient_of(options, dw, gradient)
 
 
 def _weight_gradient(

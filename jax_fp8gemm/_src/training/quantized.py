@@ -2,7 +2,7 @@
 """What the products that are trained quantize: activations, weights, and gradients that arrive."""
 
 import warnings
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,10 @@ from jax.sharding import PartitionSpec
 
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled
-from jax_fp8gemm._src.ops.activation import Activation, parts
-from jax_fp8gemm._src.ops.quantizer import KINDS, RuleQuantizer
+from jax_fp8gemm._src.ops.activation import Activation, ActivationOperand
+from jax_fp8gemm._src.ops.quantizer import KINDS, Operands, RuleQuantizer
 from jax_fp8gemm._src.training.master_weight import MasterWeight
-from jax_fp8gemm._src.training.quantized_activation import Activations, QuantizedActivation
+from jax_fp8gemm._src.training.quantized_activation import Quantized
 from jax_fp8gemm._src.training.recipe import Recipe
 from jax_fp8gemm._src.training.residuals import IsTrained, Residual, keep
 from jax_fp8gemm._src.transforms.apply import apply
@@ -56,17 +56,19 @@ def quantized(
 ) -> BlockScaled:
     """Returns x in FP8, inside a derivative rule; messages call it and its dimensions so."""
     scale_format = options.recipe.scale_format or scale_format
-    x, up, activation = parts(x)
-    kind = activation or KINDS[block]
+    if isinstance(x, Activation):
+        kind, operands = x.kind, x.operands(group_sizes)
+    else:
+        kind, operands = KINDS[block], Operands(x, None, group_sizes)
     op = RuleQuantizer(
         options.op_name, kind, dtype, scale_format, options.implementation, name, axes
     )
-    return BlockScaled.tree_unflatten(block, apply(op, (x, up, group_sizes)))
+    return BlockScaled.tree_unflatten(block, apply(op, operands))
 
 
 def keep_both(
     options: Options,
-    x: Activations,
+    x: ActivationOperand,
     w: Weight,
     *,
     called: tuple[str, str],
@@ -80,9 +82,7 @@ def keep_both(
     """
     x_name, w_name = called
     x_axes, w_axes = (rows, "k"), ("n", "k") if options.w_is_nk else ("k", "n")
-    if isinstance(x, QuantizedActivation):
-        x_rows = x.quantized
-    else:
+    if isinstance(x, Activation):
         x_rows = quantized(
             options,
             x,
@@ -92,6 +92,8 @@ def keep_both(
             axes=x_axes,
             scale_format="pow2",
         )
+    else:
+        x_rows = cast(Quantized, x).bits
     kept_x = keep(x_rows, ACTIVATION_NAME)
     if isinstance(w, BlockScaled):
         return kept_x, keep(w)

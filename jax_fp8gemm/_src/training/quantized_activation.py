@@ -12,12 +12,7 @@ import numpy as np
 
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled, as_block_scaled
-from jax_fp8gemm._src.ops.activation import (
-    Activation,
-    floating_or_activation,
-    gradients_of,
-    parts,
-)
+from jax_fp8gemm._src.ops.activation import Activation, ActivationOperand, as_activation
 from jax_fp8gemm._src.ops.quantize import quantize
 from jax_fp8gemm._src.training.recipe import Recipe, chosen
 
@@ -59,12 +54,17 @@ class QuantizedActivation:
 
     @classmethod
     def quantize(
-        cls, x: jax.Array, *, implementation: str | None = None, recipe: Recipe | None = None
+        cls,
+        x: jax.Array | Activation,
+        *,
+        implementation: str | None = None,
+        recipe: Recipe | None = None,
     ) -> "QuantizedActivation":
         """Returns activations beside what the products make of them.
 
         Args:
-            x: As `array`.
+            x: As `array`; or what `swiglu`, `geglu`, `gelu` and `rms_norm` return, for which the
+                array is what they compute: where only products read it, `jax.jit` leaves it out.
             implementation: None, "cuda", "xla" or "sim", as for `quantize`.
             recipe: As for the products, for the format of the scales.
 
@@ -72,10 +72,10 @@ class QuantizedActivation:
             TypeError: `x` has an unsupported dtype.
             ValueError: As `quantize`.
         """
-        x = checks.floating(_NAME, "x", x)
+        x = as_activation(_NAME, "x", x)
         scale_format = chosen(_NAME, recipe).scale_format or "pow2"
         options = {"scale_format": scale_format, "implementation": implementation}
-        return cls(x, quantize(jax.lax.stop_gradient(x), **options))
+        return cls(x.compute(), quantize(jax.lax.stop_gradient(x), **options))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -104,10 +104,28 @@ jax.export.register_pytree_node_serialization(
 Activations = jax.Array | Activation | QuantizedActivation
 
 
-def checked_activations(op_name: str, name: str, x: Any) -> Any:
-    """Returns activations that a product takes."""
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("x", "bits"), meta_fields=())
+@dataclasses.dataclass(frozen=True)
+class Quantized(ActivationOperand):
+    """The parts of a QuantizedActivation, which fit together."""
+
+    x: jax.Array
+    bits: BlockScaled
+
+    def residual(self) -> "Quantized":
+        """Returns nothing but the type: the backward pass has the bits."""
+        return self.gradient(None)
+
+    def gradient(self, dx: Any) -> "Quantized":
+        """Returns the gradient, which is the array's."""
+        nothing: Any = None  # of a gradient: zeros
+        return Quantized(dx, nothing)
+
+
+def checked_activations(op_name: str, name: str, x: Any) -> ActivationOperand:
+    """Returns activations that a product takes, as it computes with them."""
     if not isinstance(x, QuantizedActivation):
-        return floating_or_activation(op_name, name, x)
+        return as_activation(op_name, name, x)
     array = checks.floating(op_name, f"{name}.array", x.array)
     if not isinstance(x.quantized, BlockScaled):
         got = type(x.quantized).__name__
@@ -119,26 +137,4 @@ def checked_activations(op_name: str, name: str, x: Any) -> Any:
             f"{op_name}: {name}.quantized must have the shape of the array = {tuple(array.shape)},"
             f" got {tuple(bits.shape)}."
         )
-    return QuantizedActivation(array, bits)
-
-
-def array_of(x: Activations) -> jax.Array:
-    """Returns an array with the dtype of the activations, divided as they are."""
-    return x.array if isinstance(x, QuantizedActivation) else parts(x)[0]
-
-
-def kept_of(x: Activations) -> Any:
-    """Returns what the backward pass keeps of the activations beside their bits."""
-    if isinstance(x, QuantizedActivation):
-        return _gradient(None)
-    return x if isinstance(x, Activation) else None
-
-
-def gradient_of_activations(kept: Any, dx: jax.Array) -> Any:
-    """Returns what a backward pass gives for activations of which it has kept that."""
-    return _gradient(dx) if isinstance(kept, QuantizedActivation) else gradients_of(kept, dx)
-
-
-def _gradient(dx: Any) -> QuantizedActivation:
-    nothing: Any = None  # of a gradient: zeros
-    return QuantizedActivation(dx, nothing)
+    return Quantized(array, bits)

@@ -13,9 +13,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_fp8gemm._src.operands import checks, group_checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled
+from jax_fp8gemm._src.ops.activation import ActivationOperand
 from jax_fp8gemm._src.ops.grouped_gemm import Ragged
 from jax_fp8gemm._src.ops.k_grouped_gemm import KGrouped
-from jax_fp8gemm._src.ops.quantizer import Quantizer, RuleQuantizer
+from jax_fp8gemm._src.ops.quantizer import Operands, Quantizer, RuleQuantizer
 from jax_fp8gemm._src.training.dot import (
     checked_weight,
     gradient_of,
@@ -34,14 +35,11 @@ from jax_fp8gemm._src.training.quantized import (
 )
 from jax_fp8gemm._src.training.quantized_activation import (
     Activations,
-    array_of,
     checked_activations,
-    gradient_of_activations,
-    kept_of,
 )
 from jax_fp8gemm._src.training.recipe import Recipe, chosen
 from jax_fp8gemm._src.training.residuals import Residual, keep
-from jax_fp8gemm._src.training.weight_gradient import refuse_shared_sum
+from jax_fp8gemm._src.training.weight_gradient import GroupedInBfloat16, refuse_shared_sum
 from jax_fp8gemm._src.transforms import meshes, platforms
 from jax_fp8gemm._src.transforms.apply import apply
 from jax_fp8gemm._src.xla import grouped as xla_grouped
@@ -76,7 +74,8 @@ def ragged_dot(
 
     Args:
         lhs: `(T, K)`, `bfloat16`, `float16` or `float32`, sorted by group; or what `swiglu`,
-            `geglu` and `gelu` return; or a `QuantizedActivation`. Rows in no group are not read.
+            `geglu`, `gelu` and `rms_norm` return; or a `QuantizedActivation`. Rows in no group are
+            not read.
         rhs: `(G, K, N)` of one of these dtypes; or a `MasterWeight` of that shape; or the weights
             as `BlockScaled` of shape `(G, N, K)` and block (128, 128), which get no gradient: zero,
             with a warning.
@@ -88,7 +87,7 @@ def ragged_dot(
             of all that `group_sizes` has, as where devices divide the experts. Rows of other groups
             give 0. Rows are moved to the front and back, in two more passes. None for 0.
         implementation: None, "cuda", "xla" or "sim", as for `gemm`.
-        recipe: As for `dot`; weight gradients are computed in FP8.
+        recipe: As for `dot`.
         out_sharding: As for `dot`.
 
     Returns:
@@ -109,13 +108,9 @@ def ragged_dot(
     """
     implementation = checks.implementation(_NAME, implementation)
     checks.default_precision(_NAME, precision)
-    lhs = checked_activations(_NAME, "lhs", lhs)
-    checks.matrix(_NAME, "lhs", lhs)
+    operand = checked_activations(_NAME, "lhs", lhs)
+    checks.matrix(_NAME, "lhs", operand)
     recipe = chosen(_NAME, recipe)
-    if recipe.weight_gradient != "fp8":
-        raise ValueError(
-            f"{_NAME}: recipe.weight_gradient must be 'fp8', got {recipe.weight_gradient!r}."
-        )
     rhs, rhs_dtype = checked_weight(_NAME, "rhs", rhs)
     extents, k_dim = ("G, K, N", 1) if rhs_dtype else ("G, N, K", 2)
     checks.groups(_NAME, "rhs", rhs, extents)
@@ -123,18 +118,19 @@ def ragged_dot(
     checks.addressable(_NAME, "the transpose of rhs", (rhs.shape[0], *rhs.shape[:0:-1]))
     num_groups, k = rhs.shape[0], rhs.shape[k_dim]
     checks.num_groups(_NAME, "rhs", num_groups)
-    if lhs.shape[1] != k:
+    num_rows, lhs_k = operand.shape
+    if lhs_k != k:
         raise ValueError(
-            f"{_NAME}: rhs must have shape ({extents}) with the K of lhs = {lhs.shape[1]},"
+            f"{_NAME}: rhs must have shape ({extents}) with the K of lhs = {lhs_k},"
             f" got {tuple(rhs.shape)}."
         )
     first_row = None
     if group_offset is None:
-        group_sizes = group_checks.sizes(_NAME, group_sizes, lhs.shape[0], num_groups=num_groups)
+        group_sizes = group_checks.sizes(_NAME, group_sizes, num_rows, num_groups=num_groups)
     else:
-        group_sizes, first_row = _groups_from(group_offset, group_sizes, lhs.shape[0], num_groups)
-        lhs = jax.tree.map(lambda part: jnp.roll(part, -first_row, 0), lhs)
-    lhs_dtype = jnp.dtype(lhs.dtype)
+        group_sizes, first_row = _groups_from(group_offset, group_sizes, num_rows, num_groups)
+        operand = operand.map_rows(lambda rows: jnp.roll(rows, -first_row, 0))
+    lhs_dtype = jnp.dtype(operand.dtype)
     options = Options(
         _NAME,
         result_dtype_of(_NAME, preferred_element_type, lhs_dtype, rhs_dtype),
@@ -142,12 +138,12 @@ def ragged_dot(
         rhs_dtype,
         implementation,
         recipe,
-        meshes.explicit_spec(_NAME, out_sharding, 2, *jax.tree.leaves((lhs, rhs))),
+        meshes.explicit_spec(_NAME, out_sharding, 2, *jax.tree.leaves((operand, rhs))),
         w_is_nk=k_dim == 2,
         has_master=isinstance(rhs, MasterWeight),
-        gradient_spec=gradient_spec(_NAME, "rhs", rhs, array_of(lhs)),
+        gradient_spec=gradient_spec(_NAME, "rhs", rhs, operand.x),
     )
-    out = _apply(*platforms.unify_varying((lhs, rhs, group_sizes)), options)
+    out = _apply(*platforms.unify_varying((operand, rhs, group_sizes)), options)
     return out if first_row is None else jnp.roll(out, first_row, 0)
 
 
@@ -186,7 +182,7 @@ def _forward(lhs, rhs, group_sizes, options: Options):
     lhs = primal(lhs)
     y, kept = _product_of(lhs, rhs, group_sizes.value, options)
     gradient = rhs.gradient if isinstance(rhs, MasterWeight) else None
-    return y, (*kept, group_sizes.value, gradient, kept_of(lhs), is_trained)
+    return y, (*kept, group_sizes.value, gradient, lhs.residual(), is_trained)
 
 
 def _product_of(lhs, rhs: Weight, group_sizes, options: Options):
@@ -218,22 +214,48 @@ def _backward(options: Options, residuals, dy: jax.Array | SymbolicZero):
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _gradients(options: Options, residuals, dy: jax.Array):
     lhs, rhs, group_sizes, gradient, activation, is_trained = residuals
+    drhs = None
     if is_trained.value:
-        dy_rows, dy_columns = _rows_and_columns(options, dy, group_sizes)
+        drhs, dy_rows = _weight_gradients(options, lhs, dy, group_sizes, gradient)
+        drhs = gradient_of(options, drhs, gradient)
     else:
-        dy_rows, dy_columns = keep(quantized_cotangent(options, dy, "t", group_sizes)), ()
+        dy_rows = keep(quantized_cotangent(options, dy, "t", group_sizes))
     weights = rhs.transpose() if options.w_is_nk else rhs
     like_lhs = meshes.spec_of(lhs.bits)
     dlhs = _product(dy_rows, weights, group_sizes, options.x_dtype, options, like_lhs, True)
-    dlhs = gradient_of_activations(activation, dlhs)
-    if not is_trained.value:
-        return dlhs, None, None
-    lhs_columns = _columns(options, lhs, group_sizes)
+    return _valid_rows(activation, group_sizes).gradient(dlhs), drhs, None
+
+
+def _weight_gradients(
+    options: Options,
+    lhs: Residual,
+    dy: jax.Array,
+    group_sizes: jax.Array,
+    gradient: jax.Array | None,
+) -> tuple[jax.Array, Residual]:
+    """Returns the gradients of the weights, and dy in FP8, scaled along N."""
     result_dtype = cast(np.dtype, options.w_dtype) if gradient is None else gradient.dtype
-    op = _ExpertGradients(options.op_name, result_dtype, options.implementation)
-    operands = (*lhs_columns, *dy_columns, group_sizes, gradient)
+    static = (options.op_name, result_dtype, options.implementation)
+    if options.recipe.weight_gradient == "bfloat16":
+        dy_rows = keep(quantized_cotangent(options, dy, "t", group_sizes))
+        op = GroupedInBfloat16(*static)
+        operands = (lhs.bits, lhs.scales, dy, group_sizes, gradient)
+    else:
+        dy_rows, dy_columns = _rows_and_columns(options, dy, group_sizes)
+        op = _ExpertGradients(*static)
+        operands = (*_columns(options, lhs, group_sizes), *dy_columns, group_sizes, gradient)
     drhs = apply(op, operands, out_sharding=options.gradient_spec, allow_reshard=True)
-    return dlhs, gradient_of(options, drhs, gradient), None
+    return drhs, dy_rows
+
+
+def _valid_rows(activation: ActivationOperand, group_sizes: jax.Array) -> ActivationOperand:
+    """Returns the activation with zeros for rows in no group, which may be anything."""
+
+    def valid(rows):
+        is_valid = jnp.arange(len(rows)) < xla_grouped.num_valid(group_sizes, len(rows))
+        return jnp.where(is_valid.reshape(-1, *(1,) * (rows.ndim - 1)), rows, 0)
+
+    return activation.map_rows(valid)
 
 
 def _columns(options: Options, rows: Residual, group_sizes: jax.Array) -> tuple[jax.Array, ...]:
@@ -243,7 +265,7 @@ def _columns(options: Options, rows: Residual, group_sizes: jax.Array) -> tuple[
     """
     op = Quantizer(options.op_name, "k_grouped", _E4M3, "pow2", options.implementation)
     restored = rows.restore()
-    return apply(op, (restored.values, restored.scales, group_sizes))
+    return apply(op, Operands(restored.values, restored.scales, group_sizes))
 
 
 def _rows_and_columns(
@@ -261,7 +283,7 @@ def _rows_and_columns(
         options.implementation,
         COTANGENT,
     )
-    *columns, values, scales = apply(op, (dy, None, group_sizes))
+    *columns, values, scales = apply(op, Operands(dy, None, group_sizes))
     return keep(BlockScaled(values, scales, checks.ROW_BLOCK)), tuple(columns)
 
 

@@ -17,12 +17,13 @@ from jax import lax
 
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.ops.product import BatchDims, Product
-from jax_fp8gemm._src.ops.quantizer import Quantizer
+from jax_fp8gemm._src.ops.quantizer import Operands, Quantizer
 from jax_fp8gemm._src.training.recipe import Recipe
 from jax_fp8gemm._src.transforms.apply import batch_all
 from jax_fp8gemm._src.transforms.operation import InRule, Layout
 from jax_fp8gemm._src.transforms.partitioner import names
 from jax_fp8gemm._src.xla import gemm as xla_gemm
+from jax_fp8gemm._src.xla import grouped as xla_grouped
 
 _E4M3 = jnp.dtype(jnp.float8_e4m3fn)
 
@@ -115,7 +116,7 @@ class WeightGradient(InRule):
         x = lax.bitcast_convert_type(x_bits, _E4M3), x_scales
         columns = self._along_tokens("transposed", dy)
         rows = dataclasses.replace(self._quantizer("rows"), axes=("t", "n"))
-        return self._product(x, columns, accumulator), *rows.local_of_cut(cut, dy, None, None)
+        return self._product(x, columns, accumulator), *rows.local_of_cut(cut, *Operands(dy))
 
     def _product(self, x: tuple, dy_columns: Sequence[jax.Array], accumulator) -> jax.Array:
         """Returns the product with x, whose scales stay powers of two."""
@@ -150,7 +151,7 @@ class WeightGradient(InRule):
         leaves = tuple(map(self._one_token_dim, lax.optimization_barrier(leaves)))
         dtype = _E4M3 if len(leaves) == 2 else None
         quantizer = self._quantizer(kind, dtype, scale_format)
-        return quantizer.local(*leaves, *(None,) * (3 - len(leaves)))
+        return quantizer.local(*Operands(*leaves))
 
     def _one_token_dim(self, x: jax.Array) -> jax.Array:
         count = self.num_batch
@@ -164,3 +165,48 @@ class WeightGradient(InRule):
         out = jnp.einsum("...tm,...tn->...mn", lhs, rhs, preferred_element_type=jnp.float32)
         out = out if accumulator is None else out + accumulator
         return out.astype(self.result_dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupedInBfloat16(InRule):
+    """`(*batch, G, K, N)`, gradients of the weights of groups, in XLA's bfloat16 product.
+
+    Operands: bits of x `(*batch, T, K)` in e4m3 and their scales, block (1, 128); dy
+    `(*batch, T, N)`; sizes of the groups `(*batch, G)`; and a float32 accumulator like the result,
+    or None.
+
+    Attributes:
+        op_name: As in Operation.
+        result_dtype: Dtype of the result.
+        implementation: As in Operation.
+        num_batch: How many of the leading dimensions are `batch`.
+    """
+
+    op_name: str
+    result_dtype: np.dtype
+    implementation: str | None
+    num_batch: int = 0
+
+    def layout(self, *operands) -> Layout:
+        batch = names("v", self.num_batch)
+        each = (("t", "k"), ("t", "k/128"), ("t", "n"), ("g",), ("g", "k", "n"))
+        return Layout(
+            operands=tuple((*batch, *dims) for dims in each),
+            results=((*batch, "g", "k", "n"),),
+            names=("lhs", "lhs scales", "dy", "group_sizes", "accumulator"),
+            replicated=("t", "g"),
+        ).of_present(operands)
+
+    def batch(self, apply, axis_size, in_batched, operands):
+        refuse_shared_sum(self.op_name, operands[4], in_batched[4])
+        deeper = dataclasses.replace(self, num_batch=self.num_batch + 1)
+        return apply(deeper, batch_all(axis_size, in_batched, operands))
+
+    def local(self, *operands) -> jax.Array:
+        def of_one(bits, *others):
+            values = lax.bitcast_convert_type(bits, _E4M3)
+            return xla_grouped.weight_gradients(values, *others).astype(self.result_dtype)
+
+        for _ in range(self.num_batch):
+            of_one = jax.vmap(of_one)
+        return of_one(*operands)

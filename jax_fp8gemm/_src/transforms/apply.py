@@ -43,8 +43,12 @@ def apply(
     def batch(axis_size, in_batched, *operands):
         spec = meshes.batched_spec(out_sharding, in_batched, operands)
         again = functools.partial(apply, out_sharding=spec, allow_reshard=allow_reshard)
-        results = op.batch(again, axis_size, in_batched, operands)
-        return results, jax.tree.map(lambda _: True, results)
+        once = op.once(in_batched, operands)
+        if once is None:
+            results = op.batch(again, axis_size, in_batched, operands)
+        else:
+            results = apply(op, once, out_sharding=out_sharding, allow_reshard=allow_reshard)
+        return results, jax.tree.map(lambda _: once is None, results)
 
     differentiable = jax.custom_jvp(batchable)
 

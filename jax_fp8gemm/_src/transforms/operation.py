@@ -133,6 +133,10 @@ class Operation:
         """
         raise NotImplementedError
 
+    def once(self, in_batched, operands: tuple) -> tuple | None:
+        """Returns operands that give one result for all of a batch; None where each has its own."""
+        return None
+
     def jvp(self, function: Callable, primals: tuple, tangents: tuple) -> Any:
         """Returns results and tangents; `function` computes the operation. Refuses by default."""
         raise TypeError(

@@ -20,6 +20,7 @@ _BLOCK = 128
 _SQUARE = (128, 128)
 _MIN_STEP, _MAX_STEP = 8, 512  # rows that one step multiplies
 _MAX_STEP_BLOCKS = 16  # K blocks that one step of a K-grouped product multiplies
+_MIN_SUM_STEP, _MAX_SUM_STEP = 128, 1024  # rows that one step of a weight gradient sums over
 
 
 class Segments(NamedTuple):
@@ -221,3 +222,57 @@ def k_grouped(
         out = lax.full_like(lhs_values, 0, preferred_element_type, (num_groups, m, n))
     out = _for_each_not_empty(starts_of(ends), ends, multiply, _bits(out))
     return lax.bitcast_convert_type(out, preferred_element_type)
+
+
+def weight_gradients(
+    values: jax.Array,
+    scales: jax.Array,
+    dy: jax.Array,
+    group_sizes: jax.Array,
+    accumulator: jax.Array | None,
+) -> jax.Array:
+    """Returns `(G, K, N)` float32: of each group's rows, x transposed times dy, both in bfloat16.
+
+    One loop, whose length the shapes say, so that no device waits for the host: of as many steps as
+    groups can need, each of rows of one group, whose sum it adds to. Steps are no larger than the
+    mean group, or 128 rows: they multiply at most twice the rows, or 128 more for each group.
+    `lax.ragged_dot_general` multiplies, on a GPU, a masked copy of all rows for each group.
+
+    Args:
+        values: `(T, K)` of x.
+        scales: `(T, ceil(K / 128))`.
+        dy: `(T, N)` in floating point. Rows in no group may be anything, here and in x.
+        group_sizes: `(G,)`.
+        accumulator: float32, as the result, or None.
+    """
+    (num_rows, k), n, num_groups = values.shape, dy.shape[1], len(group_sizes)
+    if accumulator is None:
+        accumulator = lax.full_like(values, 0, jnp.float32, (num_groups, k, n))
+    if not num_rows or not num_groups:
+        return accumulator
+    step = _step_size(-(-num_rows // 2), num_groups, _MIN_SUM_STEP, _MAX_SUM_STEP)
+    step = min(step, num_rows)
+    ends = running_ends(group_sizes, num_rows)
+    starts = starts_of(ends)
+    step_ends = jnp.cumsum(_ceil_div(ends - starts, step))
+    bits = _bits(values)
+
+    def add(i, sums):
+        group = group_of(step_ends, i)
+        is_group = group < num_groups
+        group = jnp.minimum(group, num_groups - 1)
+        first = starts[group] + (i - starts_of(step_ends)[group]) * step
+        begin = jnp.minimum(first, num_rows - step)  # a step never passes the last row
+        row = begin + jnp.arange(step, dtype=jnp.int32)
+        inside = (is_group & (row >= first) & (row < ends[group]))[:, None]
+        x = lax.bitcast_convert_type(lax.dynamic_slice_in_dim(bits, begin, step), values.dtype)
+        x = xla_gemm.dequantize(x, lax.dynamic_slice_in_dim(scales, begin, step), (1, _BLOCK))
+        x, y = (
+            jnp.where(inside, rows, 0).astype(jnp.bfloat16)
+            for rows in (x, lax.dynamic_slice_in_dim(dy, begin, step))
+        )
+        product = jnp.einsum("tk,tn->kn", x, y, preferred_element_type=jnp.float32)
+        return lax.dynamic_update_index_in_dim(sums, sums[group] + product, group, 0)
+
+    num_steps = (num_rows + (step - 1) * num_groups) // step
+    return lax.fori_loop(0, num_steps, add, accumulator)
