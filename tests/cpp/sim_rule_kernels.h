@@ -102,10 +102,10 @@ inline void ExchangeWith(uint32_t peer, bool waits = true, bool reads_before = f
   if (IsFirst()) {
     ptx::mbarrier_arrive_expect_tx(Bar(), 16);
     ptx::st_async_v4_f32(ptx::dynamic_smem(), Bar(), peer, 1, 2, 3, 4);
-    if (reads_before) ptx::ld_shared_f32(ptx::dynamic_smem());
-    if (waits) ptx::mbarrier_wait_parity_cluster(Bar(), 0);
   }
   SyncCluster();
+  if (IsFirst() && reads_before) ptx::ld_shared_f32(ptx::dynamic_smem());
+  if (IsFirst() && waits) ptx::mbarrier_wait_parity_cluster(Bar(), 0);
 }
 
 template <bool kBroken>

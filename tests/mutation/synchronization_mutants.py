@@ -275,8 +275,8 @@ MUTANTS = (
     Mutant(
         "split K expects sums of rows that a small tile does not have",
         "fp8_gemm/split_k.cuh",
-        "ceil_div(min(kConfig.block_m, kMmaM), 16u) * kWarpThreads;",
-        "kWarpgroupThreads;",
+        "kBytes = kThreads * kConfig.block_n",
+        "kBytes = kWarpgroupThreads * kConfig.block_n",
         "A tile of 16 rows has one warp of sums, and the bytes of four are waited for.",
         (SPLIT_16_ROWS,),
     ),
@@ -289,11 +289,11 @@ MUTANTS = (
         (SPLIT,),
     ),
     Mutant(
-        "split K keeps its own sums where another CTA's belong",
+        "split K stores the sums of all CTAs in one place",
         "fp8_gemm/split_k.cuh",
         "smem.partials(consumer, rank, i / 4 % kColumns8, thread);",
-        "smem.partials(consumer, rank ^ 1, i / 4 % kColumns8, thread);",
-        "Sums are added in the order of the CTAs that they come from.",
+        "smem.partials(consumer, target, i / 4 % kColumns8, thread);",
+        "Each CTA has a place of its own for its sums.",
         (SPLIT,),
     ),
     Mutant(

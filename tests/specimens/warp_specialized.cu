@@ -114,7 +114,8 @@ FP8GEMM_DEVICE void mma(const GemmParams& params, float* out) {
 #endif
     }
 #ifdef CLUSTER_RELEASE
-    ptx::mbarrier_arrive_release_cluster(empty(stage), 0);
+    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(empty(stage))
+                 : "memory");
 #else
     ptx::mbarrier_arrive(empty(stage));
 #endif

@@ -6,9 +6,8 @@
 //   empty[stage]  count: consumer warps of all CTAs that share operands, because each writes into
 //                 the slots of all (multicast). Waited on by both loaders, first parity 1.
 //   summed[wg]    count 1: thread 0 of consumer warpgroup wg, with the bytes of the partial sums
-//   that
-//                 every CTA of the cluster stores here. Waited on by that warpgroup, once. Only
-//                 with split K.
+//                 that every CTA of the cluster stores here. Waited on by that warpgroup, once.
+//                 Only with split K.
 //   c_full[wg]    count 1: thread 0 of consumer warpgroup wg, with the bytes of its accumulator
 //                 tile. Waited on by that warpgroup, first parity 0. Only when accumulating.
 #pragma once

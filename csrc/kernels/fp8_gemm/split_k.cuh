@@ -9,6 +9,7 @@
 #pragma once
 #include <fp8_gemm/pipeline.cuh>
 #include <ptx/cluster.cuh>
+#include <ptx/warp.cuh>
 
 namespace fp8gemm {
 

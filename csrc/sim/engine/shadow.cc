@@ -25,7 +25,7 @@ std::string SlotName(uint32_t slot) {
   }
   slot -= num_warpgroups;
   if (slot < world.num_warps) return "TMA store of warp " + place(slot, warps_per_cta);
-  return "TMA load";
+  return "TMA load or st.async";
 }
 
 bool ReportRace(const char* what, uint32_t offset, const char* other, uint32_t slot) {
@@ -69,7 +69,7 @@ Shadow::Word* Shadow::Words(uint32_t chunk) {
 bool Shadow::CheckGenericChunk(const Thread& thread, const Chunk& chunk, uint32_t offset,
                                bool is_write) {
   const char* const what = is_write ? "st.shared" : "ld.shared";
-  if (chunk.writers != 0) return ReportInFlight(what, offset, "a TMA load into it");
+  if (chunk.writers != 0) return ReportInFlight(what, offset, "a TMA load or st.async into it");
   if (is_write && chunk.readers != 0) {
     return ReportInFlight(what, offset, "an asynchronous reader of it (wgmma or TMA store)");
   }
@@ -234,7 +234,8 @@ bool Shadow::CheckAsyncOrder(const AsyncAccess& access, const Chunk& chunk, uint
 
 bool Shadow::CheckAsyncChunk(const AsyncAccess& access, const Chunk& chunk, uint32_t index) {
   const uint32_t offset = index * kChunkBytes;
-  if (chunk.writers != 0) return ReportInFlight(access.what, offset, "a TMA load into it");
+  if (chunk.writers != 0)
+    return ReportInFlight(access.what, offset, "a TMA load or st.async into it");
   if (access.is_write && chunk.readers != 0) {
     return ReportInFlight(access.what, offset, "an asynchronous reader of it (wgmma or TMA store)");
   }

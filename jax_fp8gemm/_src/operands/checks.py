@@ -20,7 +20,7 @@ IMPLEMENTATIONS = (None, "cuda", "xla", "sim")
 PADDINGS = ("zero", "unspecified")
 MAX_NUM_SMS = 1024
 MAX_GROUPS = 512  # kMaxGroups of csrc/shared/smem_layout.h
-MAX_EXTENT = 2**31 - 1 - 512  # kMaxExtent of csrc/gemm/problem.cc
+MAX_EXTENT = 2**31 - 1 - 512  # kMaxExtent of csrc/driver/tensor_map.h
 
 
 def _names(dtypes: Sequence[np.dtype]) -> str:
