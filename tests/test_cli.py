@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: exit statuses and what it says, with and without a compiler."""
 
-import io
 import os
 import pathlib
 import re
@@ -14,7 +13,6 @@ import pytest
 from jax_fp8gemm._src.native import environment, plan
 from jax_fp8gemm._src.native.gemm_problem import Problem
 from jax_fp8gemm._src.tools import cli
-from jax_fp8gemm._src.tools.progress import progress
 
 CONFIGS = [{"config": "best"}, {"config": "second"}]
 
@@ -168,55 +166,12 @@ def test_precompile_compiles_each_kernel_once(core, monkeypatch, tmp_path, capsy
     assert core.compiled == ["best.pdl", "best"]
 
 
-class Terminal(io.StringIO):
-    """A stderr that somebody looks at."""
-
-    def isatty(self):
-        return True
-
-
-def test_terminal_sees_how_far_a_command_is(core, monkeypatch, capsys):
+def test_terminal_sees_how_far_it_is(core, monkeypatch, capsys):
     monkeypatch.setenv(environment.PDL.name, "0")
-    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
-    assert cli.main(["precompile", "64x64x64"]) == 0
-    said = terminal.getvalue().split("\r")
-    assert [re.sub(r"\d+ s$", "", line) for line in said] == [
-        "\033[Kcompile: 0 of 1, ",
-        "\033[Kcompile: 1 of 1, ",
-        "\033[K",
-    ]
-    assert "compile:" not in capsys.readouterr().out
-
-
-def test_progress_is_shown_while_a_generator_or_a_loop_works(monkeypatch):
-    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
-
-    def shown():
-        return re.sub(r", \d+ s$", "", terminal.getvalue().removesuffix("\r").split("\033[K")[-1])
-
-    def work():
-        for expected in ("check: 0", "check: 1"):
-            assert shown() == expected
-            yield expected
-
-    assert list(progress(work(), "check")) == ["check: 0", "check: 1"]
-    assert shown() == ""
-    for i in progress([0, 1, 2], "bench", 3):
-        assert shown() == f"bench: {i} of 3"
-    assert shown() == ""
-    with pytest.raises(KeyError):
-        for _ in progress([0], "bench", 1):
-            raise KeyError
-    with pytest.raises(ZeroDivisionError):
-        list(progress((1 // 0 for _ in "a"), "bench"))
-    assert shown() == ""
-
-
-def test_no_progress_where_nobody_looks(core, monkeypatch, capsys):
-    monkeypatch.setenv(environment.PDL.name, "0")
-    assert cli.main(["precompile", "64x64x64"]) == 0
-    assert list(progress([1, 2], "bench", 2)) == [1, 2]
-    assert capsys.readouterr().err == ""
+    for is_terminal in (True, False):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda here=is_terminal: here)
+        assert cli.main(["precompile", "64x64x64"]) == 0
+        assert ("compile: 0 of 1, " in capsys.readouterr().err) == is_terminal
 
 
 def test_precompile_without_a_compiler_says_what_to_install(core, capsys):
