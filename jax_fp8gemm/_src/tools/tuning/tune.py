@@ -285,10 +285,7 @@ def save(path: pathlib.Path, content: Measurements) -> None:
             for m in content.problems
         ],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(fields) + "\n")
-    temporary.replace(path)
+    tuned.write_text(path, json.dumps(fields) + "\n")
 
 
 def _machine_of(fields: dict[str, Any]) -> Machine:
