@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jax_fp8gemm._src.native import tuned
+
 FORMAT = 1
 PLATFORMS = ("gpu", "cpu")
 # What became of a peer on a case.
@@ -86,10 +88,7 @@ def validate(record: Any) -> None:
 def save(record: dict, path: Path) -> None:
     """Validates and writes a record, whole or not at all."""
     validate(record)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n")
-    temporary.replace(path)
+    tuned.write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def load(path: Path) -> dict:

@@ -16,6 +16,7 @@ from benchmarks.cases import BenchCase
 from benchmarks.operands import Operands, operands_for
 from benchmarks.peer import MAX_ERROR, NotApplicableError, Peer, PeerMissingError, Prepared
 from benchmarks.peers import all_peers
+from jax_fp8gemm._src.tools.progress import progress
 from jax_fp8gemm._src.tools.tuning import sampling, timers
 
 _WARM_UPS = 3
@@ -69,7 +70,7 @@ class Run:
         if not self._is_over():
             self.record["limits"] = limits.measure(self._timer, self._platform)
         cases = self._settings.cases
-        for index, case in enumerate(cases):
+        for index, case in enumerate(progress(cases, "bench", len(cases))):
             self._add(case)
             # After the first suite, so that a budget leaves them in.
             ends_first = case.suite == cases[0].suite != cases[min(index + 1, len(cases) - 1)].suite

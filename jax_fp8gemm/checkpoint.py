@@ -3,6 +3,7 @@
 
 import copy
 import json
+import logging
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
@@ -22,6 +23,7 @@ from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled
 
 Stored.__module__ = __name__  # what pickles name
+_LOGGER = logging.getLogger("jax_fp8gemm")
 Placement = jax.Device | jax.sharding.Sharding | None
 MAX_FILE_BYTES = 5 * 10**9
 
@@ -156,7 +158,8 @@ def load(
     is not exact so is refused, or rounded with `requantize=True`. docs/models.md has the schemes.
 
     On a CPU an array may be the mapped file itself: do not overwrite a file in place while
-    arrays from it are in use. 64-bit tensors get the dtype that JAX gives them.
+    arrays from it are in use. 64-bit tensors get the dtype that JAX gives them. Each tensor is
+    logged when it is there, by the logger "jax_fp8gemm" with level INFO; so are files by `save`.
 
     Args:
         folder: Holds `config.json`, and `model.safetensors` or `model.safetensors.index.json`
@@ -219,9 +222,10 @@ def load(
     shardings = {
         name: reader.find_sharding(name, source, sharding) for name, source in sources.items()
     }  # all of them, before the first is read
-    tensors = {
-        name: placer.place(source, shardings[name], requantize) for name, source in sources.items()
-    }
+    tensors = {}
+    for i, (name, source) in enumerate(sources.items(), 1):
+        tensors[name] = placer.place(source, shardings[name], requantize)
+        _LOGGER.info("loaded %s, %d of %d", name, i, len(sources))
     stored = {name: source.stored for name, source in sources.items()}
     return Checkpoint(tensors, config=config, stored=stored)
 

@@ -83,6 +83,17 @@ def test_stacks_experts_over_several_files(tmp_path, rng):
     assert len(loaded) == 3
 
 
+def test_tensors_and_files_are_logged(tmp_path, rng, caplog):
+    first, second, _ = moe(rng)
+    with caplog.at_level("INFO", logger="jax_fp8gemm"):
+        loaded = checkpoint.load(write(tmp_path, first, second))
+        checkpoint.save(tmp_path / "new", loaded)
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [f"loaded {name}, {i} of 3" for i, name in enumerate(loaded, 1)] + [
+        "wrote model.safetensors, 1 of 1"
+    ]
+
+
 def test_more_than_ten_experts_keep_their_order(tmp_path):
     tensors = {}
     for i in range(12):

@@ -166,6 +166,14 @@ def test_precompile_compiles_each_kernel_once(core, monkeypatch, tmp_path, capsy
     assert core.compiled == ["best.pdl", "best"]
 
 
+def test_terminal_sees_how_far_it_is(core, monkeypatch, capsys):
+    monkeypatch.setenv(environment.PDL.name, "0")
+    for is_terminal in (True, False):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda here=is_terminal: here)
+        assert cli.main(["precompile", "64x64x64"]) == 0
+        assert ("compile: 0 of 1, " in capsys.readouterr().err) == is_terminal
+
+
 def test_precompile_without_a_compiler_says_what_to_install(core, capsys):
     core.nvrtc = None
     assert cli.main(["precompile", "64x64x64"]) == 1

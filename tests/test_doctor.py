@@ -16,6 +16,16 @@ def _report(capsys, *options: str) -> tuple[int, dict]:
     return status, json.loads(capsys.readouterr().out)
 
 
+def test_json_is_without_progress(extension, monkeypatch, capsys):
+    check = {"kind": "kernel cache", "ok": True, "problem": ""}
+    monkeypatch.setattr(doctor, "checks", lambda report: iter([check]))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    cli.main(["doctor", "--json", "--check"])
+    assert capsys.readouterr().err == ""
+    cli.main(["doctor", "--check"])
+    assert "check: 1, " in capsys.readouterr().err
+
+
 def test_json_has_what_the_terminal_has(extension, capsys):
     status, report = _report(capsys)
     assert status == 0 and report["ok"] and report["checks"] == []

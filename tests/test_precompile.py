@@ -152,6 +152,13 @@ def test_tuned_table_of_the_named_gpu(compiled, extension, monkeypatch):
     assert seen == ["NVIDIA H200"]
 
 
+def test_kernels_are_logged(compiled, caplog):
+    function, *arguments = PROGRAMS["64x256x384"]()
+    with caplog.at_level("INFO", logger="jax_fp8gemm"):
+        (key,) = fp8.precompile(jax.jit(function).trace(*arguments))
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [f"compiled {key}"]
+
+
 def test_divided_by_an_automatic_mesh_is_told(compiled):
     devices = np.array(jax.devices() * 2)[:2]
     if len(jax.devices()) < 2:

@@ -4,6 +4,7 @@
 import contextlib
 import itertools
 import json
+import logging
 import math
 import pathlib
 import tempfile
@@ -19,6 +20,7 @@ from jax_fp8gemm._src.checkpoints.schemes import Scheme
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled
 
+_LOGGER = logging.getLogger("jax_fp8gemm")
 _NAME = "checkpoint.save"
 _F32 = np.dtype(np.float32)
 _U8 = np.dtype(np.uint8)
@@ -253,8 +255,9 @@ def _write_files(
     folder: pathlib.Path, files: Mapping[str, list[Part]], config: dict[str, Any]
 ) -> list[str]:
     """Writes one file after the other; returns their names, that by which load finds all last."""
-    for file, parts in files.items():
+    for i, (file, parts) in enumerate(files.items(), 1):
         safetensors_files.write_file(folder / file, {part.name: part.read() for part in parts})
+        _LOGGER.info("wrote %s, %d of %d", file, i, len(files))
     _write_json(folder / fmt.CONFIG_FILE, config)
     if len(files) == 1:
         return [fmt.CONFIG_FILE, *files]

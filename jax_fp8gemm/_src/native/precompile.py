@@ -2,6 +2,7 @@
 """precompile: the kernels of a traced program into the cache, on any machine."""
 
 import concurrent.futures
+import logging
 import os
 import time
 import warnings
@@ -15,6 +16,7 @@ from jax_fp8gemm._src.native import extension, gemm_problem, ranking
 from jax_fp8gemm._src.native.gemm_problem import Problem
 from jax_fp8gemm._src.operands import checks
 
+_LOGGER = logging.getLogger("jax_fp8gemm")
 # The call that stands for a product until XLA's partitioner has divided it.
 _UNDIVIDED = "CustomSPMDPartitioning"
 
@@ -50,7 +52,8 @@ def precompile(
     """Compiles the kernels that a traced program calls on a GPU, into the cache on disk.
 
     Compiling the program itself, later and on the machine with the GPU, then finds every kernel.
-    Needs NVRTC, but no GPU, and compiles nothing else of the program.
+    Needs NVRTC, but no GPU, and compiles nothing else of the program. Each kernel is logged when it
+    is there, by the logger "jax_fp8gemm" with level INFO.
 
     Args:
         traced: `jax.jit(function).trace(*args)`, of arrays or of `jax.ShapeDtypeStruct`s. Its
@@ -177,8 +180,9 @@ def compile_keys(keys: Sequence[str], jobs: int) -> Iterator[Compiled]:
 
     def compile_one(config: str) -> Compiled:
         start = time.perf_counter()
-        size_bytes = core.precompile(config)
-        return Compiled(config, size_bytes, time.perf_counter() - start)
+        compiled = Compiled(config, core.precompile(config), time.perf_counter() - start)
+        _LOGGER.info("compiled %s", compiled)
+        return compiled
 
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         yield from pool.map(compile_one, keys)

@@ -104,6 +104,11 @@ def write(path: pathlib.Path, table: Table) -> None:
     del head["entries"]
     lines = [json.dumps(_entry_fields(p, table.entries[p])) for p in sorted(table.entries)]
     text = json.dumps(head, indent=1)[:-2] + ',\n "entries": [\n' + ",\n".join(lines) + "\n]}\n"
+    write_text(path, text)
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from jax_fp8gemm._src.native import bundle, environment, extension
 from jax_fp8gemm._src.tools import cli_bench, cli_kernels
 from jax_fp8gemm._src.tools import doctor as doctor_lib
+from jax_fp8gemm._src.tools.progress import progress
 
 _INTERRUPTED = 130  # as a shell has it
 
@@ -98,7 +99,8 @@ def _report(options: argparse.Namespace) -> int:
     if not options.json:
         print("\n".join(doctor_lib.lines(report)), flush=True)
     if options.check:
-        for check in doctor_lib.checks(report):
+        checks = doctor_lib.checks(report)
+        for check in checks if options.json else progress(checks, "check"):
             report["checks"].append(check)
             if not options.json:
                 print(doctor_lib.check_line(check), flush=True)

@@ -12,6 +12,7 @@ from jax_fp8gemm._src.native import bundle, environment, extension, gemm_problem
 from jax_fp8gemm._src.native import precompile as precompile_lib
 from jax_fp8gemm._src.native.gemm_problem import Problem
 from jax_fp8gemm._src.operands import checks
+from jax_fp8gemm._src.tools.progress import progress
 
 _FP8 = gemm_problem.FP8_DTYPES
 _RESULTS = gemm_problem.RESULT_DTYPES
@@ -197,7 +198,8 @@ def _precompile_problems(options: argparse.Namespace) -> int:
         return _complain("precompile", error, 2)
     try:
         keys = sorted(set(configs.values()))
-        for i, done in enumerate(precompile_lib.compile_keys(keys, options.jobs), 1):
+        compiled = precompile_lib.compile_keys(keys, options.jobs)
+        for i, done in enumerate(progress(compiled, "compile", len(keys)), 1):
             print(f"[{i}/{len(keys)}] {done}", flush=True)
         if options.bundle:
             bundle.write(options.bundle, keys)
@@ -252,7 +254,8 @@ def _tune_problems(options: argparse.Namespace) -> int:
     path = _table_path(options, machine.gpu)
     measured = []
     try:
-        for done in tune_lib.measure(problems, settings, timer, print):
+        results = tune_lib.measure(problems, settings, timer, print)
+        for done in progress(results, "tune", len(problems)):
             measured.append(done)
             _show(done)
             before = machine.warnings

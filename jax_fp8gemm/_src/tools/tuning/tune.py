@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from jax_fp8gemm._src.native import extension, gemm_problem, precompile, ranking, tuned
 from jax_fp8gemm._src.native.gemm_problem import Problem
 from jax_fp8gemm._src.native.version import __version__
+from jax_fp8gemm._src.tools.progress import progress
 from jax_fp8gemm._src.tools.tuning import gpu_state, sampling, timers
 from jax_fp8gemm._src.tools.tuning import operands as tuning_operands
 
@@ -158,7 +159,8 @@ def measure(
     chosen = {problem: configurations(problem, settings) for problem in problems}
     if not settings.simulate:
         keys = sorted({key for configs in chosen.values() for key, _ in configs})
-        for done in precompile.compile_keys(keys, settings.jobs):
+        compiled = precompile.compile_keys(keys, settings.jobs)
+        for done in progress(compiled, "compile", len(keys)):
             say(str(done))
     for problem, configs in chosen.items():
         if time.monotonic() > settings.deadline:
@@ -283,10 +285,7 @@ def save(path: pathlib.Path, content: Measurements) -> None:
             for m in content.problems
         ],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(fields) + "\n")
-    temporary.replace(path)
+    tuned.write_text(path, json.dumps(fields) + "\n")
 
 
 def _machine_of(fields: dict[str, Any]) -> Machine:
