@@ -104,6 +104,14 @@ PROGRAMS = {
         1,
         2,
     ),
+    # Nor of what is not an input of the model, as before its first layer.
+    "grad of dot, of the weight alone": (jax.grad(loss, 1), (x[0], w[0], dy[0]), 1, 3),
+    "grad of ragged_dot, of the weights alone": (
+        jax.grad(ragged_loss, 1),
+        (x[0], experts[0], sizes[0], dy[0]),
+        1,
+        3,
+    ),
     "activations quantized once": (
         lambda x, w: sum(
             fp8.dot(q, v) for q in [fp8.QuantizedActivation.quantize(x)] for v in (w, -w)
@@ -164,6 +172,21 @@ def test_custom_calls(name):
     assert custom_calls(text, PRODUCT) == products
     assert custom_calls(text, QUANTIZER) == quantizers
     assert "stablehlo.dot_general" not in text
+
+
+@pytest.mark.usefixtures("extension")
+@pytest.mark.parametrize(
+    ("name", "along_tokens"),
+    [
+        ("grad of dot, of the weight alone", "transposed"),
+        ("grad of ragged_dot, of the weights alone", "k_grouped"),
+    ],
+)
+def test_gradients_that_nobody_reads_along_rows_are_not_written_so(name, along_tokens):
+    f, arguments, *_ = PROGRAMS[name]
+    text = jax.jit(f).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+    layouts = re.findall(r'layout = "(\w+)"', text)
+    assert sorted(layouts) == sorted(["rows", along_tokens, along_tokens])
 
 
 @pytest.mark.usefixtures("extension")

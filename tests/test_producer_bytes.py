@@ -36,7 +36,7 @@ def test_every_array_is_read_once(tmp_path):
     for name, (apart, fused) in results.items():
         layouts = 2 if name.startswith("gradient") else 1
         assert fused <= LEAST[name] + layouts * scales + 0.01
-        assert apart >= fused + 2
+        assert apart >= fused + 2 - 0.01  # beside what there is of a row or a column
     page = (ROOT / "docs" / "models.md").read_text()
     shown = page.split("<!-- producers:begin -->\n")[1].split("<!-- producers:end -->")[0]
     assert shown == run.stdout

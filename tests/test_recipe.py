@@ -112,6 +112,23 @@ def test_cost_of_ragged_dot_in_custom_calls(operands, name):
     assert [custom_calls(text, target) for target in (PRODUCT, QUANTIZER)] == counts
 
 
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("product", ["dot", "ragged_dot"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_each_gradient_is_the_same_alone(operands, product, name):
+    """Where the other one is not asked for, less is quantized; nothing else changes."""
+    x, w, dy = (t[0] if t.ndim == 3 else t for t in operands)
+    options = {"recipe": RECIPES[name][0], "implementation": "xla"}
+    f = functools.partial(fp8.dot, **options)
+    if product == "ragged_dot":
+        w = jnp.stack([w, 2 * w])
+        f = functools.partial(fp8.ragged_dot, group_sizes=jnp.asarray([90, 100]), **options)
+    loss = lambda x, w: (f(x, w) * dy).sum()  # noqa: E731
+    both = jax.grad(loss, (0, 1))(x, w)
+    for i in (0, 1):
+        np.testing.assert_array_equal(jax.grad(loss, i)(x, w), both[i])
+
+
 BFLOAT16 = fp8.Recipe(weight_gradient="bfloat16")
 
 

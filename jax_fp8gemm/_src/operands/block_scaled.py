@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_fp8gemm._src.operands import block_index, checks
+from jax_fp8gemm._src.operands.stand_in import StandIn
 from jax_fp8gemm._src.xla import gemm as xla_gemm
 
 
 # A dataclass for those who print or copy one by its fields, such as Flax Linen's `tabulate`.
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(init=False, repr=False, eq=False)
-class BlockScaled:
+class BlockScaled(StandIn):
     """A float8 array with one float32 scale per block of its last two dimensions.
 
     It represents the array of shape `(..., R, K)` given by::
@@ -71,6 +72,7 @@ class BlockScaled:
     """
 
     __slots__ = ("block", "scales", "values")
+    _leaf = "values"
     __array_ufunc__ = None  # NumPy's numbers leave products to this class
 
     values: jax.Array
@@ -107,21 +109,6 @@ class BlockScaled:
     def __repr__(self) -> str:
         """Names the leaves and the block."""
         return f"BlockScaled(values={self.values!r}, scales={self.scales!r}, block={self.block})"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the values."""
-        return self.values.shape
-
-    @property
-    def ndim(self) -> int:
-        """Number of dimensions of the values."""
-        return len(self.values.shape)
-
-    @property
-    def dtype(self) -> np.dtype:
-        """The float8 dtype of the values."""
-        return self.values.dtype
 
     @property
     def size(self) -> int:

@@ -11,38 +11,24 @@ from typing import Any
 import jax
 import jax.export
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jax_fp8gemm._src.operands import checks
+from jax_fp8gemm._src.operands.stand_in import StandIn
 from jax_fp8gemm._src.ops.quantizer import Operands
 from jax_fp8gemm._src.xla import activation as xla_activation
 from jax_fp8gemm._src.xla import gemm as xla_gemm
 
 
-class ActivationOperand:
+class ActivationOperand(StandIn):
     """Activations as a product that is trained computes with them; a pytree.
 
     Attributes:
         x: An array of their dtype, sharded as they are.
     """
 
+    _leaf = "x"
     x: jax.Array
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the activations."""
-        return self.x.shape
-
-    @property
-    def ndim(self) -> int:
-        """Number of dimensions of the activations."""
-        return len(self.x.shape)
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Dtype of the activations."""
-        return self.x.dtype
 
     def map_rows(self, f: Callable) -> Any:
         """Returns the same of the rows that `f` makes of arrays of rows."""

@@ -20,8 +20,7 @@ from jax_fp8gemm._src.training.quantized import (
     Options,
     Weight,
     keep_both,
-    primal,
-    primal_weight,
+    primals,
     quantized_cotangent,
 )
 from jax_fp8gemm._src.training.quantized_activation import (
@@ -204,13 +203,12 @@ def _dot(x: ActivationOperand, w: Weight, options: Options) -> jax.Array:
 def _forward(x, w, options: Options):
     """Returns the product and what the backward pass needs.
 
-    x and w in FP8, a sum to add to, what x is an activation of, and whether w is trained.
+    x and w in FP8, a sum to add to, what x is an activation of, and which gradients are wanted.
     """
-    w, is_trained = primal_weight(options.op_name, "w", w)
-    x = primal(x)
+    x, w, wanted = primals(options.op_name, "w", x, w)
     y, kept = _product_of(x, w, options)
     gradient = w.gradient if isinstance(w, MasterWeight) else None
-    return y, (*kept, gradient, x.residual(), is_trained)
+    return y, (*kept, gradient, x.residual(), wanted)
 
 
 def _product_of(x: ActivationOperand, w: Weight, options: Options):
@@ -236,12 +234,15 @@ def _backward(options: Options, residuals, dy: jax.Array | SymbolicZero):
 # Compiled as one program where jax.grad is called outside of jax.jit.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _gradients(options: Options, residuals, dy: jax.Array):
-    x, w, gradient, activation, is_trained = residuals
+    x, w, gradient, activation, wanted = residuals
     dw = None
-    if not is_trained.value:
+    if not wanted.w:
         dy_bits = keep(quantized_cotangent(options, dy, "m"))
     else:
-        dw, dy_bits = _weight_gradient(options, x, dy, gradient)
+        dw, dy_bits = _weight_gradient(options, x, dy, gradient, gives_rows=wanted.x)
+        dw = gradient_of(options, dw, gradient)
+    if dy_bits is None:
+        return None, dw
     # The operands follow the division of the gradients, which is not theirs to choose.
     dx = _product(
         dy_bits,
@@ -252,19 +253,25 @@ def _gradients(options: Options, residuals, dy: jax.Array):
         allow_reshard=True,
         is_kn=options.w_is_nk,
     )
-    return activation.gradient(dx), gradient_of(options, dw, gradient)
+    return activation.gradient(dx), dw
 
 
 def _weight_gradient(
-    options: Options, x: Residual, dy: jax.Array, gradient: jax.Array | None
-) -> tuple[jax.Array, Residual]:
-    """Returns the gradient of the weight, and dy in FP8, scaled along N."""
+    options: Options,
+    x: Residual,
+    dy: jax.Array,
+    gradient: jax.Array | None,
+    *,
+    gives_rows: bool,
+) -> tuple[jax.Array, Residual | None]:
+    """Returns the gradient of the weight, and dy in FP8, scaled along N, if that is asked for."""
     op = WeightGradient(
         options.op_name,
         cast(np.dtype, options.w_dtype) if gradient is None else gradient.dtype,
         options.implementation,
         options.recipe,
         is_nk=options.w_is_nk,
+        gives_rows=gives_rows and options.recipe.rounds_gradients_apart,
     )
 
     def of(*dy):
@@ -272,12 +279,13 @@ def _weight_gradient(
         operands = (x.bits, x.scales, *dy, gradient)
         return apply(op, operands, out_sharding=spec, allow_reshard=True)
 
-    if options.recipe.rounds_gradients_apart:
+    if op.gives_rows:
         dw, values, scales = of(dy, None)
         return dw, keep(BlockScaled(values, scales, checks.ROW_BLOCK))
-    rows = keep(quantized_cotangent(options, dy, "m"))
     rounded = options.recipe.rounds_gradients_once
-    return of(*((rows.bits, rows.scales) if rounded else (dy, None))), rows
+    rows = keep(quantized_cotangent(options, dy, "m")) if gives_rows or rounded else None
+    dw = of(*((rows.bits, rows.scales) if rounded and rows else (dy, None)))
+    return dw, rows if gives_rows else None
 
 
 def gradient_of(options: Options, dw: jax.Array | None, gradient: jax.Array | None):

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.export
 import jax.numpy as jnp
-import numpy as np
 
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled
+from jax_fp8gemm._src.operands.stand_in import StandIn
 from jax_fp8gemm._src.ops.quantize import quantize
 from jax_fp8gemm._src.training.recipe import Recipe, chosen
 from jax_fp8gemm._src.training.residuals import keep
@@ -25,7 +25,7 @@ _NAME = "MasterWeight"
     meta_fields=(),
 )
 @dataclasses.dataclass(frozen=True)
-class MasterWeight:
+class MasterWeight(StandIn):
     """A weight in floating point, its quantized form, and where its gradients add up, if anywhere.
 
     `dot`, `dot_general` and `ragged_dot` take one where they take the weight: products read the
@@ -54,6 +54,8 @@ class MasterWeight:
         >>> add = lambda sum, x: (jax.grad(loss)(w.accumulate_into(sum), x).gradient, None)
         >>> dw, _ = jax.lax.scan(add, jnp.zeros(w.shape), activations[None])
     """
+
+    _leaf = "master"
 
     master: jax.Array
     quantized: BlockScaled
@@ -124,21 +126,6 @@ class MasterWeight:
             gradient: float32, of the shape of the master.
         """
         return dataclasses.replace(self, gradient=gradient)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the master."""
-        return self.master.shape
-
-    @property
-    def ndim(self) -> int:
-        """Number of dimensions of the master."""
-        return len(self.master.shape)
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Dtype of the master."""
-        return self.master.dtype
 
 
 jax.export.register_pytree_node_serialization(

@@ -2,7 +2,7 @@
 """What the products that are trained quantize: activations, weights, and gradients that arrive."""
 
 import warnings
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jax_fp8gemm._src.ops.quantizer import KINDS, Operands, RuleQuantizer
 from jax_fp8gemm._src.training.master_weight import MasterWeight
 from jax_fp8gemm._src.training.quantized_activation import Quantized
 from jax_fp8gemm._src.training.recipe import Recipe
-from jax_fp8gemm._src.training.residuals import IsTrained, Residual, keep
+from jax_fp8gemm._src.training.residuals import Residual, Wanted, keep
 from jax_fp8gemm._src.transforms.apply import apply
 
 COTANGENT = "the cotangent"  # in messages
@@ -118,24 +118,24 @@ def quantized_cotangent(
     )
 
 
-def primal_weight(op_name: str, name: str, w) -> tuple[Weight, IsTrained]:
-    """Returns the weight of a forward pass, and whether its gradient is asked for.
+def primals(op_name: str, w_name: str, x, w) -> tuple[ActivationOperand, Weight, Wanted]:
+    """Returns the operands of a forward pass, and which of their gradients are asked for.
 
-    Warns if it is that of bits.
+    Warns if one is that of bits.
     """
-    leaves, structure = jax.tree.flatten(w, is_leaf=lambda leaf: hasattr(leaf, "perturbed"))
-    values = structure.unflatten([leaf.value for leaf in leaves])
-    is_trained = any(leaf.perturbed for leaf in leaves)
-    if isinstance(values, BlockScaled) and is_trained:
+    x, wants_x = _primal(x)
+    w, wants_w = _primal(w)
+    if isinstance(w, BlockScaled) and wants_w:
         warnings.warn(
-            f"{op_name}: {name} is a BlockScaled, which has no gradient: zeros take its place. For"
-            f" the gradient of the array that it was made of, give the array itself, or a"
+            f"{op_name}: {w_name} is a BlockScaled, which has no gradient: zeros take its place."
+            " For the gradient of the array that it was made of, give the array itself, or a"
             " MasterWeight, which holds both; for none, use jax.lax.stop_gradient on it.",
             stacklevel=2,
         )
-    return values, IsTrained(is_trained and not isinstance(values, BlockScaled))
+    return x, w, Wanted(wants_x, wants_w and not isinstance(w, BlockScaled))
 
 
-def primal(x):
-    """Returns the activations of a forward pass."""
-    return jax.tree.map(lambda leaf: leaf.value, x, is_leaf=lambda leaf: hasattr(leaf, "perturbed"))
+def _primal(operand) -> tuple[Any, bool]:
+    leaves, structure = jax.tree.flatten(operand, is_leaf=lambda leaf: hasattr(leaf, "perturbed"))
+    values = structure.unflatten([leaf.value for leaf in leaves])
+    return values, any(leaf.perturbed for leaf in leaves)

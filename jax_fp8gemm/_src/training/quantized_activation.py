@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.export
 import jax.numpy as jnp
-import numpy as np
 
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled, as_block_scaled
+from jax_fp8gemm._src.operands.stand_in import StandIn
 from jax_fp8gemm._src.ops.activation import Activation, ActivationOperand, as_activation
 from jax_fp8gemm._src.ops.quantize import quantize
 from jax_fp8gemm._src.training.recipe import Recipe, chosen
@@ -24,7 +24,7 @@ _E4M3 = jnp.dtype(jnp.float8_e4m3fn)
     jax.tree_util.register_dataclass, data_fields=("array", "quantized"), meta_fields=()
 )
 @dataclasses.dataclass(frozen=True)
-class QuantizedActivation:
+class QuantizedActivation(StandIn):
     """Activations in FP8, and the array that their gradient goes to.
 
     `dot` and `ragged_dot` take one where they take activations. They read the quantized form, and
@@ -48,6 +48,8 @@ class QuantizedActivation:
         >>> x = QuantizedActivation.quantize(activations)            # (M, K)
         >>> y = dot(swiglu(dot(x, weight.T), dot(x, weight.T)), weight)
     """
+
+    _leaf = "array"
 
     array: jax.Array
     quantized: BlockScaled
@@ -76,21 +78,6 @@ class QuantizedActivation:
         scale_format = chosen(_NAME, recipe).scale_format or "pow2"
         options = {"scale_format": scale_format, "implementation": implementation}
         return cls(x.compute(), quantize(jax.lax.stop_gradient(x), **options))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the array."""
-        return self.array.shape
-
-    @property
-    def ndim(self) -> int:
-        """Number of dimensions of the array."""
-        return len(self.array.shape)
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Dtype of the array."""
-        return self.array.dtype
 
 
 jax.export.register_pytree_node_serialization(

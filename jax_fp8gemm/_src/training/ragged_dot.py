@@ -29,8 +29,7 @@ from jax_fp8gemm._src.training.quantized import (
     Options,
     Weight,
     keep_both,
-    primal,
-    primal_weight,
+    primals,
     quantized_cotangent,
 )
 from jax_fp8gemm._src.training.quantized_activation import (
@@ -175,14 +174,13 @@ _apply = jax.jit(_ragged_dot, static_argnums=3, inline=True)
 def _forward(lhs, rhs, group_sizes, options: Options):
     """Returns the product and what the backward pass needs.
 
-    Both operands in FP8, the sizes, a sum to add to, what lhs is an activation of, and whether rhs
-    is trained.
+    Both operands in FP8, the sizes, a sum to add to, what lhs is an activation of, and which
+    gradients are wanted.
     """
-    rhs, is_trained = primal_weight(_NAME, "rhs", rhs)
-    lhs = primal(lhs)
+    lhs, rhs, wanted = primals(_NAME, "rhs", lhs, rhs)
     y, kept = _product_of(lhs, rhs, group_sizes.value, options)
     gradient = rhs.gradient if isinstance(rhs, MasterWeight) else None
-    return y, (*kept, group_sizes.value, gradient, lhs.residual(), is_trained)
+    return y, (*kept, group_sizes.value, gradient, lhs.residual(), wanted)
 
 
 def _product_of(lhs, rhs: Weight, group_sizes, options: Options):
@@ -213,13 +211,17 @@ def _backward(options: Options, residuals, dy: jax.Array | SymbolicZero):
 # Compiled as one program where jax.grad is called outside of jax.jit.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _gradients(options: Options, residuals, dy: jax.Array):
-    lhs, rhs, group_sizes, gradient, activation, is_trained = residuals
+    lhs, rhs, group_sizes, gradient, activation, wanted = residuals
     drhs = None
-    if is_trained.value:
-        drhs, dy_rows = _weight_gradients(options, lhs, dy, group_sizes, gradient)
+    if wanted.w:
+        drhs, dy_rows = _weight_gradients(
+            options, lhs, dy, group_sizes, gradient, gives_rows=wanted.x
+        )
         drhs = gradient_of(options, drhs, gradient)
     else:
         dy_rows = keep(quantized_cotangent(options, dy, "t", group_sizes))
+    if dy_rows is None:
+        return None, drhs, None
     weights = rhs.transpose() if options.w_is_nk else rhs
     like_lhs = meshes.spec_of(lhs.bits)
     dlhs = _product(dy_rows, weights, group_sizes, options.x_dtype, options, like_lhs, True)
@@ -232,16 +234,18 @@ def _weight_gradients(
     dy: jax.Array,
     group_sizes: jax.Array,
     gradient: jax.Array | None,
-) -> tuple[jax.Array, Residual]:
-    """Returns the gradients of the weights, and dy in FP8, scaled along N."""
+    *,
+    gives_rows: bool,
+) -> tuple[jax.Array, Residual | None]:
+    """Returns the gradients of the weights, and dy in FP8, scaled along N, if that is asked for."""
     result_dtype = cast(np.dtype, options.w_dtype) if gradient is None else gradient.dtype
     static = (options.op_name, result_dtype, options.implementation)
     if options.recipe.weight_gradient == "bfloat16":
-        dy_rows = keep(quantized_cotangent(options, dy, "t", group_sizes))
+        dy_rows = keep(quantized_cotangent(options, dy, "t", group_sizes)) if gives_rows else None
         op = GroupedInBfloat16(*static)
         operands = (lhs.bits, lhs.scales, dy, group_sizes, gradient)
     else:
-        dy_rows, dy_columns = _rows_and_columns(options, dy, group_sizes)
+        dy_rows, dy_columns = _rows_and_columns(options, dy, group_sizes, gives_rows)
         op = _ExpertGradients(*static)
         operands = (*_columns(options, lhs, group_sizes), *dy_columns, group_sizes, gradient)
     drhs = apply(op, operands, out_sharding=options.gradient_spec, allow_reshard=True)
@@ -269,21 +273,23 @@ def _columns(options: Options, rows: Residual, group_sizes: jax.Array) -> tuple[
 
 
 def _rows_and_columns(
-    options: Options, dy: jax.Array, group_sizes: jax.Array
-) -> tuple[Residual, tuple[jax.Array, ...]]:
-    """Returns dy in FP8, scaled along N, and scaled along the rows of each group."""
+    options: Options, dy: jax.Array, group_sizes: jax.Array, gives_rows: bool
+) -> tuple[Residual | None, tuple[jax.Array, ...]]:
+    """Returns dy in FP8, scaled along N if asked for, and scaled along the rows of each group."""
     if options.recipe.rounds_gradients_once:
         rows = keep(quantized_cotangent(options, dy, "t", group_sizes))
-        return rows, _columns(options, rows, group_sizes)
+        return rows if gives_rows else None, _columns(options, rows, group_sizes)
     op = RuleQuantizer(
         options.op_name,
-        "rows_and_k_grouped",
+        "rows_and_k_grouped" if gives_rows else "k_grouped",
         options.recipe.gradient_dtype,
         options.recipe.scale_format or "float32",
         options.implementation,
         COTANGENT,
     )
     *columns, values, scales = apply(op, Operands(dy, None, group_sizes))
+    if not gives_rows:
+        return None, (values, scales)
     return keep(BlockScaled(values, scales, checks.ROW_BLOCK)), tuple(columns)
 
 

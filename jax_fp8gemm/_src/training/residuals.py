@@ -53,10 +53,11 @@ class Residual:
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class IsTrained:
-    """Whether the backward pass is asked for the gradient of the weight; known while tracing."""
+class Wanted:
+    """Which gradients the backward pass is asked for, at least one; known while tracing."""
 
-    value: bool
+    x: bool
+    w: bool
 
 
 def keep(operand: BlockScaled, name: str | None = None) -> Residual:

@@ -47,8 +47,8 @@ class WeightGradient(InRule):
     what becomes subnormal; dy `(*batch, *tokens, N)` and None, or its bits and their scales; and a
     float32 accumulator like the result, or None.
 
-    Where dy is quantized here, its values and scales with block (1, 128) are results too: what the
-    gradient of x reads, from the same reading of dy.
+    Where dy is quantized here, its values and scales with block (1, 128) may be results too: what
+    the gradient of x reads, from the same reading of dy.
 
     Attributes:
         op_name: As in Operation.
@@ -57,6 +57,7 @@ class WeightGradient(InRule):
         recipe: What is multiplied in which format.
         is_nk: Whether the result is `(*batch, N, K)`.
         num_batch: How many of the leading dimensions are `batch`.
+        gives_rows: Whether dy in FP8 is a result.
     """
 
     op_name: str
@@ -65,27 +66,24 @@ class WeightGradient(InRule):
     recipe: Recipe
     is_nk: bool = False
     num_batch: int = 0
+    gives_rows: bool = False
 
     @property
     def reduce_dtype(self):  # pyright: ignore[reportIncompatibleVariableOverride]
         """As in Operation."""
         return self.recipe.reduce_dtype or self.result_dtype
 
-    def _gives_rows(self, operands: tuple) -> bool:
-        return self.recipe.weight_gradient == "fp8" and operands[3] is None
-
     def layout(self, *operands) -> Layout:
         batch = names("v", self.num_batch)
         leading = (*batch, *names("t", operands[2].ndim - 1 - self.num_batch))
         result = (*batch, *(("n", "k") if self.is_nk else ("k", "n")))
         dy = (*leading, "n"), (*leading, "n/128")
-        gives_rows = self._gives_rows(operands)
         return Layout(
             operands=((*leading, "k"), (*leading, "k/128"), *dy, result),
-            results=(result, *dy) if gives_rows else (result,),
+            results=(result, *dy) if self.gives_rows else (result,),
             names=("x", "x scales", "dy", "dy scales", "accumulator"),
             added=(4,),
-            can_cut=("n",) if gives_rows else (),
+            can_cut=("n",) if self.gives_rows else (),
         ).of_present(operands)
 
     def batch(self, apply, axis_size, in_batched, operands):
@@ -103,12 +101,14 @@ class WeightGradient(InRule):
         x = lax.bitcast_convert_type(x_bits, _E4M3), x_scales
         if self.recipe.weight_gradient == "bfloat16":
             return self._in_bfloat16(x, dy, accumulator)
-        if dy_scales is None:
+        if self.gives_rows:
             *dy_columns, values, scales = self._along_tokens("rows_and_transposed", dy)
             like_dy = (each.reshape(*dy.shape[:-1], each.shape[-1]) for each in (values, scales))
             return self._product(x, dy_columns, accumulator), *like_dy
-        dy = lax.bitcast_convert_type(dy, _E4M3), dy_scales
-        return self._product(x, self._along_tokens("transposed", *dy), accumulator)
+        leaves = (dy,)
+        if dy_scales is not None:
+            leaves = lax.bitcast_convert_type(dy, _E4M3), dy_scales
+        return self._product(x, self._along_tokens("transposed", *leaves), accumulator)
 
     def local_of_cut(self, cut, *operands) -> tuple[jax.Array, ...]:
         """Shares the largest magnitude of a block of the rows among its devices."""
