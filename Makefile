@@ -98,7 +98,7 @@ lint: $(VENV)/.lint  ## Check style, format, imports and types of the sources
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
 
-# In parallel, since most of its two CPU minutes go to paths through single files.
+# Files are analysed side by side: it takes some four CPU minutes.
 tidy: $(VENV)/.tidy  ## Look for faults in the C++ that runs on the host, with clang-tidy
 	@printf '%s\n' $(TIDY_SOURCES) | \
 	  xargs -P $$(nproc) -I{} $(BIN)/clang-tidy --quiet {} -- $(TIDY_FLAGS)

@@ -2,9 +2,9 @@
 # %% [markdown]
 # # Read a kernel
 #
-# This notebook reads the four files of the dense kernel in the order in which data passes through
-# them, and runs it in the simulator. What the simulator counts can be worked out by hand, and is.
-# [A walk through the kernel](../kernel_1d2d/) says why each part is as it is.
+# This notebook reads the four files at the core of the dense kernel in the order in which data
+# passes through them, and runs it in the simulator. What the simulator counts can be worked out by
+# hand, and is. [A walk through the kernel](../kernel_1d2d/) says why each part is as it is.
 
 # %%
 import pathlib
@@ -25,11 +25,14 @@ def show(file, first, last):
     for line in lines:
         if first in line:
             break
+    else:
+        raise LookupError(f"{file} has no line with {first!r}")
     print(line)
     for line in lines:
         print(line)
         if last in line:
-            break
+            return
+    raise LookupError(f"{file} has no line with {last!r} behind that with {first!r}")
 
 
 # %% [markdown]

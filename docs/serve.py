@@ -159,5 +159,7 @@ for name, problem in problems.items():
 # %%
 command = "-m jax_fp8gemm explain 64x7168x2048 --top 3 --num-sms 132 --no-code"
 print("python", command)
-explained = subprocess.run([sys.executable, *command.split()], capture_output=True, text=True)
+explained = subprocess.run(
+    [sys.executable, *command.split()], capture_output=True, text=True, check=True
+)
 print(explained.stdout, explained.stderr)

@@ -131,6 +131,9 @@ LISTS = {
     "a boolean": json.dumps([GOOD | {"size_bytes": True}]).encode(),
     "a number": json.dumps([GOOD | {"config": 1}]).encode(),
     "half a character": json.dumps([GOOD | {"key": "\ud800"}]).encode(),
+    "two lines": json.dumps([GOOD | {"config": "a\nb"}]).encode(),
+    "colours": json.dumps([GOOD | {"config": "\x1b[31m"}]).encode(),
+    "half a key": json.dumps([GOOD | {"config": "\ud800"}]).encode(),
     "a field more": json.dumps([GOOD | {"more": 1}]).encode(),
     "a field less": json.dumps([{"config": "a", "key": "k"}]).encode(),
 }
@@ -161,6 +164,27 @@ def test_kernels_that_are_not_this_machines_are_refused(core, path, old, new, ca
     (line,) = capsys.readouterr().err.splitlines()
     assert "is not for this machine: " in line and new in line
     assert core.stored == {}
+
+
+def test_a_key_that_goes_on_is_refused(core, path, capsys):
+    content = path.read_bytes().split(b"\n", 2)[2]
+    head, _, images = content.partition(b"\n")
+    kernels = json.loads(head)
+    kernels[0]["key"] += "\n"
+    path.write_bytes(sealed(json.dumps(kernels).encode() + b"\n" + images))
+    assert cli.main(["cache", "import", str(path)]) == 2
+    assert "is not for this machine: '' in its key is '' here" in capsys.readouterr().err
+
+
+def test_where_a_bundle_cannot_go_is_said_first(tmp_path):
+    with pytest.raises(TypeError, match="precompile: bundle must be a path, got int"):
+        bundle.checked_path("precompile", 3)
+    for path in (tmp_path, tmp_path / "none" / "a.bundle"):
+        with pytest.raises(FileNotFoundError, match="bundle must be a file in a folder that exi"):
+            bundle.checked_path("precompile", path)
+        arguments = ["precompile", "64x128x128", "--bundle", str(path)]
+        assert cli.main(arguments) == 2
+    assert bundle.checked_path("precompile", b"a.bundle").name == "a.bundle"
 
 
 def test_more_than_the_cache_keeps_is_refused(core, path, monkeypatch):

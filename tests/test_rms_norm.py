@@ -215,6 +215,39 @@ def test_one_example():
     np.testing.assert_array_equal(got, fp8.dot(norm(x[:1], weight), w)[0])
 
 
+@pytest.mark.parametrize("lead", [(), (2,), (2, 3)], ids=str)
+@pytest.mark.parametrize("implementation", ["sim", "xla"])
+def test_a_norm_that_vmap_returns_has_a_weight_for_each(lead, implementation):
+    """For each row, which no kernel takes, or for each matrix."""
+    x = cases.normal((*lead, M, K), seed=1)
+    w = cases.normal((K, N), seed=6)
+    weight = given()[1]
+    of = lambda rows: fp8.rms_norm(rows, weight)  # noqa: E731
+    for _ in range(1, x.ndim):
+        of = jax.vmap(of)
+        if of(x).shape != x.shape:
+            continue
+        got = fp8.dot(of(x), w, implementation=implementation)
+        want = fp8.dot(norm(x, weight), w, implementation=implementation)
+        np.testing.assert_array_equal(got, want)
+
+
+def test_rows_in_no_group_have_no_gradient_whatever_they_hold():
+    x, weight = given(jnp.float32)
+    x = x.at[10:].set(jnp.nan)
+    experts = cases.normal((2, K, N), seed=3)
+    sizes = jnp.asarray([4, 6], jnp.int32)
+
+    def loss(x, weight):
+        return fp8.ragged_dot(fp8.rms_norm(x, weight), experts, sizes).sum()
+
+    dx, dweight = jax.grad(loss, (0, 1))(x, weight)
+    want = jax.grad(loss, (0, 1))(x.at[10:].set(1), weight)
+    np.testing.assert_array_equal(dx, want[0])
+    np.testing.assert_array_equal(dweight, want[1])
+    assert not dx[10:].any() and dx[:10].any()
+
+
 # ---- Mistakes and export -------------------------------------------------------------------------
 
 
@@ -228,11 +261,15 @@ def test_mistakes():
         fp8.rms_norm(x, jnp.ones(6, jnp.int32))
     with pytest.raises(TypeError, match="rms_norm: x must be an array, got list"):
         fp8.rms_norm([1.0], jnp.ones(1))
-    for epsilon in (-1e-6, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="epsilon must be finite and at least 0, got"):
+    for epsilon in (-1e-6, float("nan"), float("inf"), 1e300, 10**400):
+        with pytest.raises(ValueError, match=r"rms_norm: epsilon must be from 0 to 3\.4e\+38, got"):
             fp8.rms_norm(x, jnp.ones(6), epsilon)
-    with pytest.raises(TypeError, match="rms_norm: epsilon must be a real number, got str"):
-        fp8.rms_norm(x, jnp.ones(6), "1e-6")
+    for epsilon in ("1e-6", True, jnp.float32(1e-6)):
+        with pytest.raises(TypeError, match="rms_norm: epsilon must be a number, got "):
+            fp8.rms_norm(x, jnp.ones(6), epsilon)
+    for f in (lambda y: fp8.rms_norm(y, jnp.ones(6)), fp8.quantize_transposed, fp8.gelu):
+        with pytest.raises(TypeError, match=r"\w+: x must be an array, got RMSNorm\."):
+            f(fp8.rms_norm(x, jnp.ones(6)))
     with pytest.raises(ValueError, match=r"block must be \(1, 128\) with an activation"):
         fp8.quantize(fp8.rms_norm(x, jnp.ones(6)), (128, 128))
 

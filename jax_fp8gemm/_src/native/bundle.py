@@ -29,6 +29,25 @@ class _Kernel(NamedTuple):
     size_bytes: int
 
 
+def checked_path(op_name: str, path: Any) -> pathlib.Path:
+    """Returns where a bundle is to be written.
+
+    Raises:
+        TypeError: It is no path.
+        FileNotFoundError: Its folder does not exist, or it is one itself.
+    """
+    try:
+        target = pathlib.Path(os.fsdecode(path))
+    except TypeError:
+        got = type(path).__name__
+        raise TypeError(f"{op_name}: bundle must be a path, got {got}.") from None
+    if target.is_dir() or not target.parent.is_dir():
+        raise FileNotFoundError(
+            f"{op_name}: bundle must be a file in a folder that exists, got {str(target)!r}."
+        )
+    return target
+
+
 def write(path: str | os.PathLike[str], configs: Sequence[str]) -> None:
     """Writes kernels into a bundle, whole or not at all, compiling those that are in no cache.
 
@@ -60,7 +79,7 @@ def unpack(path: str | os.PathLike[str]) -> list[str]:
     """Puts the kernels of a bundle into the cache on disk; returns their configurations.
 
     All are checked before the first is written. The digest finds accidents, not attackers: a bundle
-    is code.
+    is code, and what is compared are cache keys.
 
     Raises:
         OSError: The file cannot be read.
@@ -118,6 +137,8 @@ def _listed(fields: Any) -> _Kernel:
     if not all(type(field) is kind for field, kind in zip(kernel, kinds, strict=True)):
         raise TypeError("a field of another type")
     kernel.key.encode()  # raises for half of a surrogate pair
+    if not (kernel.config.isascii() and kernel.config.isprintable()):
+        raise ValueError("a configuration that is no key")
     if kernel.size_bytes < 1:
         raise ValueError("a kernel without code")
     return kernel
@@ -128,9 +149,9 @@ def _why_not_ours(kernel: _Kernel) -> str:
     try:
         ours = extension.core().cache_key(kernel.config)
     except (RuntimeError, TypeError, ValueError) as error:
-        return str(error)
+        return str(error)[:400]
     if ours == kernel.key:
         return ""
-    pairs = itertools.zip_longest(kernel.key.split("\n"), ours.split("\n"), fillvalue="")
+    pairs = itertools.zip_longest(kernel.key.split("\n"), ours.split("\n"))
     there, here = next(pair for pair in pairs if pair[0] != pair[1])
-    return f"{there[:200]!r} in its key is {here[:200]!r} here"
+    return f"{(there or '')[:200]!r} in its key is {(here or '')[:200]!r} here"

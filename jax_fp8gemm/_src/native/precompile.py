@@ -71,10 +71,11 @@ def precompile(
         The keys of the configurations, sorted; empty if the program calls no kernel.
 
     Raises:
-        TypeError: `traced` is not traced, or a number is not an int.
+        TypeError: `traced` is not traced, a number is not an int, or `bundle` is no path.
         ValueError: `num_sms` or `jobs` is out of range.
         RuntimeError: NVRTC is missing, or a kernel does not compile.
-        OSError: `bundle` cannot be written.
+        OSError: `bundle` cannot be written; where its folder does not exist, before anything is
+            compiled.
 
     Transformations:
         None: it takes and returns no arrays.
@@ -89,13 +90,14 @@ def precompile(
         raise TypeError(f"{op_name}: traced must be jax.jit(function).trace(*args), got {got}.")
     num_sms = checks.num_sms(op_name, num_sms)
     jobs = checks.extent(op_name, "jobs", jobs, 1)
+    bundle_path = None if bundle is None else bundle_lib.checked_path(op_name, bundle)
     lowered = traced.lower(lowering_platforms=("cuda",))
     module = cast(Any, lowered.compiler_ir("stablehlo")).operation
     keys = {_key(kernel, num_sms, gpu) for kernel in kernels_of(module)}
     keys = sorted(keys | quantizers_of(module))
     configs = [compiled.config for compiled in compile_keys(keys, jobs)]
-    if bundle is not None:
-        bundle_lib.write(bundle, configs)
+    if bundle_path is not None:
+        bundle_lib.write(bundle_path, configs)
     return configs
 
 

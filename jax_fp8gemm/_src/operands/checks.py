@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jax_fp8gemm._src.operands.stand_in import StandIn
+
 FP8_DTYPES = (jnp.dtype(jnp.float8_e4m3fn), jnp.dtype(jnp.float8_e5m2))
 RESULT_DTYPES = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16), jnp.dtype(jnp.float32))
 ROW_BLOCK = (1, 128)
@@ -65,6 +67,8 @@ def floating(op_name: str, name: str, value: Any) -> jax.Array:
     NumPy's float64 is float32 to JAX, as for every function of JAX, unless 64-bit types are on.
     """
     is_array(op_name, name, value)
+    if isinstance(value, StandIn) and value.dtype in RESULT_DTYPES:
+        raise TypeError(f"{op_name}: {name} must be an array, got {type(value).__name__}.")
     if value.dtype == np.float64:
         value = jnp.asarray(value)
     array(op_name, name, value, RESULT_DTYPES)

@@ -4,13 +4,14 @@
 import dataclasses
 import functools
 import json
-import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.export
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jax_fp8gemm._src.operands import checks
@@ -18,6 +19,8 @@ from jax_fp8gemm._src.operands.stand_in import StandIn
 from jax_fp8gemm._src.ops.quantizer import Operands
 from jax_fp8gemm._src.xla import activation as xla_activation
 from jax_fp8gemm._src.xla import gemm as xla_gemm
+
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 class ActivationOperand(StandIn):
@@ -43,7 +46,7 @@ class ActivationOperand(StandIn):
         raise NotImplementedError
 
 
-class Activation(ActivationOperand):
+class Computed(ActivationOperand):
     """An array that the kernel which quantizes it along rows computes on the way.
 
     Attributes:
@@ -61,11 +64,11 @@ class Activation(ActivationOperand):
         """Returns the array from plain JAX, rounded to its dtype."""
         return self.x
 
-    def residual(self) -> "Activation":
+    def residual(self) -> "Computed":
         """Returns all that it is computed from."""
         return self
 
-    def gradient(self, dx: jax.Array) -> "Activation":
+    def gradient(self, dx: jax.Array) -> "Computed":
         """Returns the gradients of all that it is computed from."""
         _, pullback = jax.vjp(type(self).compute, self)
         return pullback(dx)[0]
@@ -73,7 +76,7 @@ class Activation(ActivationOperand):
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("x",), meta_fields=())
 @dataclasses.dataclass(frozen=True)
-class Plain(Activation):
+class Plain(Computed):
     """An array as it is."""
 
     x: jax.Array
@@ -91,7 +94,7 @@ class Plain(Activation):
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("x", "up"), meta_fields=("kind",))
 @dataclasses.dataclass(frozen=True)
-class Pointwise(Activation):
+class Activation(Computed):
     """An activation element by element.
 
     Attributes:
@@ -125,7 +128,7 @@ class Pointwise(Activation):
     jax.tree_util.register_dataclass, data_fields=("x", "weight", "factors"), meta_fields=()
 )
 @dataclasses.dataclass(frozen=True)
-class RMSNorm(Activation):
+class RMSNorm(Computed):
     """Rows times the reciprocal roots of their mean squares, and columns times a weight.
 
     Attributes:
@@ -151,13 +154,18 @@ class RMSNorm(Activation):
         """Returns the norm of the rows that `f` makes of an array of rows."""
         return RMSNorm(f(self.x), self.weight, f(self.factors))
 
+    @property
+    def is_for_kernel(self) -> bool:
+        """Whether there is one weight, or one for each matrix: `jax.vmap` makes others too."""
+        lead = self.weight.shape[:-1]
+        return lead in ((), self.x.shape[:-2])
+
     def _weight(self) -> jax.Array:
         return xla_gemm.as_float32(self.weight)
 
 
-# The name is that of programs which other versions have written.
 jax.export.register_pytree_node_serialization(
-    Pointwise,
+    Activation,
     serialized_name="jax_fp8gemm.Activation",
     serialize_auxdata=lambda static: json.dumps(static).encode(),
     deserialize_auxdata=lambda data: tuple(json.loads(bytes(data))),
@@ -203,7 +211,7 @@ def swiglu(gate: jax.Array, up: jax.Array | None = None) -> Activation:
     return _gated("swiglu", gate, up)
 
 
-def geglu(gate: jax.Array, up: jax.Array | None = None) -> Activation:
+def geglu(gate: jax.Array, up: jax.Array | None = None) -> Computed:
     """Returns `gelu(gate) * up`, to be computed by the kernel that quantizes it.
 
     As `swiglu`, with `gelu` in its form with tanh, as `jax.nn.gelu` has it. Before the rounding to
@@ -230,7 +238,7 @@ def geglu(gate: jax.Array, up: jax.Array | None = None) -> Activation:
     return _gated("geglu", gate, up)
 
 
-def gelu(x: jax.Array) -> Activation:
+def gelu(x: jax.Array) -> Computed:
     """Returns `gelu(x)`, in its form with tanh, to be computed by the kernel that quantizes it.
 
     Args:
@@ -249,10 +257,10 @@ def gelu(x: jax.Array) -> Activation:
     Example:
         >>> y = dot(gelu(activations), weight.T)                       # (M, N)
     """
-    return Pointwise(_with_columns("gelu", "x", x), None, "gelu")
+    return Activation(_with_columns("gelu", "x", x), None, "gelu")
 
 
-def rms_norm(x: jax.Array, weight: jax.Array, epsilon: Any = 1e-6) -> Activation:
+def rms_norm(x: jax.Array, weight: jax.Array, epsilon: Any = 1e-6) -> Computed:
     """Returns the RMS norm of the rows of x, to be multiplied out by the kernel that quantizes it.
 
     With one rounding, to the dtype of `x`, behind operations in float32::
@@ -267,17 +275,20 @@ def rms_norm(x: jax.Array, weight: jax.Array, epsilon: Any = 1e-6) -> Activation
     Args:
         x: `(..., K)`, `bfloat16`, `float16` or `float32`.
         weight: `(K,)` of one of these dtypes; `1 + weight` for models that store it so.
-        epsilon: Number that is added to the mean squares, not negative.
+        epsilon: Number, of Python or NumPy, that is added to the mean squares; not negative.
 
     Returns:
         As `swiglu`.
 
     Raises:
         TypeError: An argument has an unsupported type or dtype.
-        ValueError: `x` has no dimension, `weight` another shape, or `epsilon` is negative or NaN.
+        ValueError: `x` has no dimension, `weight` another shape, or `epsilon` is negative, NaN or
+            no finite float32.
 
     Transformations:
-        A pytree: it passes through every transformation of JAX. Sharding: `x` may be sharded along
+        A pytree of `x`, `weight` and the roots. `vmap` and `scan` over its rows need the weight in
+        each: map over `x`, and call this inside. What a `vmap` returns may have a weight per row;
+        plain JAX multiplies it out then, before the quantizer. Sharding: `x` may be sharded along
         every dimension, and `weight` is then sharded as its columns are; devices that have parts of
         rows add up their squares. Under `jax.shard_map` the rows are those of each device.
 
@@ -292,20 +303,39 @@ def rms_norm(x: jax.Array, weight: jax.Array, epsilon: Any = 1e-6) -> Activation
             f"{op_name}: weight must have shape (K,) = {tuple(x.shape[-1:])},"
             f" got {tuple(weight.shape)}."
         )
-    epsilon = checks.number(op_name, "epsilon", epsilon)
-    if not isinstance(epsilon, jax.Array) and not 0 <= epsilon < math.inf:
-        raise ValueError(f"{op_name}: epsilon must be finite and at least 0, got {epsilon}.")
-    return RMSNorm(x, weight, _reciprocal_roots(x, epsilon))
+    if isinstance(epsilon, bool) or not isinstance(epsilon, numbers.Real):
+        raise TypeError(f"{op_name}: epsilon must be a number, got {type(epsilon).__name__}.")
+    if not 0 <= epsilon <= _MAX_FLOAT32:
+        raise ValueError(f"{op_name}: epsilon must be from 0 to {_MAX_FLOAT32:.3g}, got {epsilon}.")
+    return RMSNorm(x, weight, _reciprocal_roots(x, float(epsilon)))
 
 
 # Compiled as one program when called outside of jax.jit, inlined when called inside.
-@functools.partial(jax.jit, inline=True)
-def _reciprocal_roots(x: jax.Array, epsilon: Any) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=1, inline=True)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _reciprocal_roots(x: jax.Array, epsilon: float) -> jax.Array:
     x = xla_gemm.as_float32(x)
     return lax.rsqrt(jnp.mean(x * x, axis=-1) + epsilon)
 
 
-def _gated(kind: str, gate: Any, up: Any) -> Activation:
+def _roots_forward(x: jax.Array, epsilon: float):
+    roots = _reciprocal_roots(x, epsilon)
+    return roots, (x, roots)
+
+
+def _roots_backward(epsilon: float, residuals, droots: jax.Array):
+    x, roots = residuals
+    dmean = -0.5 * droots * roots**3
+    # A row whose root has no part in the result may hold anything: 0 times NaN must not come in.
+    has_part = (droots != 0)[..., None]
+    dx = dmean[..., None] * (2 / x.shape[-1]) * xla_gemm.as_float32(x)
+    return (jnp.where(has_part, dx, 0).astype(x.dtype),)
+
+
+_reciprocal_roots.__wrapped__.defvjp(_roots_forward, _roots_backward)
+
+
+def _gated(kind: str, gate: Any, up: Any) -> Computed:
     gate = _with_columns(kind, "gate", gate)
     if up is not None:
         up = checks.floating(kind, "up", up)
@@ -318,7 +348,7 @@ def _gated(kind: str, gate: Any, up: Any) -> Activation:
         raise ValueError(
             f"{kind}: gate must have shape (..., 2 * K) where up is None, got {tuple(gate.shape)}."
         )
-    return Pointwise(gate, up, kind)
+    return Activation(gate, up, kind)
 
 
 def _with_columns(op_name: str, name: str, value: Any) -> jax.Array:
@@ -328,8 +358,10 @@ def _with_columns(op_name: str, name: str, value: Any) -> jax.Array:
     return x
 
 
-def as_activation(op_name: str, name: str, value: Any) -> Activation:
+def as_activation(op_name: str, name: str, value: Any) -> Computed:
     """Returns an activation, which an array in floating point is too."""
-    if isinstance(value, Activation):
+    if isinstance(value, RMSNorm) and not value.is_for_kernel:
+        return Plain(value.compute())
+    if isinstance(value, Computed):
         return value
     return Plain(checks.floating(op_name, name, value))

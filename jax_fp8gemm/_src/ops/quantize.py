@@ -8,13 +8,13 @@ import jax.numpy as jnp
 
 from jax_fp8gemm._src.operands import checks, group_checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled
-from jax_fp8gemm._src.ops.activation import Activation, Plain, as_activation
+from jax_fp8gemm._src.ops.activation import Computed, Plain, as_activation
 from jax_fp8gemm._src.ops.quantizer import KINDS, SCALE_FORMATS, Quantizer
 from jax_fp8gemm._src.transforms.apply import apply
 
 
 def quantize(
-    x: jax.Array | Activation,
+    x: jax.Array | Computed,
     block: tuple[int, int] = (1, 128),
     *,
     dtype: Any = jnp.float8_e4m3fn,

@@ -193,15 +193,17 @@ def _precompile_problems(options: argparse.Namespace) -> int:
         # A program's kernels carry this mark where they launch with programmatic dependent launch.
         suffix = ".pdl" if environment.pdl() else ""
         problems = _problems(options)
+        if options.bundle is not None:
+            bundle.checked_path("precompile", options.bundle)
         configs = {p: precompile_lib.best_key(p, options.gpu) + suffix for p in problems}
-    except (_UsageError, RuntimeError, ValueError) as error:
+    except (_UsageError, FileNotFoundError, RuntimeError, ValueError) as error:
         return _complain("precompile", error, 2)
     try:
         keys = sorted(set(configs.values()))
         compiled = precompile_lib.compile_keys(keys, options.jobs)
         for i, done in enumerate(progress(compiled, "compile", len(keys)), 1):
             print(f"[{i}/{len(keys)}] {done}", flush=True)
-        if options.bundle:
+        if options.bundle is not None:
             bundle.write(options.bundle, keys)
             print(f"in {options.bundle}")
     except RuntimeError as error:

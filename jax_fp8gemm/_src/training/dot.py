@@ -208,7 +208,7 @@ def _forward(x, w, options: Options):
     x, w, wanted = primals(options.op_name, "w", x, w)
     y, kept = _product_of(x, w, options)
     gradient = w.gradient if isinstance(w, MasterWeight) else None
-    return y, (*kept, gradient, x.residual(), wanted)
+    return y, (*kept, gradient, x.residual() if wanted.x else None, wanted)
 
 
 def _product_of(x: ActivationOperand, w: Weight, options: Options):
@@ -241,7 +241,7 @@ def _gradients(options: Options, residuals, dy: jax.Array):
     else:
         dw, dy_bits = _weight_gradient(options, x, dy, gradient, gives_rows=wanted.x)
         dw = gradient_of(options, dw, gradient)
-    if dy_bits is None:
+    if dy_bits is None or activation is None:
         return None, dw
     # The operands follow the division of the gradients, which is not theirs to choose.
     dx = _product(

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled
-from jax_fp8gemm._src.ops.activation import Activation, ActivationOperand
+from jax_fp8gemm._src.ops.activation import ActivationOperand, Computed
 from jax_fp8gemm._src.ops.quantizer import KINDS, Operands, RuleQuantizer
 from jax_fp8gemm._src.training.master_weight import MasterWeight
 from jax_fp8gemm._src.training.quantized_activation import Quantized
@@ -45,7 +45,7 @@ Weight = jax.Array | BlockScaled | MasterWeight
 
 def quantized(
     options: Options,
-    x: jax.Array | Activation,
+    x: jax.Array | Computed,
     block: tuple[int, int],
     *,
     group_sizes: jax.Array | None = None,
@@ -56,7 +56,7 @@ def quantized(
 ) -> BlockScaled:
     """Returns x in FP8, inside a derivative rule; messages call it and its dimensions so."""
     scale_format = options.recipe.scale_format or scale_format
-    if isinstance(x, Activation):
+    if isinstance(x, Computed):
         kind, operands = x.kind, x.operands(group_sizes)
     else:
         kind, operands = KINDS[block], Operands(x, None, group_sizes)
@@ -82,7 +82,7 @@ def keep_both(
     """
     x_name, w_name = called
     x_axes, w_axes = (rows, "k"), ("n", "k") if options.w_is_nk else ("k", "n")
-    if isinstance(x, Activation):
+    if isinstance(x, Computed):
         x_rows = quantized(
             options,
             x,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled, as_block_scaled
 from jax_fp8gemm._src.operands.stand_in import StandIn
-from jax_fp8gemm._src.ops.activation import Activation, ActivationOperand, as_activation
+from jax_fp8gemm._src.ops.activation import ActivationOperand, Computed, as_activation
 from jax_fp8gemm._src.ops.quantize import quantize
 from jax_fp8gemm._src.training.recipe import Recipe, chosen
 
@@ -57,7 +57,7 @@ class QuantizedActivation(StandIn):
     @classmethod
     def quantize(
         cls,
-        x: jax.Array | Activation,
+        x: jax.Array | Computed,
         *,
         implementation: str | None = None,
         recipe: Recipe | None = None,
@@ -67,6 +67,7 @@ class QuantizedActivation(StandIn):
         Args:
             x: As `array`; or what `swiglu`, `geglu`, `gelu` and `rms_norm` return, for which the
                 array is what they compute: where only products read it, `jax.jit` leaves it out.
+                Its rows must be finite, those in no group too: gradients pass through them.
             implementation: None, "cuda", "xla" or "sim", as for `quantize`.
             recipe: As for the products, for the format of the scales.
 
@@ -88,7 +89,7 @@ jax.export.register_pytree_node_serialization(
 )
 
 # What products take for activations.
-Activations = jax.Array | Activation | QuantizedActivation
+Activations = jax.Array | Computed | QuantizedActivation
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("x", "bits"), meta_fields=())

@@ -180,7 +180,7 @@ def _forward(lhs, rhs, group_sizes, options: Options):
     lhs, rhs, wanted = primals(_NAME, "rhs", lhs, rhs)
     y, kept = _product_of(lhs, rhs, group_sizes.value, options)
     gradient = rhs.gradient if isinstance(rhs, MasterWeight) else None
-    return y, (*kept, group_sizes.value, gradient, lhs.residual(), wanted)
+    return y, (*kept, group_sizes.value, gradient, lhs.residual() if wanted.x else None, wanted)
 
 
 def _product_of(lhs, rhs: Weight, group_sizes, options: Options):
@@ -220,7 +220,7 @@ def _gradients(options: Options, residuals, dy: jax.Array):
         drhs = gradient_of(options, drhs, gradient)
     else:
         dy_rows = keep(quantized_cotangent(options, dy, "t", group_sizes))
-    if dy_rows is None:
+    if dy_rows is None or activation is None:
         return None, drhs, None
     weights = rhs.transpose() if options.w_is_nk else rhs
     like_lhs = meshes.spec_of(lhs.bits)
