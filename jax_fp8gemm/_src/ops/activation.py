@@ -4,7 +4,6 @@
 import dataclasses
 import functools
 import json
-import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -211,7 +210,7 @@ def swiglu(gate: jax.Array, up: jax.Array | None = None) -> Activation:
     return _gated("swiglu", gate, up)
 
 
-def geglu(gate: jax.Array, up: jax.Array | None = None) -> Computed:
+def geglu(gate: jax.Array, up: jax.Array | None = None) -> Activation:
     """Returns `gelu(gate) * up`, to be computed by the kernel that quantizes it.
 
     As `swiglu`, with `gelu` in its form with tanh, as `jax.nn.gelu` has it. Before the rounding to
@@ -238,7 +237,7 @@ def geglu(gate: jax.Array, up: jax.Array | None = None) -> Computed:
     return _gated("geglu", gate, up)
 
 
-def gelu(x: jax.Array) -> Computed:
+def gelu(x: jax.Array) -> Activation:
     """Returns `gelu(x)`, in its form with tanh, to be computed by the kernel that quantizes it.
 
     Args:
@@ -260,7 +259,7 @@ def gelu(x: jax.Array) -> Computed:
     return Activation(_with_columns("gelu", "x", x), None, "gelu")
 
 
-def rms_norm(x: jax.Array, weight: jax.Array, epsilon: Any = 1e-6) -> Computed:
+def rms_norm(x: jax.Array, weight: jax.Array, epsilon: Any = 1e-6) -> RMSNorm:
     """Returns the RMS norm of the rows of x, to be multiplied out by the kernel that quantizes it.
 
     With one rounding, to the dtype of `x`, behind operations in float32::
@@ -303,23 +302,21 @@ def rms_norm(x: jax.Array, weight: jax.Array, epsilon: Any = 1e-6) -> Computed:
             f"{op_name}: weight must have shape (K,) = {tuple(x.shape[-1:])},"
             f" got {tuple(weight.shape)}."
         )
-    if isinstance(epsilon, bool) or not isinstance(epsilon, numbers.Real):
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float | np.integer | np.floating):
         raise TypeError(f"{op_name}: epsilon must be a number, got {type(epsilon).__name__}.")
     if not 0 <= epsilon <= _MAX_FLOAT32:
         raise ValueError(f"{op_name}: epsilon must be from 0 to {_MAX_FLOAT32:.3g}, got {epsilon}.")
     return RMSNorm(x, weight, _reciprocal_roots(x, float(epsilon)))
 
 
-# Compiled as one program when called outside of jax.jit, inlined when called inside.
-@functools.partial(jax.jit, static_argnums=1, inline=True)
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _reciprocal_roots(x: jax.Array, epsilon: float) -> jax.Array:
+def _roots(x: jax.Array, epsilon: float) -> jax.Array:
     x = xla_gemm.as_float32(x)
     return lax.rsqrt(jnp.mean(x * x, axis=-1) + epsilon)
 
 
 def _roots_forward(x: jax.Array, epsilon: float):
-    roots = _reciprocal_roots(x, epsilon)
+    roots = _roots(x, epsilon)
     return roots, (x, roots)
 
 
@@ -332,10 +329,12 @@ def _roots_backward(epsilon: float, residuals, droots: jax.Array):
     return (jnp.where(has_part, dx, 0).astype(x.dtype),)
 
 
-_reciprocal_roots.__wrapped__.defvjp(_roots_forward, _roots_backward)
+_roots.defvjp(_roots_forward, _roots_backward)
+# Compiled as one program when called outside of jax.jit, inlined when called inside.
+_reciprocal_roots = jax.jit(_roots, static_argnums=1, inline=True)
 
 
-def _gated(kind: str, gate: Any, up: Any) -> Computed:
+def _gated(kind: str, gate: Any, up: Any) -> Activation:
     gate = _with_columns(kind, "gate", gate)
     if up is not None:
         up = checks.floating(kind, "up", up)
