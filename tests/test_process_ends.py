@@ -117,3 +117,7 @@ def test_nothing_of_ours_is_left_of_many_shapes(start, keep):
     left = {line.split()[0]: int(line.split()[2]) for line in lines}
     assert list(left) == ["jax", "xla", "sim"]
     assert all(num >= 100 if keep else num == 0 for num in left.values()), lines
+
+
+def test_the_handler_keeps_nothing_of_many_shapes(start):
+    assert float(finish(start("many_handled_shapes"), timeout=600)) < 100

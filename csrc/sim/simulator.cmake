@@ -2,6 +2,7 @@
 # The simulator: an engine, a driver that stands for libcuda, and in a library of their own, which
 # the first simulated kernel loads, all kernels that the planner can choose.
 option(FP8GEMM_SIM_KERNELS "Build the simulator's kernels: most of the build, for tests only" ON)
+set(FP8GEMM_SIM_SAMPLE 0 CACHE STRING "Of products only one kernel in so many, for sanitizers; 0: all")
 
 file(GLOB sim_sources CONFIGURE_DEPENDS csrc/sim/*.cc csrc/sim/engine/*.cc)
 add_library(jax_fp8gemm_sim SHARED ${sim_sources})
@@ -14,8 +15,12 @@ set(sim_targets jax_fp8gemm_sim)
 if(FP8GEMM_SIM_KERNELS)
   # Parts compile in parallel.
   set(num_parts 8)
-  set(kernel_tables csrc/sim/kernels/quantize_table.cc)
   math(EXPR last_part "${num_parts} - 1")
+  if(FP8GEMM_SIM_SAMPLE)
+    set(num_parts ${FP8GEMM_SIM_SAMPLE})
+    set(last_part 0)
+  endif()
+  set(kernel_tables csrc/sim/kernels/quantize_table.cc)
   foreach(part RANGE ${last_part})
     set(table "${CMAKE_CURRENT_BINARY_DIR}/kernel_table_${part}.cc")
     configure_file(csrc/sim/kernels/kernel_table.cc.in "${table}" @ONLY)

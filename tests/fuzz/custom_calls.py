@@ -83,6 +83,11 @@ class Memory:
             self._spans.append((start, size))
             self.buffers.append((stand_in.DATA_TYPES[name], shape, array.ctypes.data + start))
 
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each buffer."""
+        return [size for _, size in self._spans]
+
     def is_intact(self) -> bool:
         """Returns whether nothing was written beside a buffer."""
         return all(
