@@ -290,7 +290,7 @@ MUTANTS = (
     Mutant(
         "tiles of padding at the group's start",
         "fp8_gemm/masked_tiles.cuh",
-        "  tile.row += skipped * kClusterRows;\n",
+        "  tile.row += skipped * Table::kClusterRows;\n",
         "",
         "Zeros overwrite products.",
         (MASKED,),
