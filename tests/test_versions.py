@@ -2,6 +2,7 @@
 """`make test-matrix`: which cells it has, and that it fails where one cannot run or goes wrong."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,15 @@ def matrix(monkeypatch, tmp_path):
     """The program without environments: each cell has `PASSED`, and tests with what they say."""
     said = {"tests": "5 passed", "runs": 0, "state": "7"}
 
-    def run_tests(python):
+    def run_tests(python, names):
+        said["names"] = names
         said["runs"] += 1
         return said["tests"]
 
     monkeypatch.setattr(versions, "FOLDER", tmp_path)
     monkeypatch.setattr(versions, "interpreters", lambda: {"3.11": "a", "3.12": "b"})
     monkeypatch.setattr(versions, "environment", lambda cell, python: Path("python"))
-    monkeypatch.setattr(versions, "build_handler", lambda python: Path("library"))
+    monkeypatch.setattr(versions, "build_handler", lambda: Path("library"))
     monkeypatch.setattr(versions, "check_state", lambda *_: dict(PASSED))
     monkeypatch.setattr(versions, "install", lambda python, build: said["state"])
     monkeypatch.setattr(versions, "run_tests", run_tests)
@@ -37,6 +39,20 @@ def test_cells_are_every_release_once_and_a_sample():
     assert cells == first + [f"3.12-{release}" for release in versions.SAMPLE]
     assert f"3.12-{versions.OLDEST}" in cells and "3.12-newest" in cells
     assert set(versions.WITHOUT_STATE) <= set(versions.RELEASES)
+
+
+def test_sample_is_of_another_python_where_there_is_one(matrix, capsys):
+    here = "{}.{}".format(*sys.version_info)
+    assert versions.sample(["3.1", here, "3.99"]) == "3.99-0.9.2"
+    assert versions.sample(["3.1", here]) == "3.1-0.9.2"
+    assert versions.sample([here]) == f"{here}-0.9.2"
+    cell = versions.sample(["3.11", "3.12"])
+    (versions.FOLDER / cell).mkdir(exist_ok=True)
+    assert versions.main(["--sample"]) == 0
+    assert matrix["names"] == versions.SHORT_TESTS and set(matrix["names"]) < set(versions.TESTS)
+    # What the short tests have said is not taken for all of them.
+    assert versions.main([cell]) == 0 and matrix["names"] == versions.TESTS
+    assert capsys.readouterr().out.count(f"| {cell.partition('-')[0]} | 0.9.2 |") == 2
 
 
 def test_results_are_kept_as_long_as_the_sources_are_the_same(matrix, capsys):

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a part of the tests with the built wheels on other versions of Python and jax.
 
-Usage: python -m tests.versions [--build] [--only-state] [CELL...], where a cell is PYTHON-JAX, as
-in 3.12-newest; without any, all of `cells()`. Each has an environment of its own in build/versions,
-and keeps its result there as long as wheel and tests stay the same.
+Usage: python -m tests.versions [--build] [--sample] [CELL...], where a cell is PYTHON-JAX, as in
+3.12-newest; without any, all of `cells()`. Each has an environment of its own in build/versions,
+and keeps its result there as long as wheel and tests stay the same. --sample is one cell, of
+another Python than this one where there is one, built here, with the shortest of the tests.
 
 A cell also runs a handler with state, bound as ours are: the GPU handlers keep their plans in such
 a state, and no test without a GPU runs those; this one runs on the CPU.
@@ -33,6 +34,8 @@ SAMPLE = (OLDEST, "0.9.2", "0.10.2", "newest")
 WITHOUT_STATE = ("0.9.1", "0.9.2")
 # Of every layer, and of every operation, something; minutes in all.
 TESTS = ("block_scaled", "cli", "deep_gemm", "dot", "errors", "export", "extension", "xla")
+# Of those a minute.
+SHORT_TESTS = ("block_scaled", "extension", "export")
 _PIP = ("-m", "pip", "--disable-pip-version-check", "--quiet", "install")
 
 
@@ -67,6 +70,13 @@ def cells(pythons: list[str]) -> list[str]:
     return found
 
 
+def sample(pythons: list[str]) -> str:
+    """Returns the cell of --sample: the newest other Python, and a jax that loses states."""
+    here = "{}.{}".format(*sys.version_info)
+    others = [version for version in pythons if version != here]
+    return f"{(others or pythons)[-1]}-{WITHOUT_STATE[-1]}"
+
+
 def environment(cell: str, interpreter: str) -> Path:
     """Returns the interpreter of an environment with the jax of a cell and what tests need."""
     folder, release = FOLDER / cell, cell.partition("-")[2]
@@ -98,12 +108,14 @@ def install(python: Path, build: bool) -> str:
     return state
 
 
-def build_handler(python: Path) -> Path:
-    """Returns the library of state_handler.cc, built against the headers of an environment."""
-    include = _run(python, "-c", "import jax; print(jax.ffi.include_dir())").strip()
-    library = FOLDER / "libstate_handler.so"
+def build_handler() -> Path:
+    """Returns the library of state_handler.cc, built as releases are: with the oldest headers."""
+    headers, library = FOLDER / "headers", FOLDER / "libstate_handler.so"
+    if not headers.exists():
+        _run(sys.executable, *_PIP, "--no-deps", "--target", headers, f"jaxlib=={OLDEST}")
     compiler = ("c++", "-std=c++20", "-w", "-shared", "-fPIC", "-o", library)
-    _run(*compiler, f"-I{include}", f"-I{ROOT / 'csrc'}", HERE / "state_handler.cc")
+    includes = (f"-I{headers / 'jaxlib' / 'include'}", f"-I{ROOT / 'csrc'}")
+    _run(*compiler, *includes, HERE / "state_handler.cc")
     return library
 
 
@@ -115,9 +127,9 @@ def check_state(python: Path, library: Path, cell: str) -> dict[str, str]:
     return {"jaxlib": found["jaxlib"], "state": fared}
 
 
-def run_tests(python: Path) -> str:
+def run_tests(python: Path, names: tuple[str, ...]) -> str:
     """Returns what pytest says of the tests in a word."""
-    files = [ROOT / "tests" / f"test_{name}.py" for name in TESTS]
+    files = [ROOT / "tests" / f"test_{name}.py" for name in names]
     # From elsewhere: the package is the installed one, not the sources here.
     command = [python, "-P", "-m", "pytest", "-q", "-n", "2", "-m", "not slow", *files]
     variables = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONSAFEPATH": "1"}
@@ -128,23 +140,22 @@ def run_tests(python: Path) -> str:
     return word if run.returncode == 0 else f"FAILED: {word}"
 
 
-def _digest(state: str) -> str:
+def _digest(*state: str) -> str:
     tests = sorted(p for p in (ROOT / "tests").rglob("*.py") if "__pycache__" not in p.parts)
     text = b"".join(path.read_bytes() for path in tests)
-    return hashlib.sha256(state.encode() + text).hexdigest()
+    return hashlib.sha256(" ".join(state).encode() + text).hexdigest()
 
 
 def run_cell(cell: str, interpreter: str, library: Path, options: argparse.Namespace) -> dict:
     """Returns the results of a cell: those kept of the same sources, or new ones."""
     python = environment(cell, interpreter)
     result = check_state(python, library, cell)
-    if options.only_state:
-        return {**result, "tests": "not run"}
-    digest = _digest(install(python, options.build))
+    names = SHORT_TESTS if options.sample else TESTS
+    digest = _digest(install(python, options.build), *names)
     kept = FOLDER / cell / "result.json"
     if kept.exists() and (old := json.loads(kept.read_text()))["digest"] == digest:
         return old
-    result |= {"tests": run_tests(python), "digest": digest}
+    result |= {"tests": run_tests(python, names), "digest": digest}
     if "FAILED" not in result["tests"] + result["state"]:
         kept.write_text(json.dumps(result))
     return result
@@ -154,13 +165,14 @@ def main(arguments: list[str]) -> int:
     """Prints a row for each cell; 1 if one failed or could not be run."""
     parser = argparse.ArgumentParser(prog="python -m tests.versions", description=__doc__)
     parser.add_argument("--build", action="store_true", help="without the simulator's kernels")
-    parser.add_argument("--only-state", action="store_true")
+    parser.add_argument("--sample", action="store_true", help="one cell in a minute or two")
     parser.add_argument("cells", nargs="*", metavar="PYTHON-JAX")
     options = parser.parse_args(arguments)
     pythons = interpreters()
     wanted = options.cells or cells(list(pythons))
-    oldest = f"{next(iter(pythons))}-{OLDEST}"
-    library = build_handler(environment(oldest, next(iter(pythons.values()))))
+    if options.sample:
+        wanted, options.build = [sample(list(pythons))], True
+    library = build_handler()
     failed = []
     print("| Python | jax | jaxlib | handler with a state | tests |\n|---|---|---|---|---|")
     for cell in wanted:
