@@ -52,8 +52,8 @@ for name in ("block_m", "block_n", "block_k", "num_consumers", "num_stages", "ti
 # ## Entry: roles
 #
 # `sm90_fp8_gemm.cuh` has nothing but the roles. The warpgroup that comes last is the producer: one
-# of its warps loads the operands, another one the scales of the weight. It gives up registers
-# (`setmaxnreg_dec`), which the consumers take.
+# of its warps loads the operands, another one the scales of the weight. With two or three consumers
+# it also gives up registers (`setmaxnreg_dec`), which they take.
 
 # %%
 show("sm90_fp8_gemm.cuh", "if (warp >= kConsumerWarps)", "consume<kConfig>")
@@ -89,7 +89,7 @@ show("promotion.cuh", "float sfb[kBlocks]", "product[slice][half][i]")
 # %% [markdown]
 # ## Run it
 #
-# `implementation="sim"` compiles the same files for the CPU and runs every thread of every warp. A
+# `implementation="sim"` runs a build of the same files for the CPU, every thread of every warp. A
 # race, a wait that never ends or a barrier with the wrong count would be an error here.
 
 # %%

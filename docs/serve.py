@@ -42,7 +42,7 @@ for file in sorted(folder.iterdir()):
 # ## Load it
 #
 # `load` reads the float8 values and the scales as they are, stacks the experts of a layer, and puts
-# them on the device, or on a sharding that it is given. No weight is ever in floating point.
+# them on the device, or on a sharding that it is given. No weight is ever widened.
 
 # %%
 loaded = fp8.checkpoint.load(folder)

@@ -97,7 +97,9 @@ class CacheMachine(RuleBasedStateMachine):
         elif kind == "writable":
             path.chmod(0o666)
         elif kind == "link":
-            path.rename(ROOT.parent / "elsewhere")
+            # Written anew: a link that was moved there would lead to itself.
+            (ROOT.parent / "elsewhere").write_bytes(content)
+            path.unlink()
             path.symlink_to(ROOT.parent / "elsewhere")
         elif kind == "swap":
             other = data.draw(st.sampled_from(self.entries()))

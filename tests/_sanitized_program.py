@@ -6,6 +6,7 @@ for one that the sanitizer must see: a quantizer whose last result is a few byte
 """
 
 import ctypes
+import functools
 import importlib.util
 import itertools
 import sys
@@ -23,6 +24,7 @@ import _problems  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+from _quantizers import GROUPED_QUANTIZERS, QUANTIZERS  # noqa: E402
 from fuzz import custom_calls  # noqa: E402
 from truth import _xla_stand_in as stand_in  # noqa: E402
 
@@ -57,17 +59,25 @@ def run_products(keys: list[str]) -> None:
 def run_quantizers() -> None:
     """All layouts, of every dtype."""
     x = np.random.default_rng(0).standard_normal((2, 133, 272), np.float32)
+    sizes = jnp.asarray([100, 0, 30], jnp.int32)
+    weight = jnp.asarray(x[0, 0])
     for dtype in (jnp.bfloat16, jnp.float16, jnp.float32):
         array = jnp.asarray(x, dtype)
-        for function in (
-            lambda y, kind: fp8.quantize(y, implementation=kind),
-            lambda y, kind: fp8.quantize(y, (128, 128), implementation=kind),
-            lambda y, kind: fp8.quantize(fp8.swiglu(y, y), implementation=kind),
-            lambda y, kind: fp8.quantize_transposed(y, implementation=kind),
-        ):
-            simulated, plain = (jax.tree.leaves(function(array, kind)) for kind in ("sim", "xla"))
-            for got, want in zip(simulated, plain, strict=True):
-                np.testing.assert_allclose(*(np.asarray(y, np.float32) for y in (got, want)), 0.07)
+        for quantize in QUANTIZERS.values():
+            compare(quantize, array)
+        for quantize in (*GROUPED_QUANTIZERS.values(), fp8.quantize):
+            compare(functools.partial(quantize, group_sizes=sizes), array[0])
+        compare(fp8.quantize, fp8.rms_norm(array, weight))
+        for activation in (fp8.swiglu(array, array), fp8.geglu(array, array), fp8.gelu(array)):
+            compare(fp8.quantize, activation, 0.13)  # a step of float8, next to a tie
+
+
+def compare(quantize, x, tolerance: float = 0) -> None:
+    """Checks that the simulated kernel gives what plain JAX does."""
+    got, want = (jax.tree.leaves(quantize(x, implementation=kind)) for kind in ("sim", "xla"))
+    for a, b in zip(got, want, strict=True):
+        a, b = (np.asarray(each, np.float32) for each in (a, b))
+        np.testing.assert_allclose(a, b, rtol=tolerance)
 
 
 def plant_a_fault() -> None:

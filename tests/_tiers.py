@@ -23,7 +23,7 @@ STAMP = Path(__file__).parent / "full_tier.json"
 PARTS = {
     "kernels": ("csrc/kernels", "csrc/shared", "csrc/gemm/candidates.h"),
     "host": ("csrc", "CMakeLists.txt"),
-    "python": ("jax_fp8gemm/_src", "jax_fp8gemm/testing"),
+    "python": ("jax_fp8gemm",),
 }
 _CPP_COMMENT = re.compile(r'("(?:\\.|[^"\\\n])*")|//[^\n]*|/\*.*?\*/', re.DOTALL)
 

@@ -45,7 +45,10 @@ def test_custom_calls_through_xla(extension, tmp_path):
     for _ in range(400):
         call = rng.choice(known)
         attributes = custom_calls.change_attributes(rng, call["attributes"])
-        operands = [jnp.zeros(shape, dtypes[name]) for name, shape in call["operands"]]
+        operands = [
+            jnp.full(shape, 4 if name == "i32" else 0, dtypes[name])
+            for name, shape in call["operands"]
+        ]
         results = [jax.ShapeDtypeStruct(shape, dtypes[name]) for name, shape in call["results"]]
         if rng.random() < 0.3:
             operands[rng.randrange(len(operands))] = jnp.zeros(rng.choice([(), (3,), (8, 128)]))

@@ -25,7 +25,7 @@ PAGES = {
     "first_steps/": "largest difference",  # notebooks, executed
     "train/": "gradients agree in every bit: True",
     "serve/": "device memory is the bound",
-    "read_a_kernel/": "by hand",
+    "read_a_kernel/": "late True",
     "api/": "preferred_element_type",  # from docstrings
     "csrc/": "ffi/gemm_handlers.cc",  # from another folder
     "kernel_1d2d/": "producer",  # a guide

@@ -27,7 +27,7 @@ _TYPES = (*stand_in.DATA_TYPES.values(), 0, 1, 2, 5, 12, 99)
 def calls() -> list[dict]:
     """Returns a custom call of every kind, and of quantizers."""
 
-    def program(x, w, weights, grads, sizes, accumulator):
+    def program(x, w, weights, grads, sizes, ids, accumulator):
         q, v, g = (
             fp8.quantize(each, block, implementation="sim")
             for each, block in ((x, (1, 128)), (w, (128, 128)), (weights, (128, 128)))
@@ -38,6 +38,7 @@ def calls() -> list[dict]:
         return (
             fp8.gemm(q, v, accumulator=accumulator, preferred_element_type=jnp.float32, **kinds),
             fp8.grouped_gemm(q, g, sizes, **kinds),
+            fp8.grouped_gemm_contiguous(q, g, ids, **kinds),
             fp8.grouped_gemm_masked(masked, g, sizes, **kinds),
             fp8.k_grouped_gemm(*columns, sizes, **kinds),
             fp8.quantize(fp8.swiglu(x, x), **kinds),
@@ -51,6 +52,7 @@ def calls() -> list[dict]:
         array((2, 16, 128), jnp.bfloat16),
         array((8, 16), jnp.bfloat16),
         array((2,), jnp.int32),
+        array((8,), jnp.int32),
         array((8, 16), jnp.float32),
     )
     lowered = jax.jit(program).trace(*shapes).lower(lowering_platforms=("cpu",))
@@ -79,6 +81,9 @@ class Memory:
             array = np.full(size + 2 * _GUARD_BYTES + 128, _GUARD, np.uint8)
             start = -array.ctypes.data % 128 + _GUARD_BYTES - _GUARD_BYTES % 128
             array[start : start + size] = 0
+            if name == "i32":  # sizes of two groups, or ids of groups
+                values = (5, 3) if shape == [2] or shape == (2,) else (0, 1)
+                array[start : start + size].view(np.int32)[:] = np.resize(values, size // 4)
             self._arrays.append(array)
             self._spans.append((start, size))
             self.buffers.append((stand_in.DATA_TYPES[name], shape, array.ctypes.data + start))

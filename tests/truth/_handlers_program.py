@@ -43,7 +43,7 @@ class Launch(ctypes.Structure):
         ("smem_bytes", ctypes.c_uint),
         ("pdl", ctypes.c_uint),
         ("stream", ctypes.c_uint64),
-        ("pointers", ctypes.c_uint64 * 6),
+        ("pointers", ctypes.c_uint64 * 8),
         ("name", ctypes.c_char * 64),
     ]
 

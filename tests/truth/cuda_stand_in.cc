@@ -40,7 +40,7 @@ struct Launch {
   unsigned grid[3], block[3], cluster[3];
   unsigned smem_bytes, pdl;
   uint64_t stream;
-  uint64_t pointers[6];  // bases of tensor maps, or the first words of the parameter
+  uint64_t pointers[8];  // bases of six tensor maps, or the first words of the parameter
   char name[64];
 };
 
@@ -78,7 +78,7 @@ CUresult ReadAttributes(const CUlaunchConfig& config, Launch& launch) {
 CUresult ReadParameter(const char* parameter, Launch& launch) {
   const bool has_maps = std::strstr(launch.name, "gemm") != nullptr;
   if (has_maps && reinterpret_cast<uintptr_t>(parameter) % 64 != 0) return CUDA_ERROR_INVALID_VALUE;
-  for (unsigned i = 0; i < 6; ++i) {
+  for (unsigned i = 0; i < (has_maps ? 6u : 8u); ++i) {
     uint64_t words[kMapWords] = {};
     const size_t bytes = has_maps ? sizeof words : sizeof words[0];
     std::memcpy(words, parameter + i * bytes, bytes);

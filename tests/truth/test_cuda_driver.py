@@ -114,7 +114,7 @@ def check_product(launch, key, pdl, buffers):
     assert launch["cluster"] == [cluster, 1, 1]
     assert launch["smem_bytes"] == config["smem_bytes"]
     assert launch["pdl"] == (pdl == "pdl")
-    assert launch["pointers"] == [a, b, sfa, 0, d, 0]  # tensor maps; sfb and c have none
+    assert launch["pointers"] == [a, b, sfa, 0, d, 0, 0, 0]  # tensor maps; sfb and c have none
 
 
 def check_quantizer(launch, buffers):
@@ -124,7 +124,7 @@ def check_quantizer(launch, buffers):
     assert launch["grid"] in ([-(-M // 64) * -(-K // 128), 1, 1], [N // 128 * -(-K // 128), 1, 1])
     assert launch["block"] == [256, 1, 1] and launch["cluster"] == [1, 1, 1]
     assert launch["pdl"] == 0
-    assert launch["pointers"] == [x, 0, 0, 0, values, scales]
+    assert launch["pointers"] == [x, 0, 0, 0, 0, 0, values, scales]
 
 
 @pytest.mark.parametrize("case", CASE_PARAMETERS)
@@ -180,7 +180,7 @@ def test_wrong_launches_are_found():
         "cluster": [2, 1, 1],
         "smem_bytes": config["smem_bytes"],
         "pdl": 1,
-        "pointers": [1, 3, 2, 0, 5, 0],
+        "pointers": [1, 3, 2, 0, 5, 0, 0, 0],
     }
     check_product(right, key, "pdl", [1, 2, 3, 4, 5])
     for name, wrong in [
@@ -190,7 +190,7 @@ def test_wrong_launches_are_found():
         ("cluster", [1, 1, 1]),
         ("smem_bytes", 0),
         ("pdl", 0),
-        ("pointers", [1, 2, 3, 0, 5, 0]),
+        ("pointers", [1, 2, 3, 0, 5, 0, 0, 0]),
     ]:
         with pytest.raises(AssertionError):
             check_product(right | {name: wrong}, key, "pdl", [1, 2, 3, 4, 5])

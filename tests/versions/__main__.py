@@ -154,7 +154,7 @@ def run_cell(cell: str, interpreter: str, library: Path, options: argparse.Names
     digest = _digest(install(python, options.build), *names)
     kept = FOLDER / cell / "result.json"
     if kept.exists() and (old := json.loads(kept.read_text()))["digest"] == digest:
-        return old
+        return {**old, **result}
     result |= {"tests": run_tests(python, names), "digest": digest}
     if "FAILED" not in result["tests"] + result["state"]:
         kept.write_text(json.dumps(result))
