@@ -37,7 +37,10 @@ def _missing() -> str | None:
     return None
 
 
-pytestmark = pytest.mark.skipif(bool(_missing()), reason=f"XLA:GPU: {_missing()}")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(_missing()), reason=f"XLA:GPU: {_missing()}"),
+]
 
 
 def _compile(folder: Path, program: str, *arguments: str) -> None:

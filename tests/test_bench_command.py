@@ -43,6 +43,7 @@ def _command(*arguments: object) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_what_a_call_costs(extension, tmp_path, monkeypatch, capsys):
     measured = host.measure(shapes=1, calls=2)
     assert all(min(each.values()) > 0 for each in measured.values())

@@ -16,6 +16,9 @@ import _runtime_programs
 import pytest
 from _runtime_programs import run
 
+# C++ programs, which g++ compiles first.
+pytestmark = pytest.mark.slow
+
 LOCK = ".lock"  # of builds; empty, and stays
 
 

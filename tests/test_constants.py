@@ -207,7 +207,7 @@ def sweep():
             )
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize(("name", "form", "constants"), list(sweep()))
 def test_constants_give_what_arguments_give(name, form, constants):
     operation = OPERATIONS[name]

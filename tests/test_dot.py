@@ -74,6 +74,7 @@ def matrix(t):
     return np.asarray(t, np.float64).reshape(-1, t.shape[-1])
 
 
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize(("x_shape", "w_shape"), SHAPES, ids=str)
 def test_value_and_gradients(x_shape, w_shape):
     x, w, dy = inputs(x_shape, w_shape)
@@ -162,7 +163,7 @@ COMBINATIONS = {
 }
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_gradients_of_transformed_functions(name, jit):

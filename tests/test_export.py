@@ -82,7 +82,7 @@ def symbolic(*extents):
     return jax.ShapeDtypeStruct(jax.export.symbolic_shape(",".join(extents)), jnp.float32)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", SYMBOLIC)
 def test_extents_may_be_symbols_in_plain_jax(name):
     f, operand = SYMBOLIC[name]

@@ -37,7 +37,7 @@ def test_groups(kind, case, implementation):
     assert out.dtype == (jnp.float32 if kind == "k_grouped" else jnp.bfloat16)
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("case", MANY_GROUPS_CASES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_groups(kind, case):

@@ -42,7 +42,7 @@ def pick(tree, index):
 AXES = [(0, None, None), (0, None, 0), (None, None, 0), (None, 0, None), (0, 0, None), (0, 0, 0)]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("in_axes", AXES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_vmap(kind, in_axes):

@@ -3,6 +3,7 @@
 
 import hashlib
 
+import pytest
 from _kernels import device_headers
 from _nvrtc import find_all
 
@@ -42,6 +43,7 @@ def test_cache_key_has_the_digest_of_each_header(extension):
         ]
 
 
+@pytest.mark.slow
 def test_every_family_compiles_from_the_headers_of_its_key_alone(extension):
     core, nvrtc = extension.core(), find_all()[0]
     for key in one_of_each_family(core):

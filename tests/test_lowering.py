@@ -295,7 +295,7 @@ def work():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_second_call_traces_and_compiles_nothing(work, name, jit):

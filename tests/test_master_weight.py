@@ -42,7 +42,7 @@ def quantized(w):
     return fp8.MasterWeight.quantize(w, **xla)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("name", USES)
 def test_bits_are_those_of_the_master(name, jit):

@@ -40,7 +40,7 @@ def test_keys_name_every_combination():
         core().kernel_source("quantize_rows.e4m3.e4m3.f32")
 
 
-@pytest.mark.sampled(17)
+@pytest.mark.sampled(29)
 @pytest.mark.parametrize("nvrtc", find_all(), ids=lambda n: n.name)
 @pytest.mark.parametrize("key", KEYS)
 def test_kernel(key, nvrtc):

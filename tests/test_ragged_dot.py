@@ -135,7 +135,7 @@ COMBINATIONS = {
 }
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_gradients_of_transformed_functions(name, jit):

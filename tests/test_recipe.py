@@ -112,7 +112,7 @@ def test_cost_of_ragged_dot_in_custom_calls(operands, name):
     assert [custom_calls(text, target) for target in (PRODUCT, QUANTIZER)] == counts
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("product", ["dot", "ragged_dot"])
 @pytest.mark.parametrize("name", RECIPES)
 def test_each_gradient_is_the_same_alone(operands, product, name):
@@ -141,6 +141,7 @@ def in_bfloat16(sizes, x, dy):
     return np.stack([x[a:b].T @ dy[a:b] for a, b in zip(starts, ends, strict=True)])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "sizes", [(130, 0, 301, -4, 200), (700,), (1,) * 9, (0, 0), (3, 2**31 - 1)], ids=str
 )

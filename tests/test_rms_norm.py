@@ -41,7 +41,7 @@ def quantized(x, weight, **options):
     return fp8.quantize(fp8.rms_norm(x, weight), **options)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(5)
 @every_x_dtype
 @pytest.mark.parametrize("scale_format", ["float32", "pow2"])
 @pytest.mark.parametrize("lead", [(), (2, 3)], ids=str)

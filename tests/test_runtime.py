@@ -13,6 +13,9 @@ import _runtime_programs
 import pytest
 from _runtime_programs import CACHE_PROGRAMS, CSRC, FLAGS, PROGRAMS, ROOT, compiler, run
 
+# C++ programs, which g++ compiles first.
+pytestmark = pytest.mark.slow
+
 # Tests that import the extension run it.
 _TESTED_FROM_PYTHON = {"jit/type_names"}
 _NVRTC_WHEELS = {13: "cu13/lib/libnvrtc.so.13", 12: "cuda_nvrtc/lib/libnvrtc.so.12"}
@@ -79,7 +82,6 @@ def test_every_source_is_tested():
     assert tested.isdisjoint(_TESTED_FROM_PYTHON)
 
 
-@pytest.mark.slow
 def test_headers_that_a_source_reaches(programs):
     run(programs["headers_test"])
 

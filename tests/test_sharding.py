@@ -254,7 +254,7 @@ def _run_programs(folder: Path, period: int) -> None:
 
 
 # The fast tier has one in this many programs.
-FAST_PERIOD = 16
+FAST_PERIOD = 24
 
 
 def _is_fast(name: str) -> bool:

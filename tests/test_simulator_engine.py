@@ -58,6 +58,7 @@ def programs(tmp_path_factory) -> dict[str, Path]:
     return {program: folder / program for program in _PROGRAMS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", _PROGRAMS)
 def test_program_passes(programs, program):
     _run(programs[program])

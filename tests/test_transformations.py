@@ -98,7 +98,7 @@ def test_scan_and_checkpoint():
     assert_close(got, jax.vmap(xla_gemm)(lhs, rhs).sum(0))
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("transform", [jax.grad, jax.jacfwd, jax.jacrev])
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("implementation", [None, "xla", "cuda", "sim"])

@@ -18,7 +18,7 @@ def xla_gemm(lhs, rhs, **kwargs):
     return fp8.gemm(lhs, rhs, implementation="xla", **kwargs)
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("dtype", RESULT_DTYPES)
 @pytest.mark.parametrize("rhs_block", [(1, 128), (128, 128)], ids=str)
 @pytest.mark.parametrize("case", (*cases.EDGE_CASES, LARGE), ids=str)

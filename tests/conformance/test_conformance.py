@@ -127,6 +127,7 @@ def test_models_of_rounding_agree_with_numpy():
     assert np.all(np.abs(error) <= np.abs(values) * 2.0**-8)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("nvrtc", worlds.find_all(), ids=lambda nvrtc: nvrtc.name)
 def test_micro_kernels_compile_for_a_gpu(nvrtc):
     compiled = worlds.compile_for_gpu(nvrtc)

@@ -19,7 +19,6 @@ import pytest
 from _handlers_program import DEVICES, REPEATS, THREADS, K, M, N
 from _nvrtc import find_all
 from _special_problems import KEYS
-from _tiers import slow_unless
 from _witness_packages import TRUTH, compile_program, cuda_headers
 
 from jax_fp8gemm._src.native import extension
@@ -31,9 +30,8 @@ CASES = {
     "no clusters": ("1d2d.m128n128.w2", "c1x1.e4m3.e4m3.bf16", "", 12),
     "split K": ("1d2d.m64n128.w1", "c1x1.e4m3.e4m3.bf16.split4", "", 13),
 }
-CASE_PARAMETERS = [slow_unless(case == "clusters", case) for case in CASES]
 
-pytestmark = pytest.mark.usefixtures("extension")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("extension")]
 
 
 def key_of(case: str) -> str:
@@ -127,7 +125,7 @@ def check_quantizer(launch, buffers):
     assert launch["pointers"] == [x, 0, 0, 0, 0, 0, values, scales]
 
 
-@pytest.mark.parametrize("case", CASE_PARAMETERS)
+@pytest.mark.parametrize("case", CASES)
 def test_every_launch_is_what_its_call_asked_for(run_case, case):
     result = run_case(case)
     assert result.returncode == 0, result.stderr

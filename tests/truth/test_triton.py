@@ -17,6 +17,8 @@ from _source import ROOT
 from _witness_packages import TRUTH, compile_program, needs, run
 from test_cute_instructions import our_statements, our_text
 
+pytestmark = pytest.mark.slow
+
 _KERNELS = ROOT / "csrc" / "kernels"
 # Type of A, of B, and columns: what Triton compiles.
 PRODUCTS = [
