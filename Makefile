@@ -54,11 +54,11 @@ test-all: $(VENV)/.simulator $(VENV)/.tests  ## Run every test; writes the stamp
 	@$(BIN)/python .ci/check_results.py build/test-results.xml
 	@$(BIN)/python tests/_tiers.py accept
 
-xla-gpu: $(VENV)/.package  ## Install XLA's GPU compiler, with which `make test` also compiles for an H100
+xla-gpu: $(VENV)/.package  ## Install XLA's GPU compiler, with which `make test-all` also compiles for an H100
 	$(BIN)/python .ci/requirements.py xla-gpu > $(VENV)/xla-gpu.txt
 	$(PIP) install --requirement $(VENV)/xla-gpu.txt
 
-triton: $(VENV)/.tests  ## Install Triton, with whose code `make test` also compares ours
+triton: $(VENV)/.tests  ## Install Triton, with whose code `make test-all` also compares ours
 	$(BIN)/python .ci/requirements.py truth-triton > $(VENV)/triton.txt
 	$(PIP) install --requirement $(VENV)/triton.txt
 
