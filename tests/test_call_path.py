@@ -12,7 +12,7 @@ import pytest
 from _source import ROOT, cpp_code, includes
 
 import jax_fp8gemm as fp8
-from jax_fp8gemm._src.transforms import operation
+from jax_fp8gemm._src.transforms import apply, operation
 
 PACKAGE = Path(fp8.__file__).parent
 CSRC = ROOT / "csrc"
@@ -109,10 +109,10 @@ def test_core_of_the_kernel_is_small():
 
 @pytest.fixture
 def frames(monkeypatch, extension):
-    """Returns the functions of the package that run while a product is traced, and lowered.
+    """Returns the functions of the package that make a product part of a program, and lower it.
 
-    Those on the stack when an operation becomes part of a program, then those on the stack when its
-    lowering makes the custom call.
+    Those on the stack where the operation is bound, where what one device computes is, and where
+    the custom call is made; each once.
     """
     found = []
 
@@ -124,13 +124,13 @@ def frames(monkeypatch, extension):
                 if path.is_relative_to(PACKAGE):
                     stack.append((path.relative_to(PACKAGE).as_posix(), frame.f_code.co_name))
                 frame = frame.f_back
-            found.extend(reversed(stack))
+            found.extend(each for each in reversed(stack) if each not in found)
             return real(*args, **kwargs)
 
         return recording
 
-    primitive = operation._local_p
-    monkeypatch.setattr(primitive, "bind", recorded(primitive.bind))
+    for primitive in (apply._operation_p, operation._local_p):
+        monkeypatch.setattr(primitive, "bind", recorded(primitive.bind))
     monkeypatch.setattr(jax.ffi, "ffi_call", recorded(jax.ffi.ffi_call))
     jax.clear_caches()  # what is traced already makes no calls
     return found
@@ -138,6 +138,7 @@ def frames(monkeypatch, extension):
 
 def test_the_python_path_is_short_and_listed(frames):
     lhs, rhs = cases.gemm_operands(cases.GemmCase("path", 16, 128, 128))
+    frames.clear()  # the operands were quantized
     jax.jit(fp8.gemm).trace(lhs, rhs).lower(lowering_platforms=("cuda",))
     assert frames[0] == ("_src/ops/gemm.py", "gemm")
     assert frames[-1] == ("_src/native/calls.py", "matmul")

@@ -174,6 +174,15 @@ def test_custom_calls(name):
     assert "stablehlo.dot_general" not in text
 
 
+def test_an_operation_is_one_equation():
+    """What it consists of is traced when it is lowered."""
+    f, arguments, *_ = PROGRAMS["value and grad of dot"]
+    equations = jax.make_jaxpr(f)(*arguments).jaxpr.eqns
+    operations = [each for each in equations if each.primitive.name == "fp8_operation"]
+    assert len(operations) == 5  # x, w, their product; dw with dy, and dx
+    assert len(equations) <= 20
+
+
 @pytest.mark.usefixtures("extension")
 @pytest.mark.parametrize(
     ("name", "along_tokens"),

@@ -125,6 +125,18 @@ class Batches(Operation):
             layout = layout.batched(f"batch{i}", in_batched)
         return layout
 
+    def result_types(self, *operands) -> jax.ShapeDtypeStruct:
+        sizes: tuple[int, ...] = ()
+        for in_batched in reversed(self.batches):
+            batched = [x for x, each in zip(operands, in_batched, strict=True) if each]
+            sizes += batched[0].shape[:1]
+            operands = tuple(
+                like(x.shape[1:], x.dtype) if each else x
+                for x, each in zip(operands, in_batched, strict=True)
+            )
+        single = self.op.result_types(*operands)
+        return like((*sizes, *single.shape), single.dtype)
+
     def local(self, *operands):
         function = lambda *operands: apply(self.op, operands)  # noqa: E731
         for in_batched in self.batches:

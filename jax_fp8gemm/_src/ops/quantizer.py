@@ -193,7 +193,7 @@ class Quantizer(Operation):
         in_batched = (in_batched[0], True, *in_batched[2:])
         return apply(self, batch_all(axis_size, in_batched, (x, beside, *others)))
 
-    def jvp(self, function, primals, tangents):
+    def jvp(self, primals, tangents):
         # Derivatives are left to XLA, which in an explicit mesh needs whole blocks.
         results = apply(dataclasses.replace(self, shares_blocks=False), primals)
         return results, jax.jvp(self.xla, primals, tangents)[1]

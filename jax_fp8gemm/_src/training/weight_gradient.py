@@ -20,7 +20,7 @@ from jax_fp8gemm._src.ops.product import BatchDims, Product
 from jax_fp8gemm._src.ops.quantizer import Operands, Quantizer
 from jax_fp8gemm._src.training.recipe import Recipe
 from jax_fp8gemm._src.transforms.apply import batch_all
-from jax_fp8gemm._src.transforms.operation import InRule, Layout
+from jax_fp8gemm._src.transforms.operation import InRule, Layout, like
 from jax_fp8gemm._src.transforms.partitioner import names
 from jax_fp8gemm._src.xla import gemm as xla_gemm
 from jax_fp8gemm._src.xla import grouped as xla_grouped
@@ -85,6 +85,13 @@ class WeightGradient(InRule):
             added=(4,),
             can_cut=("n",) if self.gives_rows else (),
         ).of_present(operands)
+
+    def result_types(self, *operands) -> Any:
+        x, _, dy, *_ = operands
+        k, n = x.shape[-1], dy.shape[-1]
+        shape = (*x.shape[: self.num_batch], *((n, k) if self.is_nk else (k, n)))
+        dw = like(shape, self.result_dtype)
+        return (dw, *self._quantizer("rows").result_types(*Operands(dy))) if self.gives_rows else dw
 
     def batch(self, apply, axis_size, in_batched, operands):
         refuse_shared_sum(self.op_name, operands[4], in_batched[4])
@@ -196,6 +203,10 @@ class GroupedInBfloat16(InRule):
             names=("lhs", "lhs scales", "dy", "group_sizes", "accumulator"),
             replicated=("t", "g"),
         ).of_present(operands)
+
+    def result_types(self, *operands) -> jax.ShapeDtypeStruct:
+        x, _, dy, group_sizes, _ = operands
+        return like((*group_sizes.shape, x.shape[-1], dy.shape[-1]), self.result_dtype)
 
     def batch(self, apply, axis_size, in_batched, operands):
         refuse_shared_sum(self.op_name, operands[4], in_batched[4])

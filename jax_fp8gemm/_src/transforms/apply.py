@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """apply: the one way from a public function to its custom call.
 
-The order of wrapping is fixed by what JAX can express::
-
-    derivative rule  >  vmap rule  >  sharding  >  choice of implementation
-
-The primitive whose lowering makes the choice has no rule for batches, derivatives or partitions:
-all of that comes before it.
+An operation is one equation of a program until that is lowered: a primitive with a rule for
+derivatives, one for batches, and one for its lowering. That divides the operation among the devices
+that the program runs on, and what one of them computes is another primitive, whose lowering chooses
+the implementation.
 """
 
 import functools
@@ -14,14 +12,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_batching import custom_vmap
+from jax.core import Tracer
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 from jax_fp8gemm._src.transforms import meshes, platforms
 from jax_fp8gemm._src.transforms.operation import Operation
 
+_operation_p = Primitive("fp8_operation")
+_operation_p.multiple_results = True
 
-# Compiled as one program when called outside of jax.jit, inlined when called inside.
-@functools.partial(jax.jit, static_argnames=("op", "out_sharding", "allow_reshard"), inline=True)
+
 def apply(
     op: Operation, operands: tuple, *, out_sharding: Any = None, allow_reshard: bool = False
 ) -> Any:
@@ -30,33 +31,98 @@ def apply(
     Args:
         op: What to compute.
         operands: Arrays, None where an optional one is absent.
-        out_sharding: PartitionSpec or NamedSharding of the first result in an explicit mesh; None
-            for what moves nothing.
+        out_sharding: PartitionSpec of the first result in an explicit mesh; None for what moves
+            nothing.
         allow_reshard: Whether an operand may move in an explicit mesh; else that raises ValueError.
     """
-    sharded = functools.partial(
-        meshes.divide, op, out_sharding=out_sharding, allow_reshard=allow_reshard
+    if not any(isinstance(x, Tracer) for x in operands):
+        with jax.disable_jit(False):
+            return _program(op, operands, out_sharding=out_sharding, allow_reshard=allow_reshard)
+    op.check_extents(*operands)
+    operands = platforms.unify_varying(operands)
+    arrays, structure = jax.tree.flatten(operands)
+    types, results = jax.tree.flatten(op.result_types(*operands))
+    shardings = meshes.result_shardings(op, operands, out_sharding, allow_reshard)
+    leaves = _operation_p.bind(
+        *arrays,
+        op=op,
+        structure=structure,
+        types=tuple((t.shape, t.dtype, s) for t, s in zip(types, shardings, strict=True)),
+        out_sharding=out_sharding,
+        allow_reshard=allow_reshard,
+        partitioned=meshes.partitioned_program() if meshes.is_partitioned(op, operands) else None,
     )
-    batchable = custom_vmap(sharded)
+    return results.unflatten(leaves)
 
-    @batchable.def_vmap
-    def batch(axis_size, in_batched, *operands):
-        spec = meshes.batched_spec(out_sharding, in_batched, operands)
-        again = functools.partial(apply, out_sharding=spec, allow_reshard=allow_reshard)
-        once = op.once(in_batched, operands)
-        if once is None:
-            results = op.batch(again, axis_size, in_batched, operands)
-        else:
-            results = apply(op, once, out_sharding=out_sharding, allow_reshard=allow_reshard)
-        return results, jax.tree.map(lambda _: once is None, results)
 
-    differentiable = jax.custom_jvp(batchable)
+# Outside of jax.jit an operation is a program of its own.
+_program = jax.jit(apply, static_argnames=("op", "out_sharding", "allow_reshard"), inline=True)
 
-    @differentiable.defjvp
-    def jvp(primals, tangents):
-        return op.jvp(differentiable, primals, tangents)
 
-    return differentiable(*platforms.unify_varying(operands))
+@_operation_p.def_impl
+def _impl(*arrays, op, structure, types, out_sharding, allow_reshard, partitioned):
+    operands = structure.unflatten(arrays)
+    return jax.tree.leaves(
+        apply(op, operands, out_sharding=out_sharding, allow_reshard=allow_reshard)
+    )
+
+
+@_operation_p.def_abstract_eval
+def _abstract_eval(first, *_, types, **static):
+    unsharded = first.sharding.update(spec=())
+    return [
+        first.update(shape=shape, dtype=dtype, weak_type=False, sharding=sharding or unsharded)
+        for shape, dtype, sharding in types
+    ]
+
+
+def _jvp(primals, tangents, *, op, structure, **_):
+    tangents = structure.unflatten(map(ad.instantiate_zeros, tangents))
+    both = op.jvp(structure.unflatten(primals), tangents)
+    return tuple(map(jax.tree.leaves, both))
+
+
+ad.primitive_jvps[_operation_p] = _jvp
+
+
+def _batch(arrays, dims, *, op, structure, types, out_sharding, allow_reshard, **_):
+    pairs = list(zip(arrays, dims, strict=True))
+    axis_size = next(x.shape[dim] for x, dim in pairs if dim is not None)
+    fronts = [x if dim is None else jnp.moveaxis(x, dim, 0) for x, dim in pairs]
+    operands = structure.unflatten(fronts)
+    in_batched = structure.unflatten([dim is not None for dim in dims])
+    once = op.once(in_batched, operands)
+    if once is not None:
+        results = apply(op, once, out_sharding=out_sharding, allow_reshard=allow_reshard)
+        return jax.tree.leaves(results), [None] * len(types)
+    spec = meshes.batched_spec(out_sharding, in_batched, operands)
+    again = functools.partial(apply, out_sharding=spec, allow_reshard=allow_reshard)
+    results = op.batch(again, axis_size, in_batched, operands)
+    return jax.tree.leaves(results), [0] * len(types)
+
+
+batching.primitive_batchers[_operation_p] = _batch
+
+
+def _divided(*arrays, op, structure, types, out_sharding, allow_reshard, partitioned):
+    operands = structure.unflatten(arrays)
+    if partitioned is not None:
+        results = meshes.partitioned(op, operands)
+    elif types[0][-1] is not None:
+        results = meshes.sharded(op, operands, out_sharding, allow_reshard)
+    else:
+        results = op.local(*operands)
+    return jax.tree.leaves(results)
+
+
+def _lowering(ctx, *arrays, partitioned, **static):
+    if getattr(ctx.module_context.axis_context, "num_devices", None) == 1:
+        partitioned = None
+    lower = mlir.lower_fun(_divided, multiple_results=True)
+    return lower(ctx, *arrays, partitioned=partitioned, **static)
+
+
+mlir.register_lowering(_operation_p, _lowering)
 
 
 def batch_all(axis_size: int, in_batched, operands: tuple, shared: tuple[int, ...] = ()) -> tuple:

@@ -5,10 +5,10 @@ Automatic meshes: XLA's partitioner asks the planner. Explicit ones: the operand
 they are sharded, and jax.shard_map computes the parts. Manual ones: the caller did it already.
 """
 
-import contextvars
+import functools
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,10 +21,6 @@ from jax_fp8gemm._src.transforms.operation import Layout, Operation, axis_of, sh
 from jax_fp8gemm._src.transforms.partitioner import Plan, entries, plan, sizes_of
 from jax_fp8gemm._src.transforms.platforms import unify_varying
 
-# Whether what is traced is one device's part of an operation in an explicit mesh. Under jax.vmap
-# the axis that divides the batch still looks explicit there.
-_is_sharded = contextvars.ContextVar("jax_fp8gemm_is_sharded", default=False)
-
 
 def mesh_of(*operands: jax.Array | None) -> AbstractMesh:
     """Returns the mesh in use, or else that of the operands' types: `jax.set_mesh` is a choice."""
@@ -35,7 +31,7 @@ def mesh_of(*operands: jax.Array | None) -> AbstractMesh:
 
 def shards_explicitly(*operands: jax.Array | None) -> bool:
     """Says whether types say how an explicit mesh shards the operands."""
-    return bool(mesh_of(*operands).explicit_axes) and not _is_sharded.get()
+    return bool(mesh_of(*operands).explicit_axes)
 
 
 def _local(op: Operation, planned: Plan, operands: tuple) -> Any:
@@ -64,44 +60,51 @@ def _local(op: Operation, planned: Plan, operands: tuple) -> Any:
     return (total, *others) if others else total
 
 
-def _apply_explicit(
-    op: Operation, mesh, operands: tuple, out_sharding: Any, allow_reshard: bool
-) -> Any:
-    """Reads the division off the operands' types, and computes on every device its part."""
-    layout = op.layout(*operands)
-    mesh_sizes = dict(mesh.shape)
+def _planned(op: Operation, operands: tuple, out_sharding: Any, allow_reshard: bool) -> Plan:
+    """Reads off the operands' types how an explicit mesh divides an operation."""
+    mesh = mesh_of(*operands)
     explicit = frozenset(mesh.explicit_axes)
 
     def spec_of(x):
         every = entries(jax.typeof(x).sharding.spec, x.ndim)
         return PartitionSpec(*(tuple(a for a in e if a in explicit) or None for e in every))
 
-    planned = plan(
+    return plan(
         op.op_name,
-        layout,
+        op.layout(*operands),
         [None if x is None else x.shape for x in operands],
-        mesh_sizes,
+        dict(mesh.shape),
         [None if x is None else spec_of(x) for x in operands],
         () if out_sharding is None else (out_sharding,),
         allow_reshard=allow_reshard,
     )
+
+
+def result_shardings(
+    op: Operation, operands: tuple, out_sharding: PartitionSpec | None, allow_reshard: bool
+) -> tuple[NamedSharding | None, ...]:
+    """Returns how an explicit mesh shards the results, None for each without one."""
+    layout = op.layout(*operands)
+    if not shards_explicitly(*operands):
+        return (None,) * len(layout.results)
+    first, *others = _planned(op, operands, out_sharding, allow_reshard).result_specs(layout)
+    specs = (first if out_sharding is None else out_sharding, *others)
+    return tuple(NamedSharding(mesh_of(*operands), spec) for spec in specs)
+
+
+def sharded(op: Operation, operands: tuple, out_sharding: Any, allow_reshard: bool) -> Any:
+    """Computes on every device its part, as an explicit mesh divides the operation."""
+    mesh = mesh_of(*operands)
+    layout = op.layout(*operands)
+    planned = _planned(op, operands, out_sharding, allow_reshard)
     indices = [i for i, x in enumerate(operands) if x is not None]
     in_specs = tuple(planned.operand_spec(layout, i) for i in indices)
     out_specs = planned.result_specs(layout)
     single = len(layout.results) == 1
 
     def local(*present):
-        token = _is_sharded.set(True)
-        try:
-            return _local(op, planned, _with_absent(layout, present))
-        finally:
-            _is_sharded.reset(token)
+        return _local(op, planned, _with_absent(layout, present))
 
-    present = [reshard(operands[i], s, mesh) for i, s in zip(indices, in_specs, strict=True)]
-    # Unnamed if they are all: jax.vmap over a divided dimension takes its mesh axis from them.
-    some: dict[str, Any] = {}
-    if explicit != set(mesh.axis_names):
-        some["axis_names"] = explicit
     out = jax.shard_map(
         local,
         mesh=mesh,
@@ -109,8 +112,8 @@ def _apply_explicit(
         out_specs=out_specs[0] if single else out_specs,
         # All results of one part vary alike, and some of several are the same on each device.
         check_vma=single,
-        **some,
-    )(*present)
+        axis_names=frozenset(mesh.explicit_axes),
+    )(*(reshard(operands[i], s, mesh) for i, s in zip(indices, in_specs, strict=True)))
     if out_sharding is None:
         return out
     if single:
@@ -213,16 +216,33 @@ def _rule(layout: Layout, sizes: Mapping[str, int], mesh: Mesh) -> tuple[str, di
     }
 
 
-def _partitioned(op: Operation, operands: tuple) -> Callable[..., Any]:
-    """Returns a function of the present operands that leaves the division to XLA's partitioner.
+def is_partitioned(op: Operation, operands: tuple) -> bool:
+    """Says whether the division of an operation is left to XLA's partitioner."""
+    mesh = mesh_of(*operands)
+    has_elements = all(x is None or x.size for x in operands)
+    divides_itself = mesh.manual_axes or mesh.explicit_axes or op.is_left_to_xla
+    return has_elements and not divides_itself
 
-    The planner is its callback.
+
+@functools.cache
+def partitioned_program() -> Any:
+    """Returns a program with a partitioned call, to be a parameter of an equation.
+
+    JAX tells the devices that a program runs on only to the lowering of certain calls, of which
+    partitioned ones are some, wherever in its equations it finds one.
     """
+    call = custom_partitioning(lambda x: x)
+    call.def_partition(partition=None, sharding_rule="i -> i")
+    return jax.make_jaxpr(call)(jax.ShapeDtypeStruct((1,), np.float32))
+
+
+def partitioned(op: Operation, operands: tuple) -> Any:
+    """Leaves the division of an operation to XLA's partitioner, whose callback is the planner."""
     layout = op.layout(*operands)
     shapes = [None if x is None else x.shape for x in operands]
 
     def whole(*present):
-        return op.local(*unify_varying(_with_absent(layout, present)))
+        return op.local(*_with_absent(layout, present))
 
     def partition(mesh, arg_shapes, result_shapes):
         if mesh.empty:
@@ -249,11 +269,11 @@ def _partitioned(op: Operation, operands: tuple) -> Callable[..., Any]:
 
     # XLA's cache can only tell partitioned calls apart by what surrounds them: their name.
     digest = hashlib.sha256(repr((layout, op)).encode()).hexdigest()[:16]
-    partitioned = custom_partitioning(whole)
-    vars(partitioned).update(dict.fromkeys(["__name__", "__qualname__"], f"{op.op_name}_{digest}"))
+    call = custom_partitioning(whole)
+    vars(call).update(dict.fromkeys(["__name__", "__qualname__"], f"{op.op_name}_{digest}"))
     # Decoded by JAX before `partition` sees them, divisions among parts of a mesh axis are errors.
-    partitioned.def_partition(partition=partition, sharding_rule=rule, decode_shardings=False)
-    return jax.jit(partitioned)
+    call.def_partition(partition=partition, sharding_rule=rule, decode_shardings=False)
+    return jax.jit(call)(*(x for x in operands if x is not None))
 
 
 def reshard(x: jax.Array, wanted: PartitionSpec | NamedSharding, mesh: AbstractMesh) -> jax.Array:
@@ -303,19 +323,3 @@ def explicit_spec(
             f" mesh, which are {known}, got {spec}."
         )
     return spec
-
-
-def divide(
-    op: Operation,
-    *operands: jax.Array | None,
-    out_sharding: PartitionSpec | NamedSharding | None = None,
-    allow_reshard: bool = False,
-) -> Any:
-    """Computes an operation, sharded as its operands are; arguments as those of `apply`."""
-    mesh = mesh_of(*operands)
-    if shards_explicitly(*operands):
-        return _apply_explicit(op, mesh, operands, out_sharding, allow_reshard)
-    has_elements = all(x is None or x.size for x in operands)
-    if has_elements and not mesh.manual_axes and not op.is_left_to_xla:
-        return _partitioned(op, operands)(*(x for x in operands if x is not None))
-    return op.local(*unify_varying(operands))

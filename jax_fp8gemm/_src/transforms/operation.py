@@ -137,8 +137,8 @@ class Operation:
         """Returns operands that give one result for all of a batch; None where each has its own."""
         return None
 
-    def jvp(self, function: Callable, primals: tuple, tangents: tuple) -> Any:
-        """Returns results and tangents; `function` computes the operation. Refuses by default."""
+    def jvp(self, primals: tuple, tangents: tuple) -> Any:
+        """Returns results and their tangents. Refuses by default."""
         raise TypeError(
             f"{self.op_name} is not differentiable: float8 operands have no useful gradients. Wrap"
             f" the computation from quantize to {self.op_name} in jax.custom_vjp, or stop the"
@@ -188,7 +188,6 @@ class Operation:
         Lowering them for a platform on which `implementation` does not run raises
         NotImplementedError.
         """
-        self.check_extents(*operands)
         if self.implementation == "xla":
             return self.xla(*operands)
         if self.implementation is None and not platforms.default_is_kernels():
@@ -216,7 +215,7 @@ class Operation:
 class InRule(Operation):
     """An operation inside a derivative rule, which refuses a second derivative."""
 
-    def jvp(self, function, primals, tangents):
+    def jvp(self, primals, tangents):
         raise TypeError("gradients of FP8 products are not differentiable: no second derivatives.")
 
 
@@ -225,18 +224,6 @@ class InRule(Operation):
 # Only the implementation that runs is traced: `jax.lax.platform_dependent` would trace all of them.
 _local_p = Primitive("jax_fp8gemm")
 _local_p.multiple_results = True
-_STATIC = ("op", "structure", "types")
-
-
-@functools.partial(jax.jit, static_argnames=_STATIC)
-def _bind(*arrays, **static):
-    return _local_p.bind(*arrays, **static)
-
-
-@_local_p.def_impl
-def _local_impl(*arrays, **static):
-    with jax.disable_jit(False):
-        return _bind(*arrays, **static)
 
 
 @_local_p.def_abstract_eval
