@@ -9,7 +9,7 @@ before its version 2 are kept: `gemm_fp8_fp8_bf16_nt` is `fp8_gemm_nt`, and so o
 import jax
 import jax.numpy as jnp
 
-from jax_fp8gemm._src.operands import checks
+from jax_fp8gemm._src.operands import checks, group_checks
 from jax_fp8gemm._src.ops.gemm import Operand, gemm
 from jax_fp8gemm._src.ops.grouped_gemm import contiguous_alignment, grouped_gemm_contiguous
 from jax_fp8gemm._src.ops.grouped_gemm_masked import grouped_gemm_masked
@@ -141,6 +141,69 @@ def k_grouped_fp8_gemm_tn_contiguous(
     """
     lhs, rhs = jax.tree.map(jnp.transpose, (lhs, rhs))
     return k_grouped_gemm(lhs, rhs, ks, accumulator=c, num_sms=get_num_sms() or None)
+
+
+def k_grouped_fp8_gemm_nt_contiguous(
+    lhs: tuple[jax.Array, jax.Array],
+    rhs: tuple[jax.Array, jax.Array],
+    ks: jax.Array,
+    c: jax.Array | None = None,
+) -> jax.Array:
+    """Returns `k_grouped_gemm` of groups that lie one behind the other, added to `c` if given.
+
+    What DeepGEMM takes on Hopper: the matrix of each group, `(M, K_g)` and `(N, K_g)`, flattened.
+    The kernels want groups side by side, as `quantize_k_grouped` writes them: XLA gathers the
+    values, whose places depend on `ks`.
+
+    Args:
+        lhs: `(values, scales)` of shapes `(M * T,)` and `(M, T / 128)`, one scale per 128 tokens.
+        rhs: `(values, scales)` of shapes `(N * T,)` and `(N, T / 128)`.
+        ks: `(G,)` integers, how many tokens each group has: multiples of 128.
+        c: `(G, M, N)` `float32` to add the products to, or None.
+
+    Returns:
+        `(G, M, N)` `float32`.
+
+    Raises:
+        TypeError: As `k_grouped_gemm`.
+        ValueError: As `k_grouped_gemm`; or an operand has other shapes, or 2**31 values.
+
+    Transformations:
+        As `k_grouped_gemm`; the SM count is read while tracing.
+
+    Example:
+        >>> dw = k_grouped_fp8_gemm_nt_contiguous((dy, dy_scales), (x, x_scales), ks)
+    """
+    name = "k_grouped_fp8_gemm_nt_contiguous"
+    sizes = group_checks.int32(name, "ks", ks)
+    operands = (_side_by_side(name, *x, sizes) for x in (("lhs", lhs), ("rhs", rhs)))
+    return k_grouped_gemm(*operands, sizes, accumulator=c, num_sms=get_num_sms() or None)
+
+
+def _side_by_side(op_name: str, name: str, operand, sizes: jax.Array) -> tuple:
+    """Returns values `(M, T)` and scales of an operand whose groups lie behind each other."""
+    values, scales = operand
+    checks.is_array(op_name, f"{name} values", values)
+    checks.is_array(op_name, f"{name} scales", scales)
+    if scales.ndim != 2 or values.shape != (scales.size * 128,):
+        raise ValueError(
+            f"{op_name}: {name} must have values of shape (M * T,) and scales of shape"
+            f" (M, T / 128), got {tuple(values.shape)} and {tuple(scales.shape)}."
+        )
+    if values.size >= 2**31:
+        raise ValueError(f"{op_name}: {name} must have fewer than 2**31 values, got {values.size}.")
+    num_rows, num_tokens = scales.shape[0], scales.shape[1] * 128
+    ends = jnp.cumsum(sizes)
+    group = jnp.searchsorted(ends, jnp.arange(num_tokens, dtype=jnp.int32), side="right")
+    # Tokens in no group are not read.
+    size, end = (x.at[group].get(mode="fill", fill_value=0) for x in (sizes, ends))
+    row, token = (
+        jax.lax.broadcasted_iota(jnp.int32, (num_rows, num_tokens), axis) for axis in (0, 1)
+    )
+    start = (end - size)[None]
+    place = start * num_rows + row * size[None] + token - start
+    bits = jax.lax.bitcast_convert_type(values, jnp.uint8)[place]
+    return jax.lax.bitcast_convert_type(bits, values.dtype), scales
 
 
 # The names before DeepGEMM's version 2.

@@ -2,6 +2,7 @@
 """DeepGEMM's names give what the functions under them give."""
 
 import cases
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -43,6 +44,24 @@ def test_k_grouped():
         *((x.values.T, x.scales.T) for x in (lhs, rhs)), sizes, c
     )
     assert_grouped_gemm_close(out, lhs, rhs, sizes, c, kind="k_grouped", implementation=None)
+
+
+def test_k_grouped_of_flattened_groups(extension):
+    """Each group's matrix lies behind the one before, as DeepGEMM has them on Hopper."""
+    sizes = [128, 0, 256]
+    lhs, rhs = (fp8.quantize_transposed(cases.normal((384, n), n)) for n in (72, 40))
+
+    def flattened(x):
+        parts = np.split(np.asarray(x.values), np.cumsum(sizes)[:-1], axis=1)
+        return jnp.concatenate([part.ravel() for part in parts]), x.scales
+
+    c = cases.normal((3, 72, 40), seed=3)
+    product = jax.jit(deep_gemm.k_grouped_fp8_gemm_nt_contiguous)
+    out = product(flattened(lhs), flattened(rhs), jnp.asarray(sizes), c)
+    ks = jnp.asarray(sizes)
+    assert_grouped_gemm_close(out, lhs, rhs, ks, c, kind="k_grouped", implementation=None)
+    with pytest.raises(ValueError, match=r"lhs must have values of shape \(M \* T,\)"):
+        product((lhs.values, lhs.scales), flattened(rhs), ks)
 
 
 def test_names_of_before_are_those_of_today():

@@ -178,6 +178,13 @@ SPECIAL_INPUTS = {
         "x_scales": d["w"].dequantize()[:1],
         "ks": jnp.asarray([0, 128]),
     },
+    "k_grouped_fp8_gemm_nt_contiguous": lambda d: {
+        "dy": d["w"].values[:, :128].ravel(),
+        "dy_scales": d["w"].dequantize()[:, :1],
+        "x": d["w"].values[:, :128].ravel(),
+        "x_scales": d["w"].dequantize()[:, :1],
+        "ks": jnp.asarray([0, 128]),
+    },
     "fp8_gemm_nt": lambda d: {
         "x": d["x"].values,
         "x_scales": d["x"].scales,

@@ -50,6 +50,19 @@ def wide(x):
 ERRORS = {
     # BlockScaled
     "values_not_array": (lambda: block_scaled(values=[[1.0]]), TypeError, "values"),
+    "values_masked": (lambda: block_scaled(np.ma.array(VALUES)), TypeError, "values.*mask"),
+    "scales_masked": (
+        lambda: block_scaled(scales=np.ma.array(SCALES)),
+        TypeError,
+        r"scales must be an array without a mask.*filled",
+    ),
+    "x_masked": (lambda: quantize(np.ma.array(X)), TypeError, "quantize: x.*mask"),
+    "sizes_masked": (
+        lambda: fp8.quantize_k_grouped(X, np.ma.array([128])),
+        TypeError,
+        "group_sizes.*mask",
+    ),
+    "key": (lambda: quantize(jax.random.key(0)), TypeError, "quantize: x must have dtype.*key"),
     "values_not_float8": (lambda: block_scaled(values=X), TypeError, "values.*float32"),
     "values_1d": (lambda: block_scaled(values=VALUES[0]), ValueError, r"values.*\(256,\)"),
     "scales_not_array": (lambda: block_scaled(scales=1.0), TypeError, "scales"),

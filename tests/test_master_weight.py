@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_dot import inputs, relative
-from test_lowering import QUANTIZER, custom_calls, lowered
+from test_lowering import PRODUCT, QUANTIZER, custom_calls, lowered
 
 import jax_fp8gemm as fp8
 
@@ -63,21 +63,43 @@ def test_bits_are_those_of_the_master(name, jit):
     assert not np.asarray(got.quantized.scales).any()
 
 
+ADDING = {
+    "dot": fp8.dot,
+    "dot_general": lambda x, w, **o: fp8.dot_general(x, w, (((1,), (1,)), ((), ())), **o),
+    "ragged_dot": lambda x, w, **o: fp8.ragged_dot(x, w, jnp.asarray([20, 20]), **o),
+}
+
+
+def weight_for(name: str) -> jax.Array:
+    w = {"dot": w0, "dot_general": w0.T, "ragged_dot": jnp.stack([w0, -w0])}[name]
+    return w.astype(jnp.bfloat16)
+
+
+@pytest.mark.usefixtures("extension")
+@pytest.mark.parametrize("name", ADDING)
+def test_the_kernel_adds_to_the_given_array_in_place(name):
+    w = weight_for(name)
+
+    def step(weight, total, x, dy):
+        weight = weight.accumulate_into(total)
+        return jax.grad(lambda w: (ADDING[name](x, w) * dy).sum())(weight).gradient
+
+    text = lowered(step, (quantized(w), jnp.zeros(w.shape), x0[0], dy0[0]))
+    product = next(line for line in text.splitlines() if f"custom_call @{PRODUCT}(" in line)
+    assert "accumulate = true" in product
+    assert "output_operand_alias<" in product
+    assert "stablehlo.add" not in text
+
+
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("implementation", ["xla", "sim"])
-@pytest.mark.parametrize("name", ["dot", "dot_general", "ragged_dot"])
+@pytest.mark.parametrize("name", ADDING)
 def test_gradients_add_up_in_the_given_array(name, implementation):
     options = {"implementation": implementation, "preferred_element_type": jnp.float32}
-    products = {
-        "dot": lambda x, w: fp8.dot(x, w, **options),
-        "dot_general": lambda x, w: fp8.dot_general(x, w, (((1,), (1,)), ((), ())), **options),
-        "ragged_dot": lambda x, w: fp8.ragged_dot(x, w, jnp.asarray([20, 20]), **options),
-    }
-    w = {"dot": w0, "dot_general": w0.T, "ragged_dot": jnp.stack([w0, -w0])}[name]
-    w = w.astype(jnp.bfloat16)
+    w = weight_for(name)
 
     def loss(w, x, dy):
-        return (products[name](x, w) * dy).sum()
+        return (ADDING[name](x, w, **options) * dy).sum()
 
     @jax.jit
     def total(weight, start):

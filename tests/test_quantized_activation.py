@@ -96,6 +96,7 @@ def test_transformations(transform):
 
 q = QuantizedActivation.quantize(x)
 ERRORS = [
+    (q.quantized, TypeError, "x is a BlockScaled, which has no gradient; give a Quantized"),
     (QuantizedActivation([1.0], q.quantized), TypeError, "x.array must be an array"),
     (QuantizedActivation(x.astype(jnp.int32), q.quantized), TypeError, "x.array must have dtype"),
     (QuantizedActivation(x, x), TypeError, "x.quantized must be a BlockScaled, got"),

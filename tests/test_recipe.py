@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from _source import ROOT
 from test_dot import MARGIN, RMS_ROUNDING, inputs, relative, value_and_gradients
 from test_lowering import PRODUCT, QUANTIZER, custom_calls, lowered
 
@@ -69,6 +70,17 @@ def test_cost_in_custom_calls(operands, name):
     recipe, _, _, *counts = RECIPES[name]
     text = lowered(functools.partial(step, recipe, implementation=None), operands)
     assert [custom_calls(text, target) for target in (PRODUCT, QUANTIZER)] == counts
+
+
+def test_table_of_the_guide():
+    page = (ROOT / "docs" / "models.md").read_text()
+    table = page.split("| `Recipe(...)` |")[1].split("\n\n")[0]
+    shown = [line.split(" | ")[1:] for line in table.splitlines()[2:]]
+    want = [
+        [f"{100 * dx:.2f} %", f"{100 * dw:.2f} %", f"{products} products, {quantizers} quantizers"]
+        for _, dx, dw, products, quantizers in RECIPES.values()
+    ]
+    assert [[cell.removesuffix(" |") for cell in row] for row in shown] == want
 
 
 @pytest.mark.sampled(3)

@@ -46,6 +46,11 @@ def is_array(op_name: str, name: str, value: Any) -> None:
     """Checks that `value` is an array, or stands for one."""
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
         raise TypeError(f"{op_name}: {name} must be an array, got {type(value).__name__}.")
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{op_name}: {name} must be an array without a mask, got a masked array; fill it, by"
+            " its method `filled`."
+        )
 
 
 def array(op_name: str, name: str, value: Any, allowed: Sequence[np.dtype]) -> None:

@@ -112,6 +112,11 @@ class Quantized(ActivationOperand):
 
 def checked_activations(op_name: str, name: str, x: Any) -> ActivationOperand:
     """Returns activations that a product takes, as it computes with them."""
+    if isinstance(x, BlockScaled):
+        raise TypeError(
+            f"{op_name}: {name} is a BlockScaled, which has no gradient; give a"
+            " QuantizedActivation, of it and the array that the gradient is to go to."
+        )
     if not isinstance(x, QuantizedActivation):
         return as_activation(op_name, name, x)
     array = checks.floating(op_name, f"{name}.array", x.array)

@@ -32,7 +32,8 @@ class Recipe:
             in e4m3 it reads those that were rounded for dx, so that devices that have to exchange
             them do so once, in FP8.
         weight_gradient: "fp8", or "bfloat16" to multiply the activations as they were rounded to
-            FP8 by the gradients as they arrive, in XLA's bfloat16 product.
+            FP8 by the gradients as they arrive, in XLA's bfloat16 product. The result has the dtype
+            of the weight either way, as JAX wants; `MasterWeight.accumulate_into` has another.
         reduce_dtype: Dtype in which devices add up partial results and gradients: `float32`,
             `bfloat16`, `float16`, or None for the dtype of what is summed, the result's or the
             operand's. Each addition rounds once to it.
