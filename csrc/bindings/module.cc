@@ -37,28 +37,23 @@ nb::capsule Capsule(T* pointer) {
 }
 
 /// What Python registers for a target: handlers and state for CUDA, a handler for the simulator.
-nb::dict RegistrationsOf(XLA_FFI_Handler* instantiate, XLA_FFI_Handler* initialize,
-                         XLA_FFI_Handler* execute, XLA_FFI_TypeId* type_id,
-                         const XLA_FFI_TypeInfo* type_info, XLA_FFI_Handler* sim) {
+nb::dict RegistrationsOf(const CallHandlers& handlers) {
   nb::dict cuda, state_type, result;
-  cuda["instantiate"] = Capsule(instantiate);
-  cuda["initialize"] = Capsule(initialize);
-  cuda["execute"] = Capsule(execute);
-  state_type["type_id"] = Capsule(type_id);
-  state_type["type_info"] = Capsule(type_info);
+  cuda["instantiate"] = Capsule(handlers.instantiate);
+  cuda["initialize"] = Capsule(handlers.initialize);
+  cuda["execute"] = Capsule(handlers.execute);
+  state_type["type_id"] = Capsule(handlers.type_id);
+  state_type["type_info"] = Capsule(handlers.type_info);
   result["cuda"] = cuda;
   result["cuda_state_type"] = state_type;
-  result["sim"] = Capsule(sim);
+  result["sim"] = Capsule(handlers.sim_execute);
   return result;
 }
 
 nb::dict Registrations() {
   nb::dict result;
-  result["gemm"] = RegistrationsOf(Fp8GemmInstantiate, Fp8GemmInitialize, Fp8GemmExecute,
-                                   GemmStateTypeId(), GemmStateTypeInfo(), Fp8GemmSimExecute);
-  result["quantize"] =
-      RegistrationsOf(Fp8QuantizeInstantiate, Fp8QuantizeInitialize, Fp8QuantizeExecute,
-                      QuantizeStateTypeId(), QuantizeStateTypeInfo(), Fp8QuantizeSimExecute);
+  result["gemm"] = RegistrationsOf(GemmHandlers());
+  result["quantize"] = RegistrationsOf(QuantizeHandlers());
   result["empty"] = Capsule(Fp8EmptyExecute);
   return result;
 }
@@ -73,7 +68,7 @@ nb::dict DescribeConfig(const std::string& key) {
   nb::dict fields;
   fields["family"] = FamilyName(config);
   fields["kind"] = TraitsOf(config.kind).name;
-  fields["scaling"] = ScalingName(config.scaling);
+  fields["scaling"] = NamesOf(config.scaling).name;
   fields["block_m"] = config.block_m;
   fields["block_n"] = config.block_n;
   fields["block_k"] = kBlockK;
@@ -83,9 +78,9 @@ nb::dict DescribeConfig(const std::string& key) {
   fields["cluster_m"] = config.cluster_m;
   fields["cluster_n"] = config.cluster_n;
   fields["split_k"] = config.split_k;
-  fields["a_type"] = Fp8TypeName(config.a_type);
-  fields["b_type"] = Fp8TypeName(config.b_type);
-  fields["d_type"] = OutTypeName(config.d_type);
+  fields["a_type"] = NamesOf(config.a_type).name;
+  fields["b_type"] = NamesOf(config.b_type).name;
+  fields["d_type"] = NamesOf(config.d_type).name;
   fields["accumulate"] = config.accumulate;
   fields["pdl"] = config.pdl;
   fields["threads"] = config.threads();
@@ -141,8 +136,8 @@ nb::dict Kinds() {
   nb::dict result;
   for (const KindTraits& traits : kKinds) {
     nb::list scalings;
-    for (const Scaling scaling : {Scaling::k1D2D, Scaling::k1D1D}) {
-      if (HasScaling(traits, scaling)) scalings.append(ScalingName(scaling));
+    for (const Named<Scaling>& scaling : kScalings) {
+      if (HasScaling(traits, scaling.value)) scalings.append(scaling.name);
     }
     nb::dict fields;
     fields["scalings"] = scalings;
@@ -199,10 +194,7 @@ std::vector<std::string> QuantizeKeys() {
 /// Key of the kernel for attributes as the custom call has them.
 std::string QuantizeKeyOf(const std::string& layout, const std::string& x_dtype,
                           const std::string& dtype, const std::string& scale_format) {
-  return QuantizeKey({.layout = ParseQuantizeLayout(layout),
-                      .x_type = ParseXType(x_dtype),
-                      .type = ParseFp8Type(dtype),
-                      .pow2 = ParseScaleFormat(scale_format)});
+  return QuantizeKey(NamedQuantizeConfig(layout, x_dtype, dtype, scale_format));
 }
 
 nb::dict HeadersDict(std::span<const HeaderText> headers) {

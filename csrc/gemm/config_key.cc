@@ -6,22 +6,17 @@
 #include <cstdlib>
 
 #include "driver/error.h"
+#include "jit/type_names.h"
 
 namespace fp8gemm {
 namespace {
 
-const char* ShortName(Fp8Type type) { return type == Fp8Type::kE4M3 ? "e4m3" : "e5m2"; }
-
-const char* ShortName(OutType type) {
-  return type == OutType::kBF16 ? "bf16" : type == OutType::kF16 ? "f16" : "f32";
-}
-
-// Replaces the type whose short name is `text`; false when there is none.
+// Replaces a type by the one whose key is `text`; false when there is none.
 template <typename Type, size_t kCount>
-bool ParseShortName(const std::string& text, const Type (&types)[kCount], Type& result) {
-  for (const Type type : types) {
-    if (text == ShortName(type)) {
-      result = type;
+bool ParseTypeKey(const std::string& text, const Named<Type> (&table)[kCount], Type& result) {
+  for (const Named<Type>& each : table) {
+    if (text == each.key) {
+      result = each.value;
       return true;
     }
   }
@@ -35,9 +30,9 @@ std::string Suffix(const GemmConfig& config) {
 }
 
 bool ParseFamilyName(const std::string& text, GemmConfig& config) {
-  for (const Scaling scaling : {Scaling::k1D2D, Scaling::k1D1D}) {
+  for (const Named<Scaling>& scaling : kScalings) {
     for (const KindTraits& traits : kKinds) {
-      config.scaling = scaling;
+      config.scaling = scaling.value;
       config.kind = traits.kind;
       if (FamilyName(config) == text) return true;
     }
@@ -48,22 +43,19 @@ bool ParseFamilyName(const std::string& text, GemmConfig& config) {
 }  // namespace
 
 std::string FamilyName(const GemmConfig& config) {
-  const std::string scaling = config.scaling == Scaling::k1D1D ? "1d1d" : "1d2d";
-  return scaling + TraitsOf(config.kind).suffix;
+  return std::string(NamesOf(config.scaling).key) + TraitsOf(config.kind).suffix;
 }
 
 std::string ConfigKey(const GemmConfig& config) {
   char text[128];
   std::snprintf(text, sizeof text, "%s.m%un%u.w%u.s%u.c%ux%u.%s.%s.%s", FamilyName(config).c_str(),
                 config.block_m, config.block_n, config.num_consumers, config.num_stages,
-                config.cluster_m, config.cluster_n, ShortName(config.a_type),
-                ShortName(config.b_type), ShortName(config.d_type));
+                config.cluster_m, config.cluster_n, NamesOf(config.a_type).key,
+                NamesOf(config.b_type).key, NamesOf(config.d_type).key);
   return text + Suffix(config);
 }
 
 GemmConfig ParseConfigKey(const std::string& key) {
-  static constexpr Fp8Type kFp8Types[] = {Fp8Type::kE4M3, Fp8Type::kE5M2};
-  static constexpr OutType kOutTypes[] = {OutType::kBF16, OutType::kF16, OutType::kF32};
   GemmConfig config;
   char family[24] = "", a[8] = "", b[8] = "", d[8] = "", rest[24] = "";
   // NOLINTBEGIN(bugprone-unchecked-string-to-number-conversion): the key is printed again below.
@@ -79,9 +71,8 @@ GemmConfig ParseConfigKey(const std::string& key) {
   }
   // NOLINTEND(bugprone-unchecked-string-to-number-conversion)
   if (fields < 10 || !ParseFamilyName(family, config) ||
-      !ParseShortName(a, kFp8Types, config.a_type) ||
-      !ParseShortName(b, kFp8Types, config.b_type) ||
-      !ParseShortName(d, kOutTypes, config.d_type) || ConfigKey(config) != key) {
+      !ParseTypeKey(a, kFp8Types, config.a_type) || !ParseTypeKey(b, kFp8Types, config.b_type) ||
+      !ParseTypeKey(d, kOutTypes, config.d_type) || ConfigKey(config) != key) {
     throw UnsupportedError("'" + key + "' is not a kernel configuration; write it as in " +
                            ConfigKey(make_config({}, kTileShapes[0])));
   }

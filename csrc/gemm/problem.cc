@@ -15,23 +15,21 @@ constexpr int64_t kMaxTiles = int64_t{1} << 30;
 }  // namespace
 
 GemmConfig GemmProblem::types() const {
-  GemmConfig config;
-  config.kind = kind;
-  config.scaling = scaling;
-  config.a_type = a_type;
-  config.b_type = b_type;
-  config.d_type = d_type;
-  config.accumulate = accumulate;
-  config.pdl = pdl;
-  return config;
+  return {.kind = kind,
+          .scaling = scaling,
+          .a_type = a_type,
+          .b_type = b_type,
+          .d_type = d_type,
+          .accumulate = accumulate,
+          .pdl = pdl};
 }
 
 std::string GemmProblem::ToString() const {
   const std::string groups =
       kind == GemmKind::kDense ? "" : " groups=" + std::to_string(num_groups);
-  return std::string(traits().name) + " " + ScalingName(scaling) + groups +
+  return std::string(traits().name) + " " + NamesOf(scaling).name + groups +
          " m=" + std::to_string(m) + " n=" + std::to_string(n) + " k=" + std::to_string(k) + " " +
-         Fp8TypeName(a_type) + " x " + Fp8TypeName(b_type) + " -> " + OutTypeName(d_type) +
+         NamesOf(a_type).name + " x " + NamesOf(b_type).name + " -> " + NamesOf(d_type).name +
          (accumulate ? " (accumulating)" : "") + " on " + std::to_string(num_sms) + " SMs" +
          (sm_limit > 0 ? " of at most " + std::to_string(sm_limit) : "") +
          (expected_m > 0 ? " expected_m=" + std::to_string(expected_m) : "") +
@@ -66,21 +64,5 @@ void ValidateProblem(const GemmProblem& problem) {
                            std::to_string(problem.sm_limit));
   }
 }
-
-GemmKind ParseKind(const std::string& name) {
-  for (const KindTraits& traits : kKinds) {
-    if (name == traits.name) return traits.kind;
-  }
-  throw UnsupportedError("'" + name + "' is not a kind of GEMM");
-}
-
-Scaling ParseScaling(const std::string& name) {
-  for (const Scaling scaling : {Scaling::k1D2D, Scaling::k1D1D}) {
-    if (name == ScalingName(scaling)) return scaling;
-  }
-  throw UnsupportedError("scaling must be 1d2d or 1d1d, got '" + name + "'");
-}
-
-const char* ScalingName(Scaling scaling) { return scaling == Scaling::k1D1D ? "1d1d" : "1d2d"; }
 
 }  // namespace fp8gemm

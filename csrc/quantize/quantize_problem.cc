@@ -90,34 +90,6 @@ std::string QuantizeProblem::ToString() const {
          " groups=" + std::to_string(num_groups);
 }
 
-QuantizeLayout ParseQuantizeLayout(const std::string& name) {
-  if (name == "rows") return QuantizeLayout::kRows;
-  if (name == "blocks") return QuantizeLayout::kBlocks;
-  if (name == "transposed") return QuantizeLayout::kTransposed;
-  if (name == "k_grouped") return QuantizeLayout::kKGrouped;
-  if (name == "rows_and_transposed") return QuantizeLayout::kRowsAndTransposed;
-  if (name == "rows_and_k_grouped") return QuantizeLayout::kRowsAndKGrouped;
-  if (name == "swiglu") return QuantizeLayout::kSwiGLU;
-  if (name == "geglu") return QuantizeLayout::kGeGLU;
-  if (name == "gelu") return QuantizeLayout::kGELU;
-  if (name == "rms_norm") return QuantizeLayout::kRMSNorm;
-  throw UnsupportedError("'" + name + "' is not a layout to quantize to");
-}
-
-XType ParseXType(const std::string& name) {
-  if (name == "bfloat16") return XType::kBF16;
-  if (name == "float16") return XType::kF16;
-  if (name == "float32") return XType::kF32;
-  if (name == "float8_e4m3fn") return XType::kE4M3;
-  throw UnsupportedError("there is no kernel that quantizes " + name);
-}
-
-bool ParseScaleFormat(const std::string& name) {
-  if (name == "pow2") return true;
-  if (name == "float32") return false;
-  throw UnsupportedError("scale_format must be float32 or pow2, got '" + name + "'");
-}
-
 void ValidateQuantizeProblem(const QuantizeProblem& problem) {
   if (!is_quantizer(problem.config)) {
     throw UnsupportedError("there is no kernel " + QuantizeKey(problem.config));

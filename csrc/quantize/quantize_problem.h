@@ -41,19 +41,6 @@ struct QuantizeProblem {
   std::string ToString() const;
 };
 
-/// "rows", "blocks", "transposed", "k_grouped", "rows_and_transposed", "rows_and_k_grouped",
-/// "swiglu", "geglu", "gelu" or "rms_norm".
-/// @throws UnsupportedError  Not one of those names.
-QuantizeLayout ParseQuantizeLayout(const std::string& name);
-
-/// "bfloat16", "float16", "float32" or "float8_e4m3fn".
-/// @throws UnsupportedError  Not one of those names.
-XType ParseXType(const std::string& name);
-
-/// Whether scales are powers of two: "pow2" or "float32".
-/// @throws UnsupportedError  Not one of those names.
-bool ParseScaleFormat(const std::string& name);
-
 /// @throws UnsupportedError  There is no such kernel, or an extent or the grid is out of range.
 void ValidateQuantizeProblem(const QuantizeProblem& problem);
 
