@@ -11,16 +11,13 @@
 namespace fp8gemm {
 namespace {
 
-// Replaces a type by the one whose key is `text`; false when there is none.
+// The type whose key is `text`, or else the first: the whole key is printed again and compared.
 template <typename Type, size_t kCount>
-bool ParseTypeKey(const std::string& text, const Named<Type> (&table)[kCount], Type& result) {
+Type ByKey(const Named<Type> (&table)[kCount], const std::string& text) {
   for (const Named<Type>& each : table) {
-    if (text == each.key) {
-      result = each.value;
-      return true;
-    }
+    if (text == each.key) return each.value;
   }
-  return false;
+  return table[0].value;
 }
 
 std::string Suffix(const GemmConfig& config) {
@@ -29,15 +26,15 @@ std::string Suffix(const GemmConfig& config) {
          (config.pdl ? ".pdl" : "");
 }
 
-bool ParseFamilyName(const std::string& text, GemmConfig& config) {
+// Sets kind and scaling, to some where no family has the name.
+void ParseFamilyName(const std::string& text, GemmConfig& config) {
   for (const Named<Scaling>& scaling : kScalings) {
     for (const KindTraits& traits : kKinds) {
       config.scaling = scaling.value;
       config.kind = traits.kind;
-      if (FamilyName(config) == text) return true;
+      if (FamilyName(config) == text) return;
     }
   }
-  return false;
 }
 
 }  // namespace
@@ -59,10 +56,9 @@ GemmConfig ParseConfigKey(const std::string& key) {
   GemmConfig config;
   char family[24] = "", a[8] = "", b[8] = "", d[8] = "", rest[24] = "";
   // NOLINTBEGIN(bugprone-unchecked-string-to-number-conversion): the key is printed again below.
-  const int fields =
-      std::sscanf(key.c_str(), "%23[^.].m%un%u.w%u.s%u.c%ux%u.%7[^.].%7[^.].%7[^.]%23s", family,
-                  &config.block_m, &config.block_n, &config.num_consumers, &config.num_stages,
-                  &config.cluster_m, &config.cluster_n, a, b, d, rest);
+  std::sscanf(key.c_str(), "%23[^.].m%un%u.w%u.s%u.c%ux%u.%7[^.].%7[^.].%7[^.]%23s", family,
+              &config.block_m, &config.block_n, &config.num_consumers, &config.num_stages,
+              &config.cluster_m, &config.cluster_n, a, b, d, rest);
   const std::string suffix = rest;
   config.accumulate = suffix.starts_with(".acc");
   config.pdl = suffix.ends_with(".pdl");
@@ -70,9 +66,11 @@ GemmConfig ParseConfigKey(const std::string& key) {
     config.split_k = std::atoi(suffix.c_str() + at + 6);
   }
   // NOLINTEND(bugprone-unchecked-string-to-number-conversion)
-  if (fields < 10 || !ParseFamilyName(family, config) ||
-      !ParseTypeKey(a, kFp8Types, config.a_type) || !ParseTypeKey(b, kFp8Types, config.b_type) ||
-      !ParseTypeKey(d, kOutTypes, config.d_type) || ConfigKey(config) != key) {
+  ParseFamilyName(family, config);
+  config.a_type = ByKey(kFp8Types, a);
+  config.b_type = ByKey(kFp8Types, b);
+  config.d_type = ByKey(kOutTypes, d);
+  if (ConfigKey(config) != key) {
     throw UnsupportedError("'" + key + "' is not a kernel configuration; write it as in " +
                            ConfigKey(make_config({}, kTileShapes[0])));
   }

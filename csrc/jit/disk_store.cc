@@ -6,6 +6,7 @@
 #include <cstring>
 #include <ctime>
 #include <filesystem>
+#include <functional>
 #include <string_view>
 #include <tuple>
 
@@ -63,7 +64,7 @@ std::string TailOf(std::string_view key_text) {
 // Characters of the label that do not belong in a file name become '_'.
 std::string NameOf(const std::string& key_text, const std::string& label) {
   std::string name = label.substr(0, kMaxLabelLength);
-  std::replace_if(name.begin(), name.end(), [](char c) { return !IsPlain(c); }, '_');
+  std::ranges::replace_if(name, std::not_fn(IsPlain), '_');
   return name + TailOf(key_text);
 }
 
@@ -118,7 +119,7 @@ Parts PartsOf(std::string_view file) {
 std::string LabelOf(const std::string& name) {
   const size_t tail = 1 + kHashLength + kSuffix.size();
   if (name.size() < tail || !name.ends_with(kSuffix) || name[name.size() - tail] != '-') return {};
-  if (!std::all_of(name.begin(), name.end(), IsPlain)) return {};
+  if (!std::ranges::all_of(name, IsPlain)) return {};
   return name.substr(0, name.size() - tail);
 }
 
@@ -142,9 +143,8 @@ void MakeRoom(const TrustedDirectory& directory, const std::string& kept, uint64
     total_bytes += file.bytes;
     if (file.name != kept) entries.push_back(file);
   }
-  std::sort(entries.begin(), entries.end(), [](const auto& x, const auto& y) {
-    return std::tie(x.modified.tv_sec, x.modified.tv_nsec, x.name) <
-           std::tie(y.modified.tv_sec, y.modified.tv_nsec, y.name);
+  std::ranges::sort(entries, {}, [](const TrustedDirectory::File& file) {
+    return std::tie(file.modified.tv_sec, file.modified.tv_nsec, file.name);
   });
   for (const TrustedDirectory::File& entry : entries) {
     if (total_bytes <= limit_bytes) return;
@@ -167,7 +167,6 @@ std::string DiskStore::PathOf(const std::string& key_text, const std::string& la
 
 DiskStore::Loaded DiskStore::Load(const std::string& key_text, const std::string& label) const {
   const TrustedDirectory directory(directory_, IfMissing::kStayClosed);
-  if (!directory.is_open()) return {};
   const std::string name = NameOf(key_text, label);
   std::string text;
   const Found found = directory.Read(name, text);
@@ -205,13 +204,11 @@ std::string DiskStore::Refusal() const {
 std::vector<DiskEntry> DiskStore::List() const {
   std::vector<DiskEntry> entries;
   const TrustedDirectory directory(directory_, IfMissing::kStayClosed);
-  if (!directory.is_open()) return entries;
   for (const TrustedDirectory::File& file : directory.List()) {
     const std::string label = LabelOf(file.name);
     if (!label.empty()) entries.push_back({file.name, label, file.bytes});
   }
-  std::sort(entries.begin(), entries.end(),
-            [](const DiskEntry& x, const DiskEntry& y) { return x.name < y.name; });
+  std::ranges::sort(entries, {}, &DiskEntry::name);
   return entries;
 }
 
@@ -219,7 +216,6 @@ std::vector<DiskFault> DiskStore::Verify() const {
   std::vector<DiskFault> faults;
   const TrustedDirectory directory(directory_, IfMissing::kStayClosed);
   for (const DiskEntry& entry : List()) {
-    if (!directory.is_open()) break;
     std::string text;
     const Found found = directory.Read(entry.name, text);
     if (found == Found::kNothing) continue;  // evicted meanwhile
@@ -237,7 +233,6 @@ std::vector<DiskFault> DiskStore::Verify() const {
 size_t DiskStore::Clear() const {
   size_t removed = 0;
   const TrustedDirectory directory(directory_, IfMissing::kStayClosed);
-  if (!directory.is_open()) return removed;
   for (const TrustedDirectory::File& file : directory.List()) {
     if (!LabelOf(file.name).empty()) removed += directory.Remove(file.name) ? 1 : 0;
     if (IsOrphan(file)) directory.Remove(file.name);

@@ -263,10 +263,6 @@ std::string Excerpt(const std::string& log) {
   return excerpt;
 }
 
-bool NamesArchitecture(const std::string& option) {
-  return option.starts_with("--gpu-architecture") || option.starts_with("-arch");
-}
-
 }  // namespace
 
 void SetNvrtcSearch(NvrtcSearch search) {
@@ -286,13 +282,9 @@ std::string NvrtcIdentity() { return Nvrtc().identity; }
 
 CompileResult CompileCubin(const CompileRequest& request) {
   const NvrtcApi& api = Nvrtc();
-  std::vector<std::string> options = request.options;
-  if (std::none_of(options.begin(), options.end(), NamesArchitecture)) {
-    options.emplace_back(kNvrtcArchitectureOption);
-  }
   Program program(api);
   NvrtcResult result = program.Create(request);
-  if (result == kNvrtcSuccess) result = program.Compile(options);
+  if (result == kNvrtcSuccess) result = program.Compile(request.options);
   if (result != kNvrtcSuccess && program.was_interrupted()) throw InterruptedError();
   CompileResult compiled{{}, program.Log()};
   if (result == kNvrtcSuccess) compiled.cubin = program.Cubin();

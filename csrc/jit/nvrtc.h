@@ -9,10 +9,6 @@
 
 namespace fp8gemm {
 
-/// Architecture of every cubin: Hopper with its architecture-specific instructions (wgmma,
-/// setmaxnreg). Such code runs on compute capability 9.0 only, so PTX would buy no portability.
-inline constexpr char kNvrtcArchitectureOption[] = "--gpu-architecture=sm_90a";
-
 /// A header that the program includes by `name`, e.g. {"shared/types.h", "..."}.
 struct HeaderText {
   std::string_view name;
@@ -23,7 +19,7 @@ struct HeaderText {
 struct CompileRequest {
   std::string source;
   std::string name;                  // of the program in messages, e.g. "sm90_fp8_gemm_1d2d.cu"
-  std::vector<std::string> options;  // kNvrtcArchitectureOption is added if it is not there
+  std::vector<std::string> options;  // with that of the architecture
   std::span<const HeaderText> headers;
 };
 

@@ -46,7 +46,9 @@ extern "C" __global__ void __launch_bounds__(128) tiny(float* out, uint64_t a, u
 }
 )";
 
-CompileRequest Tiny() { return {kSource, "tiny.cu", {"--std=c++20", "-Xptxas=-v"}, kHeaders}; }
+CompileRequest Tiny() {
+  return {kSource, "tiny.cu", {"--gpu-architecture=sm_90a", "--std=c++20", "-Xptxas=-v"}, kHeaders};
+}
 
 void TestErrors() {
   CompileRequest broken = Tiny();
@@ -78,7 +80,7 @@ void TestErrors() {
   ptxas.source = "extern \"C\" __global__ void k() { asm volatile(\"no.such.instruction;\"); }";
   CHECK_CONTAINS(CHECK_THROWS(CompileError, CompileCubin(ptxas)), "ptxas fatal");
   CompileRequest older = Tiny();  // wgmma needs sm_90a: the option of the request is respected
-  older.options.emplace_back("--gpu-architecture=sm_80");
+  older.options.front() = "--gpu-architecture=sm_80";
   CHECK_CONTAINS(CHECK_THROWS(CompileError, CompileCubin(older)), "sm_80");
 }
 
