@@ -288,4 +288,4 @@ class RuleQuantizer(InRule, Quantizer):
             return None
         # Of groups of each example: the most rows that one of them has.
         counts = xla_grouped.num_valid(group_sizes, x.shape[-2])
-        return Operands(x, beside, jnp.max(counts, 0)[..., None], row_factors)
+        return Operands(x, beside, jnp.max(counts, 0, initial=0)[..., None], row_factors)
