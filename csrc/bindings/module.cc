@@ -179,15 +179,11 @@ nb::dict ConfigCost(const nb::dict& problem, const std::string& key) {
   return DescribeCost(EstimateCost(ProblemOf(problem), ParseConfigKey(key)));
 }
 
-std::vector<std::string> CandidateKeys() {
+template <typename Config>
+std::vector<std::string> Keys(const std::vector<Config>& configs,
+                              std::string (*key_of)(const Config&)) {
   std::vector<std::string> keys;
-  for (const GemmConfig& config : AllCandidateConfigs()) keys.push_back(ConfigKey(config));
-  return keys;
-}
-
-std::vector<std::string> QuantizeKeys() {
-  std::vector<std::string> keys;
-  for (const QuantizeConfig& config : AllQuantizeConfigs()) keys.push_back(QuantizeKey(config));
+  for (const Config& config : configs) keys.push_back(key_of(config));
   return keys;
 }
 
@@ -285,18 +281,17 @@ void FollowInterruptsOfPython() {
   SetInterruptRule([=] { return InterruptsStopWork(getsignal, handler); });
 }
 
-/// Why the directory of the cache is not used; empty if it is.
-std::string DiskCacheRefusal() {
+/// What a function of the cache on disk returns; nothing where no kernels are kept.
+template <typename Result>
+Result OfDiskCache(Result (DiskStore::*function)() const) {
   const auto disk = ProcessKernelCache().Disk();
-  return disk != nullptr ? disk->Refusal() : std::string();
+  return disk != nullptr ? (disk.get()->*function)() : Result{};
 }
 
 /// Entries as (file name, label, bytes).
 nb::list ListDiskCache() {
   nb::list entries;
-  const auto disk = ProcessKernelCache().Disk();
-  if (disk == nullptr) return entries;
-  for (const DiskEntry& entry : disk->List()) {
+  for (const DiskEntry& entry : OfDiskCache(&DiskStore::List)) {
     entries.append(nb::make_tuple(entry.name, entry.label, entry.file_bytes));
   }
   return entries;
@@ -305,17 +300,10 @@ nb::list ListDiskCache() {
 /// Entries that would not be loaded, as (file name, why).
 nb::list VerifyDiskCache() {
   nb::list faults;
-  const auto disk = ProcessKernelCache().Disk();
-  if (disk == nullptr) return faults;
-  for (const DiskFault& fault : disk->Verify()) {
+  for (const DiskFault& fault : OfDiskCache(&DiskStore::Verify)) {
     faults.append(nb::make_tuple(fault.name, fault.fault));
   }
   return faults;
-}
-
-size_t ClearDiskCache() {
-  const auto disk = ProcessKernelCache().Disk();
-  return disk != nullptr ? disk->Clear() : 0;
 }
 
 /// What the driver says of device `ordinal`. Raises if there is no driver or no such Hopper device.
@@ -346,8 +334,8 @@ NB_MODULE(_core, module) {
   module.attr("ffi_api_minor") = XLA_FFI_API_MINOR;
   module.def("kinds", &Kinds);
   module.def("limits", &ProblemLimits);
-  module.def("candidate_configs", &CandidateKeys);
-  module.def("quantize_configs", &QuantizeKeys);
+  module.def("candidate_configs", [] { return Keys(AllCandidateConfigs(), &ConfigKey); });
+  module.def("quantize_configs", [] { return Keys(AllQuantizeConfigs(), &QuantizeKey); });
   module.def("quantize_key", &QuantizeKeyOf, nb::arg("layout"), nb::arg("x_dtype"),
              nb::arg("dtype"), nb::arg("scale_format"));
   module.def("ranked_configs", &RankedConfigs, nb::arg("problem"), nb::arg("backend"));
@@ -366,11 +354,8 @@ NB_MODULE(_core, module) {
         SetNvrtcSearch({std::move(chosen), major, std::move(candidates)});
       },
       nb::arg("chosen"), nb::arg("major"), nb::arg("candidates"));
-  module.def("nvrtc_version", [] {
-    const auto [major, minor] = NvrtcVersion();
-    return nb::make_tuple(major, minor);
-  });
-  module.def("nvrtc_path", &NvrtcPath);
+  module.def("nvrtc_version", [] { return nb::make_tuple(Nvrtc().major, Nvrtc().minor); });
+  module.def("nvrtc_path", [] { return Nvrtc().path; });
   module.def("set_sim_library", &SetSimLibraryPath, nb::arg("path"));
   module.def(
       "set_cache_directory",
@@ -379,7 +364,7 @@ NB_MODULE(_core, module) {
       },
       nb::arg("path"), nb::arg("limit_bytes") = DiskStore::kNoLimit);
   module.def("set_cache_warning_sink", &SetCacheWarningSink, nb::arg("sink"));
-  module.def("disk_cache_refusal", &DiskCacheRefusal);
+  module.def("disk_cache_refusal", [] { return OfDiskCache(&DiskStore::Refusal); });
   module.def("list_disk_cache", &ListDiskCache);
   module.def("verify_disk_cache", &VerifyDiskCache);
   module.def("precompile", &Precompile, nb::arg("key"));
@@ -387,6 +372,6 @@ NB_MODULE(_core, module) {
   module.def("store_kernel", &StoreKernel, nb::arg("key"), nb::arg("image"));
   module.def("cache_counters", &CacheCounters);
   module.def("clear_memory_cache", [] { ProcessKernelCache().ClearMemory(); });
-  module.def("clear_disk_cache", &ClearDiskCache);
+  module.def("clear_disk_cache", [] { return OfDiskCache(&DiskStore::Clear); });
   module.def("device_info", &DeviceInfo, nb::arg("backend"), nb::arg("ordinal"));
 }

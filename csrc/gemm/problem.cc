@@ -40,10 +40,7 @@ void ValidateProblem(const GemmProblem& problem) {
   CheckExtent("m", problem.m);
   CheckExtent("n", problem.n);
   CheckExtent("k", problem.k);
-  if (problem.num_groups < 1 || problem.num_groups > int64_t{kMaxGroups}) {
-    throw UnsupportedError("num_groups must be from 1 to " + std::to_string(kMaxGroups) + ", got " +
-                           std::to_string(problem.num_groups));
-  }
+  CheckExtent("num_groups", problem.num_groups, kMaxGroups);
   CheckExtent("the number of rows of all groups of a", problem.a_rows());
   CheckExtent("the number of rows of all groups of b", problem.b_rows());
   CheckExtent("the number of rows of all groups of d", problem.d_rows());
@@ -51,14 +48,8 @@ void ValidateProblem(const GemmProblem& problem) {
   const int64_t matrices = problem.d_rows() / problem.m;
   const int64_t tiles =
       matrices * ceil_div<int64_t>(problem.m, 16) * ceil_div<int64_t>(problem.n, 16);
-  if (tiles > kMaxTiles) {
-    throw UnsupportedError(
-        "the number of 16x16 tiles of all groups of d must be at most 2^30, got " +
-        std::to_string(tiles));
-  }
-  if (problem.num_sms < 1) {
-    throw UnsupportedError("num_sms must be at least 1, got " + std::to_string(problem.num_sms));
-  }
+  CheckExtent("the number of 16x16 tiles of all groups of d", tiles, kMaxTiles);
+  CheckExtent("num_sms", problem.num_sms);
   if (problem.sm_limit < 0) {
     throw UnsupportedError("sm_limit must not be negative, got " +
                            std::to_string(problem.sm_limit));

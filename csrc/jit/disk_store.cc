@@ -82,37 +82,29 @@ std::string Encode(const std::string& key_text, const std::string& image) {
   return file;
 }
 
-// Why a file is no whole entry of any key, or nothing.
-const char* FaultOf(std::string_view file) {
-  if (file.size() < sizeof(Header) + sizeof(Checksum)) return "it is too short";
-  Header header;
-  std::memcpy(&header, file.data(), sizeof(header));
-  if (std::memcmp(header.magic, kMagic, sizeof(kMagic)) != 0) return "it is no kernel";
-  if (header.version != kVersion) return "it is of another version";
-  const uint64_t body_bytes = file.size() - sizeof(Header) - sizeof(Checksum);
-  if (header.key_bytes > body_bytes || header.image_bytes != body_bytes - header.key_bytes ||
-      header.image_bytes == 0) {
-    return "its size is wrong";
-  }
-  Checksum stored;
-  std::memcpy(&stored, file.data() + file.size() - sizeof(stored), sizeof(stored));
-  if (ChecksumOf(file.substr(0, file.size() - sizeof(stored))) != stored) {
-    return "its checksum is wrong";
-  }
-  return nullptr;
-}
-
-// The two parts of a file without a fault.
-struct Parts {
-  std::string_view key_text;
-  std::string_view image;
+// The parts of a file, or why it is no whole entry of any key.
+struct Decoded {
+  const char* fault = nullptr;
+  std::string_view key_text{};
+  std::string_view image{};
 };
 
-Parts PartsOf(std::string_view file) {
+Decoded Decode(std::string_view file) {
+  if (file.size() < sizeof(Header) + sizeof(Checksum)) return {"it is too short"};
   Header header;
   std::memcpy(&header, file.data(), sizeof(header));
-  return {file.substr(sizeof(header), header.key_bytes),
-          file.substr(sizeof(header) + header.key_bytes, header.image_bytes)};
+  if (std::memcmp(header.magic, kMagic, sizeof(kMagic)) != 0) return {"it is no kernel"};
+  if (header.version != kVersion) return {"it is of another version"};
+  const std::string_view content = file.substr(0, file.size() - sizeof(Checksum));
+  const std::string_view body = content.substr(sizeof(Header));
+  if (header.key_bytes > body.size() || header.image_bytes != body.size() - header.key_bytes ||
+      header.image_bytes == 0) {
+    return {"its size is wrong"};
+  }
+  Checksum stored;
+  std::memcpy(&stored, file.data() + content.size(), sizeof(stored));
+  if (ChecksumOf(content) != stored) return {"its checksum is wrong"};
+  return {nullptr, body.substr(0, header.key_bytes), body.substr(header.key_bytes)};
 }
 
 // Label of an entry's file name, or empty if the file is not an entry.
@@ -171,14 +163,14 @@ DiskStore::Loaded DiskStore::Load(const std::string& key_text, const std::string
   std::string text;
   const Found found = directory.Read(name, text);
   if (found == Found::kNothing) return {};
-  if (found == Found::kUntrusted || FaultOf(text) != nullptr) {
+  const Decoded entry = Decode(text);
+  if (found == Found::kUntrusted || entry.fault != nullptr) {
     directory.Remove(name);
     return {Status::kCorrupt, {}};
   }
-  const Parts parts = PartsOf(text);
-  if (parts.key_text != key_text) return {};
+  if (entry.key_text != key_text) return {};
   directory.Touch(name);
-  return {Status::kHit, std::string(parts.image)};
+  return {Status::kHit, std::string(entry.image)};
 }
 
 std::string DiskStore::Store(const std::string& key_text, const std::string& label,
@@ -219,13 +211,13 @@ std::vector<DiskFault> DiskStore::Verify() const {
     std::string text;
     const Found found = directory.Read(entry.name, text);
     if (found == Found::kNothing) continue;  // evicted meanwhile
-    const char* fault = found == Found::kUntrusted
-                            ? "it is a link, or another user can have written it"
-                            : FaultOf(text);
-    if (fault == nullptr && !entry.name.ends_with(TailOf(PartsOf(text).key_text))) {
-      fault = "it is another kernel's";
+    Decoded decoded = Decode(text);
+    if (found == Found::kUntrusted) {
+      decoded.fault = "it is a link, or another user can have written it";
+    } else if (decoded.fault == nullptr && !entry.name.ends_with(TailOf(decoded.key_text))) {
+      decoded.fault = "it is another kernel's";
     }
-    if (fault != nullptr) faults.push_back({entry.name, fault});
+    if (decoded.fault != nullptr) faults.push_back({entry.name, decoded.fault});
   }
   return faults;
 }

@@ -42,21 +42,25 @@ struct NvrtcSearch {
 /// come the candidates. Those older than 12.9 are passed over.
 void SetNvrtcSearch(NvrtcSearch search);
 
-/// Version of the NVRTC in use, {major, minor}. Loads it if need be.
+/// The NVRTC in use.
+struct NvrtcInfo {
+  int major = 0;
+  int minor = 0;
+  std::string version;  // "13.5"
+  std::string path;     // of its file
+  // What tells this build from others of the same version (see BuildIdentity): a patch release
+  // makes other machine code under the same number.
+  std::string identity;
+};
+
+/// Loads it if need be.
 ///
 /// @throws UnsupportedError  No usable NVRTC: what was tried and how to install one.
-std::pair<int, int> NvrtcVersion();
-
-/// File of the NVRTC in use. Loads it if need be; throws as `NvrtcVersion`.
-std::string NvrtcPath();
-
-/// What tells this build of NVRTC from others of the same version (see BuildIdentity): a patch
-/// release makes other machine code under the same number. Throws as `NvrtcVersion`.
-std::string NvrtcIdentity();
+const NvrtcInfo& Nvrtc();
 
 /// Compiles one program. Thread-safe, and parallel calls run in parallel.
 ///
-/// @throws UnsupportedError  As `NvrtcVersion`.
+/// @throws UnsupportedError  As `Nvrtc`.
 /// @throws CompileError      NVRTC rejected the program or an option, or failed itself.
 CompileResult CompileCubin(const CompileRequest& request);
 
