@@ -51,7 +51,7 @@ def core(replace_ffi, monkeypatch, tmp_path):
     """Puts a stand-in in the place of the extension."""
     core = Core()
     replace_ffi(core=lambda: core)
-    monkeypatch.setenv(environment.CACHE_DIR.name, str(tmp_path / "cache"))
+    monkeypatch.setenv(environment.CACHE_DIR, str(tmp_path / "cache"))
     return core
 
 
@@ -191,10 +191,10 @@ def test_more_than_the_cache_keeps_is_refused(core, path, monkeypatch):
     big = {config: bytes(1 << 20) for config in IMAGES}
     monkeypatch.setattr(core, "kernel_image", big.get)
     bundle.write(path, list(big))
-    monkeypatch.setenv(environment.CACHE_LIMIT.name, "2")
-    with pytest.raises(ValueError, match=f"{environment.CACHE_LIMIT.name} lets the cache keep"):
+    monkeypatch.setenv(environment.CACHE_LIMIT, "2")
+    with pytest.raises(ValueError, match=f"{environment.CACHE_LIMIT} lets the cache keep"):
         bundle.unpack(path)
-    monkeypatch.setenv(environment.CACHE_LIMIT.name, "3")
+    monkeypatch.setenv(environment.CACHE_LIMIT, "3")
     assert bundle.unpack(path) == list(big)
 
 
@@ -202,7 +202,7 @@ def test_a_cache_that_keeps_nothing_fails(core, path, monkeypatch, capsys):
     core.failure = "cannot write: disk full"
     assert cli.main(["cache", "import", str(path)]) == 1
     assert capsys.readouterr().err == "cache: cannot write: disk full\n"
-    monkeypatch.setenv(environment.CACHE_DIR.name, "")
+    monkeypatch.setenv(environment.CACHE_DIR, "")
     assert cli.main(["cache", "import", str(path)]) == 1
     assert "no kernels are kept" in capsys.readouterr().out
 
@@ -278,7 +278,7 @@ def test_processes_on_the_command_line(nvrtc, tmp_path):
 
     def command(cache: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
         settings = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
-        settings[environment.CACHE_DIR.name] = str(tmp_path / cache)
+        settings[environment.CACHE_DIR] = str(tmp_path / cache)
         return subprocess.run(
             [sys.executable, "-m", "jax_fp8gemm", *arguments],
             env=os.environ | settings | variables,

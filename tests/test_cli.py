@@ -73,7 +73,7 @@ def core(replace_ffi, monkeypatch, tmp_path):
         planning_num_sms=lambda backend, num_sms: num_sms or 132,
         rank=lambda problem, **kwargs: core.ranked.append((problem, kwargs)) or CONFIGS,
     )
-    monkeypatch.setenv(environment.CACHE_DIR.name, str(tmp_path))
+    monkeypatch.setenv(environment.CACHE_DIR, str(tmp_path))
     return core
 
 
@@ -94,7 +94,7 @@ def test_doctor_succeeds_without_a_gpu(core, capsys):
         assert re.search(rf"^{name} +\S", text, re.MULTILINE)
     assert re.search(r"^gpu +NOT AVAILABLE: no libcuda.so.1\n +remedy: ", text, re.MULTILINE)
     assert "'xla'" in text.splitlines()[-1]
-    assert all(variable.name in text for variable in environment.VARIABLES)
+    assert all(name in text for name in environment.VARIABLES)
 
 
 @pytest.mark.parametrize("name", ["JAX_FP8GEMM_PDL", "JAX_FP8GEMM_TUNED", "JAX_FP8GEMM_NVRTC"])
@@ -129,7 +129,7 @@ def test_doctor_names_a_damaged_table(core, replace_ffi, monkeypatch, tmp_path, 
     )
     damaged = tmp_path / "damaged.json"
     damaged.write_text("{}")
-    monkeypatch.setenv(environment.TUNED.name, str(damaged))
+    monkeypatch.setenv(environment.TUNED, str(damaged))
     assert cli.main(["doctor"]) == 0
     text = capsys.readouterr().out
     assert f"tuned table            NOT AVAILABLE: {damaged}: the file has no format" in text
@@ -146,7 +146,7 @@ def test_explain_shows_the_choice_and_the_runners_up(extension, words, capsys):
 
 
 def test_options_complete_a_problem(core, monkeypatch):
-    monkeypatch.setenv(environment.PDL.name, "0")
+    monkeypatch.setenv(environment.PDL, "0")
     options = ["--lhs", "e5m2", "--result", "f32", "--accumulate", "--num-sms", "8"]
     assert cli.main(["precompile", "4x5x6", *options, "--gpu", "NVIDIA H200"]) == 0
     problem = Problem(4, 5, 6, a_dtype="float8_e5m2", d_dtype="float32", accumulate=True, num_sms=8)
@@ -156,18 +156,18 @@ def test_options_complete_a_problem(core, monkeypatch):
 def test_precompile_compiles_each_kernel_once(core, monkeypatch, tmp_path, capsys):
     file = tmp_path / "problems.txt"
     file.write_text("# two more\n128x128x128\n\n1x2x3  # odd\n")
-    monkeypatch.setenv(environment.PDL.name, "1")
+    monkeypatch.setenv(environment.PDL, "1")
     assert cli.main(["precompile", "64x64x64", "--file", str(file), "--jobs", "2"]) == 0
     assert core.compiled == ["best.pdl"]
     text = capsys.readouterr().out
     assert "best.pdl: 1234 bytes" in text and "1x2x3: best.pdl" in text
-    monkeypatch.setenv(environment.PDL.name, "0")
+    monkeypatch.setenv(environment.PDL, "0")
     assert cli.main(["precompile", "64x64x64"]) == 0
     assert core.compiled == ["best.pdl", "best"]
 
 
 def test_terminal_sees_how_far_it_is(core, monkeypatch, capsys):
-    monkeypatch.setenv(environment.PDL.name, "0")
+    monkeypatch.setenv(environment.PDL, "0")
     for is_terminal in (True, False):
         monkeypatch.setattr(sys.stderr, "isatty", lambda here=is_terminal: here)
         assert cli.main(["precompile", "64x64x64"]) == 0
@@ -254,7 +254,7 @@ def test_cache_that_is_not_used_is_an_error(core, action, capsys):
 
 
 def test_cache_can_be_off(monkeypatch, capsys):
-    monkeypatch.setenv(environment.CACHE_DIR.name, "")
+    monkeypatch.setenv(environment.CACHE_DIR, "")
     assert cli.main(["cache"]) == 0
     assert "no kernels are kept" in capsys.readouterr().out
 
@@ -272,19 +272,19 @@ def test_commands_with_the_extension(extension, monkeypatch, tmp_path, capsys):
 
 def test_cache_dir(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv(environment.CACHE_DIR.name, raising=False)
+    monkeypatch.delenv(environment.CACHE_DIR, raising=False)
     assert environment.cache_dir() == tmp_path / "jax_fp8gemm"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert environment.cache_dir().parts[-2:] == (".cache", "jax_fp8gemm")
-    monkeypatch.setenv(environment.CACHE_DIR.name, "/elsewhere")
+    monkeypatch.setenv(environment.CACHE_DIR, "/elsewhere")
     assert str(environment.cache_dir()) == "/elsewhere"
-    monkeypatch.setenv(environment.CACHE_DIR.name, "")
+    monkeypatch.setenv(environment.CACHE_DIR, "")
     assert environment.cache_dir() is None
     assert environment.complaints() == {}
 
 
 def test_cache_dir_without_a_home(monkeypatch):
-    monkeypatch.delenv(environment.CACHE_DIR.name, raising=False)
+    monkeypatch.delenv(environment.CACHE_DIR, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # is ignored
     for home in ("", "relative"):
         monkeypatch.setenv("HOME", home)
@@ -294,17 +294,17 @@ def test_cache_dir_without_a_home(monkeypatch):
 
 
 def test_cache_limit(monkeypatch):
-    monkeypatch.delenv(environment.CACHE_LIMIT.name, raising=False)
+    monkeypatch.delenv(environment.CACHE_LIMIT, raising=False)
     assert environment.cache_limit_bytes() == 1 << 30
-    monkeypatch.setenv(environment.CACHE_LIMIT.name, "5")
+    monkeypatch.setenv(environment.CACHE_LIMIT, "5")
     assert environment.cache_limit_bytes() == 5 << 20 and environment.complaints() == {}
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "1.5", "1 GiB", "9" * 5000])
 def test_wrong_cache_limits_are_named(monkeypatch, text):
-    monkeypatch.setenv(environment.CACHE_LIMIT.name, text)
+    monkeypatch.setenv(environment.CACHE_LIMIT, text)
     assert environment.cache_limit_bytes() == 1 << 30
-    assert "whole number of MiB" in environment.complaints()[environment.CACHE_LIMIT.name]
+    assert "whole number of MiB" in environment.complaints()[environment.CACHE_LIMIT]
 
 
 NO_PATHS = {
@@ -318,20 +318,21 @@ NO_PATHS = {
 @pytest.mark.parametrize("text", NO_PATHS.values(), ids=NO_PATHS)
 def test_wrong_paths_are_named(monkeypatch, text):
     for variable in (environment.CACHE_DIR, environment.NVRTC, environment.TUNED):
-        monkeypatch.setenv(variable.name, text)
+        monkeypatch.setenv(variable, text)
     wrong = environment.complaints()
-    assert environment.NVRTC.name in wrong and environment.TUNED.name in wrong
+    assert environment.NVRTC in wrong and environment.TUNED in wrong
     # Only the operating system knows what is too long; the first kernel says so.
-    assert (environment.CACHE_DIR.name in wrong) == (text != NO_PATHS["long"])
+    assert (environment.CACHE_DIR in wrong) == (text != NO_PATHS["long"])
     assert (environment.cache_dir() is None) == (text != NO_PATHS["long"])
 
 
 @pytest.mark.parametrize("kind", ["nobody's", "no text", "long"])
 def test_import_and_doctor_outlive_wrong_paths(extension, tmp_path, kind):
     text = NO_PATHS[kind]
-    variables = {v.name: text for v in environment.VARIABLES if v.type == "path"}
+    paths = (environment.CACHE_DIR, environment.NVRTC, environment.TUNED)
+    variables = dict.fromkeys(paths, text)
     variables |= {"HOME": "", "CUDA_HOME": text, "JAX_PLATFORMS": "cpu"}
-    variables[environment.CACHE_LIMIT.name] = text
+    variables[environment.CACHE_LIMIT] = text
     run = subprocess.run(
         [sys.executable, "-m", "jax_fp8gemm", "doctor"],
         capture_output=True,
@@ -343,19 +344,19 @@ def test_import_and_doctor_outlive_wrong_paths(extension, tmp_path, kind):
     lines = run.stdout.decode().splitlines()
     assert any(re.match(r"extension +loaded", line) for line in lines)
     wrong = {line.split()[0] for line in lines if "WRONG VALUE" in line}
-    names = {each.name for each in (environment.NVRTC, environment.TUNED, environment.CACHE_LIMIT)}
+    names = {environment.NVRTC, environment.TUNED, environment.CACHE_LIMIT}
     assert wrong >= names
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("text", "want"), [("1", True), ("On", True), ("0", False), ("no", False)])
 def test_pdl(monkeypatch, text, want):
-    monkeypatch.setenv(environment.PDL.name, text)
+    monkeypatch.setenv(environment.PDL, text)
     assert environment.pdl() is want
 
 
 def test_pdl_names_the_variable_in_its_error(monkeypatch):
-    monkeypatch.setenv(environment.PDL.name, "maybe")
+    monkeypatch.setenv(environment.PDL, "maybe")
     with pytest.raises(ValueError, match=r"JAX_FP8GEMM_PDL.*'maybe'"):
         environment.pdl()
 

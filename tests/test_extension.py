@@ -197,7 +197,6 @@ _PARAMS_SOURCES = (
     "gemm/cost_model",
     "gemm/problem",
     "gemm/sm90_fp8_gemm",
-    "jit/type_names",
     "quantize/quantize_key",
     "quantize/quantize_problem",
     "driver/driver",

@@ -132,7 +132,7 @@ def test_program_without_kernels(compiled):
 
 
 def test_chosen_for_other_sms_and_with_pdl(compiled, extension, monkeypatch):
-    monkeypatch.setenv(environment.PDL.name, "1")
+    monkeypatch.setenv(environment.PDL, "1")
     function, *arguments = PROGRAMS["64x256x384"]()
     (key,) = fp8.precompile(jax.jit(function).trace(*arguments), num_sms=8)
     problem = gemm_problem.parse("64x256x384", num_sms=8)

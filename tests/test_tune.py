@@ -255,13 +255,13 @@ def test_command_writes_table_and_measurements(tune, tmp_path, monkeypatch, caps
     monkeypatch.setattr(tune, "machine", lambda simulate: (_machine(tune), None))
     measured = _measured(tune, n128=3.0, n96=2.0)
     monkeypatch.setattr(tune, "measure", lambda *args: iter([measured]))
-    monkeypatch.setenv(environment.TUNED.name, "")
+    monkeypatch.setenv(environment.TUNED, "")
     monkeypatch.chdir(tmp_path)
     assert cli.main(["tune", "64x136x256"]) == 0
     table = tmp_path / "nvidia-h100-80gb-hbm3.json"
     assert table.exists() and table.with_suffix(".measurements.json").exists()
     assert "the model's choice took 1.500 times as long" in capsys.readouterr().out
-    monkeypatch.setenv(environment.TUNED.name, str(tmp_path / "mine.json"))
+    monkeypatch.setenv(environment.TUNED, str(tmp_path / "mine.json"))
     assert cli.main(["tune", "64x136x256"]) == 0
     assert (tmp_path / "mine.json").read_text() != ""
     (tmp_path / "mine.json").write_text("{")

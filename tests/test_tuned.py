@@ -39,7 +39,7 @@ def path(extension, tmp_path, monkeypatch):
     """A table that the environment names."""
     path = tmp_path / "tuned.json"
     tuned.write(path, table())
-    monkeypatch.setenv(environment.TUNED.name, str(path))
+    monkeypatch.setenv(environment.TUNED, str(path))
     tuned.clear()
     yield path
     tuned.clear()
@@ -193,7 +193,7 @@ def test_calls_carry_the_tuned_configuration(path, on_h100):
 
 
 def test_empty_variable_means_no_tables(path, on_h100, monkeypatch):
-    monkeypatch.setenv(environment.TUNED.name, "")
+    monkeypatch.setenv(environment.TUNED, "")
     assert on_h100.tuned_entry(PROBLEM, GPU) is None
 
 
@@ -207,7 +207,7 @@ def test_package_tables_are_used_and_the_users_go_before(path, on_h100, monkeypa
     assert on_h100.tuned_entry(PROBLEM, GPU).best.config == FAST
     assert on_h100.tuned_entry(other, GPU).best.config == SLOW
     assert tuned.count(GPU, on_h100.extension.core().describe_config) == 2
-    monkeypatch.delenv(environment.TUNED.name)
+    monkeypatch.delenv(environment.TUNED)
     assert on_h100.tuned_entry(PROBLEM, GPU).best.config == SLOW
 
 

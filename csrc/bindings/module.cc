@@ -37,28 +37,23 @@ nb::capsule Capsule(T* pointer) {
 }
 
 /// What Python registers for a target: handlers and state for CUDA, a handler for the simulator.
-nb::dict RegistrationsOf(XLA_FFI_Handler* instantiate, XLA_FFI_Handler* initialize,
-                         XLA_FFI_Handler* execute, XLA_FFI_TypeId* type_id,
-                         const XLA_FFI_TypeInfo* type_info, XLA_FFI_Handler* sim) {
+nb::dict RegistrationsOf(const CallHandlers& handlers) {
   nb::dict cuda, state_type, result;
-  cuda["instantiate"] = Capsule(instantiate);
-  cuda["initialize"] = Capsule(initialize);
-  cuda["execute"] = Capsule(execute);
-  state_type["type_id"] = Capsule(type_id);
-  state_type["type_info"] = Capsule(type_info);
+  cuda["instantiate"] = Capsule(handlers.instantiate);
+  cuda["initialize"] = Capsule(handlers.initialize);
+  cuda["execute"] = Capsule(handlers.execute);
+  state_type["type_id"] = Capsule(handlers.type_id);
+  state_type["type_info"] = Capsule(handlers.type_info);
   result["cuda"] = cuda;
   result["cuda_state_type"] = state_type;
-  result["sim"] = Capsule(sim);
+  result["sim"] = Capsule(handlers.sim_execute);
   return result;
 }
 
 nb::dict Registrations() {
   nb::dict result;
-  result["gemm"] = RegistrationsOf(Fp8GemmInstantiate, Fp8GemmInitialize, Fp8GemmExecute,
-                                   GemmStateTypeId(), GemmStateTypeInfo(), Fp8GemmSimExecute);
-  result["quantize"] =
-      RegistrationsOf(Fp8QuantizeInstantiate, Fp8QuantizeInitialize, Fp8QuantizeExecute,
-                      QuantizeStateTypeId(), QuantizeStateTypeInfo(), Fp8QuantizeSimExecute);
+  result["gemm"] = RegistrationsOf(GemmHandlers());
+  result["quantize"] = RegistrationsOf(QuantizeHandlers());
   result["empty"] = Capsule(Fp8EmptyExecute);
   return result;
 }
@@ -73,7 +68,7 @@ nb::dict DescribeConfig(const std::string& key) {
   nb::dict fields;
   fields["family"] = FamilyName(config);
   fields["kind"] = TraitsOf(config.kind).name;
-  fields["scaling"] = ScalingName(config.scaling);
+  fields["scaling"] = NamesOf(config.scaling).name;
   fields["block_m"] = config.block_m;
   fields["block_n"] = config.block_n;
   fields["block_k"] = kBlockK;
@@ -83,9 +78,9 @@ nb::dict DescribeConfig(const std::string& key) {
   fields["cluster_m"] = config.cluster_m;
   fields["cluster_n"] = config.cluster_n;
   fields["split_k"] = config.split_k;
-  fields["a_type"] = Fp8TypeName(config.a_type);
-  fields["b_type"] = Fp8TypeName(config.b_type);
-  fields["d_type"] = OutTypeName(config.d_type);
+  fields["a_type"] = NamesOf(config.a_type).name;
+  fields["b_type"] = NamesOf(config.b_type).name;
+  fields["d_type"] = NamesOf(config.d_type).name;
   fields["accumulate"] = config.accumulate;
   fields["pdl"] = config.pdl;
   fields["threads"] = config.threads();
@@ -141,8 +136,8 @@ nb::dict Kinds() {
   nb::dict result;
   for (const KindTraits& traits : kKinds) {
     nb::list scalings;
-    for (const Scaling scaling : {Scaling::k1D2D, Scaling::k1D1D}) {
-      if (HasScaling(traits, scaling)) scalings.append(ScalingName(scaling));
+    for (const Named<Scaling>& scaling : kScalings) {
+      if (HasScaling(traits, scaling.value)) scalings.append(scaling.name);
     }
     nb::dict fields;
     fields["scalings"] = scalings;
@@ -184,25 +179,18 @@ nb::dict ConfigCost(const nb::dict& problem, const std::string& key) {
   return DescribeCost(EstimateCost(ProblemOf(problem), ParseConfigKey(key)));
 }
 
-std::vector<std::string> CandidateKeys() {
+template <typename Config>
+std::vector<std::string> Keys(const std::vector<Config>& configs,
+                              std::string (*key_of)(const Config&)) {
   std::vector<std::string> keys;
-  for (const GemmConfig& config : AllCandidateConfigs()) keys.push_back(ConfigKey(config));
-  return keys;
-}
-
-std::vector<std::string> QuantizeKeys() {
-  std::vector<std::string> keys;
-  for (const QuantizeConfig& config : AllQuantizeConfigs()) keys.push_back(QuantizeKey(config));
+  for (const Config& config : configs) keys.push_back(key_of(config));
   return keys;
 }
 
 /// Key of the kernel for attributes as the custom call has them.
 std::string QuantizeKeyOf(const std::string& layout, const std::string& x_dtype,
                           const std::string& dtype, const std::string& scale_format) {
-  return QuantizeKey({.layout = ParseQuantizeLayout(layout),
-                      .x_type = ParseXType(x_dtype),
-                      .type = ParseFp8Type(dtype),
-                      .pow2 = ParseScaleFormat(scale_format)});
+  return QuantizeKey(NamedQuantizeConfig(layout, x_dtype, dtype, scale_format));
 }
 
 nb::dict HeadersDict(std::span<const HeaderText> headers) {
@@ -293,18 +281,17 @@ void FollowInterruptsOfPython() {
   SetInterruptRule([=] { return InterruptsStopWork(getsignal, handler); });
 }
 
-/// Why the directory of the cache is not used; empty if it is.
-std::string DiskCacheRefusal() {
+/// What a function of the cache on disk returns; nothing where no kernels are kept.
+template <typename Result>
+Result OfDiskCache(Result (DiskStore::*function)() const) {
   const auto disk = ProcessKernelCache().Disk();
-  return disk != nullptr ? disk->Refusal() : std::string();
+  return disk != nullptr ? (disk.get()->*function)() : Result{};
 }
 
 /// Entries as (file name, label, bytes).
 nb::list ListDiskCache() {
   nb::list entries;
-  const auto disk = ProcessKernelCache().Disk();
-  if (disk == nullptr) return entries;
-  for (const DiskEntry& entry : disk->List()) {
+  for (const DiskEntry& entry : OfDiskCache(&DiskStore::List)) {
     entries.append(nb::make_tuple(entry.name, entry.label, entry.file_bytes));
   }
   return entries;
@@ -313,17 +300,10 @@ nb::list ListDiskCache() {
 /// Entries that would not be loaded, as (file name, why).
 nb::list VerifyDiskCache() {
   nb::list faults;
-  const auto disk = ProcessKernelCache().Disk();
-  if (disk == nullptr) return faults;
-  for (const DiskFault& fault : disk->Verify()) {
+  for (const DiskFault& fault : OfDiskCache(&DiskStore::Verify)) {
     faults.append(nb::make_tuple(fault.name, fault.fault));
   }
   return faults;
-}
-
-size_t ClearDiskCache() {
-  const auto disk = ProcessKernelCache().Disk();
-  return disk != nullptr ? disk->Clear() : 0;
 }
 
 /// What the driver says of device `ordinal`. Raises if there is no driver or no such Hopper device.
@@ -354,8 +334,8 @@ NB_MODULE(_core, module) {
   module.attr("ffi_api_minor") = XLA_FFI_API_MINOR;
   module.def("kinds", &Kinds);
   module.def("limits", &ProblemLimits);
-  module.def("candidate_configs", &CandidateKeys);
-  module.def("quantize_configs", &QuantizeKeys);
+  module.def("candidate_configs", [] { return Keys(AllCandidateConfigs(), &ConfigKey); });
+  module.def("quantize_configs", [] { return Keys(AllQuantizeConfigs(), &QuantizeKey); });
   module.def("quantize_key", &QuantizeKeyOf, nb::arg("layout"), nb::arg("x_dtype"),
              nb::arg("dtype"), nb::arg("scale_format"));
   module.def("ranked_configs", &RankedConfigs, nb::arg("problem"), nb::arg("backend"));
@@ -374,11 +354,8 @@ NB_MODULE(_core, module) {
         SetNvrtcSearch({std::move(chosen), major, std::move(candidates)});
       },
       nb::arg("chosen"), nb::arg("major"), nb::arg("candidates"));
-  module.def("nvrtc_version", [] {
-    const auto [major, minor] = NvrtcVersion();
-    return nb::make_tuple(major, minor);
-  });
-  module.def("nvrtc_path", &NvrtcPath);
+  module.def("nvrtc_version", [] { return nb::make_tuple(Nvrtc().major, Nvrtc().minor); });
+  module.def("nvrtc_path", [] { return Nvrtc().path; });
   module.def("set_sim_library", &SetSimLibraryPath, nb::arg("path"));
   module.def(
       "set_cache_directory",
@@ -387,7 +364,7 @@ NB_MODULE(_core, module) {
       },
       nb::arg("path"), nb::arg("limit_bytes") = DiskStore::kNoLimit);
   module.def("set_cache_warning_sink", &SetCacheWarningSink, nb::arg("sink"));
-  module.def("disk_cache_refusal", &DiskCacheRefusal);
+  module.def("disk_cache_refusal", [] { return OfDiskCache(&DiskStore::Refusal); });
   module.def("list_disk_cache", &ListDiskCache);
   module.def("verify_disk_cache", &VerifyDiskCache);
   module.def("precompile", &Precompile, nb::arg("key"));
@@ -395,6 +372,6 @@ NB_MODULE(_core, module) {
   module.def("store_kernel", &StoreKernel, nb::arg("key"), nb::arg("image"));
   module.def("cache_counters", &CacheCounters);
   module.def("clear_memory_cache", [] { ProcessKernelCache().ClearMemory(); });
-  module.def("clear_disk_cache", &ClearDiskCache);
+  module.def("clear_disk_cache", [] { return OfDiskCache(&DiskStore::Clear); });
   module.def("device_info", &DeviceInfo, nb::arg("backend"), nb::arg("ordinal"));
 }

@@ -75,9 +75,9 @@ void CheckSpec(const TensorMapSpec& spec) {
 
 }  // namespace
 
-void CheckExtent(const char* name, int64_t value) {
-  if (value < 1 || value > kMaxExtent) {
-    throw UnsupportedError(std::string(name) + " must be from 1 to " + std::to_string(kMaxExtent) +
+void CheckExtent(const char* name, int64_t value, int64_t most) {
+  if (value < 1 || value > most) {
+    throw UnsupportedError(std::string(name) + " must be from 1 to " + std::to_string(most) +
                            ", got " + std::to_string(value));
   }
 }

@@ -13,8 +13,8 @@ inline constexpr int64_t kTmaAlignmentBytes = 16;
 /// The longest extent of an array: coordinates are int32, and tiles reach up to 2 * 256 past it.
 inline constexpr int64_t kMaxExtent = (int64_t{1} << 31) - 1 - 512;
 
-/// @throws UnsupportedError  `value` is not from 1 to kMaxExtent; the message has name and value.
-void CheckExtent(const char* name, int64_t value);
+/// @throws UnsupportedError  `value` is not from 1 to `most`; the message has all three.
+void CheckExtent(const char* name, int64_t value, int64_t most = kMaxExtent);
 
 /// A 2-D tensor in global memory and the box one TMA instruction moves. Dimension 0 is contiguous.
 struct TensorMapSpec {

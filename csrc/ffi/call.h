@@ -10,31 +10,27 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 #include "shared/gemm_config.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace fp8gemm {
 
-/// @throws std::invalid_argument  There is none of that name and type.
-template <typename T>
-T Attribute(const xla::ffi::Dictionary& attributes, const char* name) {
-  xla::ffi::ErrorOr<T> value = attributes.get<T>(name);
-  if (!value.has_value()) {
-    throw std::invalid_argument(std::string("attribute ") + name + ": " + value.error().message());
-  }
-  return *value;
-}
-
-/// The attributes of a call for ReadProblem and its like. Throws as `Attribute`.
+/// The attributes of a call for ReadProblem and its like.
 struct AttributeReader {
   const xla::ffi::Dictionary& attributes;
 
-  std::string Text(const char* name) const {
-    return std::string(Attribute<std::string_view>(attributes, name));
+  /// @throws std::invalid_argument  There is none of that name and type; of the others too.
+  template <typename T>
+  T Get(const char* name) const {
+    const xla::ffi::ErrorOr<T> value = attributes.get<T>(name);
+    if (value.has_value()) return *value;
+    throw std::invalid_argument(std::string("attribute ") + name + ": " + value.error().message());
   }
-  int64_t Number(const char* name) const { return Attribute<int64_t>(attributes, name); }
-  bool Flag(const char* name) const { return Attribute<bool>(attributes, name); }
+  std::string Text(const char* name) const { return std::string(Get<std::string_view>(name)); }
+  int64_t Number(const char* name) const { return Get<int64_t>(name); }
+  bool Flag(const char* name) const { return Get<bool>(name); }
 };
 
 /// XLA's element type for ours.
@@ -73,53 +69,34 @@ inline void* CheckedData(const char* operand, xla::ffi::AnyBuffer buffer, xla::f
                               std::to_string(int(buffer.element_type())));
 }
 
-inline void* CheckedData(const char* operand, xla::ffi::AnyBuffer buffer, xla::ffi::DataType type,
-                         std::initializer_list<int64_t> extents) {
-  return CheckedData(operand, buffer, type, std::span(extents.begin(), extents.size()));
-}
-
-inline void CheckCount(const char* of_what, size_t got, size_t expected) {
-  if (got == expected) return;
-  throw std::invalid_argument("expected " + std::to_string(expected) + " " + of_what + ", got " +
-                              std::to_string(got));
-}
-
-/// The operands of a call one after the other, each checked before it is used.
-class Operands {
+/// The operands of a call (RemainingArgs) or its results (RemainingRets), one after the other, each
+/// checked before it is used.
+template <typename Remaining>
+class Buffers {
  public:
   /// @throws std::invalid_argument  There are not `expected` of them.
-  Operands(xla::ffi::RemainingArgs args, size_t expected) : args_(args) {
-    CheckCount("operands", args.size(), expected);
+  Buffers(Remaining buffers, size_t expected) : buffers_(buffers) {
+    if (buffers.size() == expected) return;
+    throw std::invalid_argument("expected " + std::to_string(expected) +
+                                (kAreOperands ? " operands" : " results") + ", got " +
+                                std::to_string(buffers.size()));
   }
 
-  template <typename Extents>
-  void* Next(const char* name, xla::ffi::DataType type, const Extents& extents) {
-    return CheckedData(name, *args_.get<xla::ffi::AnyBuffer>(next_++), type, extents);
+  void* Next(const char* name, xla::ffi::DataType type, std::span<const int64_t> extents) {
+    auto buffer = buffers_.template get<xla::ffi::AnyBuffer>(next_++);
+    if constexpr (kAreOperands) {
+      return CheckedData(name, *buffer, type, extents);
+    } else {
+      return CheckedData(name, **buffer, type, extents);
+    }
   }
   void* Next(const char* name, xla::ffi::DataType type, std::initializer_list<int64_t> extents) {
-    return CheckedData(name, *args_.get<xla::ffi::AnyBuffer>(next_++), type, extents);
+    return Next(name, type, std::span(extents.begin(), extents.size()));
   }
 
  private:
-  xla::ffi::RemainingArgs args_;
-  size_t next_ = 0;
-};
-
-/// The results of a call, as Operands.
-class Results {
- public:
-  /// @throws std::invalid_argument  There are not `expected` of them.
-  Results(xla::ffi::RemainingRets rets, size_t expected) : rets_(rets) {
-    CheckCount("results", rets.size(), expected);
-  }
-
-  template <typename Extents>
-  void* Next(const char* name, xla::ffi::DataType type, const Extents& extents) {
-    return CheckedData(name, **rets_.get<xla::ffi::AnyBuffer>(next_++), type, extents);
-  }
-
- private:
-  xla::ffi::RemainingRets rets_;
+  static constexpr bool kAreOperands = std::is_same_v<Remaining, xla::ffi::RemainingArgs>;
+  Remaining buffers_;
   size_t next_ = 0;
 };
 

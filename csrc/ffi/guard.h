@@ -30,7 +30,8 @@ inline xla::ffi::Error CurrentExceptionAsError(const char* target) {
 template <typename Body>
 xla::ffi::Error Guard(const char* target, Body&& body) noexcept {
   try {
-    return std::forward<Body>(body)();
+    std::forward<Body>(body)();
+    return xla::ffi::Error::Success();
   } catch (...) {
     return CurrentExceptionAsError(target);
   }

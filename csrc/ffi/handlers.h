@@ -1,34 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
-// The FFI handlers that Python registers; bindings/module.cc lists them.
+// What Python registers: the handlers of each custom call; bindings/module.cc lists them.
 #pragma once
 #include "xla/ffi/api/ffi.h"
 
-// GEMMs of every kind on CUDA: plan and compile; load for the device; launch.
-XLA_FFI_DECLARE_HANDLER_SYMBOL(Fp8GemmInstantiate);
-XLA_FFI_DECLARE_HANDLER_SYMBOL(Fp8GemmInitialize);
-XLA_FFI_DECLARE_HANDLER_SYMBOL(Fp8GemmExecute);
+namespace fp8gemm {
 
-// GEMMs of every kind on the CPU, through the simulator. Stateless: XLA's CPU client cannot be
-// created once a handler with state is registered for it.
-XLA_FFI_DECLARE_HANDLER_SYMBOL(Fp8GemmSimExecute);
+/// The handlers of one custom call.
+struct CallHandlers {
+  // On CUDA: plan and compile; load for the device; launch. For jax.ffi.register_ffi_type the type
+  // id and type info of the state that the first of them makes.
+  XLA_FFI_Handler* instantiate;
+  XLA_FFI_Handler* initialize;
+  XLA_FFI_Handler* execute;
+  XLA_FFI_TypeId* type_id;
+  const XLA_FFI_TypeInfo* type_info;
+  // On the CPU, through the simulator. Stateless: XLA's CPU client cannot be created once a handler
+  // with state is registered for it.
+  XLA_FFI_Handler* sim_execute;
+};
 
-// Quantizers of every layout: on CUDA, and on the CPU through the simulator, as above.
-XLA_FFI_DECLARE_HANDLER_SYMBOL(Fp8QuantizeInstantiate);
-XLA_FFI_DECLARE_HANDLER_SYMBOL(Fp8QuantizeInitialize);
-XLA_FFI_DECLARE_HANDLER_SYMBOL(Fp8QuantizeExecute);
-XLA_FFI_DECLARE_HANDLER_SYMBOL(Fp8QuantizeSimExecute);
+CallHandlers GemmHandlers();      // GEMMs of every kind
+CallHandlers QuantizeHandlers();  // quantizers of every layout
+
+}  // namespace fp8gemm
 
 // Does nothing, on any platform.
 XLA_FFI_DECLARE_HANDLER_SYMBOL(Fp8EmptyExecute);
-
-namespace fp8gemm {
-
-/// Type id and type info of the state that Fp8GemmInstantiate makes, for jax.ffi.register_ffi_type.
-XLA_FFI_TypeId* GemmStateTypeId();
-const XLA_FFI_TypeInfo* GemmStateTypeInfo();
-
-/// The same of the state that Fp8QuantizeInstantiate makes.
-XLA_FFI_TypeId* QuantizeStateTypeId();
-const XLA_FFI_TypeInfo* QuantizeStateTypeInfo();
-
-}  // namespace fp8gemm

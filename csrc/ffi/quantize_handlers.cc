@@ -12,33 +12,16 @@
 // Results     values, scales: see QuantizeProblem. Where scales are per 1x128, rows of the values
 //             are innermost, and those up to a multiple of 4 are not written. Layouts of two have
 //             values and scales of the transposed one, then of the rows of all batches.
-#include <memory>
-
 #include "ffi/call.h"
-#include "ffi/guard.h"
 #include "ffi/handlers.h"
-#include "ffi/sim_plans.h"
-#include "jit/type_names.h"
+#include "ffi/stages.h"
+#include "quantize/quantize_key.h"
 #include "quantize/quantize_plan.h"
 
 namespace fp8gemm {
 namespace {
 
 namespace ffi = xla::ffi;
-
-constexpr const char* kQuantizeTarget = "jax_fp8gemm.quantize.v1";
-
-QuantizeProblem DecodeProblem(const ffi::Dictionary& attributes) {
-  const AttributeReader reader{attributes};
-  return {.config = {.layout = ParseQuantizeLayout(reader.Text("layout")),
-                     .x_type = ParseXType(reader.Text("x_dtype")),
-                     .type = ParseFp8Type(reader.Text("dtype")),
-                     .pow2 = ParseScaleFormat(reader.Text("scale_format"))},
-          .batches = reader.Number("batches"),
-          .rows = reader.Number("rows"),
-          .columns = reader.Number("columns"),
-          .num_groups = reader.Number("num_groups")};
-}
 
 ffi::DataType ToDataType(XType type) {
   switch (type) {
@@ -50,10 +33,27 @@ ffi::DataType ToDataType(XType type) {
   return ffi::DataType::INVALID;
 }
 
-// Runs `plan` on the call's buffers after checking them.
-void RunQuantize(QuantizePlan& plan, ffi::RemainingArgs args, ffi::RemainingRets rets,
-                 CUstream stream) {
-  const QuantizeProblem& problem = plan.problem();
+struct QuantizeCall {
+  static constexpr const char* kTarget = "jax_fp8gemm.quantize.v1";
+  QuantizeProblem problem;
+
+  explicit QuantizeCall(const ffi::Dictionary& attributes) {
+    const AttributeReader reader{attributes};
+    problem = {.config = NamedQuantizeConfig(reader.Text("layout"), reader.Text("x_dtype"),
+                                             reader.Text("dtype"), reader.Text("scale_format")),
+               .batches = reader.Number("batches"),
+               .rows = reader.Number("rows"),
+               .columns = reader.Number("columns"),
+               .num_groups = reader.Number("num_groups")};
+  }
+  std::string ToString() const { return problem.ToString(); }
+  QuantizePlan MakePlan(Backend backend) const { return {backend, problem}; }
+  void Run(QuantizePlan& plan, ffi::RemainingArgs args, ffi::RemainingRets rets,
+           CUstream stream) const;
+};
+
+void QuantizeCall::Run(QuantizePlan& plan, ffi::RemainingArgs args, ffi::RemainingRets rets,
+                       CUstream stream) const {
   const QuantizeConfig& config = problem.config;
   const bool has_scales = config.x_type == XType::kE4M3;
   const bool has_groups = problem.num_groups != 0;
@@ -61,8 +61,8 @@ void RunQuantize(QuantizePlan& plan, ffi::RemainingArgs args, ffi::RemainingRets
   const size_t expected = 1 + size_t{has_scales} + size_t{has_groups} + num_factors;
   const bool has_up = config.is_gated() && args.size() == expected + 1;
   const bool is_joined = config.is_gated() && !has_up;
-  Operands operands(args, expected + size_t{has_up});
-  Results results(rets, config.has_rows() ? 4 : 2);
+  Buffers operands(args, expected + size_t{has_up});
+  Buffers results(rets, config.has_rows() ? 4 : 2);
   QuantizeBuffers buffers;
   const ffi::DataType x_type = ToDataType(config.x_type);
   buffers.x =
@@ -92,79 +92,8 @@ void RunQuantize(QuantizePlan& plan, ffi::RemainingArgs args, ffi::RemainingRets
   plan.Run(buffers, stream);
 }
 
-// State of one call site in one executable; shared by all devices that run it.
-struct QuantizeState {
-  static ffi::TypeId id;
-  std::unique_ptr<QuantizePlan> plan;
-};
-ffi::TypeId QuantizeState::id = {};
-
-ffi::ErrorOr<std::unique_ptr<QuantizeState>> InstantiateQuantize(
-    ffi::Dictionary attributes) noexcept {
-  try {
-    auto state = std::make_unique<QuantizeState>();
-    state->plan = std::make_unique<QuantizePlan>(Backend::kCuda, DecodeProblem(attributes));
-    return state;
-  } catch (...) {
-    return ffi::Unexpected(CurrentExceptionAsError(kQuantizeTarget));
-  }
-}
-
-ffi::Error InitializeQuantize(QuantizeState* state, ffi::RemainingArgs, ffi::RemainingRets,
-                              ffi::Dictionary) {
-  return Guard(kQuantizeTarget, [&] {
-    state->plan->Prepare();
-    return ffi::Error::Success();
-  });
-}
-
-ffi::Error ExecuteQuantize(QuantizeState* state, CUstream stream, ffi::RemainingArgs args,
-                           ffi::RemainingRets rets, ffi::Dictionary) {
-  return Guard(kQuantizeTarget, [&] {
-    RunQuantize(*state->plan, args, rets, stream);
-    return ffi::Error::Success();
-  });
-}
-
-ffi::Error SimExecuteQuantize(ffi::RemainingArgs args, ffi::RemainingRets rets,
-                              ffi::Dictionary attributes) {
-  return Guard(kQuantizeTarget, [&] {
-    const QuantizeProblem problem = DecodeProblem(attributes);
-    RunQuantize(*SimPlan<QuantizePlan>(problem.ToString(), problem), args, rets, nullptr);
-    return ffi::Error::Success();
-  });
-}
-
 }  // namespace
 
-XLA_FFI_TypeId* QuantizeStateTypeId() { return &QuantizeState::id; }
-
-const XLA_FFI_TypeInfo* QuantizeStateTypeInfo() {
-  static const XLA_FFI_TypeInfo info = ffi::MakeTypeInfo<QuantizeState>();
-  return &info;
-}
+CallHandlers QuantizeHandlers() { return HandlersOf<QuantizeCall>(); }
 
 }  // namespace fp8gemm
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    Fp8QuantizeInstantiate, fp8gemm::InstantiateQuantize,
-    xla::ffi::Ffi::Bind<xla::ffi::ExecutionStage::kInstantiate>().Attrs());
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(Fp8QuantizeInitialize, fp8gemm::InitializeQuantize,
-                              xla::ffi::Ffi::Bind<xla::ffi::ExecutionStage::kInitialize>()
-                                  .Ctx<fp8gemm::CallState<fp8gemm::QuantizeState>>()
-                                  .RemainingArgs()
-                                  .RemainingRets()
-                                  .Attrs());
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(Fp8QuantizeExecute, fp8gemm::ExecuteQuantize,
-                              xla::ffi::Ffi::Bind()
-                                  .Ctx<fp8gemm::CallState<fp8gemm::QuantizeState>>()
-                                  .Ctx<xla::ffi::PlatformStream<fp8gemm::CUstream>>()
-                                  .RemainingArgs()
-                                  .RemainingRets()
-                                  .Attrs(),
-                              {xla::ffi::Traits::kCmdBufferCompatible});
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(Fp8QuantizeSimExecute, fp8gemm::SimExecuteQuantize,
-                              xla::ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attrs());

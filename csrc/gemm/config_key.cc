@@ -6,26 +6,18 @@
 #include <cstdlib>
 
 #include "driver/error.h"
+#include "jit/type_names.h"
 
 namespace fp8gemm {
 namespace {
 
-const char* ShortName(Fp8Type type) { return type == Fp8Type::kE4M3 ? "e4m3" : "e5m2"; }
-
-const char* ShortName(OutType type) {
-  return type == OutType::kBF16 ? "bf16" : type == OutType::kF16 ? "f16" : "f32";
-}
-
-// Replaces the type whose short name is `text`; false when there is none.
+// The type whose key is `text`, or else the first: the whole key is printed again and compared.
 template <typename Type, size_t kCount>
-bool ParseShortName(const std::string& text, const Type (&types)[kCount], Type& result) {
-  for (const Type type : types) {
-    if (text == ShortName(type)) {
-      result = type;
-      return true;
-    }
+Type ByKey(const Named<Type> (&table)[kCount], const std::string& text) {
+  for (const Named<Type>& each : table) {
+    if (text == each.key) return each.value;
   }
-  return false;
+  return table[0].value;
 }
 
 std::string Suffix(const GemmConfig& config) {
@@ -34,43 +26,39 @@ std::string Suffix(const GemmConfig& config) {
          (config.pdl ? ".pdl" : "");
 }
 
-bool ParseFamilyName(const std::string& text, GemmConfig& config) {
-  for (const Scaling scaling : {Scaling::k1D2D, Scaling::k1D1D}) {
+// Sets kind and scaling, to some where no family has the name.
+void ParseFamilyName(const std::string& text, GemmConfig& config) {
+  for (const Named<Scaling>& scaling : kScalings) {
     for (const KindTraits& traits : kKinds) {
-      config.scaling = scaling;
+      config.scaling = scaling.value;
       config.kind = traits.kind;
-      if (FamilyName(config) == text) return true;
+      if (FamilyName(config) == text) return;
     }
   }
-  return false;
 }
 
 }  // namespace
 
 std::string FamilyName(const GemmConfig& config) {
-  const std::string scaling = config.scaling == Scaling::k1D1D ? "1d1d" : "1d2d";
-  return scaling + TraitsOf(config.kind).suffix;
+  return std::string(NamesOf(config.scaling).key) + TraitsOf(config.kind).suffix;
 }
 
 std::string ConfigKey(const GemmConfig& config) {
   char text[128];
   std::snprintf(text, sizeof text, "%s.m%un%u.w%u.s%u.c%ux%u.%s.%s.%s", FamilyName(config).c_str(),
                 config.block_m, config.block_n, config.num_consumers, config.num_stages,
-                config.cluster_m, config.cluster_n, ShortName(config.a_type),
-                ShortName(config.b_type), ShortName(config.d_type));
+                config.cluster_m, config.cluster_n, NamesOf(config.a_type).key,
+                NamesOf(config.b_type).key, NamesOf(config.d_type).key);
   return text + Suffix(config);
 }
 
 GemmConfig ParseConfigKey(const std::string& key) {
-  static constexpr Fp8Type kFp8Types[] = {Fp8Type::kE4M3, Fp8Type::kE5M2};
-  static constexpr OutType kOutTypes[] = {OutType::kBF16, OutType::kF16, OutType::kF32};
   GemmConfig config;
   char family[24] = "", a[8] = "", b[8] = "", d[8] = "", rest[24] = "";
   // NOLINTBEGIN(bugprone-unchecked-string-to-number-conversion): the key is printed again below.
-  const int fields =
-      std::sscanf(key.c_str(), "%23[^.].m%un%u.w%u.s%u.c%ux%u.%7[^.].%7[^.].%7[^.]%23s", family,
-                  &config.block_m, &config.block_n, &config.num_consumers, &config.num_stages,
-                  &config.cluster_m, &config.cluster_n, a, b, d, rest);
+  std::sscanf(key.c_str(), "%23[^.].m%un%u.w%u.s%u.c%ux%u.%7[^.].%7[^.].%7[^.]%23s", family,
+              &config.block_m, &config.block_n, &config.num_consumers, &config.num_stages,
+              &config.cluster_m, &config.cluster_n, a, b, d, rest);
   const std::string suffix = rest;
   config.accumulate = suffix.starts_with(".acc");
   config.pdl = suffix.ends_with(".pdl");
@@ -78,10 +66,11 @@ GemmConfig ParseConfigKey(const std::string& key) {
     config.split_k = std::atoi(suffix.c_str() + at + 6);
   }
   // NOLINTEND(bugprone-unchecked-string-to-number-conversion)
-  if (fields < 10 || !ParseFamilyName(family, config) ||
-      !ParseShortName(a, kFp8Types, config.a_type) ||
-      !ParseShortName(b, kFp8Types, config.b_type) ||
-      !ParseShortName(d, kOutTypes, config.d_type) || ConfigKey(config) != key) {
+  ParseFamilyName(family, config);
+  config.a_type = ByKey(kFp8Types, a);
+  config.b_type = ByKey(kFp8Types, b);
+  config.d_type = ByKey(kOutTypes, d);
+  if (ConfigKey(config) != key) {
     throw UnsupportedError("'" + key + "' is not a kernel configuration; write it as in " +
                            ConfigKey(make_config({}, kTileShapes[0])));
   }

@@ -11,16 +11,6 @@
 namespace fp8gemm {
 namespace {
 
-const char* Literal(OutType type) {
-  return type == OutType::kBF16  ? "fp8gemm::OutType::kBF16"
-         : type == OutType::kF16 ? "fp8gemm::OutType::kF16"
-                                 : "fp8gemm::OutType::kF32";
-}
-
-const char* Literal(Scaling scaling) {
-  return scaling == Scaling::k1D1D ? "fp8gemm::Scaling::k1D1D" : "fp8gemm::Scaling::k1D2D";
-}
-
 std::string Field(const char* name, uint32_t value) {
   return std::string("    .") + name + " = " + std::to_string(value) + ",\n";
 }
@@ -33,12 +23,14 @@ std::string KernelName(const GemmConfig& config) { return "sm90_fp8_gemm_" + Fam
 
 std::string SourceText(const GemmConfig& config) {
   const std::string fields =
-      Field("kind", TraitsOf(config.kind).literal) + Field("scaling", Literal(config.scaling)) +
-      Field("block_m", config.block_m) + Field("block_n", config.block_n) +
-      Field("num_consumers", config.num_consumers) + Field("num_stages", config.num_stages) +
-      Field("cluster_m", config.cluster_m) + Field("cluster_n", config.cluster_n) +
-      Field("split_k", config.split_k) + Field("a_type", Fp8TypeLiteral(config.a_type)) +
-      Field("b_type", Fp8TypeLiteral(config.b_type)) + Field("d_type", Literal(config.d_type)) +
+      Field("kind", TraitsOf(config.kind).literal) +
+      Field("scaling", NamesOf(config.scaling).literal) + Field("block_m", config.block_m) +
+      Field("block_n", config.block_n) + Field("num_consumers", config.num_consumers) +
+      Field("num_stages", config.num_stages) + Field("cluster_m", config.cluster_m) +
+      Field("cluster_n", config.cluster_n) + Field("split_k", config.split_k) +
+      Field("a_type", NamesOf(config.a_type).literal) +
+      Field("b_type", NamesOf(config.b_type).literal) +
+      Field("d_type", NamesOf(config.d_type).literal) +
       Field("accumulate", config.accumulate ? "true" : "false") +
       Field("pdl", config.pdl ? "true" : "false");
   return "#define FP8GEMM_ONLY_N " + std::to_string(config.block_n) +

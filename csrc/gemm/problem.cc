@@ -15,23 +15,21 @@ constexpr int64_t kMaxTiles = int64_t{1} << 30;
 }  // namespace
 
 GemmConfig GemmProblem::types() const {
-  GemmConfig config;
-  config.kind = kind;
-  config.scaling = scaling;
-  config.a_type = a_type;
-  config.b_type = b_type;
-  config.d_type = d_type;
-  config.accumulate = accumulate;
-  config.pdl = pdl;
-  return config;
+  return {.kind = kind,
+          .scaling = scaling,
+          .a_type = a_type,
+          .b_type = b_type,
+          .d_type = d_type,
+          .accumulate = accumulate,
+          .pdl = pdl};
 }
 
 std::string GemmProblem::ToString() const {
   const std::string groups =
       kind == GemmKind::kDense ? "" : " groups=" + std::to_string(num_groups);
-  return std::string(traits().name) + " " + ScalingName(scaling) + groups +
+  return std::string(traits().name) + " " + NamesOf(scaling).name + groups +
          " m=" + std::to_string(m) + " n=" + std::to_string(n) + " k=" + std::to_string(k) + " " +
-         Fp8TypeName(a_type) + " x " + Fp8TypeName(b_type) + " -> " + OutTypeName(d_type) +
+         NamesOf(a_type).name + " x " + NamesOf(b_type).name + " -> " + NamesOf(d_type).name +
          (accumulate ? " (accumulating)" : "") + " on " + std::to_string(num_sms) + " SMs" +
          (sm_limit > 0 ? " of at most " + std::to_string(sm_limit) : "") +
          (expected_m > 0 ? " expected_m=" + std::to_string(expected_m) : "") +
@@ -42,10 +40,7 @@ void ValidateProblem(const GemmProblem& problem) {
   CheckExtent("m", problem.m);
   CheckExtent("n", problem.n);
   CheckExtent("k", problem.k);
-  if (problem.num_groups < 1 || problem.num_groups > int64_t{kMaxGroups}) {
-    throw UnsupportedError("num_groups must be from 1 to " + std::to_string(kMaxGroups) + ", got " +
-                           std::to_string(problem.num_groups));
-  }
+  CheckExtent("num_groups", problem.num_groups, kMaxGroups);
   CheckExtent("the number of rows of all groups of a", problem.a_rows());
   CheckExtent("the number of rows of all groups of b", problem.b_rows());
   CheckExtent("the number of rows of all groups of d", problem.d_rows());
@@ -53,34 +48,12 @@ void ValidateProblem(const GemmProblem& problem) {
   const int64_t matrices = problem.d_rows() / problem.m;
   const int64_t tiles =
       matrices * ceil_div<int64_t>(problem.m, 16) * ceil_div<int64_t>(problem.n, 16);
-  if (tiles > kMaxTiles) {
-    throw UnsupportedError(
-        "the number of 16x16 tiles of all groups of d must be at most 2^30, got " +
-        std::to_string(tiles));
-  }
-  if (problem.num_sms < 1) {
-    throw UnsupportedError("num_sms must be at least 1, got " + std::to_string(problem.num_sms));
-  }
+  CheckExtent("the number of 16x16 tiles of all groups of d", tiles, kMaxTiles);
+  CheckExtent("num_sms", problem.num_sms);
   if (problem.sm_limit < 0) {
     throw UnsupportedError("sm_limit must not be negative, got " +
                            std::to_string(problem.sm_limit));
   }
 }
-
-GemmKind ParseKind(const std::string& name) {
-  for (const KindTraits& traits : kKinds) {
-    if (name == traits.name) return traits.kind;
-  }
-  throw UnsupportedError("'" + name + "' is not a kind of GEMM");
-}
-
-Scaling ParseScaling(const std::string& name) {
-  for (const Scaling scaling : {Scaling::k1D2D, Scaling::k1D1D}) {
-    if (name == ScalingName(scaling)) return scaling;
-  }
-  throw UnsupportedError("scaling must be 1d2d or 1d1d, got '" + name + "'");
-}
-
-const char* ScalingName(Scaling scaling) { return scaling == Scaling::k1D1D ? "1d1d" : "1d2d"; }
 
 }  // namespace fp8gemm

@@ -46,32 +46,23 @@ struct GemmProblem {
   std::string ToString() const;
 };
 
-/// "dense", "ragged", "contiguous", "masked" or "k_grouped".
-/// @throws UnsupportedError  Not one of those names.
-GemmKind ParseKind(const std::string& name);
-
-/// "1d2d" or "1d1d".
-/// @throws UnsupportedError  Not one of those names.
-Scaling ParseScaling(const std::string& name);
-const char* ScalingName(Scaling scaling);
-
 /// The problem whose fields `reader` has under the names of attributes and of jax_fp8gemm.Problem:
 /// `Text(name)`, `Number(name)` and `Flag(name)` return one each, and throw if there is none.
 /// `pdl` and `sm_limit`, which belong to a launch, are not among them.
 /// @throws UnsupportedError  A name is not known.
 template <typename Reader>
 GemmProblem ReadProblem(const Reader& reader) {
-  return {.kind = ParseKind(reader.Text("kind")),
-          .scaling = ParseScaling(reader.Text("scaling")),
+  return {.kind = ByName("kind", kKinds, reader.Text("kind")).kind,
+          .scaling = ByName("scaling", kScalings, reader.Text("scaling")).value,
           .m = reader.Number("m"),
           .n = reader.Number("n"),
           .k = reader.Number("k"),
           .num_groups = reader.Number("num_groups"),
           .expected_m = reader.Number("expected_m"),
           .zero_padding = reader.Flag("zero_padding"),
-          .a_type = ParseFp8Type(reader.Text("a_dtype")),
-          .b_type = ParseFp8Type(reader.Text("b_dtype")),
-          .d_type = ParseOutType(reader.Text("d_dtype")),
+          .a_type = ByName("a_dtype", kFp8Types, reader.Text("a_dtype")).value,
+          .b_type = ByName("b_dtype", kFp8Types, reader.Text("b_dtype")).value,
+          .d_type = ByName("d_dtype", kOutTypes, reader.Text("d_dtype")).value,
           .accumulate = reader.Flag("accumulate"),
           .num_sms = static_cast<int>(reader.Number("num_sms"))};
 }

@@ -55,9 +55,7 @@ std::vector<RankedConfig> RankConfigs(const GemmProblem& problem, Backend backen
     if (config.split_k > 1 && cost.tiles_per_cta > 1) continue;
     ranked.push_back({config, cost});
   }
-  std::stable_sort(ranked.begin(), ranked.end(), [](const RankedConfig& x, const RankedConfig& y) {
-    return x.cost.cycles < y.cost.cycles;
-  });
+  std::ranges::stable_sort(ranked, {}, [](const RankedConfig& each) { return each.cost.cycles; });
   return ranked;
 }
 

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <ctime>
 #include <filesystem>
+#include <functional>
 #include <string_view>
 #include <tuple>
 
@@ -63,7 +64,7 @@ std::string TailOf(std::string_view key_text) {
 // Characters of the label that do not belong in a file name become '_'.
 std::string NameOf(const std::string& key_text, const std::string& label) {
   std::string name = label.substr(0, kMaxLabelLength);
-  std::replace_if(name.begin(), name.end(), [](char c) { return !IsPlain(c); }, '_');
+  std::ranges::replace_if(name, std::not_fn(IsPlain), '_');
   return name + TailOf(key_text);
 }
 
@@ -81,44 +82,36 @@ std::string Encode(const std::string& key_text, const std::string& image) {
   return file;
 }
 
-// Why a file is no whole entry of any key, or nothing.
-const char* FaultOf(std::string_view file) {
-  if (file.size() < sizeof(Header) + sizeof(Checksum)) return "it is too short";
-  Header header;
-  std::memcpy(&header, file.data(), sizeof(header));
-  if (std::memcmp(header.magic, kMagic, sizeof(kMagic)) != 0) return "it is no kernel";
-  if (header.version != kVersion) return "it is of another version";
-  const uint64_t body_bytes = file.size() - sizeof(Header) - sizeof(Checksum);
-  if (header.key_bytes > body_bytes || header.image_bytes != body_bytes - header.key_bytes ||
-      header.image_bytes == 0) {
-    return "its size is wrong";
-  }
-  Checksum stored;
-  std::memcpy(&stored, file.data() + file.size() - sizeof(stored), sizeof(stored));
-  if (ChecksumOf(file.substr(0, file.size() - sizeof(stored))) != stored) {
-    return "its checksum is wrong";
-  }
-  return nullptr;
-}
-
-// The two parts of a file without a fault.
-struct Parts {
-  std::string_view key_text;
-  std::string_view image;
+// The parts of a file, or why it is no whole entry of any key.
+struct Decoded {
+  const char* fault = nullptr;
+  std::string_view key_text{};
+  std::string_view image{};
 };
 
-Parts PartsOf(std::string_view file) {
+Decoded Decode(std::string_view file) {
+  if (file.size() < sizeof(Header) + sizeof(Checksum)) return {"it is too short"};
   Header header;
   std::memcpy(&header, file.data(), sizeof(header));
-  return {file.substr(sizeof(header), header.key_bytes),
-          file.substr(sizeof(header) + header.key_bytes, header.image_bytes)};
+  if (std::memcmp(header.magic, kMagic, sizeof(kMagic)) != 0) return {"it is no kernel"};
+  if (header.version != kVersion) return {"it is of another version"};
+  const std::string_view content = file.substr(0, file.size() - sizeof(Checksum));
+  const std::string_view body = content.substr(sizeof(Header));
+  if (header.key_bytes > body.size() || header.image_bytes != body.size() - header.key_bytes ||
+      header.image_bytes == 0) {
+    return {"its size is wrong"};
+  }
+  Checksum stored;
+  std::memcpy(&stored, file.data() + content.size(), sizeof(stored));
+  if (ChecksumOf(content) != stored) return {"its checksum is wrong"};
+  return {nullptr, body.substr(0, header.key_bytes), body.substr(header.key_bytes)};
 }
 
 // Label of an entry's file name, or empty if the file is not an entry.
 std::string LabelOf(const std::string& name) {
   const size_t tail = 1 + kHashLength + kSuffix.size();
   if (name.size() < tail || !name.ends_with(kSuffix) || name[name.size() - tail] != '-') return {};
-  if (!std::all_of(name.begin(), name.end(), IsPlain)) return {};
+  if (!std::ranges::all_of(name, IsPlain)) return {};
   return name.substr(0, name.size() - tail);
 }
 
@@ -142,9 +135,8 @@ void MakeRoom(const TrustedDirectory& directory, const std::string& kept, uint64
     total_bytes += file.bytes;
     if (file.name != kept) entries.push_back(file);
   }
-  std::sort(entries.begin(), entries.end(), [](const auto& x, const auto& y) {
-    return std::tie(x.modified.tv_sec, x.modified.tv_nsec, x.name) <
-           std::tie(y.modified.tv_sec, y.modified.tv_nsec, y.name);
+  std::ranges::sort(entries, {}, [](const TrustedDirectory::File& file) {
+    return std::tie(file.modified.tv_sec, file.modified.tv_nsec, file.name);
   });
   for (const TrustedDirectory::File& entry : entries) {
     if (total_bytes <= limit_bytes) return;
@@ -167,19 +159,18 @@ std::string DiskStore::PathOf(const std::string& key_text, const std::string& la
 
 DiskStore::Loaded DiskStore::Load(const std::string& key_text, const std::string& label) const {
   const TrustedDirectory directory(directory_, IfMissing::kStayClosed);
-  if (!directory.is_open()) return {};
   const std::string name = NameOf(key_text, label);
   std::string text;
   const Found found = directory.Read(name, text);
   if (found == Found::kNothing) return {};
-  if (found == Found::kUntrusted || FaultOf(text) != nullptr) {
+  const Decoded entry = Decode(text);
+  if (found == Found::kUntrusted || entry.fault != nullptr) {
     directory.Remove(name);
     return {Status::kCorrupt, {}};
   }
-  const Parts parts = PartsOf(text);
-  if (parts.key_text != key_text) return {};
+  if (entry.key_text != key_text) return {};
   directory.Touch(name);
-  return {Status::kHit, std::string(parts.image)};
+  return {Status::kHit, std::string(entry.image)};
 }
 
 std::string DiskStore::Store(const std::string& key_text, const std::string& label,
@@ -205,13 +196,11 @@ std::string DiskStore::Refusal() const {
 std::vector<DiskEntry> DiskStore::List() const {
   std::vector<DiskEntry> entries;
   const TrustedDirectory directory(directory_, IfMissing::kStayClosed);
-  if (!directory.is_open()) return entries;
   for (const TrustedDirectory::File& file : directory.List()) {
     const std::string label = LabelOf(file.name);
     if (!label.empty()) entries.push_back({file.name, label, file.bytes});
   }
-  std::sort(entries.begin(), entries.end(),
-            [](const DiskEntry& x, const DiskEntry& y) { return x.name < y.name; });
+  std::ranges::sort(entries, {}, &DiskEntry::name);
   return entries;
 }
 
@@ -219,17 +208,16 @@ std::vector<DiskFault> DiskStore::Verify() const {
   std::vector<DiskFault> faults;
   const TrustedDirectory directory(directory_, IfMissing::kStayClosed);
   for (const DiskEntry& entry : List()) {
-    if (!directory.is_open()) break;
     std::string text;
     const Found found = directory.Read(entry.name, text);
     if (found == Found::kNothing) continue;  // evicted meanwhile
-    const char* fault = found == Found::kUntrusted
-                            ? "it is a link, or another user can have written it"
-                            : FaultOf(text);
-    if (fault == nullptr && !entry.name.ends_with(TailOf(PartsOf(text).key_text))) {
-      fault = "it is another kernel's";
+    Decoded decoded = Decode(text);
+    if (found == Found::kUntrusted) {
+      decoded.fault = "it is a link, or another user can have written it";
+    } else if (decoded.fault == nullptr && !entry.name.ends_with(TailOf(decoded.key_text))) {
+      decoded.fault = "it is another kernel's";
     }
-    if (fault != nullptr) faults.push_back({entry.name, fault});
+    if (decoded.fault != nullptr) faults.push_back({entry.name, decoded.fault});
   }
   return faults;
 }
@@ -237,7 +225,6 @@ std::vector<DiskFault> DiskStore::Verify() const {
 size_t DiskStore::Clear() const {
   size_t removed = 0;
   const TrustedDirectory directory(directory_, IfMissing::kStayClosed);
-  if (!directory.is_open()) return removed;
   for (const TrustedDirectory::File& file : directory.List()) {
     if (!LabelOf(file.name).empty()) removed += directory.Remove(file.name) ? 1 : 0;
     if (IsOrphan(file)) directory.Remove(file.name);

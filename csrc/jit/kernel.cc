@@ -18,10 +18,9 @@ namespace {
 
 ImageOrigin OriginOf(Backend backend) {
   if (backend == Backend::kSim) return {.compiler = "this build of the simulator"};
-  const auto [major, minor] = NvrtcVersion();
-  return {.compiler = "NVRTC " + std::to_string(major) + "." + std::to_string(minor) + " (" +
-                      NvrtcPath() + ")",
-          .cuda_version = 1000 * major + 10 * minor};
+  const NvrtcInfo& nvrtc = Nvrtc();
+  return {.compiler = "NVRTC " + nvrtc.version + " (" + nvrtc.path + ")",
+          .cuda_version = 1000 * nvrtc.major + 10 * nvrtc.minor};
 }
 
 /// What the simulator's cuLibraryLoadData takes in place of a cubin.
@@ -96,10 +95,8 @@ std::string OlderNvrtc(int driver_version, int nvrtc_version) {
 std::vector<std::string> NvrtcOptions() { return {"--gpu-architecture=sm_90a", "--std=c++20"}; }
 
 std::string CacheKey(const KernelSource& source) {
-  const auto [major, minor] = NvrtcVersion();
   std::string key = HeaderLines(ReachedHeaders(source.text, EmbeddedHeaders()));
-  key += "nvrtc " + std::to_string(major) + "." + std::to_string(minor) + ", " + NvrtcIdentity() +
-         "\n";
+  key += "nvrtc " + Nvrtc().version + ", " + Nvrtc().identity + "\n";
   for (const std::string& option : NvrtcOptions()) key += "option " + option + "\n";
   return key + source.text;
 }

@@ -37,6 +37,9 @@ struct LaunchGeometry {
   bool pdl = false;   // may start before the previous kernel of the stream ends
 };
 
+/// Those of every kernel. The architecture is Hopper with its architecture-specific instructions
+/// (wgmma, setmaxnreg): such code runs on compute capability 9.0 only, so PTX would buy no
+/// portability.
 std::vector<std::string> NvrtcOptions();
 
 /// Everything that the machine code of a kernel depends on, as text: the headers that it reaches,

@@ -26,7 +26,7 @@ constexpr std::pair<int, int> kMinVersion = {12, 9};
 constexpr size_t kExcerptBytes = 3000;
 
 // Signatures as in nvrtc.h, which have been the same since CUDA 11.1.
-struct NvrtcApi {
+struct NvrtcApi : NvrtcInfo {
   NvrtcResult (*nvrtcVersion)(int* major, int* minor);
   const char* (*nvrtcGetErrorString)(NvrtcResult result);
   NvrtcResult (*nvrtcCreateProgram)(NvrtcProgram* program, const char* source, const char* name,
@@ -42,11 +42,6 @@ struct NvrtcApi {
   // Calls `callback` now and then while it compiles, and stops when that returns 1.
   NvrtcResult (*nvrtcSetFlowCallback)(NvrtcProgram program, int (*callback)(void*, void*),
                                       void* payload);
-
-  int major = 0;
-  int minor = 0;
-  std::string path;
-  std::string identity;
 };
 
 std::string LoaderError() {
@@ -78,8 +73,8 @@ bool FindSymbols(void* library, NvrtcApi& api) {
 void PreloadBuiltins(const NvrtcApi& api) {
   const size_t slash = api.path.rfind('/');
   if (slash == std::string::npos) return;
-  const std::string builtins = api.path.substr(0, slash + 1) + "libnvrtc-builtins.so." +
-                               std::to_string(api.major) + "." + std::to_string(api.minor);
+  const std::string builtins =
+      api.path.substr(0, slash + 1) + "libnvrtc-builtins.so." + api.version;
   dlopen(builtins.c_str(), RTLD_NOW | RTLD_GLOBAL);  // if it is elsewhere, NVRTC may still find it
 }
 
@@ -112,9 +107,9 @@ std::unique_ptr<const NvrtcApi> TryOpen(const std::string& name, int extra_flags
   const bool located = dladdr(address, &info) != 0;
   api->path = located && info.dli_fname != nullptr ? info.dli_fname : name;
   const std::pair version = {api->major, api->minor};
+  api->version = VersionText(version);
   if (version < kMinVersion) {
-    AddReason(api->path + " is NVRTC " + VersionText(version) + ", older than " +
-                  VersionText(kMinVersion),
+    AddReason(api->path + " is NVRTC " + api->version + ", older than " + VersionText(kMinVersion),
               reasons);
     dlclose(library);
     return nullptr;
@@ -186,7 +181,7 @@ NvrtcState& State() {
   return *state;
 }
 
-const NvrtcApi& Nvrtc() {
+const NvrtcApi& Api() {
   NvrtcState& state = State();
   const std::lock_guard lock(state.mutex);
   if (state.api == nullptr) state.api = FindNvrtc(state.search);
@@ -263,10 +258,6 @@ std::string Excerpt(const std::string& log) {
   return excerpt;
 }
 
-bool NamesArchitecture(const std::string& option) {
-  return option.starts_with("--gpu-architecture") || option.starts_with("-arch");
-}
-
 }  // namespace
 
 void SetNvrtcSearch(NvrtcSearch search) {
@@ -275,30 +266,19 @@ void SetNvrtcSearch(NvrtcSearch search) {
   state.search = std::move(search);
 }
 
-std::pair<int, int> NvrtcVersion() {
-  const NvrtcApi& api = Nvrtc();
-  return {api.major, api.minor};
-}
-
-std::string NvrtcPath() { return Nvrtc().path; }
-
-std::string NvrtcIdentity() { return Nvrtc().identity; }
+const NvrtcInfo& Nvrtc() { return Api(); }
 
 CompileResult CompileCubin(const CompileRequest& request) {
-  const NvrtcApi& api = Nvrtc();
-  std::vector<std::string> options = request.options;
-  if (std::none_of(options.begin(), options.end(), NamesArchitecture)) {
-    options.emplace_back(kNvrtcArchitectureOption);
-  }
+  const NvrtcApi& api = Api();
   Program program(api);
   NvrtcResult result = program.Create(request);
-  if (result == kNvrtcSuccess) result = program.Compile(options);
+  if (result == kNvrtcSuccess) result = program.Compile(request.options);
   if (result != kNvrtcSuccess && program.was_interrupted()) throw InterruptedError();
   CompileResult compiled{{}, program.Log()};
   if (result == kNvrtcSuccess) compiled.cubin = program.Cubin();
   if (!compiled.cubin.empty()) return compiled;
   std::string message =
-      "NVRTC " + VersionText({api.major, api.minor}) + " could not compile " + request.name + " (" +
+      "NVRTC " + api.version + " could not compile " + request.name + " (" +
       (result == kNvrtcSuccess ? "it gave no cubin" : api.nvrtcGetErrorString(result)) + ")";
   message += compiled.log.empty() ? std::string(" and left no log") : ":\n" + Excerpt(compiled.log);
   throw CompileError(message, std::move(compiled.log));

@@ -9,10 +9,6 @@
 
 namespace fp8gemm {
 
-/// Architecture of every cubin: Hopper with its architecture-specific instructions (wgmma,
-/// setmaxnreg). Such code runs on compute capability 9.0 only, so PTX would buy no portability.
-inline constexpr char kNvrtcArchitectureOption[] = "--gpu-architecture=sm_90a";
-
 /// A header that the program includes by `name`, e.g. {"shared/types.h", "..."}.
 struct HeaderText {
   std::string_view name;
@@ -23,7 +19,7 @@ struct HeaderText {
 struct CompileRequest {
   std::string source;
   std::string name;                  // of the program in messages, e.g. "sm90_fp8_gemm_1d2d.cu"
-  std::vector<std::string> options;  // kNvrtcArchitectureOption is added if it is not there
+  std::vector<std::string> options;  // with that of the architecture
   std::span<const HeaderText> headers;
 };
 
@@ -46,21 +42,25 @@ struct NvrtcSearch {
 /// come the candidates. Those older than 12.9 are passed over.
 void SetNvrtcSearch(NvrtcSearch search);
 
-/// Version of the NVRTC in use, {major, minor}. Loads it if need be.
+/// The NVRTC in use.
+struct NvrtcInfo {
+  int major = 0;
+  int minor = 0;
+  std::string version;  // "13.5"
+  std::string path;     // of its file
+  // What tells this build from others of the same version (see BuildIdentity): a patch release
+  // makes other machine code under the same number.
+  std::string identity;
+};
+
+/// Loads it if need be.
 ///
 /// @throws UnsupportedError  No usable NVRTC: what was tried and how to install one.
-std::pair<int, int> NvrtcVersion();
-
-/// File of the NVRTC in use. Loads it if need be; throws as `NvrtcVersion`.
-std::string NvrtcPath();
-
-/// What tells this build of NVRTC from others of the same version (see BuildIdentity): a patch
-/// release makes other machine code under the same number. Throws as `NvrtcVersion`.
-std::string NvrtcIdentity();
+const NvrtcInfo& Nvrtc();
 
 /// Compiles one program. Thread-safe, and parallel calls run in parallel.
 ///
-/// @throws UnsupportedError  As `NvrtcVersion`.
+/// @throws UnsupportedError  As `Nvrtc`.
 /// @throws CompileError      NVRTC rejected the program or an option, or failed itself.
 CompileResult CompileCubin(const CompileRequest& request);
 

@@ -49,7 +49,7 @@ class TrustedDirectory {
   /// Opens a directory that can be trusted. Creates missing ones, parents too, with mode 0700.
   TrustedDirectory(const std::string& path, IfMissing if_missing);
 
-  /// Nothing else may be called where this is false.
+  /// Where this is false there is nothing to read, list or write.
   bool is_open() const { return directory_.get() >= 0; }
 
   /// Why the directory is not open, and what to do; empty if it merely does not exist.

@@ -5,23 +5,21 @@
 #include "driver/error.h"
 
 namespace fp8gemm {
-namespace {
-
-constexpr const char* kLayoutNames[] = {
-    "rows",          "blocks", "transposed", "kgrouped", "rows_transposed",
-    "rows_kgrouped", "swiglu", "geglu",      "gelu",     "rms_norm"};
-constexpr const char* kXTypeNames[] = {"bf16", "f16", "f32", "e4m3"};
-constexpr const char* kTypeNames[] = {"e4m3", "e5m2"};
-
-}  // namespace
+QuantizeConfig NamedQuantizeConfig(const std::string& layout, const std::string& x_dtype,
+                                   const std::string& dtype, const std::string& scale_format) {
+  return {.layout = ByName("layout", kQuantizeLayouts, layout).value,
+          .x_type = ByName("x_dtype", kXTypes, x_dtype).value,
+          .type = ByName("dtype", kFp8Types, dtype).value,
+          .pow2 = ByName("scale_format", kScaleFormats, scale_format).value};
+}
 
 std::string QuantizeFamily(const QuantizeConfig& config) {
-  return std::string("quantize_") + kLayoutNames[static_cast<size_t>(config.layout)];
+  return std::string("quantize_") + NamesOf(config.layout).key;
 }
 
 std::string QuantizeKey(const QuantizeConfig& config) {
-  return QuantizeFamily(config) + "." + kXTypeNames[static_cast<size_t>(config.x_type)] + "." +
-         kTypeNames[static_cast<size_t>(config.type)] + (config.pow2 ? ".pow2" : ".f32");
+  return QuantizeFamily(config) + "." + NamesOf(config.x_type).key + "." +
+         NamesOf(config.type).key + "." + kScaleFormats[size_t{config.pow2}].key;
 }
 
 bool IsQuantizeKey(const std::string& key) { return key.starts_with("quantize_"); }

@@ -19,26 +19,6 @@ int64_t QuantizeProblem::out_columns() const {
   return (rows + (kScaleBlock - 1) * num_groups) / kScaleBlock * kScaleBlock;
 }
 
-int64_t QuantizeProblem::scale_pitch() const {
-  return align_up<int64_t>(config.is_transposed() ? columns : batches * rows, kScaleAlignment);
-}
-
-int64_t QuantizeProblem::row_scale_pitch() const {
-  return align_up<int64_t>(batches * rows, kScaleAlignment);
-}
-
-std::array<int64_t, 3> QuantizeProblem::x_extents() const { return {batches, rows, columns}; }
-
-std::array<int64_t, 3> QuantizeProblem::joined_extents() const {
-  return {batches, rows, 2 * columns};
-}
-
-std::array<int64_t, 2> QuantizeProblem::row_factors_extents() const { return {batches, rows}; }
-
-std::array<int64_t, 2> QuantizeProblem::column_factors_extents() const {
-  return {batches, columns};
-}
-
 std::array<int64_t, 3> QuantizeProblem::x_scales_extents() const {
   return {batches, rows, Blocks(columns)};
 }
@@ -54,68 +34,25 @@ std::array<int64_t, 3> QuantizeProblem::scales_extents() const {
   return {batches, scale_pitch(), Blocks(out_columns())};
 }
 
-std::array<int64_t, 3> QuantizeProblem::row_values_extents() const {
-  return {1, batches * rows, columns};
-}
-
 std::array<int64_t, 3> QuantizeProblem::row_scales_extents() const {
   return {1, row_scale_pitch(), Blocks(columns)};
 }
 
 int64_t QuantizeProblem::grid(int64_t tiles_per_cta) const {
-  switch (config.layout) {
-    case QuantizeLayout::kRows:
-    case QuantizeLayout::kSwiGLU:
-    case QuantizeLayout::kGeGLU:
-    case QuantizeLayout::kGELU:
-    case QuantizeLayout::kRMSNorm:
-      return ceil_div<int64_t>(batches * ceil_div<int64_t>(rows, kWarpRows) * Blocks(columns),
-                               kQuantizeWarps);
-    case QuantizeLayout::kBlocks: return batches * Blocks(rows) * Blocks(columns);
-    case QuantizeLayout::kTransposed:
-    case QuantizeLayout::kKGrouped:
-    case QuantizeLayout::kRowsAndTransposed:
-    case QuantizeLayout::kRowsAndKGrouped: {
-      const int64_t tiles = ceil_div<int64_t>(columns, tile_columns(config));
-      const int64_t blocks = row_blocks(config, static_cast<uint32_t>(out_columns()));
-      return batches * blocks * ceil_div(tiles, tiles_per_cta);
-    }
+  if (config.is_rows()) {
+    return ceil_div<int64_t>(batches * ceil_div<int64_t>(rows, kWarpRows) * Blocks(columns),
+                             kQuantizeWarps);
   }
-  return 0;
+  if (!config.is_transposed()) return batches * Blocks(rows) * Blocks(columns);
+  const int64_t tiles = ceil_div<int64_t>(columns, tile_columns(config));
+  const int64_t blocks = row_blocks(config, static_cast<uint32_t>(out_columns()));
+  return batches * blocks * ceil_div(tiles, tiles_per_cta);
 }
 
 std::string QuantizeProblem::ToString() const {
   return QuantizeKey(config) + " batches=" + std::to_string(batches) +
          " rows=" + std::to_string(rows) + " columns=" + std::to_string(columns) +
          " groups=" + std::to_string(num_groups);
-}
-
-QuantizeLayout ParseQuantizeLayout(const std::string& name) {
-  if (name == "rows") return QuantizeLayout::kRows;
-  if (name == "blocks") return QuantizeLayout::kBlocks;
-  if (name == "transposed") return QuantizeLayout::kTransposed;
-  if (name == "k_grouped") return QuantizeLayout::kKGrouped;
-  if (name == "rows_and_transposed") return QuantizeLayout::kRowsAndTransposed;
-  if (name == "rows_and_k_grouped") return QuantizeLayout::kRowsAndKGrouped;
-  if (name == "swiglu") return QuantizeLayout::kSwiGLU;
-  if (name == "geglu") return QuantizeLayout::kGeGLU;
-  if (name == "gelu") return QuantizeLayout::kGELU;
-  if (name == "rms_norm") return QuantizeLayout::kRMSNorm;
-  throw UnsupportedError("'" + name + "' is not a layout to quantize to");
-}
-
-XType ParseXType(const std::string& name) {
-  if (name == "bfloat16") return XType::kBF16;
-  if (name == "float16") return XType::kF16;
-  if (name == "float32") return XType::kF32;
-  if (name == "float8_e4m3fn") return XType::kE4M3;
-  throw UnsupportedError("there is no kernel that quantizes " + name);
-}
-
-bool ParseScaleFormat(const std::string& name) {
-  if (name == "pow2") return true;
-  if (name == "float32") return false;
-  throw UnsupportedError("scale_format must be float32 or pow2, got '" + name + "'");
 }
 
 void ValidateQuantizeProblem(const QuantizeProblem& problem) {

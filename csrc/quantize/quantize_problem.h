@@ -20,19 +20,22 @@ struct QuantizeProblem {
   /// Columns of the values of a transposed layout: for groups, what the worst sizes can need.
   int64_t out_columns() const;
   /// Floats from one block of scales to the next: rows of the values, padded as TMA wants them.
-  int64_t scale_pitch() const;
+  int64_t scale_pitch() const {
+    return config.is_transposed() ? align_up<int64_t>(columns, kScaleAlignment) : row_scale_pitch();
+  }
   /// The same of kRows beside a transposed layout, for the rows of all matrices.
-  int64_t row_scale_pitch() const;
+  int64_t row_scale_pitch() const { return align_up<int64_t>(batches * rows, kScaleAlignment); }
 
   /// Extents of the arrays. Where rows are innermost in memory these extents still come first.
-  std::array<int64_t, 3> x_extents() const;
-  std::array<int64_t, 3> joined_extents() const;  // of x and, behind it in each row, up
-  std::array<int64_t, 2> row_factors_extents() const;
-  std::array<int64_t, 2> column_factors_extents() const;
+  std::array<int64_t, 3> x_extents() const { return {batches, rows, columns}; }
+  // Of x and, behind it in each row, up.
+  std::array<int64_t, 3> joined_extents() const { return {batches, rows, 2 * columns}; }
+  std::array<int64_t, 2> row_factors_extents() const { return {batches, rows}; }
+  std::array<int64_t, 2> column_factors_extents() const { return {batches, columns}; }
   std::array<int64_t, 3> x_scales_extents() const;  // (batches, rows, blocks), rows innermost
   std::array<int64_t, 3> values_extents() const;
   std::array<int64_t, 3> scales_extents() const;
-  std::array<int64_t, 3> row_values_extents() const;  // of kRows beside a transposed layout
+  std::array<int64_t, 3> row_values_extents() const { return {1, batches * rows, columns}; }
   std::array<int64_t, 3> row_scales_extents() const;
 
   /// CTAs of one launch that does `tiles_per_cta` tiles in each.
@@ -40,19 +43,6 @@ struct QuantizeProblem {
 
   std::string ToString() const;
 };
-
-/// "rows", "blocks", "transposed", "k_grouped", "rows_and_transposed", "rows_and_k_grouped",
-/// "swiglu", "geglu", "gelu" or "rms_norm".
-/// @throws UnsupportedError  Not one of those names.
-QuantizeLayout ParseQuantizeLayout(const std::string& name);
-
-/// "bfloat16", "float16", "float32" or "float8_e4m3fn".
-/// @throws UnsupportedError  Not one of those names.
-XType ParseXType(const std::string& name);
-
-/// Whether scales are powers of two: "pow2" or "float32".
-/// @throws UnsupportedError  Not one of those names.
-bool ParseScaleFormat(const std::string& name);
 
 /// @throws UnsupportedError  There is no such kernel, or an extent or the grid is out of range.
 void ValidateQuantizeProblem(const QuantizeProblem& problem);

@@ -26,7 +26,7 @@ WORDS = (
 def table(tmp_path, monkeypatch):
     """Where a table goes that the environment names; forgotten afterwards."""
     path = tmp_path / "tuned.json"
-    monkeypatch.setenv(environment.TUNED.name, str(path))
+    monkeypatch.setenv(environment.TUNED, str(path))
     tuned.clear()
     jax.clear_caches()
     yield path

@@ -8,7 +8,9 @@ RUNS is a JSON list of [kernel, problem name or "", mode]. Stops at the first ru
 
 import json
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -19,6 +21,8 @@ from jax_fp8gemm.testing import simulator
 from mutation import quantization
 from mutation.problems import PROBLEMS
 
+# Of one run, many times what any takes: one that does not end fails by then, not with the worker.
+_MOST_SECONDS = 60
 # How the simulator's reports begin.
 _FINDINGS = ("HAZARD", "DEADLOCK")
 
@@ -44,16 +48,29 @@ def judge(key: str, problem_name: str, mode: dict) -> tuple[str, str]:
     return ("wrong", wrong) if wrong else ("", "")
 
 
+def judge_in_time(key: str, problem_name: str, mode: dict) -> tuple[str, str]:
+    """Returns what `judge` does, or that the run does not end: Ctrl-C stops the simulator."""
+    timer = threading.Timer(_MOST_SECONDS, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    try:
+        return judge(key, problem_name, mode)
+    except KeyboardInterrupt:
+        return "timeout", f"no end after {_MOST_SECONDS} s"
+    finally:
+        timer.cancel()
+
+
 def main(library: str, runs: str) -> None:
     """Runs until the first failure."""
     extension.sim_library = lambda: Path(library)
     extension.core().set_sim_library(library)  # importing the package named the built one
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     count = 0
     outcome, detail = "", ""
     with poisoned_memory():
         for key, problem_name, mode in json.loads(runs):
             count += 1
-            outcome, detail = judge(key, problem_name, mode)
+            outcome, detail = judge_in_time(key, problem_name, mode)
             if outcome:
                 break
     print(json.dumps({"outcome": outcome, "detail": detail, "runs": count}))

@@ -19,7 +19,6 @@ _SOURCES = (
     "gemm/config_key",
     "gemm/problem",
     "gemm/sm90_fp8_gemm",
-    "jit/type_names",
     "driver/driver",
     "driver/interrupts",
     "driver/tensor_map",

@@ -99,7 +99,7 @@ def unpack(path: str | os.PathLike[str]) -> list[str]:
     size_bytes = sum(len(kernel.key.encode()) + kernel.size_bytes for kernel in kernels)
     if size_bytes > limit_bytes:
         raise ValueError(
-            f"{path} has {size_bytes} bytes of kernels, and {environment.CACHE_LIMIT.name} lets the"
+            f"{path} has {size_bytes} bytes of kernels, and {environment.CACHE_LIMIT} lets the"
             f" cache keep {limit_bytes}"
         )
     at = 0

@@ -4,55 +4,19 @@
 import os
 import pathlib
 import re
-from typing import NamedTuple
 
-
-class Variable(NamedTuple):
-    """One environment variable."""
-
-    name: str
-    type: str
-    default: str
-    meaning: str
-
-
-CACHE_DIR = Variable(
-    "JAX_FP8GEMM_CACHE_DIR",
-    "path",
-    "$XDG_CACHE_HOME/jax_fp8gemm, or ~/.cache/jax_fp8gemm",
-    "Where compiled kernels are kept between processes, an absolute path; empty: nowhere.",
-)
-CACHE_LIMIT = Variable(
-    "JAX_FP8GEMM_CACHE_LIMIT",
-    "int",
-    "1024",
-    "How many MiB of them are kept; those that were not used for the longest time go first.",
-)
-PDL = Variable(
-    "JAX_FP8GEMM_PDL",
-    "bool",
-    "0",
-    "Launch with programmatic dependent launch: a kernel's prologue overlaps its predecessor.",
-)
-NVRTC = Variable(
-    "JAX_FP8GEMM_NVRTC",
-    "path",
-    "unset",
-    "Full path of the libnvrtc to use, 12.9 or newer, instead of any that is found.",
-)
-TUNED = Variable(
-    "JAX_FP8GEMM_TUNED",
-    "path",
-    "the package's own tables",
-    "A table of tuned configurations, before the package's own; empty: none at all.",
-)
+# README.md has the type, the default and the meaning of each.
+CACHE_DIR = "JAX_FP8GEMM_CACHE_DIR"
+CACHE_LIMIT = "JAX_FP8GEMM_CACHE_LIMIT"
+PDL = "JAX_FP8GEMM_PDL"
+NVRTC = "JAX_FP8GEMM_NVRTC"
+TUNED = "JAX_FP8GEMM_TUNED"
 VARIABLES = (CACHE_DIR, CACHE_LIMIT, PDL, NVRTC, TUNED)
+DEFAULT_CACHE_LIMIT = "1024"  # MiB
 # What `tuned` returns where no table is to be used.
 NO_TABLES = pathlib.Path("")
 # What to say where `cache_dir` returns None.
-CACHE_IS_OFF = (
-    f"no kernels are kept on disk: {CACHE_DIR.name} is empty or wrong, or no home is known"
-)
+CACHE_IS_OFF = f"no kernels are kept on disk: {CACHE_DIR} is empty or wrong, or no home is known"
 
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
@@ -83,7 +47,7 @@ def cache_dir() -> pathlib.Path | None:
 
     That is where the variable is empty or wrong, and where there is no home directory.
     """
-    text = os.environ.get(CACHE_DIR.name)
+    text = os.environ.get(CACHE_DIR)
     if text == "":
         return None
     base = os.environ.get("XDG_CACHE_HOME", "")
@@ -96,29 +60,29 @@ def cache_dir() -> pathlib.Path | None:
 
 def cache_limit_bytes() -> int:
     """Returns how large the kernel cache on disk may become; by default where that is no number."""
-    text = os.environ.get(CACHE_LIMIT.name, "")
-    return int(text if _LIMIT.fullmatch(text) else CACHE_LIMIT.default) << 20
+    text = os.environ.get(CACHE_LIMIT, "")
+    return int(text if _LIMIT.fullmatch(text) else DEFAULT_CACHE_LIMIT) << 20
 
 
 def pdl() -> bool:
     """Returns whether kernels launch with programmatic dependent launch."""
-    text = os.environ.get(PDL.name, PDL.default).strip().lower()
+    text = os.environ.get(PDL, "0").strip().lower()
     if text in _TRUE:
         return True
     if text in _FALSE:
         return False
-    raise ValueError(f"{PDL.name} must be one of {_TRUE + _FALSE}, got {text!r}.")
+    raise ValueError(f"{PDL} must be one of {_TRUE + _FALSE}, got {text!r}.")
 
 
 def nvrtc() -> pathlib.Path | None:
     """Returns the libnvrtc that the user chose, or None."""
-    text = os.environ.get(NVRTC.name)
+    text = os.environ.get(NVRTC)
     return _path(text) if text else None
 
 
 def tuned() -> pathlib.Path | None:
     """Returns the user's table of tuned configurations, None for none, or `NO_TABLES`."""
-    text = os.environ.get(TUNED.name)
+    text = os.environ.get(TUNED)
     if text is None:
         return None
     return _path(text) if text else NO_TABLES
@@ -141,27 +105,27 @@ def complaints() -> dict[str, str]:
     try:
         pdl()
     except ValueError as error:
-        wrong[PDL.name] = str(error)
-    if os.environ.get(CACHE_DIR.name) and cache_dir() is None:
-        wrong[CACHE_DIR.name] = (
+        wrong[PDL] = str(error)
+    if os.environ.get(CACHE_DIR) and cache_dir() is None:
+        wrong[CACHE_DIR] = (
             "must be an absolute path in UTF-8, or ~ of a user who has a home, got"
-            f" {os.environ[CACHE_DIR.name]!r}; kernels stay in memory."
+            f" {os.environ[CACHE_DIR]!r}; kernels stay in memory."
         )
-    limit = os.environ.get(CACHE_LIMIT.name, CACHE_LIMIT.default)
+    limit = os.environ.get(CACHE_LIMIT, DEFAULT_CACHE_LIMIT)
     if not _LIMIT.fullmatch(limit):
-        wrong[CACHE_LIMIT.name] = (
+        wrong[CACHE_LIMIT] = (
             f"must be a whole number of MiB, at least 1, got {limit!r};"
-            f" {CACHE_LIMIT.default} are kept."
+            f" {DEFAULT_CACHE_LIMIT} are kept."
         )
     for variable, path in ((NVRTC, nvrtc()), (TUNED, tuned())):
         # Unlike Path.is_file, this has an answer where looking is forbidden or the name too long.
         if path not in (None, NO_TABLES) and not os.path.isfile(path):
-            wrong[variable.name] = f"{path} is no file."
-    if not _is_utf8(os.environ.get(NVRTC.name, "")):
-        wrong[NVRTC.name] = f"must be a path in UTF-8, got {os.environ[NVRTC.name]!r}."
+            wrong[variable] = f"{path} is no file."
+    if not _is_utf8(os.environ.get(NVRTC, "")):
+        wrong[NVRTC] = f"must be a path in UTF-8, got {os.environ[NVRTC]!r}."
     return wrong
 
 
 def values() -> dict[str, str]:
     """Returns each variable's text in the environment, "(default)" where it is unset."""
-    return {v.name: os.environ.get(v.name, "(default)") for v in VARIABLES}
+    return {name: os.environ.get(name, "(default)") for name in VARIABLES}

@@ -85,7 +85,7 @@ def core() -> Any:
     _core.set_cache_warning_sink(_warn)
     # Wrong values of the others raise where they are used; the cache can do without.
     wrong = environment.complaints()
-    for name in (environment.CACHE_DIR.name, environment.CACHE_LIMIT.name):
+    for name in (environment.CACHE_DIR, environment.CACHE_LIMIT):
         if name in wrong:
             _warn(f"{name} {wrong[name]}")
     candidates = [_text(path) for path in _nvrtc_candidates()]

@@ -256,9 +256,7 @@ def from_fields(fields: Mapping[str, Any]) -> Problem:
     Raises:
         ValueError: A field is missing, unknown, or of the wrong type; the message begins with it.
     """
-    kinds = {"bool": bool, "str": str, "int": int}
-    for name, annotation in Problem.__annotations__.items():
-        kind = kinds[getattr(annotation, "__name__", annotation)]
+    for name, kind in Problem.__annotations__.items():
         if name not in fields:
             raise ValueError(f"{name} is missing")
         if type(fields[name]) is not kind:

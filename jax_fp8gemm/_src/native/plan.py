@@ -80,9 +80,6 @@ def plan(
     if num_groups > 1 and kind == "dense":
         raise ValueError(f"{op_name}: num_groups must be 1 for kind 'dense', got {num_groups}.")
 
-    def dtype(name, value, allowed):
-        return checks.dtype_of(op_name, name, value, allowed).name
-
     problem = Problem(
         m=m,
         n=n,
@@ -90,9 +87,9 @@ def plan(
         kind=kind,
         scaling=scaling,
         num_groups=num_groups,
-        a_dtype=dtype("lhs_dtype", lhs_dtype, checks.FP8_DTYPES),
-        b_dtype=dtype("rhs_dtype", rhs_dtype, checks.FP8_DTYPES),
-        d_dtype=dtype("preferred_element_type", preferred_element_type, checks.RESULT_DTYPES),
+        a_dtype=checks.dtype_of(op_name, "lhs_dtype", lhs_dtype, checks.FP8_DTYPES).name,
+        b_dtype=checks.dtype_of(op_name, "rhs_dtype", rhs_dtype, checks.FP8_DTYPES).name,
+        d_dtype=checks.result_dtype(op_name, preferred_element_type).name,
         accumulate=bool(accumulate),
         expected_m=0 if expected_m is None else checks.extent(op_name, "expected_m", expected_m, 0),
         num_sms=num_sms or extension.planning_num_sms(backend, None),

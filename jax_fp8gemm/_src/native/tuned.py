@@ -19,18 +19,6 @@ from jax_fp8gemm._src.native.version import __version__
 FORMAT = 1
 FOLDER = pathlib.Path(__file__).parents[2] / "tuned"
 
-_TOP = {
-    "format": int,
-    "package": str,
-    "gpu": str,
-    "driver": str,
-    "nvrtc": str,
-    "created": str,
-    "method": str,
-    "entries": list,
-}
-_ENTRY = {"problem": dict, "config": str, "microseconds": float, "runner_up": dict, "model": dict}
-_TIMED = {"config": str, "microseconds": float}
 # What describe_config calls the fields of a problem that a configuration is made for.
 _CONFIG_FIELDS = {
     "kind": "kind",
@@ -82,6 +70,12 @@ class Table(NamedTuple):
     entries: Mapping[Problem, Entry]
 
 
+# What JSON has of them.
+_TOP = {"format": int, **Table.__annotations__, "entries": list}
+_TIMED = Timed.__annotations__
+_ENTRY = {"problem": dict, **_TIMED, "runner_up": dict, "model": dict}
+
+
 def read(path: pathlib.Path, describe: Describe) -> Table:
     """Reads and checks a table.
 
@@ -100,7 +94,7 @@ def read(path: pathlib.Path, describe: Describe) -> Table:
 
 def write(path: pathlib.Path, table: Table) -> None:
     """Writes a table, whole or not at all, an entry per line in a fixed order."""
-    head = {"format": FORMAT, **{n: getattr(table, n) for n in _TOP if n in Table._fields}}
+    head = {"format": FORMAT, **table._asdict()}
     del head["entries"]
     lines = [json.dumps(_entry_fields(p, table.entries[p])) for p in sorted(table.entries)]
     text = json.dumps(head, indent=1)[:-2] + ',\n "entries": [\n' + ",\n".join(lines) + "\n]}\n"

@@ -2,22 +2,21 @@
 """BlockScaled: float8 values with one float32 scale per block, as one pytree."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Hashable, Iterator
 from typing import Any
 
 import jax
-import jax.export
 import jax.numpy as jnp
 import numpy as np
 
 from jax_fp8gemm._src.operands import block_index, checks
-from jax_fp8gemm._src.operands.stand_in import StandIn
+from jax_fp8gemm._src.operands.stand_in import StandIn, exported
 from jax_fp8gemm._src.xla import gemm as xla_gemm
 
 
 # A dataclass for those who print or copy one by its fields, such as Flax Linen's `tabulate`.
+@exported
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(init=False, repr=False, eq=False)
 class BlockScaled(StandIn):
@@ -221,14 +220,6 @@ class BlockScaled(StandIn):
         values, scales = leaves
         self._fill(values, scales, block)
         return self
-
-
-jax.export.register_pytree_node_serialization(
-    BlockScaled,
-    serialized_name="jax_fp8gemm.BlockScaled",
-    serialize_auxdata=lambda block: json.dumps(block).encode(),
-    deserialize_auxdata=lambda data: tuple(json.loads(bytes(data))),
-)
 
 
 _dequantize = jax.jit(xla_gemm.dequantize, static_argnums=2, inline=True)

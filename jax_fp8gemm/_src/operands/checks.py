@@ -42,6 +42,11 @@ def dtype_of(op_name: str, name: str, value: Any, allowed: Sequence[np.dtype]) -
     return dtype
 
 
+def result_dtype(op_name: str, value: Any) -> np.dtype:
+    """Returns `preferred_element_type` as a dtype that results may have."""
+    return dtype_of(op_name, "preferred_element_type", value, RESULT_DTYPES)
+
+
 def is_array(op_name: str, name: str, value: Any) -> None:
     """Checks that `value` is an array, or stands for one."""
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):

@@ -3,18 +3,16 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from jax_fp8gemm._src.operands import checks
-from jax_fp8gemm._src.operands.stand_in import StandIn
+from jax_fp8gemm._src.operands.stand_in import StandIn, exported
 from jax_fp8gemm._src.ops.quantizer import Operands
 from jax_fp8gemm._src.xla import activation as xla_activation
 from jax_fp8gemm._src.xla import gemm as xla_gemm
@@ -73,7 +71,7 @@ class Computed(ActivationOperand):
         return pullback(dx)[0]
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=("x",), meta_fields=())
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Plain(Computed):
     """An array as it is."""
@@ -91,7 +89,8 @@ class Plain(Computed):
         return Plain(dx)
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=("x", "up"), meta_fields=("kind",))
+@exported
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Activation(Computed):
     """An activation element by element.
@@ -105,7 +104,7 @@ class Activation(Computed):
 
     x: jax.Array
     up: jax.Array | None
-    kind: str
+    kind: str = dataclasses.field(metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -123,9 +122,8 @@ class Activation(Computed):
         return xla_activation.activate(self.kind, self.x, self.up)
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=("x", "weight", "factors"), meta_fields=()
-)
+@exported
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RMSNorm(Computed):
     """Rows times the reciprocal roots of their mean squares, and columns times a weight.
@@ -161,20 +159,6 @@ class RMSNorm(Computed):
 
     def _weight(self) -> jax.Array:
         return xla_gemm.as_float32(self.weight)
-
-
-jax.export.register_pytree_node_serialization(
-    Activation,
-    serialized_name="jax_fp8gemm.Activation",
-    serialize_auxdata=lambda static: json.dumps(static).encode(),
-    deserialize_auxdata=lambda data: tuple(json.loads(bytes(data))),
-)
-jax.export.register_pytree_node_serialization(
-    RMSNorm,
-    serialized_name="jax_fp8gemm.RMSNorm",
-    serialize_auxdata=lambda _: b"",
-    deserialize_auxdata=lambda _: (),
-)
 
 
 def swiglu(gate: jax.Array, up: jax.Array | None = None) -> Activation:

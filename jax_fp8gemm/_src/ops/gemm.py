@@ -88,9 +88,7 @@ def gemm(
     op_name = "gemm"
     implementation = checks.implementation(op_name, implementation)
     num_sms = checks.num_sms(op_name, num_sms)
-    result_dtype = checks.dtype_of(
-        op_name, "preferred_element_type", preferred_element_type, checks.RESULT_DTYPES
-    )
+    result_dtype = checks.result_dtype(op_name, preferred_element_type)
     lhs = as_block_scaled(op_name, "lhs", lhs, (checks.ROW_BLOCK,))
     rhs = as_block_scaled(op_name, "rhs", rhs, (checks.SQUARE_BLOCK, checks.ROW_BLOCK))
     checks.matrix(op_name, "lhs", lhs)

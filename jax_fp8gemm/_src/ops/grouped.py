@@ -59,10 +59,6 @@ class Grouped(Operation):
                     f"{self.op_name}: shapes of groups must be numbers, got {tuple(x.shape)}."
                 )
 
-    def is_empty(self, *operands) -> bool:
-        shape = self.result_shape(*operands)
-        return 0 in (*shape, *operands[0].shape, *operands[2].shape)
-
     def xla(self, *operands) -> jax.Array:
         if not self.is_empty(*operands):
             return self.products(*operands)
@@ -161,9 +157,7 @@ def options(
     """Returns the validated fields of Grouped."""
     return (
         op_name,
-        checks.dtype_of(
-            op_name, "preferred_element_type", preferred_element_type, checks.RESULT_DTYPES
-        ),
+        checks.result_dtype(op_name, preferred_element_type),
         checks.implementation(op_name, implementation),
         checks.num_sms(op_name, num_sms),
     )

@@ -82,33 +82,17 @@ def grouped_gemm(
         >>> y = grouped_gemm(x, w, group_sizes)            # (T, N) bfloat16
     """
     op_name = "grouped_gemm"
-    dtype = checks.dtype_of(
-        op_name, "preferred_element_type", preferred_element_type, checks.RESULT_DTYPES
-    )
+    dtype = checks.result_dtype(op_name, preferred_element_type)
     product_dtype = dtype if accumulator is None else jnp.float32
-    out = grouped_product(op_name, lhs, rhs, group_sizes, product_dtype, implementation, num_sms)
+    op = Ragged(*grouped.options(op_name, product_dtype, implementation, num_sms))
+    lhs, rhs = _operands(op_name, lhs, rhs)
+    num_groups = rhs.shape[0]
+    group_sizes = group_checks.sizes(op_name, group_sizes, lhs.shape[0], num_groups=num_groups)
+    out = apply(op, (lhs.values, lhs.scales, rhs.values, rhs.scales, group_sizes))
     if accumulator is None:
         return out
     checks.accumulator(op_name, accumulator, out.shape, dtype, "T, N")
     return (out + xla_gemm.as_float32(accumulator)).astype(dtype)
-
-
-def grouped_product(
-    op_name: str,
-    lhs: Operand,
-    rhs: Operand,
-    group_sizes: jax.Array,
-    preferred_element_type: Any,
-    implementation: str | None,
-    num_sms: int | None = None,
-) -> jax.Array:
-    """Returns `grouped_gemm` of the arguments, on behalf of the function that messages name."""
-    op = Ragged(*grouped.options(op_name, preferred_element_type, implementation, num_sms))
-    lhs, rhs = _operands(op_name, lhs, rhs)
-    num_groups = rhs.shape[0]
-    group_sizes = group_checks.sizes(op_name, group_sizes, lhs.shape[0], num_groups=num_groups)
-    operands = (lhs.values, lhs.scales, rhs.values, rhs.scales, group_sizes)
-    return apply(op, operands)
 
 
 def contiguous_alignment() -> int:

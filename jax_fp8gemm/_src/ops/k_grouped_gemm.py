@@ -78,29 +78,7 @@ def k_grouped_gemm(
         >>> x_columns = quantize_k_grouped(tokens, group_sizes)    # (K, T'): (T, K) transposed
         >>> dw = k_grouped_gemm(dy_columns, x_columns, group_sizes)    # (G, N, K) float32
     """
-    return k_grouped_product(
-        "k_grouped_gemm",
-        lhs,
-        rhs,
-        group_sizes,
-        accumulator,
-        preferred_element_type,
-        implementation,
-        num_sms,
-    )
-
-
-def k_grouped_product(
-    op_name: str,
-    lhs: Operand,
-    rhs: Operand,
-    group_sizes: jax.Array,
-    accumulator: jax.Array | None,
-    preferred_element_type: Any,
-    implementation: str | None,
-    num_sms: int | None = None,
-) -> jax.Array:
-    """Returns `k_grouped_gemm` of the arguments, on behalf of the function that messages name."""
+    op_name = "k_grouped_gemm"
     op = KGrouped(*grouped.options(op_name, preferred_element_type, implementation, num_sms))
     lhs = as_block_scaled(op_name, "lhs", lhs, (checks.ROW_BLOCK,))
     rhs = as_block_scaled(op_name, "rhs", rhs, (checks.ROW_BLOCK,))
@@ -148,15 +126,16 @@ class KGrouped(grouped.Grouped):
         # The shared operand and the sizes stay as they are; the others are batched.
         shared = (0, 1, 4) if rhs_batched else (2, 3, 4)
         operands = list(batch_all(axis_size, in_batched, operands, shared))
-        batched = (2, 3) if rhs_batched else (0, 1)
-        for i in batched:
-            operands[i] = grouped.merge_leading(operands[i])
         axis = 2 if rhs_batched else 1  # of the result, into which the batch goes
+        first = 2 if rhs_batched else 0
+        extent = operands[first].shape[1]
+        for i in (first, first + 1):
+            operands[i] = grouped.merge_leading(operands[i])
         if operands[5] is not None:
             accumulator = jnp.moveaxis(operands[5], 0, axis)
             operands[5] = _merge_axis(accumulator, axis)
         out = single(*operands)
-        shape = (*out.shape[:axis], axis_size, out.shape[axis] // axis_size, *out.shape[axis + 1 :])
+        shape = (*out.shape[:axis], axis_size, extent, *out.shape[axis + 1 :])
         return jnp.moveaxis(out.reshape(shape), axis, 0)
 
 

@@ -90,9 +90,6 @@ class Product(Operation):
         shape = (*self._batch_shape(operands), lhs.shape[-2], n)
         return like(shape, self.result_dtype)
 
-    def is_empty(self, *operands) -> bool:
-        return operands[0].size == 0 or operands[2].size == 0
-
     def batch(self, apply, axis_size, in_batched, operands):
         dims = self.batch_dims
         name = f"v{len(dims.result)}"  # no other dimension has it

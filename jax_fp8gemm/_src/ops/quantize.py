@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax_fp8gemm._src.operands import checks, group_checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled
 from jax_fp8gemm._src.ops.activation import Computed, Plain, as_activation
-from jax_fp8gemm._src.ops.quantizer import KINDS, SCALE_FORMATS, Quantizer
+from jax_fp8gemm._src.ops.quantizer import KINDS, validated
 from jax_fp8gemm._src.transforms.apply import apply
 
 
@@ -85,18 +85,15 @@ def quantize(
     x = as_activation(op_name, "x", x)
     checks.at_least_2d(op_name, "x", x)
     block = checks.block(op_name, block)
-    dtype = checks.dtype_of(op_name, "dtype", dtype, checks.FP8_DTYPES)
-    checks.one_of(op_name, "scale_format", scale_format, SCALE_FORMATS)
-    checks.implementation(op_name, implementation)
+    is_plain = isinstance(x, Plain)
+    kind = KINDS[block] if is_plain else x.kind
+    op = validated(op_name, kind, dtype, scale_format, implementation)
     # Rows of all matrices are one matrix, but square blocks do not go from one into the next.
     checks.addressable(op_name, "x", x.shape if block == checks.ROW_BLOCK else x.shape[-2:])
     sizes = _sizes(op_name, x, group_sizes, masked_m)
-    is_plain = isinstance(x, Plain)
     if block != checks.ROW_BLOCK and (not is_plain or sizes is not None):
         what = "an activation" if sizes is None else "group_sizes or masked_m"
         raise ValueError(f"{op_name}: block must be {checks.ROW_BLOCK} with {what}, got {block}.")
-    kind = KINDS[block] if is_plain else x.kind
-    op = Quantizer(op_name, kind, dtype, scale_format, implementation)
     return BlockScaled.tree_unflatten(block, apply(op, x.operands(sizes)))
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jax_fp8gemm._src.operands import checks, group_checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled
-from jax_fp8gemm._src.ops.quantizer import SCALE_FORMATS, Operands, Quantizer
+from jax_fp8gemm._src.ops.quantizer import Operands, validated
 from jax_fp8gemm._src.transforms.apply import apply
 
 
@@ -45,8 +45,8 @@ def quantize_transposed(
         >>> dw = gemm(quantize_transposed(dy), quantize_transposed(activations))   # (N, K)
     """
     op_name = "quantize_transposed"
-    x, dtype = _validated(op_name, x, dtype, scale_format, implementation)
-    op = Quantizer(op_name, "transposed", dtype, scale_format, implementation)
+    x = _rows(op_name, x)
+    op = validated(op_name, "transposed", dtype, scale_format, implementation)
     return BlockScaled.tree_unflatten(checks.ROW_BLOCK, apply(op, Operands(x)))
 
 
@@ -93,21 +93,18 @@ def quantize_k_grouped(
         >>> dw = k_grouped_gemm(dy_columns, x_columns, group_sizes)    # (G, N, K) float32
     """
     op_name = "quantize_k_grouped"
-    x, dtype = _validated(op_name, x, dtype, scale_format, implementation)
+    x = _rows(op_name, x)
     checks.matrix(op_name, "x", x)
     group_sizes = group_checks.sizes(op_name, group_sizes, x.shape[0])
-    op = Quantizer(op_name, "k_grouped", dtype, scale_format, implementation)
+    op = validated(op_name, "k_grouped", dtype, scale_format, implementation)
     operands = Operands(x, None, group_sizes)
     (values, _) = op.result_types(*operands)
     checks.addressable(op_name, "the result", values.shape)
     return BlockScaled.tree_unflatten(checks.ROW_BLOCK, apply(op, operands))
 
 
-def _validated(op_name: str, x, dtype, scale_format, implementation) -> tuple[jax.Array, Any]:
+def _rows(op_name: str, x) -> jax.Array:
     x = checks.floating(op_name, "x", x)
     checks.at_least_2d(op_name, "x", x)
     checks.addressable(op_name, "x", x.shape[-2:])
-    dtype = checks.dtype_of(op_name, "dtype", dtype, checks.FP8_DTYPES)
-    checks.one_of(op_name, "scale_format", scale_format, SCALE_FORMATS)
-    checks.implementation(op_name, implementation)
-    return x, dtype
+    return x

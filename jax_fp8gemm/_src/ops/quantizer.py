@@ -3,7 +3,7 @@
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -277,6 +277,16 @@ class Quantizer(Operation):
         return tuple(y.reshape(t.shape) for y, t in zip(results, types, strict=True))
 
 
+def validated(
+    op_name: str, kind: str, dtype: Any, scale_format: str, implementation: str | None
+) -> Quantizer:
+    """Returns a quantizer with the options of a public function."""
+    dtype = checks.dtype_of(op_name, "dtype", dtype, checks.FP8_DTYPES)
+    checks.one_of(op_name, "scale_format", scale_format, SCALE_FORMATS)
+    checks.implementation(op_name, implementation)
+    return Quantizer(op_name, kind, dtype, scale_format, implementation)
+
+
 @dataclasses.dataclass(frozen=True)
 class RuleQuantizer(InRule, Quantizer):
     """A quantizer inside a derivative rule, behind which rows in no group are not read."""
@@ -288,4 +298,4 @@ class RuleQuantizer(InRule, Quantizer):
             return None
         # Of groups of each example: the most rows that one of them has.
         counts = xla_grouped.num_valid(group_sizes, x.shape[-2])
-        return Operands(x, beside, jnp.max(counts, 0)[..., None], row_factors)
+        return Operands(x, beside, jnp.max(counts, 0, initial=0)[..., None], row_factors)

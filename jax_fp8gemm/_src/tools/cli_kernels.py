@@ -110,7 +110,7 @@ def _add_tune(commands: Any, parents: list) -> None:
     tune.add_argument(
         "--output",
         type=pathlib.Path,
-        help=f"the table (default: what {environment.TUNED.name} names, or one named after the"
+        help=f"the table (default: what {environment.TUNED} names, or one named after the"
         " GPU); the measurements go beside it",
     )
     tune.add_argument(
@@ -276,7 +276,7 @@ def _tune_problems(options: argparse.Namespace) -> int:
     if options.simulate:
         print("simulated: no table is written")
     else:
-        print(f"written: {path}, {_beside(path)}; to use it: {environment.TUNED.name}={path}")
+        print(f"written: {path}, {_beside(path)}; to use it: {environment.TUNED}={path}")
     return 0
 
 

@@ -142,7 +142,7 @@ def _kernel_cache(core: Any) -> Finding:
     if directory is None:
         return Finding("kernel cache", environment.CACHE_IS_OFF)
     if refusal := core.disk_cache_refusal():
-        remedy = f"make it yours alone, or set {environment.CACHE_DIR.name} to another directory"
+        remedy = f"make it yours alone, or set {environment.CACHE_DIR} to another directory"
         return Finding("kernel cache", refusal, remedy)
     entries = core.list_disk_cache()
     size_mib = sum(size_bytes for _, _, size_bytes in entries) / 2**20
@@ -157,7 +157,7 @@ def _tuned_table(core: Any, gpu: str) -> Finding:
     try:
         return Finding("tuned table", f"{tuned.count(gpu, core.describe_config)} problems")
     except tuned.TableError as error:
-        remedy = f"unset {environment.TUNED.name}, or make the table anew with tune"
+        remedy = f"unset {environment.TUNED}, or make the table anew with tune"
         return Finding("tuned table", _first_line(error), remedy)
 
 

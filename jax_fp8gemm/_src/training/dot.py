@@ -181,7 +181,7 @@ def result_dtype_of(
     """Returns the dtype that a result is to have."""
     if preferred is None:
         return checks.promoted(x_dtype, w_dtype or x_dtype)
-    return checks.dtype_of(op_name, "preferred_element_type", preferred, checks.RESULT_DTYPES)
+    return checks.result_dtype(op_name, preferred)
 
 
 # Compiled as one program when called outside of jax.jit, inlined when called inside.

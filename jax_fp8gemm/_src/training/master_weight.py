@@ -6,12 +6,11 @@ import functools
 from typing import Any
 
 import jax
-import jax.export
 import jax.numpy as jnp
 
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled
-from jax_fp8gemm._src.operands.stand_in import StandIn
+from jax_fp8gemm._src.operands.stand_in import StandIn, exported
 from jax_fp8gemm._src.ops.quantize import quantize
 from jax_fp8gemm._src.training.recipe import Recipe, chosen
 from jax_fp8gemm._src.training.residuals import keep
@@ -19,11 +18,8 @@ from jax_fp8gemm._src.training.residuals import keep
 _NAME = "MasterWeight"
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("master", "quantized", "gradient"),
-    meta_fields=(),
-)
+@exported
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MasterWeight(StandIn):
     """A weight in floating point, its quantized form, and where its gradients add up, if anywhere.
@@ -126,14 +122,6 @@ class MasterWeight(StandIn):
             gradient: float32, of the shape of the master.
         """
         return dataclasses.replace(self, gradient=gradient)
-
-
-jax.export.register_pytree_node_serialization(
-    MasterWeight,
-    serialized_name="jax_fp8gemm.MasterWeight",
-    serialize_auxdata=lambda _: b"",
-    deserialize_auxdata=lambda _: (),
-)
 
 
 def validated(op_name: str, name: str, w: MasterWeight) -> MasterWeight:

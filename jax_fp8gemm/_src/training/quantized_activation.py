@@ -2,16 +2,14 @@
 """QuantizedActivation: activations quantized beforehand, whose gradient goes to the array."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
-import jax.export
 import jax.numpy as jnp
 
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled, as_block_scaled
-from jax_fp8gemm._src.operands.stand_in import StandIn
+from jax_fp8gemm._src.operands.stand_in import StandIn, exported
 from jax_fp8gemm._src.ops.activation import ActivationOperand, Computed, as_activation
 from jax_fp8gemm._src.ops.quantize import quantize
 from jax_fp8gemm._src.training.recipe import Recipe, chosen
@@ -20,9 +18,8 @@ _NAME = "QuantizedActivation"
 _E4M3 = jnp.dtype(jnp.float8_e4m3fn)
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=("array", "quantized"), meta_fields=()
-)
+@exported
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class QuantizedActivation(StandIn):
     """Activations in FP8, and the array that their gradient goes to.
@@ -81,18 +78,11 @@ class QuantizedActivation(StandIn):
         return cls(x.compute(), quantize(jax.lax.stop_gradient(x), **options))
 
 
-jax.export.register_pytree_node_serialization(
-    QuantizedActivation,
-    serialized_name="jax_fp8gemm.QuantizedActivation",
-    serialize_auxdata=lambda _: b"",
-    deserialize_auxdata=lambda _: (),
-)
-
 # What products take for activations.
 Activations = jax.Array | Computed | QuantizedActivation
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=("x", "bits"), meta_fields=())
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Quantized(ActivationOperand):
     """The parts of a QuantizedActivation, which fit together."""

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from jax_fp8gemm._src.operands import checks
+from jax_fp8gemm._src.ops.quantizer import SCALE_FORMATS
 
-_SCALE_FORMATS = ("float32", "pow2")
 _WEIGHT_GRADIENTS = ("fp8", "bfloat16")
 
 
@@ -76,7 +76,7 @@ class Recipe:
         dtype = checks.dtype_of(name, "gradient_dtype", self.gradient_dtype, checks.FP8_DTYPES)
         object.__setattr__(self, "gradient_dtype", dtype)
         if self.scale_format is not None:
-            checks.one_of(name, "scale_format", self.scale_format, _SCALE_FORMATS)
+            checks.one_of(name, "scale_format", self.scale_format, SCALE_FORMATS)
         checks.one_of(name, "weight_gradient", self.weight_gradient, _WEIGHT_GRADIENTS)
         if self.reduce_dtype is not None:
             dtype = checks.dtype_of(name, "reduce_dtype", self.reduce_dtype, checks.RESULT_DTYPES)

@@ -8,7 +8,6 @@ them once for both.
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +19,7 @@ from jax_fp8gemm._src.operands.block_scaled import BlockScaled
 from jax_fp8gemm._src.xla import gemm as xla_gemm
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("bits", "scales"),
-    meta_fields=("dtype", "block"),
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Residual:
     """A BlockScaled whose values are held as uint8.
@@ -38,8 +33,8 @@ class Residual:
 
     bits: jax.Array
     scales: jax.Array
-    dtype: np.dtype
-    block: tuple[int, int]
+    dtype: np.dtype = dataclasses.field(metadata={"static": True})
+    block: tuple[int, int] = dataclasses.field(metadata={"static": True})
 
     def transpose(self) -> "Residual":
         """Returns the transpose of the last two dimensions; blocks of 128x128 stay blocks."""
