@@ -14,6 +14,7 @@ import pytest
 
 from jax_fp8gemm._src.tools import cli, cli_bench
 from jax_fp8gemm._src.tools.tuning import timers
+from jax_fp8gemm._src.tools.tuning.operands import MAX_ERROR
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # behind the installed package
@@ -30,7 +31,6 @@ from benchmarks import (  # noqa: E402
     runner,
     tables,
 )
-from benchmarks.peer import MAX_ERROR  # noqa: E402
 
 
 def _command(*arguments: object) -> subprocess.CompletedProcess:
