@@ -90,7 +90,7 @@ wheel: $(VENV)/.release  ## Build sdist and wheels for $(PYTHONS) into dist/ and
 	.ci/build-wheel $(BIN) $(or $(PYTHONS),$(PYTHON))
 
 docs: $(VENV)/.docs  ## Build the site into build/site; a warning is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	JAX_PLATFORMS=cpu NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: $(VENV)/.lint  ## Check style, format, imports and types of the sources
 	$(BIN)/ruff check .

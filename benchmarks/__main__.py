@@ -85,7 +85,7 @@ def _compared(old: dict | None, content: dict) -> int:
 
 
 def _earlier(path: Path | None) -> dict | None:
-    """Returns the record to compare with; the first run of a runner has none."""
+    """Returns the record to compare with; until one is kept there is none."""
     if path is not None and not path.exists():
         print(f"--compare: there is no {path} yet, so nothing is compared")
         return None

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from benchmarks import torch_peers
 from benchmarks.operands import GroupedOperands
 from benchmarks.peer import (
-    MAX_SIMULATED_MACS,
     NotApplicableError,
     Peer,
     Prepared,
@@ -40,7 +39,7 @@ def ours(implementation: str) -> Callable[[GroupedOperands], Prepared]:
 
     def prepare(operands: GroupedOperands) -> Prepared:
         problem = operands.case.problem
-        if implementation == "sim" and problem.flops > 2 * MAX_SIMULATED_MACS:
+        if implementation == "sim" and problem.flops > 2 * tuning_operands.MAX_SIMULATED_MACS:
             raise NotApplicableError("too large to simulate")
         arrays = [x for x in operands.given if x is not None]
         if implementation == "xla":

@@ -16,9 +16,6 @@ BLOCK_SCALED = "block-scaled fp8"
 TENSOR_WISE = "tensor-wise fp8"
 MX_SCALED = "1x32-scaled fp8"
 WIDE = "no fp8"
-# Largest squared relative error of a peer that computes the same product as the package.
-MAX_ERROR = 1e-4
-MAX_SIMULATED_MACS = 64 << 20
 
 
 class PeerMissingError(Exception):

@@ -13,7 +13,6 @@ from benchmarks.grouped_peers import with_groups
 from benchmarks.operands import Operands
 from benchmarks.peer import (
     BLOCK_SCALED,
-    MAX_SIMULATED_MACS,
     MX_SCALED,
     TENSOR_WISE,
     WIDE,
@@ -24,6 +23,7 @@ from benchmarks.peer import (
     prepared_jax,
 )
 from benchmarks.torch_peers import TORCH_PEERS
+from jax_fp8gemm._src.tools.tuning.operands import MAX_SIMULATED_MACS
 
 
 def _gemm(implementation: str) -> Callable[[Operands], Prepared]:

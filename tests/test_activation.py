@@ -158,7 +158,7 @@ def test_vmap_of_valid_rows():
 
 def relative(got, want) -> float:
     got, want = (np.asarray(x, np.float64) for x in (got, want))
-    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+    return float(np.linalg.norm(got - want) / (np.linalg.norm(want) or 1.0))
 
 
 @pytest.mark.sampled(6)
@@ -181,11 +181,10 @@ def test_gradients_of_dot(kind, implementation):
     for a, b in zip(got, want, strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
         assert np.any(np.asarray(b)) or kind == "gelu"
-        if np.any(np.asarray(b)):
-            assert relative(a, b) < (1e-6 if implementation == "xla" else 2e-3)
+        assert relative(a, b) < (1e-6 if implementation == "xla" else 2e-3)
     jitted = jax.jit(jax.grad(functools.partial(loss, lazy), (0, 1, 2)))(gate, up, w)
     for a, b in zip(jitted, got, strict=True):
-        assert not np.any(np.asarray(b)) or relative(a, b) < 1e-2
+        assert relative(a, b) < 1e-2
 
 
 @every_implementation

@@ -14,6 +14,7 @@ import pytest
 
 from jax_fp8gemm._src.tools import cli, cli_bench
 from jax_fp8gemm._src.tools.tuning import timers
+from jax_fp8gemm._src.tools.tuning.operands import MAX_ERROR
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # behind the installed package
@@ -23,6 +24,7 @@ from benchmarks import (  # noqa: E402
     cases,
     environment,
     extras,
+    grouped_peers,
     host,
     limits,
     operands,
@@ -30,7 +32,6 @@ from benchmarks import (  # noqa: E402
     runner,
     tables,
 )
-from benchmarks.peer import MAX_ERROR  # noqa: E402
 
 
 def _command(*arguments: object) -> subprocess.CompletedProcess:
@@ -179,7 +180,9 @@ def test_without_the_repository_the_command_says_what_to_do(monkeypatch, tmp_pat
 @pytest.mark.slow
 def test_a_wrong_grouped_product_is_failed(extension):
     """The check of a peer with groups can fail."""
-    for case in cases.suite("smoke")[4:]:
+    with_groups = [case for case in cases.suite("smoke") if case.problem.num_groups > 1]
+    assert {case.problem.kind for case in with_groups} == set(grouped_peers.KINDS)
+    for case in with_groups:
         given = operands.operands_for(case)
         right = given.reference.copy()
         assert given.error_of(right) <= MAX_ERROR

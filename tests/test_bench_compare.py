@@ -67,7 +67,7 @@ def test_records_that_cannot_be_compared_are_an_error(monkeypatch, tmp_path, cap
     assert "no case of this one" in capsys.readouterr().err
 
 
-def test_first_run_of_a_runner_compares_nothing(monkeypatch, tmp_path, capsys):
+def test_nothing_is_compared_until_a_record_is_kept(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(command, "_report", lambda content, folder: None)
     record.save(_record(), tmp_path / "new.json")
     files = ["--report", str(tmp_path / "new.json"), "--compare", str(tmp_path / "none.json")]

@@ -20,7 +20,8 @@ import ml_dtypes  # noqa: E402
 
 from benchmarks import cublaslt_peer, operands, peers  # noqa: E402
 from benchmarks.cases import BenchCase  # noqa: E402
-from benchmarks.peer import MAX_ERROR, NotApplicableError, PeerMissingError  # noqa: E402
+from benchmarks.peer import NotApplicableError, PeerMissingError  # noqa: E402
+from jax_fp8gemm._src.tools.tuning.operands import MAX_ERROR  # noqa: E402
 
 _BLOCK = 128
 _SIZES = {"c_int": 4, "c_byte": 1, "c_long": 8, "c_ulong": 8, "c_void_p": 8}

@@ -233,10 +233,22 @@ def test_readme_runs():
     assert run.returncode == 0, run.stderr[-3000:]
 
 
+def _broken_links(path: pathlib.Path) -> list[str]:
+    """Returns the links of a page of Markdown that lead to no file."""
+    links = re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", path.read_text())
+    return [link for link in links if not (path.parent / link).exists()]
+
+
 @pytest.mark.parametrize("path", MARKDOWN, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(path):
-    links = re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", path.read_text())
-    assert [link for link in links if not (path.parent / link).exists()] == []
+    assert _broken_links(path) == []
+
+
+def test_links_to_nowhere_are_found(tmp_path):
+    (page := tmp_path / "page.md").write_text(
+        "[this](page.md), [site](https://a.b/c), [here](#x)\n[gone](no.md#x), [up](../no/)"
+    )
+    assert _broken_links(page) == ["no.md", "../no/"]
 
 
 def test_environment_variables_are_documented_and_exist():

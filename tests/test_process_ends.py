@@ -62,8 +62,13 @@ def test_ctrl_c_is_answered(start, program, seconds):
     assert time.monotonic() - begin < SECONDS_TO_ANSWER
     assert process.returncode == -signal.SIGINT, err[-2000:]
     assert "KeyboardInterrupt" in err
-    # What XLA says of the work comes before, where it had begun.
-    assert err.count("JaxRuntimeError: ") == err.count("JaxRuntimeError: CANCELLED: ")
+    # What XLA says of the work that it was at comes before.
+    cancelled = err.count("JaxRuntimeError: CANCELLED: ")
+    assert err.count("JaxRuntimeError: ") == cancelled
+    if program == "compile_many":  # by NVRTC, without XLA
+        assert cancelled == 0
+    elif seconds == 1.0:  # by when the simulation has begun, however busy the machine is
+        assert cancelled == 1
 
 
 def test_ctrl_c_stops_nothing_where_a_program_handles_it(start):

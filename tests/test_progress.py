@@ -60,6 +60,26 @@ def test_line_goes_when_something_fails(look):
     assert terminal.line == ""
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_line_comes_back_after_one_inside_it(look, fails):
+    terminal, shown = look(), []
+
+    def work():
+        for problem in range(2):
+            try:
+                for _ in progress((1 // (1 - fails) for _ in "ab"), "compile", 2):
+                    shown.append(terminal.line)
+            except ZeroDivisionError:
+                pass
+            shown.append(terminal.line)
+            yield problem
+
+    assert list(progress(work(), "tune", 2)) == [0, 1]
+    inside = [] if fails else ["compile: 0 of 2", "compile: 1 of 2"]
+    assert shown == [*inside, "tune: 0 of 2", *inside, "tune: 1 of 2"]
+    assert terminal.line == ""
+
+
 def test_what_is_printed_takes_its_place(look):
     terminal = look()
     for _ in progress("ab", "bench", 2):

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The site: what is on it, and in a browser that its pages render and its search finds.
 
-The browser needs `make docs`, `pip install playwright` and a chromium (`apt-get install chromium`).
+Needs `make docs`, and the browser a chromium (`apt-get install chromium`).
 """
 
 import functools
 import http.server
 import importlib.util
+import os
 import pathlib
 import re
 import shutil
@@ -19,13 +20,16 @@ import test_docs
 from _source import ROOT
 
 API = (ROOT / "docs" / "api.md").read_text()
-# A page of each kind, and what it shows when it is rendered.
-PAGES = {
-    "": "Verification status",  # README.md
-    "first_steps/": "largest difference",  # notebooks, executed
+# Notebooks, and what one of their cells has put out.
+NOTEBOOKS = {
+    "first_steps/": r"largest difference \d",
     "train/": "gradients agree in every bit: True",
     "serve/": "device memory is the bound",
     "read_a_kernel/": "late True",
+}
+# A page of each other kind, and what it shows when it is rendered.
+PAGES = {
+    "": "Verification status",  # README.md
     "api/": "preferred_element_type",  # from docstrings
     "csrc/": "ffi/gemm_handlers.cc",  # from another folder
     "kernel_1d2d/": "producer",  # a guide
@@ -46,6 +50,31 @@ def test_api_page_has_every_public_name_once():
     assert set(listed) - functions <= {"checkpoint.Checkpoint", "checkpoint.Stored"} & classes
 
 
+def test_every_notebook_is_listed():
+    assert {f"{path.stem}/" for path in ROOT.glob("docs/*.py")} == set(NOTEBOOKS)
+
+
+def _not_executed(page: pathlib.Path) -> str | None:
+    """Returns what shows that a notebook was not executed without a complaint, if anything does."""
+    text = page.read_text()
+    numbers = re.findall(r"In\xa0\[([^\]]*)\]", text)
+    if not numbers or numbers != [str(i + 1) for i in range(len(numbers))]:
+        return f"cells are numbered {numbers}"
+    complaint = re.search(r'jupyter\.stderr"[^>]*>\s*<pre>(.{0,500})', text, re.DOTALL)
+    return complaint and complaint[1]
+
+
+def _broken_links(folder: pathlib.Path) -> list[str]:
+    """Returns pages with links to no page."""
+    broken = []
+    for page in sorted(page for page in folder.rglob("*.html") if page.name != "404.html"):
+        for link in re.findall(r'<a [^>]*?href="([^"#?:]+)["#?]', page.read_text()):
+            target = page.parent / link
+            if not (target / "index.html" if target.is_dir() else target).is_file():
+                broken.append(f"{page.relative_to(folder).as_posix()}: {link}")
+    return broken
+
+
 class _Handler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_):
         """Says nothing of what was asked for."""
@@ -58,7 +87,8 @@ def folder(tmp_path_factory):
         pytest.skip("needs mkdocs: make docs")
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    options = dict(cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"})  # as `make docs`
+    run = subprocess.run(command, capture_output=True, text=True, check=False, **options)
     assert run.returncode == 0, run.stderr[-3000:]
     return folder
 
@@ -76,8 +106,9 @@ def site(folder):
 @pytest.fixture(scope="module")
 def browser(site):
     """A browser without a window."""
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install it")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright: make docs")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    chromium = next(filter(None, map(shutil.which, names)), None)
     if chromium is None:
         pytest.skip("needs chromium: apt-get install chromium")
     with api.sync_playwright() as browsers:
@@ -103,13 +134,35 @@ def page(site, browser):
 @pytest.mark.slow
 def test_links_lead_to_pages(folder):
     """MkDocs sees to those of Markdown, and not to those of notebooks."""
-    broken, pages = [], [page for page in folder.rglob("*.html") if page.name != "404.html"]
-    for page in pages:
-        for link in re.findall(r'<a [^>]*?href="([^"#?:]+)["#?]', page.read_text()):
-            target = page.parent / link
-            if not (target / "index.html" if target.is_dir() else target).is_file():
-                broken.append(f"{page.relative_to(folder)}: {link}")
-    assert len(pages) > 20 and broken == []
+    assert len(list(folder.rglob("*.html"))) > 20 and _broken_links(folder) == []
+
+
+def test_links_to_no_page_are_found(tmp_path):
+    (tmp_path / "api").mkdir()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "api" / "index.html").write_text('<a href="../">home</a><a class="x" href="gone/">')
+    links = [f'<a href="{link}">' for link in ("api/", "api/#gemm", "#x", "no.html#y", "empty/")]
+    (tmp_path / "index.html").write_text("\n".join(links))
+    assert _broken_links(tmp_path) == [
+        "api/index.html: gone/",
+        "index.html: no.html",
+        "index.html: empty/",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.strip("/"))
+def test_notebook_is_executed(folder, path):
+    assert _not_executed(folder / path / "index.html") is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.strip("/"))
+def test_notebook_shows_what_it_puts_out(site, page, path):
+    assert page.goto(f"{site}/{path}").ok
+    shown = page.locator("article .jp-OutputArea-output").all_inner_texts()
+    assert re.search(NOTEBOOKS[path], "\n".join(shown))
+    assert page.locator("article h1").count() == 1
 
 
 @pytest.mark.slow
@@ -148,6 +201,9 @@ def test_broken_links_fail_the_build(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == 1
+    # Built without executing them, which must not pass for having done so.
+    pages = [tmp_path / "build" / "site" / path / "index.html" for path in NOTEBOOKS]
+    assert all("cells are numbered" in str(_not_executed(page)) for page in pages)
     faults = [line for line in run.stderr.splitlines() if line.startswith("WARNING")]
     assert len(faults) == 2, faults
     assert "no_such_page.md" in faults[0] + faults[1] and "#no-such-word" in faults[0] + faults[1]

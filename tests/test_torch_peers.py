@@ -19,7 +19,8 @@ torch = pytest.importorskip("torch", exc_type=ImportError)
 
 from benchmarks import operands, peers, torch_peers  # noqa: E402
 from benchmarks.cases import BenchCase  # noqa: E402
-from benchmarks.peer import MAX_ERROR, NotApplicableError, PeerMissingError  # noqa: E402
+from benchmarks.peer import NotApplicableError, PeerMissingError  # noqa: E402
+from jax_fp8gemm._src.tools.tuning.operands import MAX_ERROR  # noqa: E402
 
 _BLOCK = 128
 

@@ -211,10 +211,14 @@ def test_package_tables_are_used_and_the_users_go_before(path, on_h100, monkeypa
     assert on_h100.tuned_entry(PROBLEM, GPU).best.config == SLOW
 
 
-def test_shipped_tables_are_of_this_version(extension):
-    for shipped in tuned.FOLDER.glob("*.json"):
-        content = tuned.read(shipped, extension.core().describe_config)
-        assert tuned.usable(content, content.gpu) == ""
+SHIPPED = sorted(tuned.FOLDER.glob("*.json"))
+
+
+@pytest.mark.skipif(not SHIPPED, reason="no table is shipped: no GPU has been measured")
+@pytest.mark.parametrize("shipped", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_table_is_of_this_version(extension, shipped):
+    content = tuned.read(shipped, extension.core().describe_config)
+    assert tuned.usable(content, content.gpu) == ""
 
 
 # ---- The word for a problem ----------------------------------------------------------------------

@@ -58,6 +58,16 @@ def test_every_workflow_may_only_read():
         assert yaml.safe_load(path.read_text())["permissions"] == {"contents": "read"}, path
 
 
+def test_benchmark_is_compared_with_a_record_that_runs_do_not_replace():
+    step = next(
+        step["run"]
+        for step in _steps(ROOT / ".github/workflows/gpu.yml")
+        if "run" in step and "--compare" in step["run"]
+    )
+    output, old = re.search(r'--output (\S+) --compare ([^\s"]+)', step).groups()
+    assert output.startswith("build/") and old.startswith("benchmarks/")
+
+
 def test_tests_run_on_every_python_that_is_claimed():
     matrix = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
     pythons = matrix["jobs"]["tests"]["strategy"]["matrix"]["python"]

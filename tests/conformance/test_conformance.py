@@ -238,6 +238,7 @@ def test_problem_digest_sees_every_input():
 @pytest.mark.parametrize("path", GOLDEN_FILES, ids=lambda path: path.stem)
 def test_simulator_gives_what_a_gpu_gave(simulator, path):
     recorded = golden.read(path)["cases"]
+    assert recorded
     for name, entry in recorded.items():
         case = CASES.get(name)
         assert case is not None, f"{path.name}: no case {name!r} any more: update on a GPU"

@@ -19,6 +19,10 @@ from jax_fp8gemm._src.native.gemm_problem import Problem
 from jax_fp8gemm._src.xla import gemm as xla_gemm
 from jax_fp8gemm._src.xla import grouped as xla_grouped
 
+# Largest squared relative distance from the product in plain JAX.
+MAX_ERROR = 1e-4
+# What the simulator multiplies in seconds.
+MAX_SIMULATED_MACS = 64 << 20
 _BLOCK = 128
 _DENSE_AXES = (("m", "k"), ("n", "k"), ("m", "n"))
 
@@ -173,3 +177,9 @@ def relative_error(problem: Problem, out: jax.Array, expected: jax.Array) -> jax
         out, expected = (jnp.where(counts, x, jnp.zeros_like(x)) for x in (out, expected))
     x, y = out.astype(jnp.float32), expected.astype(jnp.float32)
     return jnp.sum((x - y) ** 2) / (jnp.sum(x * x) + jnp.sum(y * y))
+
+
+def check_error(error: float) -> None:
+    """Raises ArithmeticError if a result is further from its reference than rounding explains."""
+    if not error <= MAX_ERROR:  # which NaN is not
+        raise ArithmeticError(f"wrong result: relative error {error:.3g}, over {MAX_ERROR}")

@@ -22,9 +22,6 @@ from jax_fp8gemm._src.tools.tuning import operands as tuning_operands
 
 FORMAT = 1
 SIMULATOR = "simulator"
-# Largest squared relative distance from the product in plain JAX.
-MAX_ERROR = 1e-4
-_MAX_SIMULATED_MACS = 64 << 20
 # Part of the name of every kernel of this package.
 _KERNEL = "sm90_fp8_gemm"
 _WARM_UPS = 2
@@ -166,7 +163,7 @@ def measure(
         if time.monotonic() > settings.deadline:
             say(f"{problem}: not reached")
             continue
-        if settings.simulate and problem.flops > 2 * _MAX_SIMULATED_MACS:
+        if settings.simulate and problem.flops > 2 * tuning_operands.MAX_SIMULATED_MACS:
             say(f"{problem}: too large to simulate")
             continue
         yield _measure_one(problem, configs, settings, timer)
@@ -207,9 +204,7 @@ def _prepared(problem: Problem, given: Any, key: str, backend: str, expected: An
     call = tuning_operands.prepare(problem, given, key, backend)
     out = call.finish(call.start())
     # The first result: later ones of an accumulating problem add to it.
-    error = float(tuning_operands.relative_error(problem, out, expected))
-    if not error <= MAX_ERROR:
-        raise ArithmeticError(f"wrong result: relative error {error:.3g}, over {MAX_ERROR}")
+    tuning_operands.check_error(float(tuning_operands.relative_error(problem, out, expected)))
     for _ in range(_WARM_UPS):
         call.finish(call.start())
     return call
