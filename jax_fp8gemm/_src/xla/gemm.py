@@ -21,7 +21,7 @@ def bit_cast(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Returns the bits of x as another dtype of the same width.
 
     Behind a barrier: XLA folds the bit cast of a transposed constant into the bits of the constant
-    before it was transposed (tests/test_constants.py).
+    before it was transposed (tests/test_constants.py shows both).
     """
     return lax.bitcast_convert_type(lax.optimization_barrier(x), dtype)
 
