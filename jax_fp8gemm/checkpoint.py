@@ -4,7 +4,6 @@
 import copy
 import json
 import logging
-import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from os import PathLike
@@ -206,7 +205,7 @@ def load(
         >>> w.shape, w.dtype.name, w.block
         ((160, 256), 'float8_e4m3fn', (128, 128))
     """
-    folder = pathlib.Path(folder)
+    folder = fmt.folder_path("checkpoint.load", folder)
     config = reader.read_config(folder)
     files = safetensors_files.open_folder(folder)
     scheme = schemes.guess(schemes.locate("checkpoint.load: config.json", config or {})[1])
@@ -291,7 +290,7 @@ def save(
         >>> load(new_folder)["model.layers.0.mlp.down_proj.weight"].block
         (128, 128)
     """
-    folder = pathlib.Path(folder)
+    folder = fmt.folder_path("checkpoint.save", folder)
     limit = checks.extent("checkpoint.save", "max_file_bytes", max_file_bytes, 1)
     safetensors_files.package()
     loaded = tensors if isinstance(tensors, Checkpoint) else Checkpoint()

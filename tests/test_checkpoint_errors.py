@@ -307,6 +307,22 @@ def test_save(tmp_path, name):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("call", [checkpoint.load, lambda folder: checkpoint.save(folder, {})])
+@pytest.mark.parametrize(
+    ("folder", "error", "message"),
+    [
+        (None, TypeError, "str or a path of str, got NoneType"),
+        (123, TypeError, "str or a path of str, got int"),
+        (b"x", TypeError, "str or a path of str, got bytes"),
+        ("a\0b", ValueError, r"not contain a null character, got 'a\\x00b'"),
+    ],
+    ids=repr,
+)
+def test_folder_must_be_a_path(call, folder, error, message):
+    with pytest.raises(error, match=rf"^checkpoint\.(load|save): folder must (be a )?{message}"):
+        call(folder)
+
+
 def test_save_into_a_checkpoint(tmp_path):
     save_file({"a": np.ones(3)}, tmp_path / "model.safetensors")
     with pytest.raises(FileExistsError, match=r"must not hold a checkpoint.*model\.safetensors"):

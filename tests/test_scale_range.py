@@ -47,6 +47,16 @@ def test_products_of_scales_in_range(name, block, implementation):
 
 
 @pytest.mark.parametrize("block", BLOCKS)
+def test_a_scale_that_is_no_normal_number_may_count_as_zero(block, implementation):
+    """That of byte 0 of UE8M0, 2**-127: right, or 0, and nothing else."""
+    lhs = operand(np.full((16, 128), 448.0), 2.0**100, (1, 128))
+    rhs = operand(np.full((24, 128), 448.0), 2.0**-127, block)
+    want = 448.0**2 * 128 * 2.0**-27
+    assert set(np.unique(product(lhs, rhs, implementation))) <= {0, np.float32(want)}
+    assert set(np.unique(np.asarray(rhs.dequantize()))) <= {0, np.float32(448 * 2.0**-127)}
+
+
+@pytest.mark.parametrize("block", BLOCKS)
 def test_products_of_scales_out_of_range(block, simulator_library):
     """What the docstring says of the kernels; plain JAX is right here."""
     ones = np.zeros((16, 128)), np.zeros((16, 128))

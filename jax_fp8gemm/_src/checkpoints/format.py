@@ -52,6 +52,17 @@ class Stored(NamedTuple):
     layout: str = "block"
 
 
+def folder_path(op_name: str, folder: Any) -> pathlib.Path:
+    """Returns the folder of a checkpoint as a path."""
+    path = os.fspath(folder) if isinstance(folder, os.PathLike) else folder
+    if not isinstance(path, str):
+        got = type(folder).__name__
+        raise TypeError(f"{op_name}: folder must be a str or a path of str, got {got}.")
+    if "\0" in path:
+        raise ValueError(f"{op_name}: folder must not contain a null character, got {path!r}.")
+    return pathlib.Path(path)
+
+
 def without_expert(name: str) -> tuple[str, int] | None:
     """Splits `P.experts.{i}.S` into `P.experts.S` and i; None where `with_expert` has no way back.
 

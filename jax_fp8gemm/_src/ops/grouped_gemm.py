@@ -39,6 +39,7 @@ def grouped_gemm(
 
     of the dequantized operands, in float32 and rounded once. The sizes are read on the device
     only: nothing waits for them, and no row is padded. Results are the same bits from call to call.
+    The range of scales is that of `gemm`.
 
     Args:
         lhs: `(T, K)` with block (1, 128), as `BlockScaled` or as a plain `(values, scales)`; any T

@@ -37,6 +37,7 @@ def grouped_gemm_masked(
 
     of the dequantized operands, in float32 and rounded once. The counts are read on the device
     only, and time follows them rather than the room. Results are the same bits from call to call.
+    The range of scales is that of `gemm`.
 
     Args:
         lhs: `(G, M_max, K)` with block (1, 128), as `BlockScaled` or as a plain `(values, scales)`;

@@ -37,7 +37,8 @@ def k_grouped_gemm(
 
     of the dequantized operands, in float32 and rounded once. The columns from a group's last one
     to the next multiple of 128 must hold zeros, as `quantize_k_grouped` writes them. The sizes are
-    read on the device only. Results are the same bits from call to call.
+    read on the device only. Results are the same bits from call to call. The range of scales is
+    that of `gemm`.
 
     Args:
         lhs: `(M, T)` with block (1, 128), as `BlockScaled` or as a plain `(values, scales)`: tokens

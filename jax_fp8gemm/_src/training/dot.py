@@ -52,7 +52,9 @@ def dot(
         dx = Q1(dy) @ Q2(w).T           Q2: one scale per 128x128
         dw = Qt(Q1(x)).T @ Qt(dy)       Qt: one scale per 128 tokens of a column
 
-    All values are `float8_e4m3fn`. The backward pass keeps Q1(x) and Q2(w), a byte per element (as
+    All values are `float8_e4m3fn`. In the kernels the largest magnitudes of two blocks that are
+    multiplied must have a product from 2**-108 to 2**145, the range that `gemm` states: below it
+    the blocks may count as 0, above it the result may be infinite or NaN. The backward pass keeps Q1(x) and Q2(w), a byte per element (as
     `uint8`: policies of `jax.checkpoint` would not save float8 unharmed), and neither `x` nor `w`.
     Under `jax.checkpoint` they have the names "fp8_activation" and "fp8_weight"::
 

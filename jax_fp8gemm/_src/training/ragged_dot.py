@@ -68,8 +68,8 @@ def ragged_dot(
         dlhs[t] = Q1(dy[t]) @ Q2(rhs[g]).T
         drhs[g] = Qt(Q1(lhs[rows of g])).T @ Qt(dy[rows of g])
 
-    with Q1, Q2 and Qt as in `dot`; no scale covers two groups. The backward pass keeps Q1(lhs) and
-    Q2(rhs), under the names that `dot` gives them.
+    with Q1, Q2 and Qt and a range as in `dot`; no scale covers two groups. The backward pass keeps
+    Q1(lhs) and Q2(rhs), under the names that `dot` gives them.
 
     Args:
         lhs: `(T, K)`, `bfloat16`, `float16` or `float32`, sorted by group; or what `swiglu`,
