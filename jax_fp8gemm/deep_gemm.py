@@ -176,8 +176,9 @@ def k_grouped_fp8_gemm_nt_contiguous(
     """
     name = "k_grouped_fp8_gemm_nt_contiguous"
     sizes = group_checks.int32(name, "ks", ks)
-    operands = (_side_by_side(name, *x, sizes) for x in (("lhs", lhs), ("rhs", rhs)))
-    return k_grouped_gemm(*operands, sizes, accumulator=c, num_sms=get_num_sms() or None)
+    lhs = _side_by_side(name, "lhs", lhs, sizes)
+    rhs = _side_by_side(name, "rhs", rhs, sizes)
+    return k_grouped_gemm(lhs, rhs, sizes, accumulator=c, num_sms=get_num_sms() or None)
 
 
 def _side_by_side(op_name: str, name: str, operand, sizes: jax.Array) -> tuple:

@@ -54,8 +54,10 @@ def dot(
 
     All values are `float8_e4m3fn`. In the kernels the largest magnitudes of two blocks that are
     multiplied must have a product from 2**-108 to 2**145, the range that `gemm` states: below it
-    the blocks may count as 0, above it the result may be infinite or NaN. The backward pass keeps Q1(x) and Q2(w), a byte per element (as
-    `uint8`: policies of `jax.checkpoint` would not save float8 unharmed), and neither `x` nor `w`.
+    the blocks may count as 0, above it the result may be infinite or NaN.
+
+    The backward pass keeps Q1(x) and Q2(w), a byte per element (as `uint8`: policies of
+    `jax.checkpoint` would not save float8 unharmed), and neither `x` nor `w`.
     Under `jax.checkpoint` they have the names "fp8_activation" and "fp8_weight"::
 
         policy = jax.checkpoint_policies.save_only_these_names("fp8_activation", "fp8_weight")
