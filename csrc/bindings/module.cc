@@ -22,7 +22,6 @@
 #include "jit/kernel_cache.h"
 #include "jit/nvrtc.h"
 #include "quantize/quantize_key.h"
-#include "quantize/quantize_problem.h"
 #include "quantize/quantize_source.h"
 
 namespace nb = nanobind;

@@ -5,6 +5,7 @@
 // ToString, what tells its plan from others; MakePlan(backend); Run(plan, operands, results,
 // stream), which checks the buffers. A plan is as gemm/gemm_plan.h and quantize/quantize_plan.h.
 #pragma once
+#include <algorithm>
 #include <list>
 #include <memory>
 #include <mutex>

@@ -69,15 +69,16 @@ std::string KernelCache::LoadOrBuild(const DiskStore* disk, const std::string& k
                                      const std::string& label,
                                      const std::function<std::string()>& build, BuildLock& lock,
                                      bool& built) {
-  std::string image;
   if (disk != nullptr) {
-    if (LoadFrom(*disk, key_text, label, image)) return image;
-    lock = disk->LockBuild(key_text, patience_);
-    if (LoadFrom(*disk, key_text, label, image)) return image;  // who had the lock has built it
+    std::string image = LoadFrom(*disk, key_text, label);
+    if (image.empty()) {
+      lock = disk->LockBuild(key_text, patience_);
+      image = LoadFrom(*disk, key_text, label);  // who had the lock has built it
+    }
+    if (!image.empty()) return image;
   }
-  image = Build(label, build);
   built = true;
-  return image;
+  return Build(label, build);
 }
 
 std::string KernelCache::Build(const std::string& label,
@@ -102,13 +103,12 @@ std::string KernelCache::Build(const std::string& label,
   return image;
 }
 
-bool KernelCache::LoadFrom(const DiskStore& disk, const std::string& key_text,
-                           const std::string& label, std::string& image) {
+std::string KernelCache::LoadFrom(const DiskStore& disk, const std::string& key_text,
+                                  const std::string& label) {
   DiskStore::Loaded loaded = disk.Load(key_text, label);
   if (loaded.status == DiskStore::Status::kHit) Count(&Counters::disk_hits);
   if (loaded.status == DiskStore::Status::kCorrupt) Count(&Counters::corrupt);
-  image = std::move(loaded.image);
-  return loaded.status == DiskStore::Status::kHit;
+  return std::move(loaded.image);
 }
 
 void KernelCache::StoreOrWarn(const DiskStore& disk, const std::string& key_text,

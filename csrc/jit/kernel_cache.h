@@ -74,8 +74,8 @@ class KernelCache {
                           const std::string& label, const std::function<std::string()>& build,
                           BuildLock& lock, bool& built);
   std::string Build(const std::string& label, const std::function<std::string()>& build);
-  bool LoadFrom(const DiskStore& disk, const std::string& key_text, const std::string& label,
-                std::string& image);
+  std::string LoadFrom(const DiskStore& disk, const std::string& key_text,
+                       const std::string& label);
   void StoreOrWarn(const DiskStore& disk, const std::string& key_text, const std::string& label,
                    const std::string& image);
   void Count(uint64_t Counters::* counter);

@@ -14,7 +14,7 @@ from jax_fp8gemm._src.operands import checks
 
 CONFIG_FILE = "config.json"
 SCALE_DTYPES = ("F32", "BF16", "F16", "F8_E8M0", "U8")  # U8: the bits of F8_E8M0
-E4M3 = jnp.dtype(jnp.float8_e4m3fn)
+E4M3 = checks.E4M3
 E8M0 = jnp.dtype(jnp.float8_e8m0fnu)
 BLOCK = checks.SQUARE_BLOCK
 HF_QUANT_CONFIG_FILE = "hf_quant_config.json"  # of ModelOpt

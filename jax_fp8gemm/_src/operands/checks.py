@@ -13,7 +13,8 @@ from jax import lax
 
 from jax_fp8gemm._src.operands.stand_in import StandIn
 
-FP8_DTYPES = (jnp.dtype(jnp.float8_e4m3fn), jnp.dtype(jnp.float8_e5m2))
+E4M3 = jnp.dtype(jnp.float8_e4m3fn)
+FP8_DTYPES = (E4M3, jnp.dtype(jnp.float8_e5m2))
 RESULT_DTYPES = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16), jnp.dtype(jnp.float32))
 ROW_BLOCK = (1, 128)
 SQUARE_BLOCK = (128, 128)

@@ -5,7 +5,6 @@ import warnings
 from typing import Any, NamedTuple, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
@@ -20,7 +19,6 @@ from jax_fp8gemm._src.training.residuals import Residual, Wanted, keep
 from jax_fp8gemm._src.transforms.apply import apply
 
 COTANGENT = "the cotangent"  # in messages
-_E4M3 = jnp.dtype(jnp.float8_e4m3fn)
 # Names of what the backward pass needs, for jax.checkpoint_policies.save_only_these_names.
 ACTIVATION_NAME, WEIGHT_NAME = "fp8_activation", "fp8_weight"
 
@@ -51,7 +49,7 @@ def quantized(
     group_sizes: jax.Array | None = None,
     name: str,
     axes: tuple[str, str],
-    dtype: np.dtype = _E4M3,
+    dtype: np.dtype = checks.E4M3,
     scale_format: str = "float32",
 ) -> BlockScaled:
     """Returns x in FP8, inside a derivative rule; messages call it and its dimensions so."""

@@ -5,7 +5,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled, as_block_scaled
@@ -15,7 +14,6 @@ from jax_fp8gemm._src.ops.quantize import quantize
 from jax_fp8gemm._src.training.recipe import Recipe, chosen
 
 _NAME = "QuantizedActivation"
-_E4M3 = jnp.dtype(jnp.float8_e4m3fn)
 
 
 @exported
@@ -114,7 +112,7 @@ def checked_activations(op_name: str, name: str, x: Any) -> ActivationOperand:
         got = type(x.quantized).__name__
         raise TypeError(f"{op_name}: {name}.quantized must be a BlockScaled, got {got}.")
     bits = as_block_scaled(op_name, f"{name}.quantized", x.quantized, (checks.ROW_BLOCK,))
-    checks.dtype_of(op_name, f"{name}.quantized's dtype", bits.dtype, (_E4M3,))
+    checks.dtype_of(op_name, f"{name}.quantized's dtype", bits.dtype, (checks.E4M3,))
     if tuple(bits.shape) != tuple(array.shape):
         raise ValueError(
             f"{op_name}: {name}.quantized must have the shape of the array = {tuple(array.shape)},"

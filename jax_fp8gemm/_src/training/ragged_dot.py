@@ -44,7 +44,6 @@ from jax_fp8gemm._src.transforms.apply import apply
 from jax_fp8gemm._src.xla import grouped as xla_grouped
 
 _NAME = "ragged_dot"
-_E4M3 = jnp.dtype(jnp.float8_e4m3fn)
 
 
 def ragged_dot(
@@ -267,7 +266,7 @@ def _columns(options: Options, rows: Residual, group_sizes: jax.Array) -> tuple[
 
     By powers of two: what had such scales is not rounded again but where it becomes subnormal.
     """
-    op = Quantizer(options.op_name, "k_grouped", _E4M3, "pow2", options.implementation)
+    op = Quantizer(options.op_name, "k_grouped", checks.E4M3, "pow2", options.implementation)
     restored = rows.restore()
     return apply(op, Operands(restored.values, restored.scales, group_sizes))
 

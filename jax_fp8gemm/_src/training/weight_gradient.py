@@ -25,8 +25,6 @@ from jax_fp8gemm._src.transforms.partitioner import names
 from jax_fp8gemm._src.xla import gemm as xla_gemm
 from jax_fp8gemm._src.xla import grouped as xla_grouped
 
-_E4M3 = jnp.dtype(jnp.float8_e4m3fn)
-
 
 def refuse_shared_sum(op_name: str, accumulator: jax.Array | None, is_batched: bool) -> None:
     """Refuses a batch of gradients that would each add the same sum so far."""
@@ -105,7 +103,7 @@ class WeightGradient(InRule):
 
     def local(self, *operands) -> Any:
         x_bits, x_scales, dy, dy_scales, accumulator = operands
-        x = lax.bitcast_convert_type(x_bits, _E4M3), x_scales
+        x = lax.bitcast_convert_type(x_bits, checks.E4M3), x_scales
         if self.recipe.weight_gradient == "bfloat16":
             return self._in_bfloat16(x, dy, accumulator)
         if self.gives_rows:
@@ -114,13 +112,13 @@ class WeightGradient(InRule):
             return self._product(x, dy_columns, accumulator), *like_dy
         leaves = (dy,)
         if dy_scales is not None:
-            leaves = lax.bitcast_convert_type(dy, _E4M3), dy_scales
+            leaves = lax.bitcast_convert_type(dy, checks.E4M3), dy_scales
         return self._product(x, self._along_tokens("transposed", *leaves), accumulator)
 
     def local_of_cut(self, cut, *operands) -> tuple[jax.Array, ...]:
         """Shares the largest magnitude of a block of the rows among its devices."""
         x_bits, x_scales, dy, _, accumulator = operands
-        x = lax.bitcast_convert_type(x_bits, _E4M3), x_scales
+        x = lax.bitcast_convert_type(x_bits, checks.E4M3), x_scales
         columns = self._along_tokens("transposed", dy)
         rows = dataclasses.replace(self._quantizer("rows"), axes=("t", "n"))
         return self._product(x, columns, accumulator), *rows.local_of_cut(cut, *Operands(dy))
@@ -156,7 +154,7 @@ class WeightGradient(InRule):
         """Returns values and scales of the transpose, scaled along all tokens."""
         # Behind a barrier, or XLA widens them early for all that reads them, and keeps that.
         leaves = tuple(map(self._one_token_dim, lax.optimization_barrier(leaves)))
-        dtype = _E4M3 if len(leaves) == 2 else None
+        dtype = checks.E4M3 if len(leaves) == 2 else None
         quantizer = self._quantizer(kind, dtype, scale_format)
         return quantizer.local(*Operands(*leaves))
 
@@ -215,7 +213,7 @@ class GroupedInBfloat16(InRule):
 
     def local(self, *operands) -> jax.Array:
         def of_one(bits, *others):
-            values = lax.bitcast_convert_type(bits, _E4M3)
+            values = lax.bitcast_convert_type(bits, checks.E4M3)
             return xla_grouped.weight_gradients(values, *others).astype(self.result_dtype)
 
         for _ in range(self.num_batch):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Statistics of timings: medians, spreads, ratios."""
 
-import math
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -43,8 +43,8 @@ def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, fl
 
 def geometric_mean(values: Iterable[float]) -> float | None:
     """Returns the geometric mean, or None of nothing."""
-    logarithms = [math.log(value) for value in values]
-    return math.exp(math.fsum(logarithms) / len(logarithms)) if logarithms else None
+    values = list(values)
+    return statistics.geometric_mean(values) if values else None
 
 
 def interleave(names: Sequence[str], num_rounds: int) -> list[str]:

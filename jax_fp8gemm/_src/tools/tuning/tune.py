@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures every configuration of a problem, in turns, and keeps what was measured.
 
-Two files: the table that the planner uses (_tuned.py), and beside it the measurements, with every
-sample of every configuration, which calibrate the model.
+Two files: the table that the planner uses (native/tuned.py), and beside it the measurements, with
+every sample of every configuration, which calibrate the model.
 """
 
 import datetime
@@ -132,12 +132,12 @@ def machine(simulate: bool) -> tuple[Machine, Any]:
     return Machine(gpu, driver, "{}.{}".format(*nvrtc), timer.method, tuple(found)), timer
 
 
-def seen_after(op_name: Machine) -> Machine:
+def seen_after(used: Machine) -> Machine:
     """Returns what measures with warnings of what slows its GPU down now, after a problem."""
     now = gpu_state.slowdowns(gpu_state.query_gpu())
     texts = (f"the GPU was slowed down during the run: {words}" for words in now)
-    new = (text for text in texts if text not in op_name.warnings)
-    return op_name._replace(warnings=(*op_name.warnings, *new))
+    new = (text for text in texts if text not in used.warnings)
+    return used._replace(warnings=(*used.warnings, *new))
 
 
 def configurations(problem: Problem, settings: Settings) -> list[tuple[str, float]]:
@@ -229,7 +229,7 @@ def today() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def extend_table(path: pathlib.Path, op_name: Machine, measured: Sequence[Measured]) -> tuned.Table:
+def extend_table(path: pathlib.Path, used: Machine, measured: Sequence[Measured]) -> tuned.Table:
     """Writes what measured fastest into a table, beside what it holds of other problems.
 
     Raises:
@@ -237,31 +237,31 @@ def extend_table(path: pathlib.Path, op_name: Machine, measured: Sequence[Measur
             package version.
         TableError: The table is damaged.
     """
-    if op_name.gpu == SIMULATOR:
+    if used.gpu == SIMULATOR:
         raise CannotTuneError("what a simulator took does not tune a GPU")
     entries = {}
     if path.exists():
         old = tuned.read(path, extension.core().describe_config)
-        if reason := tuned.usable(old, op_name.gpu):
+        if reason := tuned.usable(old, used.gpu):
             raise CannotTuneError(f"{path} is left alone: {reason}")
         entries |= old.entries
     entries |= {m.problem: entry for m in measured if (entry := m.entry())}
     new = tuned.Table(
         package=__version__,
-        gpu=op_name.gpu,
-        driver=op_name.driver,
-        nvrtc=op_name.nvrtc,
+        gpu=used.gpu,
+        driver=used.driver,
+        nvrtc=used.nvrtc,
         created=today(),
-        method=op_name.method,
+        method=used.method,
         entries=entries,
     )
     tuned.write(path, new)
     return new
 
 
-def measurements(op_name: Machine, simulated: bool, measured: Sequence[Measured]) -> Measurements:
+def measurements(used: Machine, simulated: bool, measured: Sequence[Measured]) -> Measurements:
     """Returns the content of a file of measurements."""
-    return Measurements(op_name, __version__, today(), simulated, tuple(measured))
+    return Measurements(used, __version__, today(), simulated, tuple(measured))
 
 
 def save(path: pathlib.Path, content: Measurements) -> None:
