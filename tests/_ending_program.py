@@ -217,11 +217,11 @@ def _settled() -> tuple[int, int]:
     return _allocated_bytes(), ours
 
 
-def many_shapes(count: str = "2000", keep: str = "") -> None:
+def many_shapes(count: str = "2000", keep: str = "", *only: str) -> None:
     """Prints what shapes leave, for JAX's own product and for ours, in plain JAX and simulated.
 
     That is how many bytes for each, and how many objects of this package for all of them, which are
-    none unless this program has to `keep` some.
+    none unless this program has to `keep` some. `only` are the products to measure.
     """
     kept = []
 
@@ -246,7 +246,7 @@ def many_shapes(count: str = "2000", keep: str = "") -> None:
         if keep:
             kept.append(x)
 
-    for implementation in ("jax", "xla", "sim"):
+    for implementation in only or ("jax", "xla", "sim"):
         num, warm = int(count), 100
         for i in range(num + warm):
             if i == warm:
