@@ -328,7 +328,7 @@ def check_config(
         )
     named = ", ".join(f"{key} {found.get(key)!r}" for key in ("quant_method", "weight_block_size"))
     where = f"{op_name}: {'.'.join(keys)}"
-    schemes.recognise(where, found, f" ({named}); {described}")
+    schemes.recognize(where, found, f" ({named}); {described}")
     left_out = scheme.left_out(found)
     for value in quantized:
         module = left_out.module_of(value.name)

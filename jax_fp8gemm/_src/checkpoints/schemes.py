@@ -174,7 +174,7 @@ METHODS: dict[str, Callable[[_Description], Scheme]] = {
 }
 
 
-def recognise(where: str, found: Mapping[str, Any], context: str = "") -> Scheme:
+def recognize(where: str, found: Mapping[str, Any], context: str = "") -> Scheme:
     """Returns the scheme that a `quantization_config` describes.
 
     Raises:
@@ -194,7 +194,7 @@ def recognise(where: str, found: Mapping[str, Any], context: str = "") -> Scheme
 def guess(found: Any) -> Scheme:
     """Returns the scheme that is described, or block FP8 where none is that this package reads."""
     try:
-        return recognise("", found) if isinstance(found, Mapping) else BLOCK_FP8
+        return recognize("", found) if isinstance(found, Mapping) else BLOCK_FP8
     except ValueError:
         return BLOCK_FP8
 

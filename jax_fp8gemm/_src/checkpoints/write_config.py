@@ -68,7 +68,7 @@ def complete(
     name = ".".join(target.keys)
     if given and not isinstance(given, Mapping):
         raise TypeError(f"{_NAME}: config: {name} must be a mapping, got {given!r}.")
-    scheme = schemes.recognise(f"{_NAME}: config: {name}", quantization)
+    scheme = schemes.recognize(f"{_NAME}: config: {name}", quantization)
     left_out = scheme.left_out(quantization)
     for part, _ in quantized:
         module = left_out.module_of(part.name)
