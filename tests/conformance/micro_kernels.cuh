@@ -206,7 +206,7 @@ template <uint32_t kN, OutType kType>
 FP8GEMM_DEVICE void epilogue(const Params& params) {
   constexpr GemmConfig kConfig = epilogue_config(kN, kType);
   constexpr uint32_t kBytes = kMmaM * kN * element_bytes(kType);
-  constexpr uint32_t kBoxBytes = kMmaM * d_swizzle_bytes(kConfig);
+  constexpr uint32_t kBoxBytes = d_box_bytes(kConfig);
   constexpr uint32_t kFragment = kN / 2;
   const uint32_t smem = ptx::dynamic_smem();
   const uint32_t bar = smem + kBarrierOffset;
@@ -224,16 +224,19 @@ FP8GEMM_DEVICE void epilogue(const Params& params) {
   for (uint32_t i = 0; i < kFragment; ++i) {
     accum[i] = ptx::uint_as_float(params.in[thread * kFragment + i]);
   }
+  const auto reorder = [&] {
+    if constexpr (kType == OutType::kF32) BlockOrder<kConfig>::apply(accum);
+  };
   ptx::mbarrier_wait_parity(bar, 0);
-  BlockOrder<kConfig>().apply(accum);
+  reorder();
   add_accumulator<kConfig>(smem, accum);
-  BlockOrder<kConfig>().apply(accum);  // back again
+  reorder();  // back again
   FP8GEMM_UNROLL
   for (uint32_t i = 0; i < kFragment; ++i) {
     params.out[thread * kFragment + i] = __builtin_bit_cast(uint32_t, accum[i]);
   }
   ptx::bar_warp_sync();  // as in store_tile: a warp overwrites only what it has read itself
-  BlockOrder<kConfig>().apply(accum);
+  reorder();
   write_slice<kConfig>(smem, accum);
   ptx::fence_proxy_async_shared_cta();
   ptx::barrier_sync(kCtaBarrier, kThreads);

@@ -45,9 +45,10 @@ def _epilogue(n: int, d: str) -> Case:
         rounded = total
     else:
         rounded = _ROUND[d](total.view(np.uint32)).view(dtype)
-    row_bytes = n * dtype.itemsize
-    span = next(s for s in (128, 64, 32) if row_bytes % s == 0)
-    columns = span // dtype.itemsize
+    # A swizzle that divides a row; else the box is as wide as the tile.
+    spans = (128,) if d == "f32" else (128, 64)
+    span = next((s for s in spans if n * dtype.itemsize % s == 0), 0)
+    columns = span // dtype.itemsize or n
     boxes = [rounded[:, i : i + columns] for i in range(0, n, columns)]
     smem = np.concatenate([models.box_in_smem(box, span) for box in boxes])
     source = Tensor(loaded, (64, columns), _TENSOR_TYPES[d], span)
