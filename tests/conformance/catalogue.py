@@ -57,6 +57,7 @@ def _kernels() -> list[MicroKernel]:
         MicroKernel("narrowing", "narrowing"),
         MicroKernel("widening", "widening"),
         MicroKernel("fp8_conversions", "fp8_conversions"),
+        MicroKernel("approximations", "approximations"),
         MicroKernel("mbarrier_phases", "mbarrier_phases"),
         MicroKernel("mbarrier_remote", "mbarrier_remote", cluster=2),
         MicroKernel("st_async", "st_async", cluster=2),

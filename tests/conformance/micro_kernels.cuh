@@ -279,6 +279,20 @@ FP8GEMM_DEVICE void fp8_conversions(const Params& params) {
   }
 }
 
+// args: number of input words, five for each x: x, least and most of 2^x, least and most of 1 / x.
+// out: whether both results lie between, or are NaN where the bounds are.
+FP8GEMM_DEVICE void approximations(const Params& params) {
+  const auto is_between = [](float x, float least, float most) {
+    return least != least ? x != x : least <= x && x <= most;
+  };
+  for (uint32_t i = ptx::thread_idx(); i < params.args[0] / 5; i += kThreads) {
+    float in[5];
+    for (uint32_t j = 0; j < 5; ++j) in[j] = ptx::uint_as_float(params.in[5 * i + j]);
+    params.out[2 * i] = is_between(ptx::ex2_approx_ftz_f32(in[0]), in[1], in[2]);
+    params.out[2 * i + 1] = is_between(ptx::rcp_approx_ftz_f32(in[0]), in[3], in[4]);
+  }
+}
+
 // ---- Barriers and registers --------------------------------------------------------------------
 
 // Warp 0 hands words to the other three warps through one slot, more often than a barrier has

@@ -119,6 +119,33 @@ def _widening_cases() -> list[Case]:
     return cases
 
 
+def _bounds(exact: np.ndarray, units: int) -> list[np.ndarray]:
+    """Returns what lies so many units in the last place below and above, or closer to 0."""
+    tiny = np.finfo(np.float32).tiny
+    bounds = []
+    for direction in (-np.inf, np.inf):
+        bound = exact.astype(np.float32)
+        for _ in range(units):
+            bound = np.nextafter(bound, np.float32(direction))
+        flushed = np.where((np.abs(bound) < tiny) & (bound * direction < 0), 0, bound)
+        bounds.append(np.where(np.isfinite(exact), flushed, exact).astype(np.float32))
+    return bounds
+
+
+def _approximation_case() -> Case:
+    """The documented errors: 2 units of 2^x, 1 of 1 / x; what is subnormal counts as 0."""
+    rng = np.random.default_rng(2)
+    words = rng.integers(0, 2**32, 2000, np.uint32)
+    words = np.concatenate([words, _float32_words()[::7]])
+    x = np.concatenate([words.view(np.float32), rng.uniform(-140, 140, 3000).astype(np.float32)])
+    counted = np.where(np.abs(x) < np.finfo(np.float32).tiny, np.copysign(0, x), x)
+    with np.errstate(all="ignore"):
+        power, inverse = np.exp2(counted, dtype=np.float64), 1 / counted.astype(np.float64)
+        columns = np.stack([x, *_bounds(power, 2), *_bounds(inverse, 1)], axis=1)
+    problem = Problem(as_words(columns), 2 * x.size, (5 * x.size,))
+    return Case("approximations", "approximations", problem, as_bytes(np.ones(2 * x.size, "u4")))
+
+
 def _barrier_cases() -> list[Case]:
     rng = np.random.default_rng(1)
     rounds = 7
@@ -178,6 +205,7 @@ def cases() -> list[Case]:
         _narrowing_case(),
         *_widening_cases(),
         *_fp8_cases(),
+        _approximation_case(),
         *_barrier_cases(),
         *_register_cases(),
     ]
