@@ -33,6 +33,7 @@ COUNTED = _rows(
 )
 STORES = _rows("| columns | 16-bit | float32 |")
 PREDICTED = _rows("| problem | configuration | predicted us | TFLOPS |")
+FEW_ROWS = _rows("| weights, N x K | configuration | of memory |")
 COMPARED = _rows("| rows | number | DeepGEMM's tile: mean | from, to |")
 
 
@@ -222,6 +223,13 @@ def test_predictions_are_as_the_page_says(extension, row):
     assert got == row[1:], "update docs/performance.md"
 
 
+@pytest.mark.parametrize("weights, config, ratio", FEW_ROWS)
+def test_few_rows_are_as_the_page_says(extension, weights, config, ratio):
+    best = ranking.rank(gemm_problem.parse(f"16x{weights}"), backend="cuda", gpu="")[0]
+    got = (best["config"], f"{best['compute_cycles'] / best['hbm_floor_cycles']:.2f}")
+    assert got == (config, ratio), "update docs/performance.md"
+
+
 def test_comparison_is_as_the_page_says(calibration):
     found = calibration.predictions()
     for family, number, mean, spread in COMPARED:
@@ -236,4 +244,4 @@ def test_comparison_is_as_the_page_says(calibration):
 
 def test_there_are_tables_to_check():
     assert len(COUNTED) >= 8 and len(PREDICTED) >= 8 and len(COMPARED) == 5
-    assert len(STORES) >= 8
+    assert len(STORES) >= 8 and len(FEW_ROWS) >= 4
