@@ -5,15 +5,7 @@ import importlib.util
 import os
 
 import pytest
-from _kernels import (
-    ARCHITECTURE,
-    CSRC,
-    VERBOSE,
-    Job,
-    KernelFarm,
-    compile_kernel_with_code,
-    device_headers,
-)
+from _kernels import ARCHITECTURE, CSRC, VERBOSE, Job, KernelFarm, device_headers
 from _nvrtc import find_all
 from _sass import (
     Expected,
@@ -54,15 +46,6 @@ PDL_SAMPLES = [
     *(next(key for key in KEYS if key.startswith(f"{family}.")) + ".pdl" for family in FAMILIES),
     *(next(key for key in KEYS if f".w{w}." in key) + ".pdl" for w in (2, 3)),
 ]
-# With one box, with several, with two row slices.
-STORE_SAMPLES = {
-    "1d2d.m128n144.w2.": 1,
-    "1d2d.m128n160.w2.": 5,
-    "1d2d.m256n128.w2.": 4,
-    "1d1d.m192n112.w3.": 1,
-}
-# Instructions of a loop that ptxas puts around one that needs uniform registers: twice as many.
-UNIFORM_LOOP = 20
 MAX_SMEM_BYTES = 232448
 MAX_THREADS = 1024
 # Operand types as wgmma and its SASS name them.
@@ -147,22 +130,6 @@ def test_kernel_of_a_dependent_launch_waits_for_the_one_before(key):
     assert [i.name for i in code].count("ACQBULK") == 1
     facts = kernel_facts(cubin, code)
     assert log_failures(compiled.log) + gate_failures(facts, expected_code(key)) == []
-
-
-@needs_nvdisasm
-@pytest.mark.parametrize("tile", STORE_SAMPLES)
-def test_stores_take_uniform_registers(tile):
-    """Each store of the tile is there once, and no loop moves its coordinates into place."""
-    key = next(key for key in KEYS if key.startswith(tile))
-    _, code = compile_kernel_with_code(
-        find_all()[0], core().kernel_source(key), core().nvrtc_options()
-    )
-    stores = [i.address for i in code if i.name == "UTMASTG"]
-    size = code[1].address - code[0].address
-    loops = [(i.branch_target, i.address) for i in code if i.branch_target is not None]
-    short = [(to, at) for to, at in loops if 0 <= at - to <= UNIFORM_LOOP * size]
-    assert len(stores) == STORE_SAMPLES[tile]
-    assert [store for store in stores if any(to <= store <= at for to, at in short)] == []
 
 
 @pytest.mark.parametrize("nvrtc", find_all(), ids=lambda n: n.name)

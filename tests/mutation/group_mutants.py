@@ -226,7 +226,7 @@ MUTANTS = (
         "fp8_gemm/epilogue.cuh",
         "        ptx::fence_proxy_async_shared_cta();\n        sync_consumer(consumer);\n      }",
         "      }",
-        "The issuer starts the next load while the others still read the slab.",
+        "Thread 0 starts the next load while the others still read the slab.",
         (K_GROUPED_ACC,),
     ),
     Mutant(

@@ -2,7 +2,7 @@
 // Epilogue: registers -> shared memory -> output, one consumer warpgroup at a time.
 //
 // Each warpgroup has its own part of smem.d, its own named barrier and its own TMA stores, issued
-// and tracked by one of its threads. Element (row, column) of a row slice lies in box
+// and tracked by its thread 0. Element (row, column) of a row slice lies in box
 // column / d_box_columns, at the place, swizzled or not, where TMA expects it.
 #pragma once
 #include <fp8_gemm/barriers.cuh>
@@ -73,16 +73,7 @@ struct BlockOrder {
   }
 };
 
-// Whether this thread issues the stores of its warpgroup and its loads of accumulators, and waits
-// for them: their groups are tracked per thread, and elect.sync elects the same lane every time.
-// ptxas knows that an elected lane is alone, and keeps what it hands to TMA in uniform registers;
-// around each store by thread 0 it puts a loop. It knows no more behind the branch of an &&.
-FP8GEMM_DEVICE bool is_issuer() {
-  ptx::bar_warp_sync();
-  return ptx::elect_sync() & (ptx::warp_idx() % kWarpgroupWarps == 0);
-}
-
-// Starts loading the accumulator tile into smem.d, under the main loop, by the warpgroup's issuer.
+// Starts loading the accumulator tile into smem.d, under the main loop. Thread 0 of the warpgroup.
 // The previous tile's stores must have read smem.d before; the loads overwrite it.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void prefetch_accumulator(const GemmParams& params, const Smem<kConfig>& smem,
@@ -90,7 +81,7 @@ FP8GEMM_DEVICE void prefetch_accumulator(const GemmParams& params, const Smem<kC
   if constexpr (kConfig.accumulate) {
     constexpr uint32_t kBoxes = kConfig.stored_columns() / d_box_columns(kConfig);
     constexpr uint32_t kBytes = kConfig.row_slices() * d_box_rows(kConfig) * d_row_bytes(kConfig);
-    if (!is_issuer()) return;
+    if (ptx::thread_idx() % kWarpgroupThreads != 0) return;
     ptx::cp_async_bulk_wait_group_read<0>();
     ptx::mbarrier_arrive_expect_tx(smem.c_full(consumer), kBytes);
     for (uint32_t slice = 0; slice < kConfig.row_slices(); ++slice) {
@@ -232,7 +223,7 @@ FP8GEMM_DEVICE void copy_rows(const GemmParams& params, uint32_t slice_base, uin
 }
 
 // Stores one row slice of the tile from smem.d. All threads of the warpgroup, after a barrier
-// behind their writes; one issues.
+// behind their writes; thread 0 issues.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void store_slice(const GemmParams& params, uint32_t slice_base, uint32_t consumer,
                                 uint32_t first_row, const Tile& tile) {
@@ -242,14 +233,14 @@ FP8GEMM_DEVICE void store_slice(const GemmParams& params, uint32_t slice_base, u
       const uint32_t rows = tile.stored_rows > first_row ? tile.stored_rows - first_row : 0;
       copy_rows<kConfig>(params, slice_base, tile.d_row + first_row, tile.column, rows);
       if constexpr (kConfig.accumulate) {
-        // The issuer loads the next accumulator tile into the slab that the others still read.
+        // Thread 0 loads the next accumulator tile into the slab that the others still read.
         ptx::fence_proxy_async_shared_cta();
         sync_consumer(consumer);
       }
       return;
     }
   }
-  if (!is_issuer()) return;
+  if (ptx::thread_idx() % kWarpgroupThreads != 0) return;
   for (uint32_t box = 0; box < kBoxes; ++box) {
     ptx::cp_async_bulk_tensor_2d_s2g(&params.d, slice_base + box * d_box_bytes(kConfig),
                                      tile.column + box * d_box_columns(kConfig),
@@ -262,9 +253,9 @@ FP8GEMM_DEVICE void store_slice(const GemmParams& params, uint32_t slice_base, u
 //
 // Runs on     one consumer warpgroup; kFirstConsumerBarrier + consumer is its own barrier.
 // Order       per set of slabs (all row slices of the tile, or one after the other where slabs are
-//             reused): the issuer waits until its previous stores have read the slabs (when
+//             reused): thread 0 waits until its previous stores have read the slabs (when
 //             accumulating it did so in prefetch_accumulator, and c_full says that the accumulator
-//             landed); barrier; all threads write and fence; barrier; the issuer stores.
+//             landed); barrier; all threads write and fence; barrier; thread 0 issues the stores.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void store_tile(const GemmParams& params, const Smem<kConfig>& smem,
                                uint32_t consumer, const Tile& tile, uint32_t c_parity,
@@ -286,7 +277,7 @@ FP8GEMM_DEVICE void store_tile(const GemmParams& params, const Smem<kConfig>& sm
       }
       ptx::bar_warp_sync();  // a warp overwrites only what it has read itself
     } else {
-      if (is_issuer()) ptx::cp_async_bulk_wait_group_read<0>();
+      if (ptx::thread_idx() % kWarpgroupThreads == 0) ptx::cp_async_bulk_wait_group_read<0>();
       sync_consumer(consumer);
     }
     FP8GEMM_UNROLL

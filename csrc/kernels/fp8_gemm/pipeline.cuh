@@ -8,7 +8,7 @@
 //   summed[wg]    count 1: thread 0 of consumer warpgroup wg, with the bytes of the partial sums
 //                 that every CTA of the cluster stores here. Waited on by that warpgroup, once.
 //                 Only with split K.
-//   c_full[wg]    count 1: the issuer of consumer warpgroup wg, with the bytes of its accumulator
+//   c_full[wg]    count 1: thread 0 of consumer warpgroup wg, with the bytes of its accumulator
 //                 tile. Waited on by that warpgroup, first parity 0. Only when accumulating.
 #pragma once
 #include <ptx/mbarrier.cuh>
