@@ -256,6 +256,14 @@ MUTANTS = (
         (ONE,),
     ),
     Mutant(
+        "reciprocals rounded down",
+        "shared/fast_divisor.h",
+        "uint64_t{2 * x} * multiplier)",
+        "uint64_t{2 * x} * (multiplier - (multiplier != 1u << 31)))",
+        "Multiples of a divisor that is no power of two get a quotient one too small.",
+        (ONE,),
+    ),
+    Mutant(
         "last band of a group as wide as the others",
         "fp8_gemm/grouped_tiles.cuh",
         "min(raster_width, (along_n ? tiles_n : tiles_m) - first_minor);",
