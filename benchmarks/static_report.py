@@ -79,22 +79,28 @@ def _one_tile(key: str, k_blocks: int) -> tuple[Problem, int]:
     return problem, ctas
 
 
-def _count(key: str, k_blocks: int) -> float:
-    """Returns the extra wavefronts of one CTA that computes one tile of so many K blocks."""
+def _count(key: str, k_blocks: int, statistic: str) -> float:
+    """Returns what the simulator counts of one CTA that computes one tile of so many K blocks."""
     problem, ctas = _one_tile(key, k_blocks)
     given = tuning_operands.operands(problem)
     present = [x for x in given if x is not None]
     sim_library.reset_stats()
     tuning_operands.matmul(problem, key, "sim")(*present).block_until_ready()
-    return sim_library.stats()["bank_conflicts"] / ctas
+    return sim_library.stats()[statistic] / ctas
 
 
 def conflicts(key: str) -> Conflicts:
     """Returns the bank conflicts of a configuration, counted by the simulator."""
     few, many = 2, 6
-    counts = {k_blocks: _count(key, k_blocks) for k_blocks in (few, many)}
+    counts = {k_blocks: _count(key, k_blocks, "bank_conflicts") for k_blocks in (few, many)}
     per_k_block = (counts[many] - counts[few]) / (many - few)
     return Conflicts(counts[few] - few * per_k_block, per_k_block)
+
+
+def stores(key: str) -> float:
+    """Returns the TMA stores of 64 rows of a tile, counted by the simulator."""
+    c = extension.core().describe_config(key)
+    return _count(key, 1, "stores") / (c["num_consumers"] * c["row_slices"])
 
 
 def default_keys() -> list[str]:

@@ -31,7 +31,9 @@ def _rows(header: str) -> list[tuple[str, ...]]:
 COUNTED = _rows(
     "| configuration | L2 | shared memory: written + read | read / least | cycles | conflicts |"
 )
+STORES = _rows("| columns | 16-bit | float32 |")
 PREDICTED = _rows("| problem | configuration | predicted us | TFLOPS |")
+FEW_ROWS = _rows("| weights, N x K | configuration | of memory |")
 COMPARED = _rows("| rows | number | DeepGEMM's tile: mean | from, to |")
 
 
@@ -190,6 +192,27 @@ def test_no_layout_of_results_has_bank_conflicts(static_report, simulator_librar
     assert set(found.values()) == {0}, found
 
 
+@pytest.mark.slow
+def test_stores_of_a_tile_are_as_the_page_says(static_report, simulator_library):
+    """One tile of each number of columns and size of elements."""
+    core = static_report.extension.core()
+    smallest = {}
+    for key in core.candidate_configs():
+        config = core.describe_config(key)
+        columns = config["block_n"] // config["split_k"]
+        tile = (str(columns), config["d_type"] == "float32")
+        area = config["block_m"] * config["block_n"]
+        smallest[tile] = min(smallest.get(tile, (area, key)), (area, key))
+    said = {
+        (columns, is_float32): int(number)
+        for columns, *numbers in STORES
+        for is_float32, number in enumerate(numbers)
+        if number != "-"
+    }
+    found = {tile: static_report.stores(key) for tile, (_, key) in smallest.items()}
+    assert found == said, "update docs/performance.md"
+
+
 @pytest.mark.parametrize("row", PREDICTED, ids=lambda row: row[0])
 def test_predictions_are_as_the_page_says(extension, row):
     fields = {"scaling": "1d1d", "d_dtype": "float32"} if "k_grouped" in row[0] else {}
@@ -198,6 +221,13 @@ def test_predictions_are_as_the_page_says(extension, row):
     us = best["microseconds"]
     got = (best["config"], f"{us:.1f}", f"{problem.flops / us / 1e6:.0f}")
     assert got == row[1:], "update docs/performance.md"
+
+
+@pytest.mark.parametrize("weights, config, ratio", FEW_ROWS)
+def test_few_rows_are_as_the_page_says(extension, weights, config, ratio):
+    best = ranking.rank(gemm_problem.parse(f"16x{weights}"), backend="cuda", gpu="")[0]
+    got = (best["config"], f"{best['compute_cycles'] / best['hbm_floor_cycles']:.2f}")
+    assert got == (config, ratio), "update docs/performance.md"
 
 
 def test_comparison_is_as_the_page_says(calibration):
@@ -214,3 +244,4 @@ def test_comparison_is_as_the_page_says(calibration):
 
 def test_there_are_tables_to_check():
     assert len(COUNTED) >= 8 and len(PREDICTED) >= 8 and len(COMPARED) == 5
+    assert len(STORES) >= 8 and len(FEW_ROWS) >= 4

@@ -116,3 +116,18 @@ def test_split_k_is_planned_for_one_wave(extension, n):
         assert by_size[8] == 15
     if n == 2048:
         assert 8 not in by_size
+
+
+@pytest.mark.parametrize(
+    "n, tiles, split, narrower",
+    [(1920, 15, 8, 8), (2048, 16, 8, 4), (3968, 31, 4, 4), (4096, 32, 4, 2)],
+)
+def test_clusters_that_do_not_fit_are_not_planned(extension, n, tiles, split, narrower):
+    """133 SMs of which any four or eight were a cluster would hold one cluster more."""
+    problem = gemm_problem.parse(f"64x{n}x7168")
+    best = {
+        num_sms: ranking.rank(problem._replace(num_sms=num_sms), backend="cuda", gpu="")[0]
+        for num_sms in (132, 133)
+    }
+    assert (best[133]["split_k"], best[133]["tiles"]) == (split, tiles * split)
+    assert best[132]["split_k"] == narrower

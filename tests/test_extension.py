@@ -205,12 +205,11 @@ _PARAMS_SOURCES = (
 )
 
 
-# All of the layers that a quantizer is made of.
-_QUANTIZE_SOURCES = [
-    f"{layer}/{path.stem}"
-    for layer in ("driver", "jit", "quantize")
-    for path in sorted((_CSRC / layer).glob("*.cc"))
-]
+def sources_of(*layers):
+    """Returns all sources of layers of csrc, as `run_with_simulator` takes them."""
+    return [
+        f"{layer}/{path.stem}" for layer in layers for path in sorted((_CSRC / layer).glob("*.cc"))
+    ]
 
 
 def run_with_simulator(name, parts, extension, folder):
@@ -234,7 +233,15 @@ def test_launches_on_more_than_2_to_the_31_elements(extension, tmp_path):
 @pytest.mark.usefixtures("simulator_library")
 def test_quantizers_take_buffers_at_any_address(extension, tmp_path):
     """XLA may pass a slice where it lies: --xla_gpu_enable_dynamic_slice_fusion."""
-    run_with_simulator("quantize_address_test", _QUANTIZE_SOURCES, extension, tmp_path)
+    layers = sources_of("driver", "jit", "quantize")
+    run_with_simulator("quantize_address_test", layers, extension, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("simulator_library")
+def test_products_take_buffers_at_any_address_or_refuse_them(extension, tmp_path):
+    layers = sources_of("driver", "jit", "gemm", "quantize")
+    run_with_simulator("gemm_address_test", layers, extension, tmp_path)
 
 
 # An NVRTC of version 13.0 that compiles everything to the same four bytes.

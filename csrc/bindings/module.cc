@@ -9,20 +9,18 @@
 #include <stdexcept>
 
 #include "bindings/interpreter.h"
+#include "bindings/kernels.h"
 #include "driver/device_limits.h"
 #include "driver/error.h"
 #include "driver/interrupts.h"
 #include "driver/tensor_map.h"
 #include "ffi/handlers.h"
 #include "gemm/config_key.h"
-#include "gemm/kernel_source.h"
 #include "gemm/select_config.h"
 #include "gemm/sim_kernels.h"
-#include "jit/headers.h"
-#include "jit/kernel_cache.h"
+#include "jit/kernel.h"
 #include "jit/nvrtc.h"
 #include "quantize/quantize_key.h"
-#include "quantize/quantize_source.h"
 
 namespace nb = nanobind;
 
@@ -55,11 +53,6 @@ nb::dict Registrations() {
   result["quantize"] = RegistrationsOf(QuantizeHandlers());
   result["empty"] = Capsule(Fp8EmptyExecute);
   return result;
-}
-
-KernelSource KernelOf(const std::string& key) {
-  return IsQuantizeKey(key) ? QuantizeKernel(ParseQuantizeKey(key))
-                            : GemmKernel(ParseConfigKey(key));
 }
 
 nb::dict DescribeConfig(const std::string& key) {
@@ -192,67 +185,6 @@ std::string QuantizeKeyOf(const std::string& layout, const std::string& x_dtype,
   return QuantizeKey(NamedQuantizeConfig(layout, x_dtype, dtype, scale_format));
 }
 
-nb::dict HeadersDict(std::span<const HeaderText> headers) {
-  nb::dict result;
-  for (const HeaderText& header : headers) {
-    result[nb::str(header.name.data(), header.name.size())] =
-        nb::str(header.text.data(), header.text.size());
-  }
-  return result;
-}
-
-/// The headers that a kernel is made of, by name: all that its cache key depends on.
-nb::dict KernelHeaders(const std::string& key) {
-  return HeadersDict(ReachedHeaders(KernelOf(key).text, EmbeddedHeaders()));
-}
-
-/// Compiles a configuration through the cache; returns the size of the machine code in bytes.
-size_t Precompile(const std::string& key) {
-  const WithoutGil released;
-  return Compile(KernelOf(key))->size();
-}
-
-nb::bytes ImageOf(const std::string& key) {
-  KernelImage image;
-  {
-    const WithoutGil released;
-    image = Compile(KernelOf(key));
-  }
-  return nb::bytes(image->data(), image->size());
-}
-
-/// Keeps machine code that came from elsewhere on disk, as that of this machine's kernel of a
-/// configuration. Returns empty, or why it is not kept.
-std::string StoreKernel(const std::string& key, const nb::bytes& image) {
-  const KernelSource source = KernelOf(key);
-  const std::string content(image.c_str(), image.size());
-  const WithoutGil released;
-  const auto disk = ProcessKernelCache().Disk();
-  return disk != nullptr ? disk->Store(CacheKey(source), source.key, content)
-                         : "no kernels are kept on disk";
-}
-
-nb::dict CacheCounters() {
-  const KernelCache::Counters counters = ProcessKernelCache().GetCounters();
-  nb::dict fields;
-  fields["memory_hits"] = counters.memory_hits;
-  fields["disk_hits"] = counters.disk_hits;
-  fields["builds"] = counters.builds;
-  fields["corrupt"] = counters.corrupt;
-  fields["write_failures"] = counters.write_failures;
-  return fields;
-}
-
-/// `sink(text)` is called, on whatever thread compiles, when an entry cannot be written to disk.
-void SetCacheWarningSink(nb::callable sink) {
-  // Never destroyed: the cache outlives the interpreter.
-  auto* kept = new nb::callable(std::move(sink));
-  ProcessKernelCache().SetWarningSink([kept](const std::string& text) {
-    const WithGil gil;
-    if (gil.is_held()) (*kept)(text);
-  });
-}
-
 /// Ctrl-C stops work where it raises KeyboardInterrupt; a program's own handler may want less.
 bool InterruptsStopWork(PyObject* getsignal, PyObject* default_handler) {
   const WithGil gil;
@@ -278,31 +210,6 @@ void FollowInterruptsOfPython() {
   PyObject* const getsignal = nb::object(signal.attr("getsignal")).release().ptr();
   PyObject* const handler = nb::object(signal.attr("default_int_handler")).release().ptr();
   SetInterruptRule([=] { return InterruptsStopWork(getsignal, handler); });
-}
-
-/// What a function of the cache on disk returns; nothing where no kernels are kept.
-template <typename Result>
-Result OfDiskCache(Result (DiskStore::*function)() const) {
-  const auto disk = ProcessKernelCache().Disk();
-  return disk != nullptr ? (disk.get()->*function)() : Result{};
-}
-
-/// Entries as (file name, label, bytes).
-nb::list ListDiskCache() {
-  nb::list entries;
-  for (const DiskEntry& entry : OfDiskCache(&DiskStore::List)) {
-    entries.append(nb::make_tuple(entry.name, entry.label, entry.file_bytes));
-  }
-  return entries;
-}
-
-/// Entries that would not be loaded, as (file name, why).
-nb::list VerifyDiskCache() {
-  nb::list faults;
-  for (const DiskFault& fault : OfDiskCache(&DiskStore::Verify)) {
-    faults.append(nb::make_tuple(fault.name, fault.fault));
-  }
-  return faults;
 }
 
 /// What the driver says of device `ordinal`. Raises if there is no driver or no such Hopper device.
@@ -340,12 +247,7 @@ NB_MODULE(_core, module) {
   module.def("ranked_configs", &RankedConfigs, nb::arg("problem"), nb::arg("backend"));
   module.def("config_cost", &ConfigCost, nb::arg("problem"), nb::arg("key"));
   module.def("describe_config", &DescribeConfig, nb::arg("key"));
-  module.def(
-      "kernel_source", [](const std::string& key) { return KernelOf(key).text; }, nb::arg("key"));
-  module.def("embedded_headers", [] { return HeadersDict(EmbeddedHeaders()); });
-  module.def("kernel_headers", &KernelHeaders, nb::arg("key"));
-  module.def(
-      "cache_key", [](const std::string& key) { return CacheKey(KernelOf(key)); }, nb::arg("key"));
+  DefineKernels(module);
   module.def("nvrtc_options", &NvrtcOptions);
   module.def(
       "set_nvrtc_search",
@@ -356,21 +258,5 @@ NB_MODULE(_core, module) {
   module.def("nvrtc_version", [] { return nb::make_tuple(Nvrtc().major, Nvrtc().minor); });
   module.def("nvrtc_path", [] { return Nvrtc().path; });
   module.def("set_sim_library", &SetSimLibraryPath, nb::arg("path"));
-  module.def(
-      "set_cache_directory",
-      [](const std::string& path, uint64_t limit_bytes) {
-        ProcessKernelCache().SetDirectory(path, limit_bytes);
-      },
-      nb::arg("path"), nb::arg("limit_bytes") = DiskStore::kNoLimit);
-  module.def("set_cache_warning_sink", &SetCacheWarningSink, nb::arg("sink"));
-  module.def("disk_cache_refusal", [] { return OfDiskCache(&DiskStore::Refusal); });
-  module.def("list_disk_cache", &ListDiskCache);
-  module.def("verify_disk_cache", &VerifyDiskCache);
-  module.def("precompile", &Precompile, nb::arg("key"));
-  module.def("kernel_image", &ImageOf, nb::arg("key"));
-  module.def("store_kernel", &StoreKernel, nb::arg("key"), nb::arg("image"));
-  module.def("cache_counters", &CacheCounters);
-  module.def("clear_memory_cache", [] { ProcessKernelCache().ClearMemory(); });
-  module.def("clear_disk_cache", [] { return OfDiskCache(&DiskStore::Clear); });
   module.def("device_info", &DeviceInfo, nb::arg("backend"), nb::arg("ordinal"));
 }

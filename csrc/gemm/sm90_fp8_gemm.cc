@@ -60,7 +60,7 @@ TensorMapSpec OutputSpec(const char* name, void* base, const GemmProblem& proble
           .box1 = d_box_rows(config),
           .swizzle = swizzle == 128  ? CU_TENSOR_MAP_SWIZZLE_128B
                      : swizzle == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
-                                     : CU_TENSOR_MAP_SWIZZLE_32B};
+                                     : CU_TENSOR_MAP_SWIZZLE_NONE};
 }
 
 TensorMapSpec ScaleSpec(const char* name, void* base, int64_t rows, int64_t k_blocks, int64_t pitch,

@@ -13,10 +13,18 @@ inline constexpr uint32_t kSwizzleAtomBytes = 1024;
 // A shared-memory line of 128B-swizzled data: one row of an operand tile.
 inline constexpr uint32_t kRowBytes = kBlockK;
 
-// Bytes of the widest TMA swizzle that divides a row of the output tile: 128, 64 or 32.
+// Bytes of a row of the output tile of one CTA.
+FP8GEMM_HOST_DEVICE constexpr uint32_t d_row_bytes(const GemmConfig& config) {
+  return config.stored_columns() * element_bytes(config.d_type);
+}
+
+// Bytes of the TMA swizzle of the output tile, and so of a row of its boxes; 0 where none is needed
+// and a box has whole rows. That is where the length of rows leads enough of them to different
+// banks for the others to be kept apart by one exchange (BlockOrder): odd multiples of 64 bytes of
+// float32, of 32 of 16-bit results.
 FP8GEMM_HOST_DEVICE constexpr uint32_t d_swizzle_bytes(const GemmConfig& config) {
-  const uint32_t row_bytes = config.stored_columns() * element_bytes(config.d_type);
-  return row_bytes % 128 == 0 ? 128u : row_bytes % 64 == 0 ? 64u : 32u;
+  if (d_row_bytes(config) % 128 == 0) return 128;
+  return config.d_type != OutType::kF32 && d_row_bytes(config) % 64 == 0 ? 64u : 0u;
 }
 
 // Rows one TMA store (or accumulator load) moves.
@@ -29,9 +37,13 @@ FP8GEMM_HOST_DEVICE constexpr uint32_t d_slabs(const GemmConfig& config) {
   return config.d_type == OutType::kF32 ? 1u : config.row_slices();
 }
 
-// Columns of the output one TMA store moves.
+// Columns of the output one TMA store moves, and the shared memory that it takes them from.
 FP8GEMM_HOST_DEVICE constexpr uint32_t d_box_columns(const GemmConfig& config) {
-  return d_swizzle_bytes(config) / element_bytes(config.d_type);
+  const uint32_t swizzle = d_swizzle_bytes(config);
+  return swizzle == 0 ? config.stored_columns() : swizzle / element_bytes(config.d_type);
+}
+FP8GEMM_HOST_DEVICE constexpr uint32_t d_box_bytes(const GemmConfig& config) {
+  return kMmaM * d_box_columns(config) * element_bytes(config.d_type);
 }
 
 // Scales of A that come with a K block of a tile. TMA traps where a box begins between multiples of
@@ -55,7 +67,7 @@ FP8GEMM_HOST_DEVICE constexpr uint32_t sfa_bytes(const GemmConfig& config) {
 
 // Offsets are in bytes from the start of dynamic shared memory, which is 1024-aligned.
 struct SmemLayout {
-  uint32_t d;         // [consumer][slab][box][64 rows][swizzle bytes]
+  uint32_t d;         // [consumer][slab][box][64 rows] (d_box_columns)
   uint32_t a;         // [stage] (block_m, 128) fp8, 128B swizzle; 64 rows even for smaller tiles
   uint32_t b;         // [stage] (block_n, 128) fp8, 128B swizzle
   uint32_t sfa;       // [stage][box] (sfa_box_scales) f32
@@ -89,8 +101,7 @@ FP8GEMM_HOST_DEVICE constexpr uint32_t partials_bytes(const GemmConfig& config) 
 
 FP8GEMM_HOST_DEVICE constexpr SmemLayout make_smem_layout(const GemmConfig& config) {
   SmemLayout layout{};
-  layout.d_slab_bytes =
-      align_up(kMmaM * config.stored_columns() * element_bytes(config.d_type), kSwizzleAtomBytes);
+  layout.d_slab_bytes = align_up(kMmaM * d_row_bytes(config), kSwizzleAtomBytes);
   layout.a_stage_bytes = max(config.block_m, kMmaM) * kRowBytes;
   layout.b_stage_bytes = config.block_n * kRowBytes;
   layout.sfa_stage_bytes = align_up(sfa_bytes(config), 128u);

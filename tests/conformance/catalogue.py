@@ -10,16 +10,19 @@ HEADERS = tuple(
 MMA_WIDTHS = tuple(range(16, 257, 16))
 TYPES = ("E4M3", "E5M2")
 OUTPUT_TYPES = {"bf16": "kBF16", "f16": "kF16", "f32": "kF32"}
-# Output tile (columns, type): every swizzle span with every type that can have it.
+# Output tile (columns, type): every swizzle span, and none, with every type that can have it.
 EPILOGUES = (
     (128, "bf16"),
     (96, "bf16"),
     (32, "bf16"),
     (16, "bf16"),
+    (144, "bf16"),
     (64, "f16"),
     (16, "f16"),
+    (48, "f16"),
     (32, "f32"),
     (16, "f32"),
+    (112, "f32"),
 )
 
 
@@ -54,6 +57,7 @@ def _kernels() -> list[MicroKernel]:
         MicroKernel("narrowing", "narrowing"),
         MicroKernel("widening", "widening"),
         MicroKernel("fp8_conversions", "fp8_conversions"),
+        MicroKernel("approximations", "approximations"),
         MicroKernel("mbarrier_phases", "mbarrier_phases"),
         MicroKernel("mbarrier_remote", "mbarrier_remote", cluster=2),
         MicroKernel("st_async", "st_async", cluster=2),

@@ -206,7 +206,7 @@ template <uint32_t kN, OutType kType>
 FP8GEMM_DEVICE void epilogue(const Params& params) {
   constexpr GemmConfig kConfig = epilogue_config(kN, kType);
   constexpr uint32_t kBytes = kMmaM * kN * element_bytes(kType);
-  constexpr uint32_t kBoxBytes = kMmaM * d_swizzle_bytes(kConfig);
+  constexpr uint32_t kBoxBytes = d_box_bytes(kConfig);
   constexpr uint32_t kFragment = kN / 2;
   const uint32_t smem = ptx::dynamic_smem();
   const uint32_t bar = smem + kBarrierOffset;
@@ -224,16 +224,19 @@ FP8GEMM_DEVICE void epilogue(const Params& params) {
   for (uint32_t i = 0; i < kFragment; ++i) {
     accum[i] = ptx::uint_as_float(params.in[thread * kFragment + i]);
   }
+  const auto reorder = [&] {
+    if constexpr (kType == OutType::kF32) BlockOrder<kConfig>::apply(accum);
+  };
   ptx::mbarrier_wait_parity(bar, 0);
-  BlockOrder<kConfig>().apply(accum);
+  reorder();
   add_accumulator<kConfig>(smem, accum);
-  BlockOrder<kConfig>().apply(accum);  // back again
+  reorder();  // back again
   FP8GEMM_UNROLL
   for (uint32_t i = 0; i < kFragment; ++i) {
     params.out[thread * kFragment + i] = __builtin_bit_cast(uint32_t, accum[i]);
   }
   ptx::bar_warp_sync();  // as in store_tile: a warp overwrites only what it has read itself
-  BlockOrder<kConfig>().apply(accum);
+  reorder();
   write_slice<kConfig>(smem, accum);
   ptx::fence_proxy_async_shared_cta();
   ptx::barrier_sync(kCtaBarrier, kThreads);
@@ -273,6 +276,20 @@ FP8GEMM_DEVICE void fp8_conversions(const Params& params) {
     const uint32_t e4m3 = ptx::cvt_rn_satfinite_e4m3x2_f32(high, low);
     params.out[2 * i] = ptx::cvt_rn_satfinite_e5m2x2_f32(high, low) << 16 | e4m3;
     params.out[2 * i + 1] = ptx::cvt_rn_f16x2_e4m3x2(e4m3);
+  }
+}
+
+// args: number of input words, five for each x: x, least and most of 2^x, least and most of 1 / x.
+// out: whether both results lie between, or are NaN where the bounds are.
+FP8GEMM_DEVICE void approximations(const Params& params) {
+  const auto is_between = [](float x, float least, float most) {
+    return least != least ? x != x : least <= x && x <= most;
+  };
+  for (uint32_t i = ptx::thread_idx(); i < params.args[0] / 5; i += kThreads) {
+    float in[5];
+    for (uint32_t j = 0; j < 5; ++j) in[j] = ptx::uint_as_float(params.in[5 * i + j]);
+    params.out[2 * i] = is_between(ptx::ex2_approx_ftz_f32(in[0]), in[1], in[2]);
+    params.out[2 * i + 1] = is_between(ptx::rcp_approx_ftz_f32(in[0]), in[3], in[4]);
   }
 }
 

@@ -45,9 +45,10 @@ def _epilogue(n: int, d: str) -> Case:
         rounded = total
     else:
         rounded = _ROUND[d](total.view(np.uint32)).view(dtype)
-    row_bytes = n * dtype.itemsize
-    span = next(s for s in (128, 64, 32) if row_bytes % s == 0)
-    columns = span // dtype.itemsize
+    # A swizzle that divides a row; else the box is as wide as the tile.
+    spans = (128,) if d == "f32" else (128, 64)
+    span = next((s for s in spans if n * dtype.itemsize % s == 0), 0)
+    columns = span // dtype.itemsize or n
     boxes = [rounded[:, i : i + columns] for i in range(0, n, columns)]
     smem = np.concatenate([models.box_in_smem(box, span) for box in boxes])
     source = Tensor(loaded, (64, columns), _TENSOR_TYPES[d], span)
@@ -118,6 +119,33 @@ def _widening_cases() -> list[Case]:
     return cases
 
 
+def _bounds(exact: np.ndarray, units: int) -> list[np.ndarray]:
+    """Returns what lies so many units in the last place below and above, or closer to 0."""
+    tiny = np.finfo(np.float32).tiny
+    bounds = []
+    for direction in (-np.inf, np.inf):
+        bound = exact.astype(np.float32)
+        for _ in range(units):
+            bound = np.nextafter(bound, np.float32(direction))
+        flushed = np.where((np.abs(bound) < tiny) & (bound * direction < 0), 0, bound)
+        bounds.append(np.where(np.isfinite(exact), flushed, exact).astype(np.float32))
+    return bounds
+
+
+def _approximation_case() -> Case:
+    """The documented errors: 2 units of 2^x, 1 of 1 / x; what is subnormal counts as 0."""
+    rng = np.random.default_rng(2)
+    words = rng.integers(0, 2**32, 2000, np.uint32)
+    words = np.concatenate([words, _float32_words()[::7]])
+    x = np.concatenate([words.view(np.float32), rng.uniform(-140, 140, 3000).astype(np.float32)])
+    counted = np.where(np.abs(x) < np.finfo(np.float32).tiny, np.copysign(0, x), x)
+    with np.errstate(all="ignore"):
+        power, inverse = np.exp2(counted, dtype=np.float64), 1 / counted.astype(np.float64)
+        columns = np.stack([x, *_bounds(power, 2), *_bounds(inverse, 1)], axis=1)
+    problem = Problem(as_words(columns), 2 * x.size, (5 * x.size,))
+    return Case("approximations", "approximations", problem, as_bytes(np.ones(2 * x.size, "u4")))
+
+
 def _barrier_cases() -> list[Case]:
     rng = np.random.default_rng(1)
     rounds = 7
@@ -177,6 +205,7 @@ def cases() -> list[Case]:
         _narrowing_case(),
         *_widening_cases(),
         *_fp8_cases(),
+        _approximation_case(),
         *_barrier_cases(),
         *_register_cases(),
     ]

@@ -148,6 +148,23 @@ void TestProblem(const DriverApi& api, const GemmProblem& problem) {
   CHECK(candidates > 0);
 }
 
+// The few that an H100 or H200 holds, and what of them a launch takes.
+void TestClusters() {
+  CHECK(ResidentClusters(132, 1) == 132 && ResidentClusters(132, 2) == 66);
+  CHECK(ResidentClusters(132, 4) == 31 && ResidentClusters(132, 8) == 15);
+  CHECK(ResidentClusters(114, 4) == 28 && ResidentClusters(1, 8) == 1);
+  const GemmProblem problem{.m = 4096, .n = 4096, .k = 4096};
+  for (const TileShape& shape : tile_shapes(problem.types())) {
+    const GemmConfig config = make_config(problem.types(), shape);
+    if (config.split_k > 1) continue;
+    const unsigned size = config.cluster_size();
+    CHECK(MakeLaunchGeometry(problem, config, 31).grid == 31 * size);
+    CHECK(MakeLaunchGeometry(problem, config, 1'000'000).grid * config.block_m * config.block_n ==
+          unsigned(align_up(problem.m, int64_t{config.block_m} * config.cluster_m)) *
+              unsigned(align_up(problem.n, int64_t{config.block_n} * config.cluster_n)));
+  }
+}
+
 GemmProblem Problem(GemmKind kind, int64_t groups, int64_t m, int64_t n, int64_t k) {
   GemmProblem problem;
   problem.kind = kind;
@@ -230,6 +247,7 @@ int main(int argc, char** argv) {
   if (argc != 2) checks::Fail("usage", 0, "needs the simulator's library");
   fp8gemm::SetSimLibraryPath(argv[1]);
   fp8gemm::TestFastDivisor();
+  fp8gemm::TestClusters();
   fp8gemm::TestLarge(fp8gemm::SimDriver());
   fp8gemm::TestRefused();
   fp8gemm::TestQuantizers();

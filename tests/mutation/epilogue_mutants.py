@@ -5,35 +5,36 @@ from mutation.mutant import Mutant
 from mutation.synchronization_mutants import ONE, PAIR_M, RAGGED, TWO
 
 SWIZZLE_64B = "1d2d.m64n96.w1.c1x1.e4m3.e4m3.bf16"
-SWIZZLE_32B = "1d2d.m64n80.w1.c1x1.e4m3.e4m3.bf16"
+NO_SWIZZLE = "1d2d.m64n80.w1.c1x1.e4m3.e4m3.bf16"
 FLOATS = "1d2d.m128n64.w2.c1x1.e4m3.e4m3.f32"
 # float32 tiles of two row_slices store one after the other from the same slab.
 REUSED_SLAB = "1d1d.m256n96.w2.c1x1.e4m3.e4m3.f32"
 ACCUMULATE = "1d2d.m64n128.w1.c1x1.e4m3.e4m3.bf16.acc"
 ACCUMULATE_F16 = "1d2d.m64n128.w1.c1x1.e4m3.e4m3.f16.acc"
 ACCUMULATE_F32 = "1d1d.m64n64.w1.c1x1.e4m3.e4m3.f32.acc"
+NO_SWIZZLE_F32 = "1d1d.m192n112.w3.c1x1.e4m3.e4m3.f32.acc"
 
 _WAIT_FOR_STORES = (
     "      if (ptx::thread_idx() % kWarpgroupThreads == 0) "
     "ptx::cp_async_bulk_wait_group_read<0>();\n"
 )
 _BARRIER = "sync_consumer(consumer);\n"
-_SWIZZLE = "((row / kRowsPer128Bytes) % kChunks)"
+_SWIZZLE = "row / (128 / kSwizzle) % (kSwizzle / 16);"
 
 MUTANTS = (
     Mutant(
         "blocks of float32 exchanged in registers only",
         "fp8_gemm/epilogue.cuh",
-        "exchanges ? kHalfRow * kBlockChunks : 0);",
-        "0);",
+        "                              exchange(ptx::lane_idx() / 4));",
+        "                              0);",
         "Every other row gets the columns of the other half of a swizzled row.",
         (FLOATS, ACCUMULATE_F32),
     ),
     Mutant(
         "blocks of float32 exchanged within the wrong half",
         "fp8_gemm/epilogue.cuh",
-        "const uint32_t other = i ^ (4 * kHalfRow);",
-        "const uint32_t other = i ^ 4;",
+        "const uint32_t other = i ^ (kDistance * kBytes);",
+        "const uint32_t other = i ^ kBytes;",
         "Neighbouring blocks change places instead of those half a swizzled row apart.",
         (FLOATS,),
     ),
@@ -98,7 +99,7 @@ MUTANTS = (
         "128B swizzle of four chunks",
         "fp8_gemm/epilogue.cuh",
         _SWIZZLE,
-        "((row / kRowsPer128Bytes) % 4)",
+        "row / (128 / kSwizzle) % 4;",
         "Rows 4 to 7 of an atom are laid out like rows 0 to 3.",
         (ONE,),
     ),
@@ -106,17 +107,41 @@ MUTANTS = (
         "64B swizzle turns with every row",
         "fp8_gemm/epilogue.cuh",
         _SWIZZLE,
-        "(row % kChunks)",
+        "row % (kSwizzle / 16);",
         "With rows of 64 bytes the pattern turns every second row.",
         (SWIZZLE_64B,),
     ),
     Mutant(
-        "32B swizzle turns with every second row",
+        "rows without a swizzle as long as those with one",
         "fp8_gemm/epilogue.cuh",
-        _SWIZZLE,
-        "((row / 2) % kChunks)",
-        "With rows of 32 bytes the pattern turns every fourth row.",
-        (SWIZZLE_32B,),
+        "slice_base + row * d_row_bytes(kConfig)",
+        "slice_base + row * 128",
+        "Boxes without a swizzle have rows of any length.",
+        (NO_SWIZZLE, NO_SWIZZLE_F32),
+    ),
+    Mutant(
+        "halves of 16 columns exchanged in registers only",
+        "fp8_gemm/epilogue.cuh",
+        "(lane / 16) ^ Order::exchange(lane % 16);",
+        "lane / 16;",
+        "Rows 4 to 7 of an stmatrix get the columns of its other half.",
+        (NO_SWIZZLE,),
+    ),
+    Mutant(
+        "halves of 16 columns exchanged by address only",
+        "fp8_gemm/epilogue.cuh",
+        "      Order::apply(pairs);\n      const uint32_t half",
+        "      const uint32_t half",
+        "Rows 4 to 7 of an stmatrix get the columns of its other half.",
+        (NO_SWIZZLE,),
+    ),
+    Mutant(
+        "blocks without a swizzle exchanged in registers only",
+        "fp8_gemm/epilogue.cuh",
+        "(byte ^ (exchange * 16));",
+        "byte;",
+        "Every other pair of rows gets the columns of neighbouring blocks.",
+        (NO_SWIZZLE_F32,),
     ),
     Mutant(
         "boxes as wide as the widest",
@@ -129,15 +154,15 @@ MUTANTS = (
     Mutant(
         "boxes stored at the first columns",
         "fp8_gemm/epilogue.cuh",
-        "                tile.column + box * d_box_columns(kConfig),",
-        "                tile.column,",
+        "tile.column + box * d_box_columns(kConfig),\n",
+        "tile.column,\n",
         "All boxes of a tile go to its first columns.",
         (SWIZZLE_64B,),
     ),
     Mutant(
         "right half of stmatrix at the left",
         "fp8_gemm/epilogue.cuh",
-        "(2 * i + 8 * (lane / 16))",
+        "(2 * i + 8 * half)",
         "(2 * i)",
         "Lanes 16 to 31 address the right half of 16 columns.",
         (ONE,),
@@ -201,16 +226,16 @@ MUTANTS = (
     Mutant(
         "accumulator's halves swapped",
         "fp8_gemm/epilogue.cuh",
-        "accum[i] += ptx::cvt_f32_f16(pair & 0xffffu);",
-        "accum[i] += ptx::cvt_f32_f16(pair >> 16);",
+        "low += ptx::cvt_f32_f16(pair & 0xffffu);",
+        "low += ptx::cvt_f32_f16(pair >> 16);",
         "The even column takes the odd one's accumulator.",
         (ACCUMULATE_F16,),
     ),
     Mutant(
         "accumulator replaces the product",
         "fp8_gemm/epilogue.cuh",
-        "      accum[i] += x;\n",
-        "      accum[i] = x;\n",
+        "accum[j] += x;\n",
+        "accum[j] = x;\n",
         "The result is their sum.",
         (ACCUMULATE_F32,),
     ),
@@ -228,6 +253,14 @@ MUTANTS = (
         "place_at(band * params_.raster_width.divisor + within",
         "place_at(band * (params_.raster_width.divisor + 1) + within",
         "The second band starts past tiles that nobody computes.",
+        (ONE,),
+    ),
+    Mutant(
+        "reciprocals rounded down",
+        "shared/fast_divisor.h",
+        "uint64_t{2 * x} * multiplier)",
+        "uint64_t{2 * x} * (multiplier - (multiplier != 1u << 31)))",
+        "Multiples of a divisor that is no power of two get a quotient one too small.",
         (ONE,),
     ),
     Mutant(

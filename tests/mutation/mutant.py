@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-KERNELS = ROOT / "csrc" / "kernels"
+_CSRC = ROOT / "csrc"
 
 
 class StaleMutantError(Exception):
@@ -21,12 +21,17 @@ class Mutant:
     """
 
     name: str
-    file: str  # under csrc/kernels
+    file: str  # as it is included: under csrc/kernels, or shared/
     old: str
     new: str
     breaks: str  # what the bug is, in one sentence
     kernels: tuple[str, ...]
     problems: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """The file as it is."""
+        return (_CSRC if self.file.startswith("shared/") else _CSRC / "kernels") / self.file
 
     def source(self) -> str:
         """Returns the mutated file.
@@ -34,11 +39,11 @@ class Mutant:
         Raises:
             StaleMutantError: The file does not hold `old` exactly once.
         """
-        text = (KERNELS / self.file).read_text()
+        text = self.path.read_text()
         count = text.count(self.old)
         if count != 1:
             raise StaleMutantError(
-                f"mutant {self.name!r}: csrc/kernels/{self.file} holds its text {count} times; "
-                "adapt it to the kernel as it is now"
+                f"mutant {self.name!r}: {self.path.relative_to(ROOT)} holds its text {count} "
+                "times; adapt it to the kernel as it is now"
             )
         return text.replace(self.old, self.new)

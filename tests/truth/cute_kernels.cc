@@ -243,7 +243,7 @@ void CopySharedToGlobal16(void* dst, uint32_t src) {
   const uint32_t slab = tile_row / config.consumer_rows() * d_slabs(config) +
                         tile_row / kMmaM % config.row_slices() % d_slabs(config);
   const uint32_t box = DynamicSmem() + layout.d + slab * layout.d_slab_bytes +
-                       tile_column / d_box_columns(config) * kMmaM * d_swizzle_bytes(config);
+                       tile_column / d_box_columns(config) * d_box_bytes(config);
   const uint32_t wanted = box + BoxOffset(tile_row % kMmaM, tile_column % d_box_columns(config));
   if (src != wanted) Differs("copied chunk", "address %#x, CuTe %#x", src, wanted);
   for (uint32_t byte = 0; byte < 16; byte += 4) {
@@ -305,8 +305,10 @@ void AskCute(const GemmConfig& config, Launch& asked) {
   }
   int span_bytes = d_swizzle_bytes(config);
   if (Has(Fault::kBox)) span_bytes = span_bytes == 128 ? 64 : 128;
-  asked.box = element_bytes(config.d_type) == 4 ? cute_says::BoxOffsets<float>(span_bytes)
-                                                : cute_says::BoxOffsets<uint16_t>(span_bytes);
+  const int columns = d_box_columns(config);
+  asked.box = element_bytes(config.d_type) == 4
+                  ? cute_says::BoxOffsets<float>(span_bytes, columns)
+                  : cute_says::BoxOffsets<uint16_t>(span_bytes, columns);
 }
 
 void RunProbe(const DriverApi& api, const GemmConfig& config, Probe probe) {

@@ -87,24 +87,25 @@ inline std::vector<Element> Fragments(int n) {
 // ---- Output tile -------------------------------------------------------------------------------
 
 /// Byte offset of every element of a box of 64 rows as TMA swizzles it, at [row * columns +
-/// column]; its rows are `span_bytes` long.
+/// column]; its rows are `span_bytes` long, or have `columns` elements without a swizzle.
 template <typename T>
-std::vector<uint32_t> BoxOffsets(int span_bytes) {
+std::vector<uint32_t> BoxOffsets(int span_bytes, int columns) {
   constexpr uint32_t kAddress = 1 << 16;
   std::vector<uint32_t> offsets;
-  const auto fill = [&](auto atom) {
-    constexpr int kColumns = size<1>(decltype(atom){});
-    const auto box =
-        make_tensor(SmemPointer<T>(kAddress), tile_to_shape(atom, Shape<_64, Int<kColumns>>{}));
+  const auto fill = [&](auto layout) {
+    const auto box = make_tensor(SmemPointer<T>(kAddress), layout);
     for (int row = 0; row < 64; ++row) {
-      for (int column = 0; column < kColumns; ++column) {
+      for (int column = 0; column < size<1>(layout); ++column) {
         offsets.push_back(reinterpret_cast<uintptr_t>(&box(row, column)) - kAddress);
       }
     }
   };
-  if (span_bytes == 128) fill(SM90::GMMA::Layout_K_SW128_Atom<T>{});
-  if (span_bytes == 64) fill(SM90::GMMA::Layout_K_SW64_Atom<T>{});
-  if (span_bytes == 32) fill(SM90::GMMA::Layout_K_SW32_Atom<T>{});
+  const auto fill_swizzled = [&](auto atom) {
+    fill(tile_to_shape(atom, make_shape(_64{}, size<1>(atom))));
+  };
+  if (span_bytes == 128) fill_swizzled(SM90::GMMA::Layout_K_SW128_Atom<T>{});
+  if (span_bytes == 64) fill_swizzled(SM90::GMMA::Layout_K_SW64_Atom<T>{});
+  if (span_bytes == 0) fill(make_layout(make_shape(_64{}, columns), LayoutRight{}));
   return offsets;
 }
 

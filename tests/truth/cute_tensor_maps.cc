@@ -107,14 +107,16 @@ auto SwizzleAtom() {
   using namespace SM90::GMMA;
   if constexpr (kSpanBytes == 128) return Layout_K_SW128_Atom<T>{};
   if constexpr (kSpanBytes == 64) return Layout_K_SW64_Atom<T>{};
-  if constexpr (kSpanBytes == 32) return Layout_K_SW32_Atom<T>{};
 }
 
-template <typename T, int kSpanBytes, int kRows, int kShare>
-void EncodeSwizzled(const Matrix& matrix) {
-  constexpr int kColumns = kSpanBytes / sizeof(T);
-  Encode<T, kRows, kColumns, kShare>(
-      matrix, tile_to_shape(SwizzleAtom<T, kSpanBytes>(), Shape<Int<kRows>, Int<kColumns>>{}));
+template <typename T, int kSpanBytes, int kRows, int kShare, int kColumns = kSpanBytes / sizeof(T)>
+void EncodeTile(const Matrix& matrix) {
+  using Tile = Shape<Int<kRows>, Int<kColumns>>;
+  if constexpr (kSpanBytes == 0) {
+    Encode<T, kRows, kColumns, kShare>(matrix, make_layout(Tile{}, LayoutRight{}));
+  } else {
+    Encode<T, kRows, kColumns, kShare>(matrix, tile_to_shape(SwizzleAtom<T, kSpanBytes>(), Tile{}));
+  }
 }
 
 // ---- Which tiles there are ----------------------------------------------------------------------
@@ -135,8 +137,8 @@ struct Values {
 };
 
 constexpr int OperandTile(int rows, int share) { return rows * 8 + share; }
-constexpr int OutputTile(int type, int rows, int span_bytes) {
-  return (type * 256 + rows) * 256 + span_bytes;
+constexpr int OutputTile(int type, int rows, int columns, int span_bytes) {
+  return ((type * 256 + rows) * 256 + columns) * 256 + span_bytes;
 }
 
 template <typename Visit>
@@ -155,7 +157,8 @@ constexpr Values kOperandTiles = ValuesOfConfigs([](const GemmConfig& config, Va
   values.Add(OperandTile(config.block_n, config.cluster_m));
 });
 constexpr Values kOutputTiles = ValuesOfConfigs([](const GemmConfig& config, Values& values) {
-  values.Add(OutputTile(int(config.d_type), d_box_rows(config), d_swizzle_bytes(config)));
+  values.Add(OutputTile(int(config.d_type), d_box_rows(config), d_box_columns(config),
+                        d_swizzle_bytes(config)));
 });
 // Boxes of scales: whole tiles, and those with four rows more, for alignment.
 constexpr Values kScaleTiles = ValuesOfConfigs([](const GemmConfig& config, Values& values) {
@@ -181,17 +184,18 @@ void ForValue(int value, const Visit& visit) {
 
 void EncodeOperand(const Matrix& matrix) {
   ForValue<kOperandTiles>(OperandTile(matrix.tile_rows, matrix.share), [&](auto tile) {
-    EncodeSwizzled<float_e4m3_t, 128, tile / 8, tile % 8>(matrix);
+    EncodeTile<float_e4m3_t, 128, tile / 8, tile % 8>(matrix);
   });
 }
 
 void EncodeOutput(fp8gemm::OutType type, const Matrix& matrix) {
-  ForValue<kOutputTiles>(OutputTile(int(type), matrix.tile_rows, matrix.span_bytes), [&](auto
-                                                                                             tile) {
-    constexpr int kType = tile / 256 / 256;
+  const int wanted =
+      OutputTile(int(type), matrix.tile_rows, matrix.tile_columns, matrix.span_bytes);
+  ForValue<kOutputTiles>(wanted, [&](auto tile) {
+    constexpr int kType = tile >> 24;
     using T =
         cute::conditional_t<kType == 0, bfloat16_t, cute::conditional_t<kType == 1, half_t, float>>;
-    EncodeSwizzled<T, tile % 256, tile / 256 % 256, 1>(matrix);
+    EncodeTile<T, tile % 256, (tile >> 16) % 256, 1, (tile >> 8) % 256>(matrix);
   });
 }
 

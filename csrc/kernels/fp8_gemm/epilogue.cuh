@@ -3,7 +3,7 @@
 //
 // Each warpgroup has its own part of smem.d, its own named barrier and its own TMA stores, issued
 // and tracked by its thread 0. Element (row, column) of a row slice lies in box
-// column / d_box_columns, at the 128B-, 64B- or 32B-swizzled place where TMA expects it.
+// column / d_box_columns, at the place, swizzled or not, where TMA expects it.
 #pragma once
 #include <fp8_gemm/barriers.cuh>
 #include <fp8_gemm/pipeline.cuh>
@@ -14,57 +14,61 @@
 
 namespace fp8gemm {
 
-// Address of 16-byte chunk `chunk` of `row` within a box whose rows are `kSwizzleBytes` long: bits
-// 4-6 of the address are XORed with bits 7-9, as far as the row is long.
-template <uint32_t kSwizzleBytes>
-FP8GEMM_DEVICE uint32_t swizzled_chunk(uint32_t box, uint32_t row, uint32_t chunk) {
-  constexpr uint32_t kChunks = kSwizzleBytes / 16;
-  constexpr uint32_t kRowsPer128Bytes = 128 / kSwizzleBytes;
-  return box + row * kSwizzleBytes + ((chunk ^ ((row / kRowsPer128Bytes) % kChunks)) * 16);
-}
-
-// Address of `byte` (a multiple of 4) of `row` of one row slice of the output tile. The number of
-// its 16-byte chunk is XORed with `exchange`.
+// Address of `byte` (a multiple of 4) of `row` of one row slice of the output tile. TMA's swizzle
+// XORs the number of a 16-byte chunk, bits 4-6 of its address, with bits 7-9, as far as a row of a
+// box is long. `exchange` is XORed too, swizzle or not.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE uint32_t d_address(uint32_t slice_base, uint32_t row, uint32_t byte,
                                   uint32_t exchange = 0) {
   constexpr uint32_t kSwizzle = d_swizzle_bytes(kConfig);
-  const uint32_t box = slice_base + (byte / kSwizzle) * (kMmaM * kSwizzle);
-  return swizzled_chunk<kSwizzle>(box, row, (byte % kSwizzle / 16) ^ exchange) + byte % 16;
+  if constexpr (kSwizzle == 0) {
+    return slice_base + row * d_row_bytes(kConfig) + (byte ^ (exchange * 16));
+  } else {
+    const uint32_t box = slice_base + (byte / kSwizzle) * (kMmaM * kSwizzle);
+    const uint32_t turn = row / (128 / kSwizzle) % (kSwizzle / 16);
+    const uint32_t chunk = (byte % kSwizzle / 16) ^ exchange ^ turn;
+    return box + row * kSwizzle + chunk * 16 + byte % 16;
+  }
 }
 
-// Order in which a thread handles the blocks of 8 columns of its fragment of a float32 result. A
-// pass over smem.d is of 16 lanes, 32 bytes in each of four rows, and the swizzle alone would lead
-// every two of these rows to the same banks. So every other row, or pair of rows, exchanges the
-// blocks of the first half of a swizzled row with those of the second: then the pass covers all
-// banks once. Fragments of 16-bit results stay as they are.
+// Order in which a thread handles the blocks of 8 columns of its fragment. A pass over smem.d is of
+// 32 bytes in each of four rows of float32, or of 16 bytes in each of eight rows of 16-bit results.
+// A swizzle keeps the latter apart. It leads every two rows of float32 to the same banks, and so
+// does the length of rows without a swizzle: there every other row, or set of rows, exchanges
+// neighbouring blocks (with a swizzle pairs of them), and the pass covers all banks once.
 template <GemmConfig kConfig>
 struct BlockOrder {
-  static constexpr uint32_t kSwizzle = d_swizzle_bytes(kConfig);
-  // Blocks; 0 where rows are too short to meet.
-  static constexpr uint32_t kHalfRow = kConfig.d_type == OutType::kF32 ? kSwizzle / 64 : 0;
-  static constexpr uint32_t kBlockChunks = 2;
-  bool exchanges;
+  static constexpr uint32_t kBytes = element_bytes(kConfig.d_type);
+  // What the length of a row is a multiple of: 32 or 64 bytes, or all banks.
+  static constexpr uint32_t kStep = gcd(d_row_bytes(kConfig), 128u);
+  // Distance of the blocks that are exchanged; 0 where none are.
+  static constexpr uint32_t kDistance =
+      kBytes == 4 || d_swizzle_bytes(kConfig) == 0 ? kStep / (16 * kBytes) : 0;
 
-  FP8GEMM_DEVICE BlockOrder()
-      : exchanges(kHalfRow != 0 && ptx::lane_idx() / 4 / (128 / kSwizzle) % 2 != 0) {}
-
-  // Address of elements `i` and `i` + 1 of the fragment, after `apply`. `row` is that of element 0.
-  FP8GEMM_DEVICE uint32_t address(uint32_t slice_base, uint32_t row, uint32_t i) const {
-    const uint32_t byte = (8 * (i / 4) + 2 * (ptx::lane_idx() % 4)) * sizeof(float);
-    return d_address<kConfig>(slice_base, row + 8 * (i / 2 % 2), byte,
-                              exchanges ? kHalfRow * kBlockChunks : 0);
+  // What the chunks of `row` exchange with: see d_address.
+  FP8GEMM_DEVICE static uint32_t exchange(uint32_t row) {
+    return row / (128 / kStep) % 2 != 0 ? kDistance * kBytes / 2 : 0;
   }
 
-  FP8GEMM_DEVICE void apply(float (&accum)[kConfig.stored_columns() / 2]) const {
+  // Address of elements `i` and `i` + 1 of the fragment, after `apply`. `row` is that of element 0.
+  FP8GEMM_DEVICE static uint32_t address(uint32_t slice_base, uint32_t row, uint32_t i) {
+    const uint32_t byte = (8 * (i / 4) + 2 * (ptx::lane_idx() % 4)) * kBytes;
+    return d_address<kConfig>(slice_base, row + 8 * (i / 2 % 2), byte,
+                              exchange(ptx::lane_idx() / 4));
+  }
+
+  // Of words of the fragment: four to a block, or two where they are pairs of 16-bit elements.
+  template <typename Word, uint32_t kWords>
+  FP8GEMM_DEVICE static void apply(Word (&words)[kWords]) {
+    const bool exchanges = exchange(ptx::lane_idx() / 4) != 0;
     FP8GEMM_UNROLL
-    for (uint32_t i = 0; i < kConfig.stored_columns() / 2; ++i) {
-      const uint32_t other = i ^ (4 * kHalfRow);
+    for (uint32_t i = 0; i < kWords; ++i) {
+      const uint32_t other = i ^ (kDistance * kBytes);
       if (other <= i) continue;
-      const float first = accum[i];
-      const float second = accum[other];
-      accum[i] = exchanges ? second : first;
-      accum[other] = exchanges ? first : second;
+      const Word first = words[i];
+      const Word second = words[other];
+      words[i] = exchanges ? second : first;
+      words[other] = exchanges ? first : second;
     }
   }
 };
@@ -76,48 +80,60 @@ FP8GEMM_DEVICE void prefetch_accumulator(const GemmParams& params, const Smem<kC
                                          uint32_t consumer, const Tile& tile) {
   if constexpr (kConfig.accumulate) {
     constexpr uint32_t kBoxes = kConfig.stored_columns() / d_box_columns(kConfig);
-    constexpr uint32_t kBytes = kConfig.row_slices() * d_box_rows(kConfig) *
-                                kConfig.stored_columns() * element_bytes(kConfig.d_type);
+    constexpr uint32_t kBytes = kConfig.row_slices() * d_box_rows(kConfig) * d_row_bytes(kConfig);
     if (ptx::thread_idx() % kWarpgroupThreads != 0) return;
     ptx::cp_async_bulk_wait_group_read<0>();
     ptx::mbarrier_arrive_expect_tx(smem.c_full(consumer), kBytes);
     for (uint32_t slice = 0; slice < kConfig.row_slices(); ++slice) {
       const uint32_t row = tile.d_row + consumer * kConfig.consumer_rows() + slice * kMmaM;
       for (uint32_t box = 0; box < kBoxes; ++box) {
-        ptx::cp_async_bulk_tensor_2d_g2s(
-            &params.c, smem.c_full(consumer),
-            smem.d(consumer, slice) + box * kMmaM * d_swizzle_bytes(kConfig),
-            tile.column + box * d_box_columns(kConfig), row);
+        ptx::cp_async_bulk_tensor_2d_g2s(&params.c, smem.c_full(consumer),
+                                         smem.d(consumer, slice) + box * d_box_bytes(kConfig),
+                                         tile.column + box * d_box_columns(kConfig), row);
       }
     }
   }
 }
 
-// accum += c, from where prefetch_accumulator put it; each thread reads its own fragment, which
-// is in BlockOrder.
+template <OutType kType>
+FP8GEMM_DEVICE void add_pair(uint32_t pair, float& low, float& high) {
+  if constexpr (kType == OutType::kBF16) {
+    low += ptx::uint_as_float(pair << 16);
+    high += ptx::uint_as_float(pair & 0xffff0000u);
+  } else {
+    low += ptx::cvt_f32_f16(pair & 0xffffu);
+    high += ptx::cvt_f32_f16(pair >> 16);
+  }
+}
+
+// accum += c, from where prefetch_accumulator put it; each thread reads its own fragment, in
+// BlockOrder. That of float32 stays in it.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void add_accumulator(uint32_t slice_base,
                                     float (&accum)[kConfig.stored_columns() / 2]) {
   const uint32_t row = (ptx::warp_idx() % kWarpgroupWarps) * 16 + ptx::lane_idx() / 4;
-  const uint32_t column = 2 * (ptx::lane_idx() % 4);
+  using Order = BlockOrder<kConfig>;
   FP8GEMM_UNROLL
-  for (uint32_t i = 0; i < kConfig.stored_columns() / 2; i += 2) {
+  for (uint32_t i = 0; i < kConfig.stored_columns() / 2; i += 8) {
     if constexpr (kConfig.d_type == OutType::kF32) {
-      float x;
-      float y;
-      ptx::ld_shared_v2_f32(BlockOrder<kConfig>().address(slice_base, row, i), x, y);
-      accum[i] += x;
-      accum[i + 1] += y;
+      FP8GEMM_UNROLL
+      for (uint32_t j = i; j < i + 8; j += 2) {
+        float x;
+        float y;
+        ptx::ld_shared_v2_f32(Order::address(slice_base, row, j), x, y);
+        accum[j] += x;
+        accum[j + 1] += y;
+      }
     } else {
-      const uint32_t byte = (8 * (i / 4) + column) * element_bytes(kConfig.d_type);
-      const uint32_t pair =
-          ptx::ld_shared_u32(d_address<kConfig>(slice_base, row + 8 * (i / 2 % 2), byte));
-      if constexpr (kConfig.d_type == OutType::kBF16) {
-        accum[i] += ptx::uint_as_float(pair << 16);
-        accum[i + 1] += ptx::uint_as_float(pair & 0xffff0000u);
-      } else {
-        accum[i] += ptx::cvt_f32_f16(pair & 0xffffu);
-        accum[i + 1] += ptx::cvt_f32_f16(pair >> 16);
+      uint32_t pairs[4];
+      FP8GEMM_UNROLL
+      for (uint32_t j = 0; j < 4; ++j) {
+        pairs[j] = ptx::ld_shared_u32(Order::address(slice_base, row, i + 2 * j));
+      }
+      Order::apply(pairs);
+      FP8GEMM_UNROLL
+      for (uint32_t j = 0; j < 4; ++j) {
+        add_pair<kConfig.d_type>(pairs[j], accum[i + 2 * j], accum[i + 2 * j + 1]);
       }
     }
   }
@@ -133,28 +149,33 @@ FP8GEMM_DEVICE uint32_t pack_pair(float low, float high) {
 }
 
 // Writes one row slice of a thread's accumulators to its place in smem.d, rounded to the output
-// type. They are in BlockOrder.
+// type. Those of float32 are in BlockOrder.
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void write_slice(uint32_t slice_base,
                                 const float (&accum)[kConfig.stored_columns() / 2]) {
   const uint32_t warp_row = (ptx::warp_idx() % kWarpgroupWarps) * 16;
   const uint32_t lane = ptx::lane_idx();
+  using Order = BlockOrder<kConfig>;
   if constexpr (kConfig.d_type == OutType::kF32) {
     FP8GEMM_UNROLL
     for (uint32_t i = 0; i < kConfig.stored_columns() / 2; i += 2) {
-      ptx::st_shared_v2_f32(BlockOrder<kConfig>().address(slice_base, warp_row + lane / 4, i),
-                            accum[i], accum[i + 1]);
+      ptx::st_shared_v2_f32(Order::address(slice_base, warp_row + lane / 4, i), accum[i],
+                            accum[i + 1]);
     }
   } else {
     // One stmatrix writes 16 rows of 16 columns: lanes 0-15 address the rows of its left half.
     FP8GEMM_UNROLL
     for (uint32_t i = 0; i < kConfig.stored_columns() / 2; i += 8) {
-      const uint32_t byte = (2 * i + 8 * (lane / 16)) * element_bytes(kConfig.d_type);
-      ptx::stmatrix_x4(d_address<kConfig>(slice_base, warp_row + lane % 16, byte),
-                       pack_pair<kConfig.d_type>(accum[i], accum[i + 1]),
-                       pack_pair<kConfig.d_type>(accum[i + 2], accum[i + 3]),
-                       pack_pair<kConfig.d_type>(accum[i + 4], accum[i + 5]),
-                       pack_pair<kConfig.d_type>(accum[i + 6], accum[i + 7]));
+      uint32_t pairs[4];
+      FP8GEMM_UNROLL
+      for (uint32_t j = 0; j < 4; ++j) {
+        pairs[j] = pack_pair<kConfig.d_type>(accum[i + 2 * j], accum[i + 2 * j + 1]);
+      }
+      Order::apply(pairs);
+      const uint32_t half = (lane / 16) ^ Order::exchange(lane % 16);
+      const uint32_t byte = (2 * i + 8 * half) * element_bytes(kConfig.d_type);
+      ptx::stmatrix_x4(d_address<kConfig>(slice_base, warp_row + lane % 16, byte), pairs[0],
+                       pairs[1], pairs[2], pairs[3]);
     }
   }
 }
@@ -187,7 +208,7 @@ FP8GEMM_DEVICE void clear_padding_rows(const GemmParams& params, const Tile& til
 template <GemmConfig kConfig>
 FP8GEMM_DEVICE void copy_rows(const GemmParams& params, uint32_t slice_base, uint32_t d_row,
                               uint32_t column, uint32_t rows) {
-  constexpr uint32_t kRowChunks = kConfig.stored_columns() * element_bytes(kConfig.d_type) / 16;
+  constexpr uint32_t kRowChunks = d_row_bytes(kConfig) / 16;
   const uint64_t first_byte = uint64_t{column} * element_bytes(kConfig.d_type);
   for (uint32_t i = ptx::thread_idx() % kWarpgroupThreads; i < rows * kRowChunks;
        i += kWarpgroupThreads) {
@@ -221,7 +242,7 @@ FP8GEMM_DEVICE void store_slice(const GemmParams& params, uint32_t slice_base, u
   }
   if (ptx::thread_idx() % kWarpgroupThreads != 0) return;
   for (uint32_t box = 0; box < kBoxes; ++box) {
-    ptx::cp_async_bulk_tensor_2d_s2g(&params.d, slice_base + box * kMmaM * d_swizzle_bytes(kConfig),
+    ptx::cp_async_bulk_tensor_2d_s2g(&params.d, slice_base + box * d_box_bytes(kConfig),
                                      tile.column + box * d_box_columns(kConfig),
                                      tile.d_row + first_row);
   }
@@ -242,9 +263,9 @@ FP8GEMM_DEVICE void store_tile(const GemmParams& params, const Smem<kConfig>& sm
   constexpr uint32_t kSlabs = d_slabs(kConfig);
   const uint32_t tile_row = consumer * kConfig.consumer_rows();
   if constexpr (kConfig.d_type == OutType::kF32) {
-    const BlockOrder<kConfig> order;
+    using Order = BlockOrder<kConfig>;
     FP8GEMM_UNROLL
-    for (uint32_t slice = 0; slice < kConfig.row_slices(); ++slice) order.apply(accum[slice]);
+    for (uint32_t slice = 0; slice < kConfig.row_slices(); ++slice) Order::apply(accum[slice]);
   }
   FP8GEMM_UNROLL
   for (uint32_t first = 0; first < kConfig.row_slices(); first += kSlabs) {
