@@ -70,6 +70,7 @@ GemmConfig ParseConfigKey(const std::string& key) {
   config.a_type = ByKey(kFp8Types, a);
   config.b_type = ByKey(kFp8Types, b);
   config.d_type = ByKey(kOutTypes, d);
+  // What was not understood above has become something else.
   if (ConfigKey(config) != key) {
     throw UnsupportedError("'" + key + "' is not a kernel configuration; write it as in " +
                            ConfigKey(make_config({}, kTileShapes[0])));

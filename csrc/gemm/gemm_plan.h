@@ -17,12 +17,10 @@ class GemmPlan {
   /// @throws CompileError  The kernel does not compile.
   GemmPlan(Backend backend, const GemmProblem& problem, const std::string& config_key);
 
-  const GemmProblem& problem() const { return problem_; }
-
   /// Loads the kernel for the current device. The first time before any stream capture.
   void Prepare() { kernel_.Load(); }
 
-  /// Encodes the tensor maps and launches on `stream`, on at most problem().sm_limit SMs.
+  /// Encodes the tensor maps and launches on `stream`, on at most the SMs that the problem allows.
   void Run(const GemmBuffers& buffers, CUstream stream);
 
  private:

@@ -17,6 +17,15 @@ struct Named {
   const char* literal;  // in the text of a kernel
 };
 
+/// Whether the values of a table are its indices.
+template <typename Type, size_t kCount>
+constexpr bool IsInOrder(const Named<Type> (&table)[kCount]) {
+  for (size_t i = 0; i < kCount; ++i) {
+    if (size_t(table[i].value) != i) return false;
+  }
+  return true;
+}
+
 /// In the order of their enumerations.
 inline constexpr Named<Fp8Type> kFp8Types[] = {
     {Fp8Type::kE4M3, "float8_e4m3fn", "e4m3", "fp8gemm::Fp8Type::kE4M3"},
@@ -31,6 +40,7 @@ inline constexpr Named<Scaling> kScalings[] = {
     {Scaling::k1D2D, "1d2d", "1d2d", "fp8gemm::Scaling::k1D2D"},
     {Scaling::k1D1D, "1d1d", "1d1d", "fp8gemm::Scaling::k1D1D"},
 };
+static_assert(IsInOrder(kFp8Types) && IsInOrder(kOutTypes) && IsInOrder(kScalings));
 
 constexpr const Named<Fp8Type>& NamesOf(Fp8Type type) { return kFp8Types[size_t(type)]; }
 constexpr const Named<OutType>& NamesOf(OutType type) { return kOutTypes[size_t(type)]; }
@@ -41,9 +51,11 @@ constexpr const Named<Scaling>& NamesOf(Scaling scaling) { return kScalings[size
 template <typename Entry, size_t kCount>
 const Entry& ByName(const std::string& called, const Entry (&table)[kCount],
                     const std::string& name) {
+  for (const Entry& entry : table) {
+    if (name == entry.name) return entry;
+  }
   std::string names;
   for (size_t i = 0; i < kCount; ++i) {
-    if (name == table[i].name) return table[i];
     names += (i == 0 ? "" : i + 1 < kCount ? ", " : " or ") + std::string(table[i].name);
   }
   throw UnsupportedError(called + " must be " + names + ", got '" + name + "'");

@@ -38,6 +38,7 @@ inline constexpr Named<bool> kScaleFormats[] = {
     {false, "float32", "f32", "false"},
     {true, "pow2", "pow2", "true"},
 };
+static_assert(IsInOrder(kQuantizeLayouts) && IsInOrder(kXTypes) && IsInOrder(kScaleFormats));
 
 constexpr const Named<QuantizeLayout>& NamesOf(QuantizeLayout layout) {
   return kQuantizeLayouts[size_t(layout)];
