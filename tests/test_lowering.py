@@ -184,6 +184,19 @@ def test_an_operation_is_one_equation():
 
 
 @pytest.mark.usefixtures("extension")
+def test_equal_operations_are_one_function():
+    def network(x, w):
+        for _ in range(3):
+            x = fp8.dot(x, w)
+        return x
+
+    square = jnp.ones((K, K))
+    text = jax.jit(network).trace(x[0], square).lower(lowering_platforms=("cuda",)).as_text()
+    assert custom_calls(text, PRODUCT) == 3
+    assert text.count(f"custom_call @{PRODUCT}(") == 1
+
+
+@pytest.mark.usefixtures("extension")
 @pytest.mark.parametrize(
     ("name", "along_tokens"),
     [

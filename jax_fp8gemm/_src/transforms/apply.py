@@ -7,6 +7,7 @@ that the program runs on, and what one of them computes is another primitive, wh
 the implementation.
 """
 
+import contextlib
 import functools
 from typing import Any
 
@@ -36,7 +37,8 @@ def apply(
         allow_reshard: Whether an operand may move in an explicit mesh; else that raises ValueError.
     """
     if not any(isinstance(x, Tracer) for x in operands):
-        with jax.disable_jit(False):
+        is_disabled = jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
+        with jax.disable_jit(False) if is_disabled else contextlib.nullcontext():
             return _program(op, operands, out_sharding=out_sharding, allow_reshard=allow_reshard)
     op.check_extents(*operands)
     operands = platforms.unify_varying(operands)
@@ -76,29 +78,47 @@ def _abstract_eval(first, *_, types, **static):
     ]
 
 
-def _jvp(primals, tangents, *, op, structure, **_):
-    tangents = structure.unflatten(map(ad.instantiate_zeros, tangents))
-    both = op.jvp(structure.unflatten(primals), tangents)
+# Outside of jax.jit the rules are programs too.
+@functools.partial(jax.jit, static_argnames=("op", "structure"), inline=True)
+def _with_tangents(primals, tangents, *, op, structure):
+    both = op.jvp(structure.unflatten(primals), structure.unflatten(tangents))
     return tuple(map(jax.tree.leaves, both))
+
+
+def _jvp(primals, tangents, *, op, structure, **_):
+    tangents = list(map(ad.instantiate_zeros, tangents))
+    return _with_tangents(primals, tangents, op=op, structure=structure)
 
 
 ad.primitive_jvps[_operation_p] = _jvp
 
 
-def _batch(arrays, dims, *, op, structure, types, out_sharding, allow_reshard, **_):
+@functools.partial(
+    jax.jit,
+    static_argnames=("axis_size", "in_batched", "op", "structure", "out_sharding", "allow_reshard"),
+    inline=True,
+)
+def _of_batch(arrays, *, axis_size, in_batched, op, structure, out_sharding, allow_reshard):
+    operands, in_batched = structure.unflatten(arrays), structure.unflatten(in_batched)
+    once = op.once(in_batched, operands)
+    if once is None:
+        spec = meshes.batched_spec(out_sharding, in_batched, operands)
+        again = functools.partial(apply, out_sharding=spec, allow_reshard=allow_reshard)
+        results = op.batch(again, axis_size, in_batched, operands)
+    else:
+        results = apply(op, once, out_sharding=out_sharding, allow_reshard=allow_reshard)
+    return jax.tree.leaves(results)
+
+
+def _batch(arrays, dims, *, types, partitioned, **static):
     pairs = list(zip(arrays, dims, strict=True))
     axis_size = next(x.shape[dim] for x, dim in pairs if dim is not None)
     fronts = [x if dim is None else jnp.moveaxis(x, dim, 0) for x, dim in pairs]
-    operands = structure.unflatten(fronts)
-    in_batched = structure.unflatten([dim is not None for dim in dims])
-    once = op.once(in_batched, operands)
-    if once is not None:
-        results = apply(op, once, out_sharding=out_sharding, allow_reshard=allow_reshard)
-        return jax.tree.leaves(results), [None] * len(types)
-    spec = meshes.batched_spec(out_sharding, in_batched, operands)
-    again = functools.partial(apply, out_sharding=spec, allow_reshard=allow_reshard)
-    results = op.batch(again, axis_size, in_batched, operands)
-    return jax.tree.leaves(results), [0] * len(types)
+    in_batched = tuple(dim is not None for dim in dims)
+    results = _of_batch(fronts, axis_size=axis_size, in_batched=in_batched, **static)
+    # What was computed once has no batch.
+    has_batch = (x.ndim > len(shape) for x, (shape, *_) in zip(results, types, strict=True))
+    return results, [0 if each else None for each in has_batch]
 
 
 batching.primitive_batchers[_operation_p] = _batch
@@ -116,13 +136,18 @@ def _divided(*arrays, op, structure, types, out_sharding, allow_reshard, partiti
 
 
 def _lowering(ctx, *arrays, partitioned, **static):
-    if getattr(ctx.module_context.axis_context, "num_devices", None) == 1:
+    # Of one device, or under jax.shard_map, where it may have been traced elsewhere.
+    context = ctx.module_context.axis_context
+    if getattr(context, "num_devices", None) == 1 or getattr(context, "manual_axes", None):
         partitioned = None
+    mesh = ctx.avals_in[0].sharding.mesh
     lower = mlir.lower_fun(_divided, multiple_results=True)
-    return lower(ctx, *arrays, partitioned=partitioned, **static)
+    with jax.sharding.use_abstract_mesh(mesh) if mesh.manual_axes else contextlib.nullcontext():
+        return lower(ctx, *arrays, partitioned=partitioned, **static)
 
 
-mlir.register_lowering(_operation_p, _lowering)
+# Equal operations are one function of the program.
+mlir.register_lowering(_operation_p, _lowering, inline=False)
 
 
 def batch_all(axis_size: int, in_batched, operands: tuple, shared: tuple[int, ...] = ()) -> tuple:
