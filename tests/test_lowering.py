@@ -174,13 +174,22 @@ def test_custom_calls(name):
     assert "stablehlo.dot_general" not in text
 
 
+def equations(jaxpr):
+    """Yields the equations of a program; jax 0.12 inlines calls that are to be inlined late."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("jit", "pjit"):
+            yield from equations(equation.params["jaxpr"].jaxpr)
+        else:
+            yield equation
+
+
 def test_an_operation_is_one_equation():
     """What it consists of is traced when it is lowered."""
     f, arguments, *_ = PROGRAMS["value and grad of dot"]
-    equations = jax.make_jaxpr(f)(*arguments).jaxpr.eqns
-    operations = [each for each in equations if each.primitive.name == "fp8_operation"]
+    found = list(equations(jax.make_jaxpr(f)(*arguments).jaxpr))
+    operations = [each for each in found if each.primitive.name == "fp8_operation"]
     assert len(operations) == 5  # x, w, their product; dw with dy, and dx
-    assert len(equations) <= 20
+    assert len(found) <= 20
 
 
 @pytest.mark.usefixtures("extension")
