@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs our CUDA handlers as XLA would, on a libcuda and an XLA that stand in.
 
-Usage: XLA_LIBRARY CONFIG pdl|"" compile|run|run_without_context.
+Usage: XLA_LIBRARY PROGRAM CONFIG|"" pdl|"" compile|run|run_without_context.
 
 Lowers a program for a GPU, takes its custom calls with attributes and types, and calls
 instantiate once, then initialize and execute on every device from several threads at once.
@@ -43,19 +43,41 @@ class Launch(ctypes.Structure):
         ("smem_bytes", ctypes.c_uint),
         ("pdl", ctypes.c_uint),
         ("stream", ctypes.c_uint64),
-        ("pointers", ctypes.c_uint64 * 8),
+        ("words", ctypes.c_uint64 * 10),
         ("name", ctypes.c_char * 64),
     ]
 
 
-def gemm(x, w):
-    """Quantizes both and multiplies."""
-    product = fp8.gemm(
-        fp8.quantize(x, implementation="cuda"),
-        fp8.quantize(w, (128, 128), implementation="cuda"),
-        implementation="cuda",
-    )
-    return product
+def weights(w):
+    """Quantizes two weights."""
+    return fp8.quantize(jnp.stack([w, w]), (128, 128))
+
+
+# What is lowered: functions of activations (M, K), a weight (N, K) and two integers.
+PROGRAMS = {
+    "gemm": lambda x, w, _: fp8.gemm(fp8.quantize(x), fp8.quantize(w, (128, 128))),
+    "training": lambda x, w, _: jax.value_and_grad(
+        lambda x, w: fp8.dot(x, w).astype(jnp.float32).sum(), (0, 1)
+    )(x, w.T),
+    "accumulated": lambda x, w, _: fp8.gemm(
+        fp8.quantize(x),
+        fp8.quantize(w),
+        accumulator=jnp.ones((M, N), jnp.float32),
+        preferred_element_type=jnp.float32,
+    ),
+    "ragged": lambda x, w, sizes: fp8.grouped_gemm(fp8.quantize(x), weights(w), sizes),
+    "contiguous": lambda x, w, sizes: fp8.grouped_gemm_contiguous(
+        fp8.quantize(fp8.rms_norm(x, x[0])), weights(w), jnp.repeat(sizes, M // 2)
+    ),
+    "masked": lambda x, w, counts: fp8.grouped_gemm_masked(
+        fp8.quantize(fp8.swiglu(jnp.stack([x, x]), jnp.stack([x, x])), masked_m=counts),
+        weights(w),
+        counts,
+    ),
+    "k_grouped": lambda x, w, sizes: fp8.k_grouped_gemm(
+        fp8.quantize_k_grouped(x, sizes), fp8.quantize_k_grouped(w[:M], sizes), sizes
+    ),
+}
 
 
 class Call:
@@ -110,7 +132,7 @@ def run_everywhere(calls, driver) -> list[dict]:
     threads = []
     for device in [*range(DEVICES)] * THREADS:
         stream = device << 16 | next(streams)
-        mine = iter([next(addresses) for _ in range(8 * len(calls))])
+        mine = iter([next(addresses) for _ in range(10 * len(calls))])
         threads.append(threading.Thread(target=work, args=(device, stream, mine)))
     for thread in threads:
         thread.start()
@@ -128,13 +150,18 @@ def as_json(launch: Launch) -> dict:
     return {k: list(v) if isinstance(v, ctypes.Array) else v for k, v in values.items()}
 
 
-def main(library: str, config: str, pdl: str, action: str) -> dict:
-    """Runs the program with the products' configuration; or only instantiates its calls."""
+def main(library: str, program: str, config: str, pdl: str, action: str) -> dict:
+    """Runs a program, with a configuration of its products if one is given.
+
+    Or only instantiates its calls.
+    """
     xla = Xla(library)
     shapes = [jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((M, K), (N, K))]
-    calls = custom_calls(jax.jit(gemm).trace(*shapes).lower(lowering_platforms=("cuda",)))
+    shapes.append(jax.ShapeDtypeStruct((2,), jnp.int32))
+    traced = jax.jit(PROGRAMS[program]).trace(*shapes)
+    calls = custom_calls(traced.lower(lowering_platforms=("cuda",)))
     for call in calls:
-        if "config" in call["attributes"]:
+        if config and "config" in call["attributes"]:
             call["attributes"] |= {"config": config, "pdl": pdl == "pdl"}
     made = [Call(xla, call) for call in calls]
     if action == "compile":  # NVRTC asks libcuda for more than the stand-in has

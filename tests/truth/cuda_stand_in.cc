@@ -40,7 +40,9 @@ struct Launch {
   unsigned grid[3], block[3], cluster[3];
   unsigned smem_bytes, pdl;
   uint64_t stream;
-  uint64_t pointers[8];  // bases of six tensor maps, or the first words of the parameter
+  // The first words of the parameter; of a product the bases of its six tensor maps, 0 for those
+  // that were not encoded, and the words behind them.
+  uint64_t words[10];
   char name[64];
 };
 
@@ -78,12 +80,14 @@ CUresult ReadAttributes(const CUlaunchConfig& config, Launch& launch) {
 CUresult ReadParameter(const char* parameter, Launch& launch) {
   const bool has_maps = std::strstr(launch.name, "gemm") != nullptr;
   if (has_maps && reinterpret_cast<uintptr_t>(parameter) % 64 != 0) return CUDA_ERROR_INVALID_VALUE;
-  for (unsigned i = 0; i < (has_maps ? 6u : 8u); ++i) {
-    uint64_t words[kMapWords] = {};
-    const size_t bytes = has_maps ? sizeof words : sizeof words[0];
-    std::memcpy(words, parameter + i * bytes, bytes);
-    launch.pointers[i] = !has_maps || words[kMapWords - 1] == kMapMagic ? words[0] : 0;
+  const unsigned maps = has_maps ? 6 : 0;
+  for (unsigned i = 0; i < maps; ++i) {
+    uint64_t words[kMapWords];
+    std::memcpy(words, parameter + i * sizeof words, sizeof words);
+    launch.words[i] = words[kMapWords - 1] == kMapMagic ? words[0] : 0;
   }
+  const size_t rest = sizeof launch.words - maps * sizeof launch.words[0];
+  std::memcpy(launch.words + maps, parameter + maps * kMapWords * sizeof(uint64_t), rest);
   return CUDA_SUCCESS;
 }
 
