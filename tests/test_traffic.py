@@ -126,3 +126,44 @@ def test_error_of_sums_over_devices(tmp_path, dtype):
     else:
         assert (error <= 8 * unit * magnitude).all()
         assert (error > one_rounding).mean() > 0.1  # which is what float32 is for
+
+
+WEIGHT_SUMS = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+import jax_fp8gemm as fp8
+
+mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
+rng = np.random.default_rng(0)
+x, dy = (
+    jax.device_put(rng.standard_normal((1024, n), np.float32), NamedSharding(mesh, P("d")))
+    for n in (256, 128)
+)
+w = jax.device_put(jnp.zeros((256, 128), jnp.bfloat16), NamedSharding(mesh, P()))
+found = {"x": x, "dy": dy}
+for name in ("bfloat16", "float32"):
+    recipe = fp8.Recipe(reduce_dtype=name)
+    loss = lambda w, x, dy: (fp8.dot(x, w, recipe=recipe, preferred_element_type="float32") * dy)
+    step = jax.grad(lambda *operands: loss(*operands).sum())
+    placed = jax.jit(step, out_shardings=NamedSharding(mesh, P()))
+    found[name] = np.asarray(placed(w, x, dy), np.float32)
+np.savez(sys.argv[1], **found)
+"""
+
+
+@pytest.mark.slow
+def test_error_of_sums_of_weight_gradients(tmp_path):
+    """Of tokens on 8 devices: that of results, beside the sum in float32, which rounds once."""
+    file = tmp_path / "sums.npz"
+    run_with_eight_devices("-c", WEIGHT_SUMS, file)
+    stored = np.load(file)
+    x, dy = (stored[name].astype(np.float64) for name in ("x", "dy"))
+    parts = [x[i : i + 128].T @ dy[i : i + 128] for i in range(0, 1024, 128)]
+    unit = float(jnp.finfo(jnp.bfloat16).eps) / 2
+    magnitude = 1.1 * sum(map(np.abs, parts))  # of what is added, which was rounded to FP8
+    error = np.abs(stored["bfloat16"] - stored["float32"])
+    assert (error <= 8 * unit * magnitude + unit * np.abs(stored["float32"])).all()
+    assert error.any(), "sums in bfloat16 must differ"
+    rounded = np.abs(stored["float32"] - sum(parts))
+    assert rounded.mean() < 0.05 * np.abs(sum(parts)).mean()  # by FP8
