@@ -91,8 +91,14 @@ def in_float32(lhs, rhs, implementation):
     return fp8.gemm(lhs, rhs, preferred_element_type=F32, implementation=implementation)
 
 
+def layer(lhs, rhs, implementation):
+    """A layer, which quantizes its rows itself."""
+    x = lhs.dequantize()
+    return fp8.dot(x, rhs, preferred_element_type=F32, implementation=implementation)
+
+
 @pytest.mark.parametrize("implementation", KERNELS)
-@pytest.mark.parametrize("product", [one_group, in_float32])
+@pytest.mark.parametrize("product", [one_group, in_float32, layer])
 def test_rows_have_the_same_bits_for_every_m(product, implementation, simulator_library):
     lhs, rhs = cancelling(200)
     want = np.asarray(product(lhs, rhs, implementation))
