@@ -237,6 +237,9 @@ def test_rows_travel_to_their_experts_in_fp8(folder):
     sent, back = ["f32[192,4]", "u8[192,512]"], ["bf16[192,512]", *["bf16[64,512]"] * 2]
     assert rows == [*back, *sent]
     assert sum(map(_num_bytes, sent)) < 0.52 * _num_bytes("bf16[192,512]")
+    in_bfloat16 = [*back, "bf16[192,512]"]
+    ratio = sum(map(_num_bytes, rows)) / sum(map(_num_bytes, in_bfloat16))
+    assert round(ratio, 2) == 0.82  # docs/models.md
 
 
 def _num_bytes(shape: str) -> int:
