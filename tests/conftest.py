@@ -3,6 +3,7 @@
 
 import collections
 import importlib.util
+from pathlib import Path
 
 import jax
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from jax_fp8gemm._src.native import calls, ranking, sim_library
 from jax_fp8gemm._src.native import extension as extension_module
 
+MOST_MAPPINGS = 30_000
 IMPLEMENTATIONS = ("xla", "sim", pytest.param("cuda", marks=pytest.mark.hopper))
 
 
@@ -54,6 +56,18 @@ def pytest_collection_modifyitems(items):
 def has_extension() -> bool:
     """Returns whether the compiled part of the package is there."""
     return importlib.util.find_spec("jax_fp8gemm._core") is not None
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bounded_number_of_programs():
+    """Drops compiled programs before a process has as many mappings as Linux allows, 65,530.
+
+    XLA's CPU programs have six each, and its compiler crashes where there can be no more.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_text().count("\n") > MOST_MAPPINGS:
+        jax.clear_caches()
 
 
 @pytest.fixture
