@@ -175,19 +175,28 @@ def test_report_of_counts(static_report, simulator_library, capsys):
     assert static_report.stages("1d2d.m128n128.w2.s4.c1x1.e4m3.e4m3.bf16") == (4, 2)
 
 
-@pytest.mark.slow
-def test_no_layout_of_results_has_bank_conflicts(static_report, simulator_library):
-    """One tile for each size of elements and swizzle, with and without an accumulator."""
-    core = static_report.extension.core()
+def smallest_tiles(core, group_of) -> dict:
+    """Returns the key of the smallest tile of each group, which a configuration's fields say."""
     smallest = {}
     for key in core.candidate_configs():
         config = core.describe_config(key)
+        group = group_of(config)
+        area = config["block_m"] * config["block_n"]
+        smallest[group] = min(smallest.get(group, (area, key)), (area, key))
+    return {group: key for group, (_, key) in smallest.items()}
+
+
+@pytest.mark.slow
+def test_no_layout_of_results_has_bank_conflicts(static_report, simulator_library):
+    """One tile for each size of elements and swizzle, with and without an accumulator."""
+
+    def layout(config):
         element_bytes = 4 if config["d_type"] == "float32" else 2
         row_bytes = config["block_n"] // config["split_k"] * element_bytes
-        layout = (element_bytes, math.gcd(row_bytes, 128), config["accumulate"])
-        area = config["block_m"] * config["block_n"]
-        smallest[layout] = min(smallest.get(layout, (area, key)), (area, key))
-    found = {layout: static_report.conflicts(key).per_tile for layout, (_, key) in smallest.items()}
+        return element_bytes, math.gcd(row_bytes, 128), config["accumulate"]
+
+    smallest = smallest_tiles(static_report.extension.core(), layout)
+    found = {each: static_report.conflicts(key).per_tile for each, key in smallest.items()}
     assert {(4, 128, True), (4, 64, True), (2, 32, False)} <= found.keys()
     assert set(found.values()) == {0}, found
 
@@ -195,21 +204,18 @@ def test_no_layout_of_results_has_bank_conflicts(static_report, simulator_librar
 @pytest.mark.slow
 def test_stores_of_a_tile_are_as_the_page_says(static_report, simulator_library):
     """One tile of each number of columns and size of elements."""
-    core = static_report.extension.core()
-    smallest = {}
-    for key in core.candidate_configs():
-        config = core.describe_config(key)
-        columns = config["block_n"] // config["split_k"]
-        tile = (str(columns), config["d_type"] == "float32")
-        area = config["block_m"] * config["block_n"]
-        smallest[tile] = min(smallest.get(tile, (area, key)), (area, key))
+
+    def row(config):
+        return str(config["block_n"] // config["split_k"]), config["d_type"] == "float32"
+
+    smallest = smallest_tiles(static_report.extension.core(), row)
     said = {
         (columns, is_float32): int(number)
         for columns, *numbers in STORES
         for is_float32, number in enumerate(numbers)
         if number != "-"
     }
-    found = {tile: static_report.stores(key) for tile, (_, key) in smallest.items()}
+    found = {each: static_report.stores(key) for each, key in smallest.items()}
     assert found == said, "update docs/performance.md"
 
 

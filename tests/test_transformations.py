@@ -270,9 +270,9 @@ def test_export_needs_the_checks_that_the_package_names(fake_ffi):
 @pytest.mark.parametrize("f", [fp8.quantize, lambda x: fp8.quantize(fp8.swiglu(x, x))])
 def test_eager_derivatives_in_an_explicit_mesh_of_the_operands(f):
     """Without jax.set_mesh: what a rule computes is a program too."""
-    mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(AxisType.Explicit,))
     plain = cases.normal((16, 256), seed=0)
-    x = jax.device_put(plain, jax.sharding.NamedSharding(mesh, jax.P("d")))
+    x = jax.device_put(plain, jax.sharding.NamedSharding(mesh, P("d")))
     values = lambda x: f(x).dequantize()  # noqa: E731
     got, want = (jax.vjp(values, each)[1](each)[0] for each in (x, plain))
     np.testing.assert_array_equal(got, want)
@@ -283,8 +283,8 @@ def test_eager_derivatives_in_an_explicit_mesh_of_the_operands(f):
 def test_a_program_may_be_lowered_in_another_mesh_than_it_was_traced_in():
     x = cases.normal((16, 256), seed=0)
     traced = jax.make_jaxpr(fp8.quantize)(x)
-    mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(AxisType.Auto,))
     program = lambda x: jax.core.eval_jaxpr(traced.jaxpr, traced.consts, x)[0]  # noqa: E731
-    spec = jax.P("d")
+    spec = P("d")
     got = jax.jit(jax.shard_map(program, mesh=mesh, in_specs=spec, out_specs=spec))(x)
     np.testing.assert_array_equal(got, fp8.quantize(x).values)
