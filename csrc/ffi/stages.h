@@ -27,7 +27,7 @@ template <typename Call>
 struct StateOf {
   static inline xla::ffi::TypeId id = {};
   Call call;
-  PlanOf<Call> plan = call.MakePlan(Backend::kCuda);
+  PlanOf<Call> plan = call.MakePlan(Backend::kCuda);  // chooses a configuration and compiles it
 };
 
 template <typename Call>

@@ -20,7 +20,7 @@ struct TileShape {
 
 // Tiles for e4m3 x e4m3 -> bfloat16 without accumulator. Widths off the powers of two exist to fill
 // the last wave of tiles; 176 and 208 to 240 would touch three scale blocks, 256 would spill.
-inline constexpr TileShape kTileShapes[] = {
+inline constexpr TileShape kDenseTileShapes[] = {
     // Tiles of few rows, for few tokens: one consumer, no cluster.
     {16, 16, 1, 1, 1}, {16, 32, 1, 1, 1}, {16, 64, 1, 1, 1}, {16, 128, 1, 1, 1},
     {32, 16, 1, 1, 1}, {32, 32, 1, 1, 1}, {32, 64, 1, 1, 1}, {32, 128, 1, 1, 1},
@@ -48,7 +48,7 @@ inline constexpr TileShape kTileShapes[] = {
 };
 
 // For every other combination of types, which fewer programs need.
-inline constexpr TileShape kCommonTileShapes[] = {
+inline constexpr TileShape kCommonDenseTileShapes[] = {
     {16, 32, 1, 1, 1},  {16, 128, 1, 1, 1}, {64, 32, 1, 1, 1},  {64, 128, 1, 1, 1},
     {128, 64, 2, 1, 1}, {128, 128, 2, 1, 1}, {128, 128, 2, 2, 1}, {128, 160, 2, 2, 1},
     {256, 128, 2, 1, 2},
@@ -139,7 +139,7 @@ constexpr TileShapes tile_shapes(const GemmConfig& types) {
     return all ? TileShapes(k1D1DTileShapes) : TileShapes(kCommon1D1DTileShapes);
   }
   if (types.kind == GemmKind::kDense) {
-    return all ? TileShapes(kTileShapes) : TileShapes(kCommonTileShapes);
+    return all ? TileShapes(kDenseTileShapes) : TileShapes(kCommonDenseTileShapes);
   }
   if (!all) return kCommonGroupedTileShapes;
   if (types.kind == GemmKind::kRagged) return kRaggedTileShapes;

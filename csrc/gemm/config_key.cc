@@ -73,7 +73,7 @@ GemmConfig ParseConfigKey(const std::string& key) {
   // What was not understood above has become something else.
   if (ConfigKey(config) != key) {
     throw UnsupportedError("'" + key + "' is not a kernel configuration; write it as in " +
-                           ConfigKey(make_config({}, kTileShapes[0])));
+                           ConfigKey(make_config({}, kDenseTileShapes[0])));
   }
   if (const char* rule = broken_rule(config)) {
     throw UnsupportedError("configuration '" + key + "' cannot run: " + rule);

@@ -14,7 +14,7 @@ constexpr double kSmemBytesPerCycle = 128;
 constexpr double kL2BytesPerCyclePerSm = 64;
 constexpr double kL2BytesPerCycle = 6150;
 constexpr double kHbmBytesPerCycle = 3350 / kClockGhz;
-// Achievable shares of the last two.
+// Achievable shares of kHbmBytesPerCycle and of kMacsPerCycle.
 constexpr double kHbmEfficiency = 0.9;
 constexpr double kTensorEfficiency = 0.95;
 // Latency of a K block's dependent chain besides wgmma and FFMA: barrier wait, scale loads,

@@ -46,7 +46,8 @@ struct GemmProblem {
   std::string ToString() const;
 };
 
-/// The problem whose fields `reader` has under the names of attributes and of jax_fp8gemm.Problem:
+/// The problem whose fields `reader` has under the names of attributes and of `Problem` in
+/// jax_fp8gemm/_src/native/gemm_problem.py:
 /// `Text(name)`, `Number(name)` and `Flag(name)` return one each, and throw if there is none.
 /// `pdl` and `sm_limit`, which belong to a launch, are not among them.
 /// @throws UnsupportedError  A name is not known.

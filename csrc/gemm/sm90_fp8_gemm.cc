@@ -159,7 +159,7 @@ GemmParams MakeGemmParams(const DriverApi& api, const GemmProblem& problem,
   GemmParams params{};
   params.k_blocks = ceil_div<int64_t>(problem.k, kBlockK);
   EncodeTensorMaps(api, problem, config, buffers, params);
-  params.d_rows = buffers.d;
+  params.d_base = buffers.d;
   params.d_pitch_bytes = uint64_t(buffers.d_pitch) * element_bytes(config.d_type);
   params.group_data = static_cast<const int32_t*>(buffers.group_data);
   params.num_groups = problem.num_groups;

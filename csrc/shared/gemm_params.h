@@ -16,10 +16,10 @@ struct GemmParams {
   TensorMap b;              // (groups * n, k) fp8, box (block_n / cluster_m, 128), 128B swizzle
   TensorMap sfa;            // (k blocks, a rows) f32, box (1, sfa_box_scales), no swizzle
   TensorMap sfb;            // 1d1d: (k blocks, n) f32, box (1, block_n), no swizzle
-  TensorMap d;              // (d rows, n) output, box (min(block_m, 64), swizzle columns)
+  TensorMap d;              // (d rows, n) output, box (d_box_rows, d_box_columns)
   TensorMap c;              // as d; read only when the configuration accumulates
   const float* sfb_blocks;  // 1d2d: (groups, ceil(n / 128), k_blocks) f32, row-major
-  void* d_rows;             // d again, for tiles that end before their last row
+  void* d_base;             // d again, for tiles that end before their last row
   uint64_t d_pitch_bytes;   // from one row of d to the next
 
   // What divides the work, by kind: ragged and K-grouped: group_sizes (groups); masked: masked_m

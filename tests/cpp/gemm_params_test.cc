@@ -124,7 +124,7 @@ void TestProblem(const DriverApi& api, const GemmProblem& problem) {
     }
     CheckMap(params.d, 4, buffers.d_pitch, problem.d_rows(), d_pitch_bytes);
     if (problem.accumulate) CheckMap(params.c, 4, buffers.d_pitch, problem.d_rows(), d_pitch_bytes);
-    CHECK(params.d_rows == Address(4) && params.d_pitch_bytes == uint64_t(d_pitch_bytes));
+    CHECK(params.d_base == Address(4) && params.d_pitch_bytes == uint64_t(d_pitch_bytes));
     CHECK(params.m == uint64_t(problem.m) && params.n == uint64_t(problem.n));
     CHECK(params.k_blocks == uint64_t(k_blocks));
     const int64_t tile_rows = int64_t{config.block_m} * config.cluster_m;

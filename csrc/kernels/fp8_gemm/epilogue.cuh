@@ -216,7 +216,7 @@ FP8GEMM_DEVICE void copy_rows(const GemmParams& params, uint32_t slice_base, uin
     const uint32_t byte = i % kRowChunks * 16;
     const uint64_t row_byte = first_byte + byte;
     if (row_byte >= params.d_pitch_bytes) continue;
-    uint8_t* dst = static_cast<uint8_t*>(params.d_rows) +
+    uint8_t* dst = static_cast<uint8_t*>(params.d_base) +
                    (uint64_t{d_row} + row) * params.d_pitch_bytes + row_byte;
     ptx::copy_shared_to_global_16(dst, d_address<kConfig>(slice_base, row, byte));
   }

@@ -63,9 +63,9 @@ def matmul(
 
     Operands are validated and not empty; groups may be a dimension of their own. What TMA cannot
     address is padded here: rows of the operands and of the result to 16 bytes, rows of 1x128 scales
-    to four (the kernels want rows innermost). Padding scales is fused into what produces them;
-    padding operands copies them, which only happens where K is not a multiple of 16 or N not one of
-    8.
+    to four (the kernels want rows innermost). That costs a small kernel where M is no multiple of
+    four; padding operands copies them, which only happens where K is not a multiple of 16 or N not
+    one of 8.
 
     Args:
         problem: What is computed; its SMs are those of `num_sms` or of the device.

@@ -40,10 +40,10 @@ def refuse_shared_sum(op_name: str, accumulator: jax.Array | None, is_batched: b
 class WeightGradient(InRule):
     """`(*batch, K, N)`, the sum over tokens of the outer products of x and dy.
 
-    Operands: bits of x `(*batch, *tokens, K)` in e4m3 with block (1, 128), and their scales, where
-    a recipe says nothing else powers of two: scaling along tokens then rounds nothing again but
-    what becomes subnormal; dy `(*batch, *tokens, N)` and None, or its bits and their scales; and a
-    float32 accumulator like the result, or None.
+    Operands: bits of x `(*batch, *tokens, K)` in e4m3 with block (1, 128), and their scales; dy
+    `(*batch, *tokens, N)` and None, or its bits and their scales; and a float32 accumulator like
+    the result, or None. Scales of x are powers of two unless the recipe says otherwise: scaling it
+    again along tokens is then exact but for values that become subnormal.
 
     Where dy is quantized here, its values and scales with block (1, 128) may be results too: what
     the gradient of x reads, from the same reading of dy.
