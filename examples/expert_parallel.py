@@ -8,6 +8,7 @@ On a GPU rows travel by `jax.lax.ragged_all_to_all`, which sends those that ther
 for the CPU; there every pair of devices exchanges as many rows as one device has, by
 `jax.lax.all_to_all`. Both are differentiable, and both give the same sums. Rows may travel to the
 experts in FP8, as `ragged_dot` would quantize them: half the bytes of bfloat16, and the same sums.
+So may, with scales that are powers of two, the gradients of what the experts return.
 """
 
 import functools
@@ -38,6 +39,7 @@ def expert_layer(
     *,
     max_rows: int | None = None,
     send_fp8: bool = False,
+    send_gradients_fp8: bool = False,
     travel: tuple[Callable, Callable] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Sends every token to its experts and adds up what they return, weighted by its gates.
@@ -57,6 +59,9 @@ def expert_layer(
             A sum that lacks a row is NaN, and the load says how much room was wanted.
         send_fp8: Whether rows are quantized before they are sent. `experts` gets them as a
             `QuantizedActivation`, which `ragged_dot` takes.
+        send_gradients_fp8: Whether gradients of what the experts return are too. With
+            `Recipe(scale_format="pow2")` and its e4m3, whose `ragged_dot` would quantize them
+            likewise, that changes no number; with others they are rounded twice.
         travel: How rows travel: `by_ragged_all_to_all`, `by_all_to_all`, or None for what the
             platform has.
 
@@ -95,7 +100,8 @@ def expert_layer(
     outputs = experts(in_order, sizes.sum(0))
 
     outputs = jnp.zeros_like(outputs).at[by_expert].set(outputs)
-    returned = _by_platform(travel, 1, outputs, traffic, axis, rows)
+    give_back = _return_fp8 if send_gradients_fp8 else _return
+    returned = give_back(outputs, traffic, axis, rows, travel)
     device, place = _slots(sent, rows)
     is_lost = (device < devices) & (place >= traffic.fitting[me, device])
     gates = jnp.where(is_lost, jnp.nan, gates.reshape(-1)[order])
@@ -111,12 +117,13 @@ def _send(rows: jax.Array, traffic: Traffic, axis: str, room: int, travel) -> ja
 def _send_fp8(rows: jax.Array, traffic: Traffic, axis: str, room: int, travel):
     """Sends bits and scales. Gradients come back to the rows, in their dtype."""
     bits = fp8.QuantizedActivation.quantize(rows).quantized
-    values, scales = (
-        _send(each, traffic, axis, room, travel)
-        for each in (bits.values.view(jnp.uint8), bits.scales)
-    )
-    received = fp8.BlockScaled(values.view(bits.dtype), scales, bits.block)
+    received = _send_bits(bits, traffic, axis, room, travel)
     return fp8.QuantizedActivation(_nothing(rows, room), received)
+
+
+def _send_bits(bits: fp8.BlockScaled, *route) -> fp8.BlockScaled:
+    values, scales = (_send(each, *route) for each in (bits.values.view(jnp.uint8), bits.scales))
+    return fp8.BlockScaled(values.view(bits.dtype), scales, bits.block)
 
 
 def _nothing(rows: jax.Array, room: int) -> jax.Array:
@@ -135,6 +142,29 @@ def _send_fp8_backward(axis, room, travel, residuals, gradient):
 
 
 _send_fp8.defvjp(_send_fp8_forward, _send_fp8_backward)
+
+
+def _return(rows: jax.Array, traffic: Traffic, axis: str, count: int, travel) -> jax.Array:
+    return _by_platform(travel, 1, rows, traffic, axis, count)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _return_fp8(rows: jax.Array, traffic: Traffic, axis: str, count: int, travel):
+    """Returns rows as they are. Bits and scales of their gradients go to the experts."""
+    return _return(rows, traffic, axis, count, travel)
+
+
+def _return_fp8_forward(rows, traffic, axis, count, travel):
+    return _return(rows, traffic, axis, count, travel), (traffic, rows[:, :0])  # how many there are
+
+
+def _return_fp8_backward(axis, count, travel, residuals, gradient):
+    traffic, rows = residuals
+    bits = fp8.quantize(gradient, scale_format="pow2")
+    return _send_bits(bits, traffic, axis, len(rows), travel).dequantize(gradient.dtype), None
+
+
+_return_fp8.defvjp(_return_fp8_forward, _return_fp8_backward)
 
 
 def _by_platform(travel, direction: int, rows: jax.Array, traffic: Traffic, axis: str, room: int):

@@ -106,11 +106,11 @@ def experts_on_8(x, w, w_scales, masked_m):
     return fp8.grouped_gemm_masked(fp8.quantize(x), (w, w_scales), masked_m)
 
 
-def expert_layer_on_8(x, w, chosen, gates, send_fp8=False):
+def expert_layer_on_8(x, w, chosen, gates, recipe=None, **options):
     """A step of training of a layer whose 8 experts are on a device each."""
 
     def layer(x, w, chosen, gates):
-        experts = lambda rows, sizes: fp8.ragged_dot(rows, w, sizes)  # noqa: E731
+        experts = lambda rows, sizes: fp8.ragged_dot(rows, w, sizes, recipe=recipe)  # noqa: E731
         return expert_parallel.expert_layer(
             experts,
             x,
@@ -119,7 +119,7 @@ def expert_layer_on_8(x, w, chosen, gates, send_fp8=False):
             G,
             ("x", "y"),
             max_rows=3 * chosen.size,
-            send_fp8=send_fp8,
+            **options,
         )[0]
 
     over_all = PartitionSpec(("x", "y"))
@@ -131,6 +131,12 @@ def expert_layer_on_8(x, w, chosen, gates, send_fp8=False):
 def fp8_expert_layer_on_8(*operands):
     """The same, with rows in FP8 on their way to the experts."""
     return expert_layer_on_8(*operands, send_fp8=True)
+
+
+def fp8_gradients_expert_layer_on_8(*operands):
+    """The same, with gradients in FP8 on their way to the experts."""
+    recipe = fp8.Recipe(scale_format="pow2")
+    return expert_layer_on_8(*operands, recipe=recipe, send_fp8=True, send_gradients_fp8=True)
 
 
 def compile_for_8(target: str) -> None:
@@ -159,7 +165,11 @@ def compile_for_8(target: str) -> None:
             array(jnp.int32, (G,), "x"),
         ),
     }
-    for layer in (expert_layer_on_8, fp8_expert_layer_on_8):
+    for layer in (
+        expert_layer_on_8,
+        fp8_expert_layer_on_8,
+        fp8_gradients_expert_layer_on_8,
+    ):
         programs[layer] = (
             array(jnp.bfloat16, (M, K), ("x", "y")),
             array(jnp.bfloat16, (G, K, K), ("x", "y")),

@@ -64,9 +64,9 @@ def _places(chosen) -> list[list[int]]:
     return [list(rows[to == d] // TOP) for d in range(DEVICES)]
 
 
-def _layer(product, travel, max_rows, x, w, chosen, gates, send_fp8=False):
+def _layer(product, travel, max_rows, x, w, chosen, gates, **options):
     experts = lambda rows, sizes: product(rows, w, sizes)  # noqa: E731
-    options = {"max_rows": max_rows, "send_fp8": send_fp8, "travel": travel}
+    options = {"max_rows": max_rows, "travel": travel, **options}
     return expert_parallel.expert_layer(experts, x, chosen, gates, G, AXIS, **options)
 
 
@@ -78,8 +78,8 @@ def expert_programs():
     enough = max(map(len, _places(chosen)))
     assert enough < T * TOP
 
-    def layer(product, travel, send_fp8, *operands):
-        return _layer(product, travel, enough, *operands, send_fp8)[0]
+    def layer(product, travel, options, *operands):
+        return _layer(product, travel, enough, *operands, **options)[0]
 
     def gradients(f, x, w, gates):
         y, pull = jax.vjp(lambda x, w, gates: f(x, w, chosen, gates), x, w, gates)
@@ -91,18 +91,25 @@ def expert_programs():
 
     by_all_to_all = expert_parallel.by_all_to_all
     by_ragged_all_to_all = expert_parallel.by_ragged_all_to_all
-    for name, product, travel, send_fp8 in (
-        ("float32, all-to-all", lax.ragged_dot, by_all_to_all, False),
-        ("float32, ragged all-to-all", lax.ragged_dot, by_ragged_all_to_all, False),
-        ("FP8", fp8.ragged_dot, None, False),
-        ("FP8 rows", fp8.ragged_dot, None, True),
-        ("FP8 rows, ragged all-to-all", fp8.ragged_dot, by_ragged_all_to_all, True),
+    pow2 = functools.partial(fp8.ragged_dot, recipe=fp8.Recipe(scale_format="pow2"))
+    rows, both = {"send_fp8": True}, {"send_fp8": True, "send_gradients_fp8": True}
+    for name, product, travel, options in (
+        ("float32, all-to-all", lax.ragged_dot, by_all_to_all, {}),
+        ("float32, ragged all-to-all", lax.ragged_dot, by_ragged_all_to_all, {}),
+        ("FP8", fp8.ragged_dot, None, {}),
+        ("FP8 rows", fp8.ragged_dot, None, rows),
+        ("FP8 rows, ragged all-to-all", fp8.ragged_dot, by_ragged_all_to_all, rows),
+        ("FP8 both ways", pow2, None, both),
+        ("FP8 both ways, ragged all-to-all", pow2, by_ragged_all_to_all, both),
     ):
 
-        def run(product=product, travel=travel, send_fp8=send_fp8):
-            want = gradients(functools.partial(exact, product), x, w, gates)
+        def run(product=product, travel=travel, options=options):
             operands = [put(AUTO, each, P(AXIS)) for each in (x, w, gates)]
-            f = functools.partial(gradients, program(product, travel, send_fp8))
+            want = gradients(functools.partial(exact, product), x, w, gates)
+            if options == both:  # the bits of gradients that travel as they are
+                unsent = functools.partial(gradients, program(product, None, rows))
+                want = jax.jit(unsent)(*operands)
+            f = functools.partial(gradients, program(product, travel, options))
             with emulated() if travel else contextlib.nullcontext():
                 return measure(f, operands, jax.device_get(want))
 

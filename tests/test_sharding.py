@@ -166,6 +166,8 @@ EXPECTED = {
     # Bits and scales there, rows back; gradients both ways.
     "manual: experts, FP8 rows": ({"all-gather": 1, "all-to-all": 6}, REROUNDED),
     "manual: experts, FP8 rows, ragged all-to-all": (None, REROUNDED),
+    "manual: experts, FP8 both ways": ({"all-gather": 1, "all-to-all": 7}, 0),
+    "manual: experts, FP8 both ways, ragged all-to-all": (None, SAME),
     "manual: experts without room, all-to-all": ({"all-gather": 1, "all-to-all": 3}, SAME),
     "manual: experts without room, ragged all-to-all": (None, SAME),
     "auto: gemm MxK in an ambient mesh": (SUM, SAME),
