@@ -9,6 +9,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+import _sanitizers
 import jax
 import jax.numpy as jnp
 import pytest
@@ -232,6 +233,7 @@ def run_with_simulator(name, parts, extension, folder):
     cpp, program = Path(__file__).parent / "cpp", folder / name
     sources = [cpp / f"{name}.cc", *(_CSRC / f"{part}.cc" for part in parts)]
     flags = ["-std=c++20", "-O0", "-Wall", "-Wextra", "-Werror", f"-I{_CSRC}", f"-I{cpp}"]
+    flags += _sanitizers.FLAGS
     subprocess.run([compiler, *flags, *sources, "-ldl", "-pthread", "-o", program], check=True)
     subprocess.run([program, extension.sim_library()], check=True)
 
