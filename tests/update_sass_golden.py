@@ -4,7 +4,9 @@
 Commit what changed together with the reason: the ratchets then start from the new numbers.
 """
 
-from _kernels import Job, KernelFarm
+import sys
+
+from _kernels import Job, KernelFarm, device_headers
 from _nvrtc import find_all
 from _sass.ratchets import save_golden
 
@@ -13,6 +15,9 @@ from jax_fp8gemm._src.native.extension import core
 
 def main() -> None:
     """Compiles every candidate with every NVRTC and writes one file per NVRTC."""
+    embedded = core().embedded_headers()
+    if stale := [name for name, text in embedded.items() if device_headers().get(name) != text]:
+        sys.exit(f"the extension was built from another {stale[0]}: run `make develop` first")
     keys = core().candidate_configs()
     farm = KernelFarm([Job(nvrtc, key) for nvrtc in find_all() for key in keys], core())
     for nvrtc in find_all():

@@ -150,6 +150,7 @@ nb::dict ProblemLimits() {
   nb::dict result;
   result["max_groups"] = kMaxGroups;
   result["max_extent"] = kMaxExtent;
+  result["max_num_sms"] = kMaxSms;
   result["block"] = kBlockK;
   result["contiguous_alignment"] = kContiguousAlignment;
   result["tma_alignment_bytes"] = kTmaAlignmentBytes;

@@ -35,7 +35,7 @@ struct GemmCall {
     const AttributeReader reader{attributes};
     problem = ReadProblem(reader);
     problem.pdl = reader.Flag("pdl");
-    problem.sm_limit = static_cast<int>(reader.Number("sm_limit"));
+    problem.sm_limit = reader.Number("sm_limit");
     d_pitch = reader.Number("d_pitch");
     config_key = reader.Text("config");
     if (d_pitch < problem.n) throw std::invalid_argument("attribute d_pitch must be at least n");

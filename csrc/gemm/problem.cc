@@ -25,14 +25,14 @@ GemmConfig GemmProblem::types() const {
 }
 
 std::string GemmProblem::ToString() const {
-  const std::string groups =
-      kind == GemmKind::kDense ? "" : " groups=" + std::to_string(num_groups);
+  const bool has_groups = kind != GemmKind::kDense || num_groups != 1;
+  const std::string groups = has_groups ? " groups=" + std::to_string(num_groups) : "";
   return std::string(traits().name) + " " + NamesOf(scaling).name + groups +
          " m=" + std::to_string(m) + " n=" + std::to_string(n) + " k=" + std::to_string(k) + " " +
          NamesOf(a_type).name + " x " + NamesOf(b_type).name + " -> " + NamesOf(d_type).name +
          (accumulate ? " (accumulating)" : "") + " on " + std::to_string(num_sms) + " SMs" +
-         (sm_limit > 0 ? " of at most " + std::to_string(sm_limit) : "") +
-         (expected_m > 0 ? " expected_m=" + std::to_string(expected_m) : "") +
+         (sm_limit != 0 ? " of at most " + std::to_string(sm_limit) : "") +
+         (expected_m != 0 ? " expected_m=" + std::to_string(expected_m) : "") +
          (zero_padding ? " zero_padding" : "") + (pdl ? " pdl" : "");
 }
 
@@ -49,11 +49,8 @@ void ValidateProblem(const GemmProblem& problem) {
   const int64_t tiles =
       matrices * ceil_div<int64_t>(problem.m, 16) * ceil_div<int64_t>(problem.n, 16);
   CheckExtent("the number of 16x16 tiles of all groups of d", tiles, kMaxTiles);
-  CheckExtent("num_sms", problem.num_sms);
-  if (problem.sm_limit < 0) {
-    throw UnsupportedError("sm_limit must not be negative, got " +
-                           std::to_string(problem.sm_limit));
-  }
+  CheckExtent("num_sms", problem.num_sms, kMaxSms);
+  if (problem.sm_limit != 0) CheckExtent("sm_limit", problem.sm_limit, kMaxSms);
 }
 
 }  // namespace fp8gemm

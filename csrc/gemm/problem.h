@@ -10,6 +10,9 @@
 
 namespace fp8gemm {
 
+/// More SMs than any GPU has.
+inline constexpr int64_t kMaxSms = 1024;
+
 /// d (m, n) = [c +] a (m, k) b (n, k)^T with block scales, one matrix or groups (see GemmKind).
 struct GemmProblem {
   GemmKind kind = GemmKind::kDense;
@@ -25,8 +28,8 @@ struct GemmProblem {
   OutType d_type = OutType::kBF16;
   bool accumulate = false;
   bool pdl = false;
-  int num_sms = 132;  // SMs to plan for
-  int sm_limit = 0;   // most SMs the launch may occupy; 0: all of the device
+  int64_t num_sms = 132;  // SMs to plan for
+  int64_t sm_limit = 0;   // most SMs the launch may occupy; 0: all of the device
 
   const KindTraits& traits() const { return TraitsOf(kind); }
   /// Rows of `a`.
@@ -43,6 +46,7 @@ struct GemmProblem {
 
   /// Element types and flags, as a configuration whose tile is still to be chosen.
   GemmConfig types() const;
+  /// Tells problems apart, those that are refused too.
   std::string ToString() const;
 };
 
@@ -65,13 +69,13 @@ GemmProblem ReadProblem(const Reader& reader) {
           .b_type = ByName("b_dtype", kFp8Types, reader.Text("b_dtype")).value,
           .d_type = ByName("d_dtype", kOutTypes, reader.Text("d_dtype")).value,
           .accumulate = reader.Flag("accumulate"),
-          .num_sms = static_cast<int>(reader.Number("num_sms"))};
+          .num_sms = reader.Number("num_sms")};
 }
 
 /// @throws UnsupportedError  An extent (also of all groups together) is not from 1 to a little less
 ///     than 2^31, which TMA coordinates of tiles past the edge still have to fit; d has more
-///     than 2^30 tiles; there are more groups than kMaxGroups; or num_sms < 1. The message names
-///     it.
+///     than 2^30 tiles; there are more groups than kMaxGroups; num_sms is not from 1, or sm_limit
+///     not from 0, to kMaxSms. The message names it.
 void ValidateProblem(const GemmProblem& problem);
 
 }  // namespace fp8gemm

@@ -14,6 +14,7 @@
 #include "gemm/gemm_plan.h"
 #include "guarded_buffer.h"
 #include "jit/headers.h"
+#include "sim_library.h"
 
 namespace fp8gemm {
 
@@ -122,7 +123,6 @@ void Test() {
 }  // namespace fp8gemm
 
 int main(int argc, char** argv) {
-  if (argc != 2) checks::Fail("usage", 0, "needs the simulator's library");
-  fp8gemm::SetSimLibraryPath(argv[1]);
+  TakeSimLibrary(argc, argv);
   fp8gemm::Test();
 }

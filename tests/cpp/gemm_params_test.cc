@@ -15,6 +15,7 @@
 #include "gemm/sm90_fp8_gemm.h"
 #include "quantize/quantize_problem.h"
 #include "sim/tensor_map.h"
+#include "sim_library.h"
 
 namespace {
 int num_allocations = 0;
@@ -244,8 +245,7 @@ void TestQuantizers() {
 }  // namespace fp8gemm
 
 int main(int argc, char** argv) {
-  if (argc != 2) checks::Fail("usage", 0, "needs the simulator's library");
-  fp8gemm::SetSimLibraryPath(argv[1]);
+  TakeSimLibrary(argc, argv);
   fp8gemm::TestFastDivisor();
   fp8gemm::TestClusters();
   fp8gemm::TestLarge(fp8gemm::SimDriver());

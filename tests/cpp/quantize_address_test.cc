@@ -13,6 +13,7 @@
 #include "guarded_buffer.h"
 #include "jit/headers.h"
 #include "quantize/quantize_plan.h"
+#include "sim_library.h"
 
 namespace fp8gemm {
 
@@ -110,7 +111,6 @@ void Test() {
 }  // namespace fp8gemm
 
 int main(int argc, char** argv) {
-  if (argc != 2) checks::Fail("usage", 0, "needs the simulator's library");
-  fp8gemm::SetSimLibraryPath(argv[1]);
+  TakeSimLibrary(argc, argv);
   fp8gemm::Test();
 }

@@ -9,11 +9,14 @@ Prints JSON: the calls with their buffers, and the launches. Found by the loader
 """
 
 import ctypes
+import functools
 import itertools
 import json
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import _sanitizers
 import jax
 import jax.numpy as jnp
 from _xla_stand_in import (
@@ -27,8 +30,10 @@ from _xla_stand_in import (
     custom_calls,
 )
 
-import jax_fp8gemm as fp8
-from jax_fp8gemm._src.native import extension
+_sanitizers.use_extension()
+
+import jax_fp8gemm as fp8  # noqa: E402
+from jax_fp8gemm._src.native import extension  # noqa: E402
 
 DEVICES, THREADS, REPEATS = 3, 2, 3
 M, N, K = 1152, 2304, 640
@@ -163,7 +168,8 @@ def main(library: str, program: str, config: str, pdl: str, action: str) -> dict
     for call in calls:
         if config and "config" in call["attributes"]:
             call["attributes"] |= {"config": config, "pdl": pdl == "pdl"}
-    made = [Call(xla, call) for call in calls]
+    with ThreadPoolExecutor(len(calls)) as pool:  # as XLA compiles programs side by side
+        made = list(pool.map(functools.partial(Call, xla), calls))
     if action == "compile":  # NVRTC asks libcuda for more than the stand-in has
         return {}
     driver = ctypes.CDLL("libcuda.so.1")

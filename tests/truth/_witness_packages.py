@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import _sanitizers
 import pytest
 from _made_once import made_once
 from _source import ROOT
@@ -21,7 +22,7 @@ CUDA_HEADERS = {
     13: ("cu13/include", "nvidia-cuda-runtime"),
     12: ("cuda_runtime/include", "nvidia-cuda-runtime-cu12"),
 }
-_FLAGS = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread"]
+_FLAGS = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread", *_sanitizers.FLAGS]
 
 
 def needs(package: str, *, extra: str = "truth"):

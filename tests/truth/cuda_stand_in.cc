@@ -3,7 +3,8 @@
 //
 // It refuses what a driver refuses, remembers every launch, and knows which device is current on a
 // thread. STAND_IN_FAULT names what it forgets, to show that callers notice: "shared_memory" (of
-// cuKernelSetAttribute) or "device" (functions are those of device 0).
+// cuKernelSetAttribute) or "device" (functions are those of device 0). Or, to show that sanitizers
+// do: "lock" (of what all launches change) or "size" (of a map in the caller's memory).
 #include <cuda.h>
 
 #include <cstdint>
@@ -49,7 +50,7 @@ struct Launch {
 std::mutex mutex;
 std::deque<Kernel> kernels;
 std::vector<Launch> launches;
-int loads;
+int loads, launches_seen;
 thread_local int current_device = -1;
 
 bool Forgets(const char* what) {
@@ -192,6 +193,7 @@ CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType, cuuint32_
       reinterpret_cast<uintptr_t>(map) % 64 != 0) {
     return CUDA_ERROR_INVALID_VALUE;
   }
+  map[Forgets("size") ? 1 : 0] = {};
   *map = {};
   map->opaque[0] = reinterpret_cast<uintptr_t>(base);
   map->opaque[kMapWords - 1] = kMapMagic;
@@ -206,6 +208,7 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction f, void** par
   if (params == nullptr || params[0] == nullptr || extra != nullptr) {
     return CUDA_ERROR_INVALID_VALUE;
   }
+  if (Forgets("lock")) ++launches_seen;
   const std::lock_guard lock(mutex);
   if (int(config->sharedMemBytes) > function.kernel->smem_bytes[current_device]) {
     return CUDA_ERROR_INVALID_VALUE;

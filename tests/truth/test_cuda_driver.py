@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 
+import _sanitizers
 import jax
 import pytest
 from _handlers_program import DEVICES, PROGRAMS, REPEATS, THREADS, M, N
@@ -69,8 +70,11 @@ def run_case(libraries, tmp_path_factory):
     """Returns a function that runs the program for a case."""
     if not find_all():
         pytest.skip("needs an NVRTC wheel")
+    if _sanitizers.KIND:
+        _sanitizers.build_extension("_core")
     cache = tmp_path_factory.mktemp("kernels")
-    environment = os.environ | {"JAX_FP8GEMM_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | _sanitizers.environment()
+    environment |= {"JAX_FP8GEMM_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"}
 
     def process(case, action, **more):
         program, _, pdl, major = CASES[case]
@@ -200,6 +204,17 @@ def test_without_a_context_nothing_is_launched(run_case):
 def test_fault_is_found(run_case, fault, error):
     result = run_case("clusters", fault=fault)
     assert result.returncode == 1 and error in result.stderr
+
+
+@pytest.mark.skipif(not _sanitizers.KIND, reason="needs a sanitizer: make asan, make tsan")
+def test_sanitizer_sees_the_threads_and_memory_of_handlers(run_case):
+    fault, finding = {
+        "address": ("size", "stack-buffer-overflow"),
+        "thread": ("lock", "data race"),
+    }[_sanitizers.KIND]
+    result = run_case("clusters", fault=fault)
+    assert result.returncode != 0
+    assert finding in result.stderr and "cuda_stand_in.cc" in result.stderr
 
 
 def test_wrong_launches_are_found():

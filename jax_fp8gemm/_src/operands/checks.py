@@ -21,7 +21,7 @@ SQUARE_BLOCK = (128, 128)
 BLOCKS = (ROW_BLOCK, SQUARE_BLOCK)
 IMPLEMENTATIONS = (None, "cuda", "xla", "sim")
 PADDINGS = ("zero", "unspecified")
-MAX_NUM_SMS = 1024
+MAX_NUM_SMS = 1024  # kMaxSms of csrc/gemm/problem.h
 MAX_GROUPS = 512  # kMaxGroups of csrc/shared/smem_layout.h
 MAX_EXTENT = 2**31 - 1 - 512  # kMaxExtent of csrc/driver/tensor_map.h
 
