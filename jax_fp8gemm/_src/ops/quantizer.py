@@ -12,6 +12,7 @@ from jax import lax
 
 from jax_fp8gemm._src.native import calls
 from jax_fp8gemm._src.operands import checks
+from jax_fp8gemm._src.transforms import meshes
 from jax_fp8gemm._src.transforms.apply import apply, batch_all
 from jax_fp8gemm._src.transforms.operation import InRule, Layout, Operation, like
 from jax_fp8gemm._src.transforms.partitioner import names
@@ -62,7 +63,6 @@ class Quantizer(Operation):
         implementation: As in Operation.
         name: What x is called in messages.
         axes: What its last two dimensions are called.
-        shares_blocks: Whether devices may have parts of a block.
         row_axes: Mesh axes over which one device's part of the rows is one of several, whose sizes
             are those of all.
     """
@@ -74,7 +74,6 @@ class Quantizer(Operation):
     implementation: str | None
     name: str = "x"
     axes: tuple[str, str] = ("r", "k")
-    shares_blocks: bool = True
     row_axes: tuple[str, ...] = ()
 
     @property
@@ -122,14 +121,14 @@ class Quantizer(Operation):
 
     def _can_cut(self, dims: tuple[str, str], operands: tuple) -> tuple[str, ...]:
         """Returns the axes along which devices may have parts of a block."""
-        if not self.shares_blocks:
-            return ()
         if self._has_rows:
             return ("r",)
         if self._transposed is None:
             return () if self._is_joined(operands) else dims
-        # Not where a block is one of values that have scales, or of a group.
-        return dims if operands[1] is None and operands[2] is None else ()
+        return ("r",) if self._reads_scales(operands) else dims
+
+    def _reads_scales(self, operands: tuple) -> bool:
+        return self._transposed is not None and operands[1] is not None
 
     @property
     def _is_activation(self) -> bool:
@@ -195,8 +194,13 @@ class Quantizer(Operation):
 
     def jvp(self, primals, tangents):
         # Derivatives are left to XLA, which in an explicit mesh needs whole blocks.
-        results = apply(dataclasses.replace(self, shares_blocks=False), primals)
-        return results, jax.jvp(self.xla, primals, tangents)[1]
+        computed = self._divided if meshes.cuts_blocks(self, primals) else self.xla
+        return apply(self, primals), jax.jvp(computed, primals, tangents)[1]
+
+    def _divided(self, *operands) -> tuple[jax.Array, ...]:
+        """Returns the results from plain JAX on each device of an explicit mesh."""
+        plain = dataclasses.replace(self, implementation="xla")
+        return meshes.sharded(plain, operands, None, False)
 
     def xla(self, *operands) -> tuple[jax.Array, ...]:
         x, x_scales, group_sizes, _ = operands
@@ -221,6 +225,8 @@ class Quantizer(Operation):
 
     def local_of_cut(self, cut, *operands) -> tuple[jax.Array, ...]:
         """Shares the largest magnitude of a block among its devices; in plain JAX."""
+        if self._reads_scales(operands):
+            return super().local_of_cut(cut, *operands)
         x, _, group_sizes, _ = operands = self._own_sizes(operands)
         if self._has_rows:
             # Only blocks along rows are cut.
