@@ -122,7 +122,7 @@ class BlockScaled(StandIn):
 
     @property
     def sharding(self) -> jax.sharding.Sharding:
-        """Sharding of the values; one for the scales too, which have the same dimensions."""
+        """Sharding of the values; one for the scales too, unless it cuts blocks."""
         return self.values.sharding
 
     @property
