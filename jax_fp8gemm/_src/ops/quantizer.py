@@ -2,6 +2,7 @@
 """Quantizer: the operation behind quantize, quantize_transposed and quantize_k_grouped."""
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from jax_fp8gemm._src.transforms.apply import apply, batch_all
 from jax_fp8gemm._src.transforms.operation import InRule, Layout, Operation, like
 from jax_fp8gemm._src.transforms.partitioner import names
 from jax_fp8gemm._src.xla import activation as xla_activation
+from jax_fp8gemm._src.xla import gemm as xla_gemm
 from jax_fp8gemm._src.xla import grouped as xla_grouped
 from jax_fp8gemm._src.xla import quantize as xla_quantize
 
@@ -193,14 +195,21 @@ class Quantizer(Operation):
         return apply(self, batch_all(axis_size, in_batched, (x, beside, *others)))
 
     def jvp(self, primals, tangents):
-        # Derivatives are left to XLA, which in an explicit mesh needs whole blocks.
-        computed = self._divided if meshes.cuts_blocks(self, primals) else self.xla
-        return apply(self, primals), jax.jvp(computed, primals, tangents)[1]
+        # Derivatives are left to XLA, which in an explicit mesh finds scales of whole blocks only.
+        results = apply(self, primals)
+        computed = self.xla
+        if meshes.cuts_blocks(self, primals):
+            computed = functools.partial(self._by_scales, results[1])
+        return results, jax.jvp(computed, primals, tangents)[1]
 
-    def _divided(self, *operands) -> tuple[jax.Array, ...]:
-        """Returns the results from plain JAX on each device of an explicit mesh."""
-        plain = dataclasses.replace(self, implementation="xla")
-        return meshes.sharded(plain, operands, None, False)
+    def _by_scales(self, scales: jax.Array, *operands) -> tuple[jax.Array, ...]:
+        """Returns the results from plain JAX, given the scales."""
+        is_transposed = self._transposed is not None
+        x = jnp.swapaxes(operands[0], -1, -2) if is_transposed else self._rows(operands)
+        block = checks.ROW_BLOCK if is_transposed else _BLOCKS[self.kind]
+        own = xla_gemm.per_element(scales, block, x.shape)
+        last = (self.dtype, self.scale_format)
+        return xla_quantize.block_values(x, own, (1, 1), *last), scales
 
     def xla(self, *operands) -> tuple[jax.Array, ...]:
         x, x_scales, group_sizes, _ = operands
