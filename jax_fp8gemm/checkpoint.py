@@ -168,7 +168,8 @@ def load(
             everything.
         sharding: Where results go: a device, a `jax.sharding.Sharding`, None for JAX's default
             device, or a function from name and shape to one of these. Scales are sharded as
-            their values are, so that no shard may split a block of 128 rows or columns.
+            their values are; along an axis where shards of a NamedSharding begin or end inside a
+            block of 128, each device has all of them.
         stack_experts: Whether tensors `P.experts.0.S`, `P.experts.1.S`, ... become one result
             `P.experts.S` with a leading dimension of experts, as the grouped GEMMs take them.
         stack_layers: Whether layers that follow each other and hold the same results become one
@@ -191,7 +192,8 @@ def load(
             the wrong shape or nothing to scale; `quantization_config` names another method,
             format, scheme or block, or differs from an equally deep one; weights are not exact in
             block FP8 without `requantize`; the experts of a stack are not numbered from 0 without
-            a gap, or differ; or a sharding does not fit a tensor or splits a block of it.
+            a gap, or differ; or a sharding does not fit a tensor, or cuts blocks of it and is no
+            NamedSharding.
 
         Messages name the tensor, its file, the rule and what was found. Of a checkpoint of another
         scheme they name its `quant_method`, its `weight_block_size` and its scales.

@@ -4,6 +4,7 @@
 import json
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -221,6 +222,20 @@ def test_sharding_type(tmp_path):
     for sharding in ("cpu", lambda name, shape: ("x", None)):
         with pytest.raises(TypeError, match=f"sharding of '{W}'.*jax.Device"):
             checkpoint.load(tmp_path, sharding=sharding)
+
+
+class HalfRows(jax.sharding.Sharding):
+    """No NamedSharding, of which no sharding of the scales follows."""
+
+    def shard_shape(self, global_shape):
+        rows, columns = global_shape
+        return rows // 2, columns
+
+
+def test_sharding_of_another_kind_that_cuts_blocks(tmp_path):
+    write(tmp_path, tensors())
+    with pytest.raises(ValueError, match=f"must be a jax.sharding.NamedSharding.*axis 0 of '{W}'"):
+        checkpoint.load(tmp_path, include=lambda name: name == W, sharding=HalfRows())
 
 
 def test_package_missing(tmp_path, monkeypatch):

@@ -231,21 +231,25 @@ import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from jax_fp8gemm import checkpoint
 mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
-sharding = NamedSharding(mesh, P(None, "x", None))
+shardings = [NamedSharding(mesh, P(None, *spec)) for spec in (("x", None), (None, "x"))]
 result = {}
 for folder in sys.argv[1:]:
-    (sharded,) = checkpoint.load(folder, sharding=sharding, requantize=True).values()
     (plain,) = checkpoint.load(folder, requantize=True).values()
-    for a, b in zip(jax.tree.leaves(sharded), jax.tree.leaves(plain), strict=True):
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
-    leaves = jax.tree.leaves(sharded)
-    result[folder] = [leaf.addressable_shards[1].data.shape for leaf in leaves]
+    result[folder] = []
+    for sharding in shardings:
+        (sharded,) = checkpoint.load(folder, sharding=sharding, requantize=True).values()
+        for a, b in zip(jax.tree.leaves(sharded), jax.tree.leaves(plain), strict=True):
+            assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+            result[folder].append(a.addressable_shards[1].data.shape)
 print(json.dumps(result))
 """
 
 
 def test_each_device_gets_its_shard(tmp_path, rng):
-    """Of tensors with one scale, of rows that are quantized again, and of MXFP4."""
+    """Of tensors with one scale, of rows that are quantized again, and of MXFP4.
+
+    Among columns, whose shards cut a block, each device has all scales.
+    """
     folders = []
     for layout in ("tensor_1d", "channel"):
         values = rng.normal(size=(2, 256, 300)).astype(np.float32).astype(E4M3)
@@ -257,8 +261,10 @@ def test_each_device_gets_its_shard(tmp_path, rng):
     tensors = {"w_blocks": codes, "w_scales": rng.integers(120, 140, (2, 256, 9), dtype=np.uint8)}
     folders.append(write(tmp_path / "mx", tensors, quantization={"quant_method": "mxfp4"}))
     shapes = run_program(SHARDED_PROGRAM, *folders, num_devices=2)
-    assert list(shapes.values())[:2] == [[[2, 128, 300], [2, 1, 3]]] * 2
-    assert shapes[str(folders[2])] == [[2, 128, 288], [2, 1, 3]]
+    by_columns = [[2, 256, 150], [2, 2, 3]]
+    assert list(shapes.values())[:2] == [[[2, 128, 300], [2, 1, 3], *by_columns]] * 2
+    by_columns[0][-1] = 144
+    assert shapes[str(folders[2])] == [[2, 128, 288], [2, 1, 3], *by_columns]
 
 
 # ---- Changed before it is saved ----------------------------------------------------------------

@@ -11,7 +11,7 @@ import numpy as np
 
 from jax_fp8gemm._src.checkpoints import format as fmt
 from jax_fp8gemm._src.checkpoints import layouts, mxfp4
-from jax_fp8gemm._src.checkpoints.read import MXFP4, Source
+from jax_fp8gemm._src.checkpoints.read import MXFP4, Source, cut_axes
 from jax_fp8gemm._src.checkpoints.safetensors_files import Tensor
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled
@@ -38,7 +38,7 @@ def place(
         return values
     readers = [functools.partial(_read_scales, source, scale) for scale in source.scales]
     shape = checks.scales_shape(source.each_shape, fmt.BLOCK)
-    scales = _place_array(shape, readers, source.lead, sharding)
+    scales = _place_array(shape, readers, source.lead, _of_scales(sharding, source.shape))
     return BlockScaled(values, scales, fmt.BLOCK)
 
 
@@ -52,12 +52,25 @@ def _place_encoded(
     else:
         encoded = [_requantized(value, scale, source.layout) for value, scale in pairs]
 
-    def place_one(arrays: tuple[np.ndarray, ...]) -> jax.Array:
+    def place_one(arrays: tuple[np.ndarray, ...], where) -> jax.Array:
         readers = [array.__getitem__ for array in arrays]
-        return _place_array(arrays[0].shape, readers, source.lead, sharding)
+        return _place_array(arrays[0].shape, readers, source.lead, where)
 
     values, scales = zip(*encoded, strict=True)
-    return BlockScaled(place_one(values), place_one(scales), fmt.BLOCK)
+    of_scales = _of_scales(sharding, source.shape)
+    return BlockScaled(place_one(values, sharding), place_one(scales, of_scales), fmt.BLOCK)
+
+
+def _of_scales(
+    sharding: jax.sharding.Sharding | None, shape: tuple[int, ...]
+) -> jax.sharding.Sharding | None:
+    """Returns where scales go: with their values, and all of them where shards cut blocks."""
+    if not isinstance(sharding, jax.sharding.NamedSharding):
+        return sharding
+    spec = [*sharding.spec, *[None] * (len(shape) - len(sharding.spec))]
+    for axis in cut_axes(sharding, shape):
+        spec[axis] = None
+    return sharding.update(spec=jax.sharding.PartitionSpec(*spec))
 
 
 def _of_mxfp4(value: Tensor, scale: Tensor, requantize: bool) -> tuple[np.ndarray, np.ndarray]:

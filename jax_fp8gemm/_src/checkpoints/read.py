@@ -340,7 +340,7 @@ def check_config(
 
 
 def find_sharding(name: str, source: Source, sharding: Any) -> jax.sharding.Sharding | None:
-    """Returns the sharding of one result, after checking that it fits and splits no block."""
+    """Returns the sharding of one result, after checking that it fits."""
     is_placement = isinstance(sharding, jax.sharding.Sharding | jax.Device)
     chosen = sharding if is_placement or not callable(sharding) else sharding(name, source.shape)
     if isinstance(chosen, jax.Device):
@@ -354,16 +354,23 @@ def find_sharding(name: str, source: Source, sharding: Any) -> jax.sharding.Shar
         )
     op_name = f"{_NAME}: {source.values[0]}"
     try:
-        shard = chosen.shard_shape(source.shape)
+        chosen.shard_shape(source.shape)
     except (ValueError, IndexError) as error:  # IndexError: more axes than the shape has
         raise ValueError(
             f"{op_name}: sharding must fit {name!r} of shape {source.shape}, got {chosen}: {error}"
         ) from error
-    for axis in (-2, -1) if source.scales else ():
-        if shard[axis] != source.shape[axis] and shard[axis] % fmt.BLOCK[axis]:
-            raise ValueError(
-                f"{op_name}: sharding must not split a block of {fmt.BLOCK}: {chosen} gives shards"
-                f" of shape {shard} of {name!r} of shape {source.shape}: divide it among fewer"
-                " devices or along another axis."
-            )
+    cut = cut_axes(chosen, source.shape) if source.scales else []
+    if cut and not isinstance(chosen, jax.sharding.NamedSharding):
+        raise ValueError(
+            f"{op_name}: sharding must be a jax.sharding.NamedSharding where it cuts a block of"
+            f" {fmt.BLOCK}, as it does along axis {cut[0]} of {name!r} of shape {source.shape}, got"
+            f" {chosen}."
+        )
     return chosen
+
+
+def cut_axes(sharding: jax.sharding.Sharding, shape: tuple[int, ...]) -> list[int]:
+    """Returns the axes along which shards of quantized values begin or end inside a block."""
+    shard = sharding.shard_shape(shape)
+    pairs = zip(range(len(shape) - 2, len(shape)), fmt.BLOCK, strict=True)
+    return [i for i, unit in pairs if shard[i] != shape[i] and shard[i] % unit]

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from jax_fp8gemm._src.operands import block_index, checks
 from jax_fp8gemm._src.operands.stand_in import StandIn, exported
@@ -121,7 +122,7 @@ class BlockScaled(StandIn):
 
     @property
     def sharding(self) -> jax.sharding.Sharding:
-        """Sharding of the values; one for the scales too, which have the same dimensions."""
+        """Sharding of the values; one for the scales too, unless it cuts blocks."""
         return self.values.sharding
 
     @property
@@ -194,15 +195,13 @@ class BlockScaled(StandIn):
 
         Raises:
             TypeError: `dtype` is not a floating-point dtype.
-            ValueError: An explicit mesh shards the scales of a partial block, and so not as the
-                values.
         """
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
                 f"BlockScaled.dequantize: dtype must be a floating-point dtype, got {dtype!r}."
             )
-        checks.blocks_stay_whole("BlockScaled.dequantize", self.values, self.scales, self.block)
-        return _dequantize(self.values, self.scales, self.block).astype(dtype)
+        scales = _unsharded_if_partial(self.values.shape, self.scales, self.block)
+        return _dequantize(self.values, scales, self.block).astype(dtype)
 
     def tree_flatten_with_keys(self):
         """Returns the leaves with their attribute names, and the static block."""
@@ -220,6 +219,21 @@ class BlockScaled(StandIn):
         values, scales = leaves
         self._fill(values, scales, block)
         return self
+
+
+def _unsharded_if_partial(shape: tuple[int, ...], scales: jax.Array, block) -> jax.Array:
+    """Returns the scales, whole where an explicit mesh shards those of a partial block.
+
+    Values beside them are sharded elsewhere: 500 rows among 4 devices, 125 and one scale to each.
+    """
+    sharding = jax.typeof(scales).sharding
+    spec = list(sharding.spec)
+    partial = [i for i, unit in zip((-2, -1), block, strict=True) if shape[i] % unit]
+    if not any(spec[i] for i in partial if spec):
+        return scales
+    for i in partial:
+        spec[i] = None
+    return jax.sharding.reshard(scales, jax.sharding.NamedSharding(sharding.mesh, P(*spec)))
 
 
 _dequantize = jax.jit(xla_gemm.dequantize, static_argnums=2, inline=True)

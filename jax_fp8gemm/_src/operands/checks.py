@@ -138,18 +138,6 @@ def scales_fit(op_name: str, name: str, values: Any, scales: Any, block_shape) -
         )
 
 
-def blocks_stay_whole(op_name: str, values: Any, scales: Any, block_shape) -> None:
-    """Checks that an explicit mesh that shards the scales leaves the blocks of values whole."""
-    spec = jax.typeof(scales).sharding.spec
-    for axis, unit in zip((-2, -1), block_shape, strict=True):
-        if spec and spec[axis] is not None and values.shape[axis] % unit:
-            raise ValueError(
-                f"{op_name}: dimension {len(values.shape) + axis} of {values.shape[axis]} must not"
-                f" be sharded, because blocks of {unit} must stay whole, got mesh axes"
-                f" {spec[axis]!r}; use jax.sharding.reshard first."
-            )
-
-
 def matrix(op_name: str, name: str, value: Any) -> None:
     """Checks that an operand has no leading dimensions."""
     if len(value.shape) != 2:

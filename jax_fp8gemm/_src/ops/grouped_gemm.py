@@ -216,6 +216,7 @@ class Ragged(_Rows):
             results=(("t", "n"),),
             names=("lhs", "lhs scales", "rhs", "rhs scales", "group_sizes"),
             replicated=("t", "g"),
+            can_cut=("n", "k"),
         )
 
     def products(self, *operands) -> jax.Array:
@@ -248,6 +249,7 @@ class Contiguous(_Rows):
             results=(("t", "n"),),
             names=("lhs", "lhs scales", "rhs", "rhs scales", "group_ids"),
             replicated=("g",),
+            can_cut=("n", "k"),
             units=(("t", CONTIGUOUS_ALIGNMENT),),
         )
 

@@ -119,6 +119,7 @@ class Masked(grouped.Grouped):
             results=(("g", "m", "n"),),
             names=("lhs", "lhs scales", "rhs", "rhs scales", "masked_m"),
             replicated=("m",),
+            can_cut=("n", "k"),
         )
 
     def result_shape(self, *operands) -> tuple[int, ...]:

@@ -78,6 +78,7 @@ class Product(Operation):
             results=((*dims.result, "m", "n"),),
             names=("lhs", "lhs scales", "rhs", "rhs scales", "accumulator"),
             added=(4,),
+            can_cut=("n", "k"),
         ).of_present(operands)
 
     def _rhs_dims(self, n: str, k: str) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 """Quantizer: the operation behind quantize, quantize_transposed and quantize_k_grouped."""
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -12,10 +13,12 @@ from jax import lax
 
 from jax_fp8gemm._src.native import calls
 from jax_fp8gemm._src.operands import checks
+from jax_fp8gemm._src.transforms import meshes
 from jax_fp8gemm._src.transforms.apply import apply, batch_all
 from jax_fp8gemm._src.transforms.operation import InRule, Layout, Operation, like
 from jax_fp8gemm._src.transforms.partitioner import names
 from jax_fp8gemm._src.xla import activation as xla_activation
+from jax_fp8gemm._src.xla import gemm as xla_gemm
 from jax_fp8gemm._src.xla import grouped as xla_grouped
 from jax_fp8gemm._src.xla import quantize as xla_quantize
 
@@ -62,7 +65,6 @@ class Quantizer(Operation):
         implementation: As in Operation.
         name: What x is called in messages.
         axes: What its last two dimensions are called.
-        shares_blocks: Whether devices may have parts of a block.
         row_axes: Mesh axes over which one device's part of the rows is one of several, whose sizes
             are those of all.
     """
@@ -74,7 +76,6 @@ class Quantizer(Operation):
     implementation: str | None
     name: str = "x"
     axes: tuple[str, str] = ("r", "k")
-    shares_blocks: bool = True
     row_axes: tuple[str, ...] = ()
 
     @property
@@ -122,14 +123,14 @@ class Quantizer(Operation):
 
     def _can_cut(self, dims: tuple[str, str], operands: tuple) -> tuple[str, ...]:
         """Returns the axes along which devices may have parts of a block."""
-        if not self.shares_blocks:
-            return ()
         if self._has_rows:
             return ("r",)
         if self._transposed is None:
             return () if self._is_joined(operands) else dims
-        # Not where a block is one of values that have scales, or of a group.
-        return dims if operands[1] is None and operands[2] is None else ()
+        return ("r",) if self._reads_scales(operands) else dims
+
+    def _reads_scales(self, operands: tuple) -> bool:
+        return self._transposed is not None and operands[1] is not None
 
     @property
     def _is_activation(self) -> bool:
@@ -194,9 +195,21 @@ class Quantizer(Operation):
         return apply(self, batch_all(axis_size, in_batched, (x, beside, *others)))
 
     def jvp(self, primals, tangents):
-        # Derivatives are left to XLA, which in an explicit mesh needs whole blocks.
-        results = apply(dataclasses.replace(self, shares_blocks=False), primals)
-        return results, jax.jvp(self.xla, primals, tangents)[1]
+        # Derivatives are left to XLA, which in an explicit mesh finds scales of whole blocks only.
+        results = apply(self, primals)
+        computed = self.xla
+        if meshes.cuts_blocks(self, primals):
+            computed = functools.partial(self._by_scales, results[1])
+        return results, jax.jvp(computed, primals, tangents)[1]
+
+    def _by_scales(self, scales: jax.Array, *operands) -> tuple[jax.Array, ...]:
+        """Returns the results from plain JAX, given the scales."""
+        is_transposed = self._transposed is not None
+        x = jnp.swapaxes(operands[0], -1, -2) if is_transposed else self._rows(operands)
+        block = checks.ROW_BLOCK if is_transposed else _BLOCKS[self.kind]
+        own = xla_gemm.per_element(scales, block, x.shape)
+        last = (self.dtype, self.scale_format)
+        return xla_quantize.block_values(x, own, (1, 1), *last), scales
 
     def xla(self, *operands) -> tuple[jax.Array, ...]:
         x, x_scales, group_sizes, _ = operands
@@ -221,6 +234,8 @@ class Quantizer(Operation):
 
     def local_of_cut(self, cut, *operands) -> tuple[jax.Array, ...]:
         """Shares the largest magnitude of a block among its devices; in plain JAX."""
+        if self._reads_scales(operands):
+            return super().local_of_cut(cut, *operands)
         x, _, group_sizes, _ = operands = self._own_sizes(operands)
         if self._has_rows:
             # Only blocks along rows are cut.

@@ -12,6 +12,8 @@ from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled
 from jax_fp8gemm._src.operands.stand_in import StandIn, exported
 from jax_fp8gemm._src.ops.quantize import quantize
+from jax_fp8gemm._src.ops.quantizer import Operands
+from jax_fp8gemm._src.ops.quantizer import validated as validated_quantizer
 from jax_fp8gemm._src.training.recipe import Recipe, chosen
 from jax_fp8gemm._src.training.residuals import keep
 
@@ -90,10 +92,11 @@ class MasterWeight(StandIn):
         """Returns the whole weight under `jax.shard_map`, where each device has a part of it.
 
         Devices exchange the quantized parts, and in the backward pass the gradient's sums, by one
-        reduce-scatter. The master is gathered by name only: no product reads it.
+        reduce-scatter; where parts begin or end inside a block of 128, the largest magnitudes of
+        blocks too. The master is gathered by name only: no product reads it.
 
         Args:
-            w: One device's part, of whole blocks of 128.
+            w: One device's part; all have the same shape.
             axis_name: Mesh axis, or several, over which the parts lie.
             axis: Dimension along which they lie.
             implementation: As in `quantize`.
@@ -101,19 +104,22 @@ class MasterWeight(StandIn):
 
         Raises:
             TypeError: `w` has an unsupported dtype.
-            ValueError: `w` has no such dimension, or the part is not of whole blocks.
+            ValueError: `w` has no such dimension.
         """
         w = checks.floating(_NAME, "w", w)
         checks.at_least_2d(_NAME, "w", w)
         axis = checks.extent(f"{_NAME}.all_gather", "axis", axis, -w.ndim, w.ndim - 1) % w.ndim
-        if axis >= w.ndim - 2 and w.shape[axis] % 128:
-            raise ValueError(
-                f"{_NAME}.all_gather: w must have a multiple of 128 elements along dimension"
-                f" {axis}, got shape {tuple(w.shape)}."
-            )
         gather = functools.partial(jax.lax.all_gather, axis_name=axis_name, axis=axis, tiled=True)
-        part = keep(cls.quantize(w, implementation=implementation, recipe=recipe).quantized)
-        return cls(gather(w), jax.tree.map(gather, part).restore())
+        if axis < w.ndim - 2 or w.shape[axis] % 128 == 0:
+            part = keep(cls.quantize(w, implementation=implementation, recipe=recipe).quantized)
+            return cls(gather(w), jax.tree.map(gather, part).restore())
+        scale_format = chosen(_NAME, recipe).scale_format or "float32"
+        op = validated_quantizer(_NAME, "blocks", checks.E4M3, scale_format, implementation)
+        mesh_axes = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+        cut = {op.axes[axis - w.ndim]: mesh_axes}
+        leaves = op.local_of_cut(cut, *Operands(jax.lax.stop_gradient(w)))
+        part = keep(BlockScaled.tree_unflatten(checks.SQUARE_BLOCK, leaves))
+        return cls(gather(w), dataclasses.replace(part, bits=gather(part.bits)).restore())
 
     def accumulate_into(self, gradient: jax.Array) -> "MasterWeight":
         """Returns the weight with an array that the gradient of its one use is added to.

@@ -81,7 +81,7 @@ class WeightGradient(InRule):
             results=(result, *dy) if self.gives_rows else (result,),
             names=("x", "x scales", "dy", "dy scales", "accumulator"),
             added=(4,),
-            can_cut=("n",) if self.gives_rows else (),
+            can_cut=("k", "n"),
         ).of_present(operands)
 
     def result_types(self, *operands) -> Any:
@@ -115,13 +115,15 @@ class WeightGradient(InRule):
             leaves = lax.bitcast_convert_type(dy, checks.E4M3), dy_scales
         return self._product(x, self._along_tokens("transposed", *leaves), accumulator)
 
-    def local_of_cut(self, cut, *operands) -> tuple[jax.Array, ...]:
-        """Shares the largest magnitude of a block of the rows among its devices."""
-        x_bits, x_scales, dy, _, accumulator = operands
-        x = lax.bitcast_convert_type(x_bits, checks.E4M3), x_scales
-        columns = self._along_tokens("transposed", dy)
+    def local_of_cut(self, cut, *operands) -> Any:
+        """Shares the largest magnitude of a block of the rows, if asked for, among its devices."""
+        if not (self.gives_rows and "n" in cut):
+            return super().local_of_cut(cut, *operands)
         rows = dataclasses.replace(self._quantizer("rows"), axes=("t", "n"))
-        return self._product(x, columns, accumulator), *rows.local_of_cut(cut, *Operands(dy))
+        alone = dataclasses.replace(self, gives_rows=False)
+        rest = {axis: mesh_axes for axis, mesh_axes in cut.items() if axis != "n"}
+        dw = alone.local_of_cut(rest, *operands)
+        return dw, *rows.local_of_cut({"n": cut["n"]}, *Operands(operands[2]))
 
     def _product(self, x: tuple, dy_columns: Sequence[jax.Array], accumulator) -> jax.Array:
         """Returns the product with x, whose scales stay powers of two."""
@@ -200,6 +202,7 @@ class GroupedInBfloat16(InRule):
             results=((*batch, "g", "k", "n"),),
             names=("lhs", "lhs scales", "dy", "group_sizes", "accumulator"),
             replicated=("t", "g"),
+            can_cut=("k",),
         ).of_present(operands)
 
     def result_types(self, *operands) -> jax.ShapeDtypeStruct:

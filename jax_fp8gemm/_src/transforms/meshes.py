@@ -80,6 +80,11 @@ def _planned(op: Operation, operands: tuple, out_sharding: Any, allow_reshard: b
     )
 
 
+def cuts_blocks(op: Operation, operands: tuple) -> bool:
+    """Says whether devices of an explicit mesh have parts of the operation's blocks."""
+    return shards_explicitly(*operands) and bool(_planned(op, operands, None, False).cut)
+
+
 def result_shardings(
     op: Operation, operands: tuple, out_sharding: PartitionSpec | None, allow_reshard: bool
 ) -> tuple[NamedSharding | None, ...]:
@@ -186,7 +191,8 @@ def _rule(layout: Layout, sizes: Mapping[str, int], mesh: Mesh) -> tuple[str, di
             name = axis
         elif size % unit:  # blocks and elements do not divide together
             name = axis if "/" not in dim else block
-            replicated.add(name)
+            if name == block or axis not in layout.can_cut:
+                replicated.add(name)
         elif not _parts_are_whole(size, unit, mesh.axis_sizes):
             # Where a mesh axis divides the elements and cannot divide the blocks, Shardy would cut
             # it in two to divide the blocks as far as they go.

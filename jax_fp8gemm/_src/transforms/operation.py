@@ -14,6 +14,7 @@ from jax.interpreters import mlir
 
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.transforms import platforms
+from jax_fp8gemm._src.xla.part import Part
 
 Dims = tuple[str, ...]
 
@@ -32,7 +33,8 @@ class Layout(NamedTuple):
         added: Indices of operands that are added to a sum over devices, and not summed.
         units: Units of axes, `(axis, elements)`, that no dimension shows: what is sharded must be
             a multiple.
-        can_cut: Axes whose blocks may lie on several devices: `Operation.local_of_cut` shares them.
+        can_cut: Axes whose blocks may lie on several devices, each of which has all of their scales:
+            `Operation.local_of_cut` computes their parts.
     """
 
     operands: tuple[Dims | None, ...]
@@ -86,6 +88,41 @@ def shown_unit(every: Sequence[Dims | None], axis: str) -> int:
     return max(
         (unit_of(dim) for dims in every for dim in dims or () if axis_of(dim) == axis), default=1
     )
+
+
+def in_frames(
+    local: Callable, layout: Layout, cut: Mapping[str, tuple[str, ...]], operands: tuple
+) -> Any:
+    """Returns the results of `local` on one device's part, in frames of blocks (`Part`).
+
+    Args:
+        local: Computes the results of operands.
+        layout: The dimensions of both.
+        cut: By axis, the mesh axes whose devices share its blocks. No result counts its blocks.
+        operands: What the device holds, and the scales of all blocks along those axes.
+    """
+    parts: dict[str, Part] = {}
+    for dims, x in zip(layout.operands, operands, strict=True):
+        for i, dim in enumerate(dims or ()):
+            if dim in cut and dim not in parts:
+                parts[dim] = Part(x.shape[i], layout.unit(dim), cut[dim])
+
+    def framed(x, dims):
+        for i, dim in enumerate(dims or ()):
+            if part := parts.get(axis_of(dim)):
+                x = part.own(x, i) if "/" in dim else part.framed(x, i)
+        return x
+
+    def unframed(x, dims):
+        for i, dim in enumerate(dims):
+            if dim in parts:
+                x = parts[dim].unframed(x, i)
+        return x
+
+    results = local(*map(framed, operands, layout.operands))
+    if isinstance(results, tuple):
+        return tuple(map(unframed, results, layout.results))
+    return unframed(results, layout.results[0])
 
 
 class Operation:
@@ -174,11 +211,13 @@ class Operation:
     def local_of_cut(self, cut: Mapping[str, tuple[str, ...]], *operands) -> Any:
         """Returns one device's results where blocks lie on several devices.
 
+        By default those of its part in frames of blocks: nothing is exchanged.
+
         Args:
             cut: By axis of `Layout.can_cut`, the mesh axes whose devices share its blocks.
             operands: What the device holds.
         """
-        raise NotImplementedError
+        return in_frames(self.local, self.layout(*operands), cut, operands)
 
     # ---- What one device computes --------------------------------------------------------------
 

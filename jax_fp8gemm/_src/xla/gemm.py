@@ -31,11 +31,15 @@ def dequantize(values: jax.Array, scales: jax.Array, block: tuple[int, int]) -> 
 
     Written as one elementwise product with a broadcast, which XLA fuses into a single pass.
     """
-    rows, columns = values.shape[-2:]
+    return values.astype(jnp.float32) * per_element(scales, block, values.shape)
+
+
+def per_element(scales: jax.Array, block: tuple[int, int], shape: tuple[int, ...]) -> jax.Array:
+    """Returns the scale of each element of an array of a shape."""
+    rows, columns = shape[-2:]
     if block[0] > 1:
         scales = _repeat(scales, block[0], scales.ndim - 2)[..., :rows, :]
-    scales = _repeat(scales, block[1], scales.ndim - 1)[..., :columns]
-    return values.astype(jnp.float32) * scales
+    return _repeat(scales, block[1], scales.ndim - 1)[..., :columns]
 
 
 def _repeat(x: jax.Array, count: int, axis: int) -> jax.Array:

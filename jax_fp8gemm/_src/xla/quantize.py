@@ -10,6 +10,7 @@ from jax import lax
 
 from jax_fp8gemm._src.xla import gemm as xla_gemm
 from jax_fp8gemm._src.xla import grouped as xla_grouped
+from jax_fp8gemm._src.xla.part import Part
 
 _BLOCK = 128
 _ROW_BLOCK = (1, _BLOCK)
@@ -51,61 +52,20 @@ def quantize_part(
         mesh_axes: Of each of the last two dimensions, mesh axes whose devices have parts of it
             that may begin and end inside a block; none where blocks are whole.
     """
-    dims = [_Dim(x, dim, block[dim], axes) for dim, axes in zip((-2, -1), mesh_axes, strict=True)]
-    dims.sort(key=lambda dim: bool(dim.mesh_axes))  # the others make few numbers of many
+    dims = range(x.ndim - 2, x.ndim)
+    parts = [
+        (dim, Part(x.shape[dim], extent, axes), axes)
+        for dim, extent, axes in zip(dims, block, mesh_axes, strict=True)
+    ]
     amax_bits = _magnitude_bits(xla_gemm.as_float32(x))
-    for dim in dims:
-        amax_bits = dim.block_maxima(amax_bits)
+    for dim, part, _ in sorted(parts, key=lambda each: bool(each[-1])):  # others shrink the most
+        amax_bits = part.block_maxima(amax_bits, dim)
     amax_bits = lax.pmax(amax_bits, sum(mesh_axes, ()))
     scales = _scales_of(amax_bits, dtype, scale_format)
     own = scales
-    for dim in dims:
-        own = dim.per_element(own)
+    for dim, part, _ in parts:
+        own = part.per_element(own, dim)
     return block_values(x, own, (1, 1), dtype, scale_format), scales
-
-
-class _Dim:
-    """A dimension of one device's part of an array, whose blocks may lie on several devices."""
-
-    def __init__(self, x: jax.Array, dim: int, extent: int, mesh_axes: tuple[str, ...]):
-        """Says where the part lies; `extent` is that of a block."""
-        self.dim, self.extent, self.mesh_axes = dim, extent, mesh_axes
-        self.size = x.shape[dim]
-        if mesh_axes:
-            start = lax.axis_index(mesh_axes) * self.size
-            self.first, self.offset = start // extent, start % extent
-            self.whole = self.size * lax.axis_size(mesh_axes)
-            self.touched = -(-(self.size - 1) // extent) + 1  # at most so many blocks
-        else:
-            self.first, self.offset = 0, 0
-            self.whole, self.touched = self.size, -(-self.size // extent)
-
-    def block_maxima(self, bits: jax.Array) -> jax.Array:
-        """Returns the largest of each block of the whole array: 0 where other devices have all."""
-        dim = bits.ndim + self.dim
-        framed = _placed(bits, dim, self.offset, self.touched * self.extent)
-        shape = (*bits.shape[:dim], self.touched, self.extent, *bits.shape[dim + 1 :])
-        maxima = jnp.max(framed.reshape(shape), axis=dim + 1)
-        num_blocks = -(-self.whole // self.extent)
-        # With room for blocks that are not touched after all.
-        every = _placed(maxima, dim, self.first, num_blocks + self.touched)
-        return lax.slice_in_dim(every, 0, num_blocks, axis=dim)
-
-    def per_element(self, scales: jax.Array) -> jax.Array:
-        """Returns the scale of each element of the part."""
-        dim = scales.ndim + self.dim
-        if self.mesh_axes:
-            room = [(0, self.touched if i == dim else 0) for i in range(scales.ndim)]
-            padded = jnp.pad(scales, room, constant_values=1)
-            scales = lax.dynamic_slice_in_dim(padded, self.first, self.touched, dim)
-        scales = jnp.repeat(scales, self.extent, axis=dim)
-        return lax.dynamic_slice_in_dim(scales, self.offset, self.size, dim)
-
-
-def _placed(x: jax.Array, dim: int, start, size: int) -> jax.Array:
-    """Returns x from `start` on among zeros, of extent `size` along a dimension."""
-    shape = (*x.shape[:dim], size, *x.shape[dim + 1 :])
-    return lax.dynamic_update_slice_in_dim(lax.full_like(x, 0, shape=shape), x, start, dim)
 
 
 def quantize_transposed(
