@@ -18,6 +18,7 @@ from jax_fp8gemm._src.checkpoints import read as reader
 from jax_fp8gemm._src.checkpoints import safetensors_files, schemes, write_config
 from jax_fp8gemm._src.checkpoints import write as writer
 from jax_fp8gemm._src.checkpoints.format import Stored
+from jax_fp8gemm._src.checkpoints.rounding import total
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled
 
@@ -177,7 +178,9 @@ def load(
             dimension of layers, as `jax.lax.scan` takes them.
         requantize: Whether weights that no block FP8 has exactly are rounded to it: rows with
             scales of their own are scaled again as by `quantize`, and elements of MXFP4 too small
-            beside others of their block rounded to e4m3.
+            beside others of their block rounded to e4m3. How many values and blocks are not exact,
+            and the largest relative error of one, is logged with level WARNING, and with level
+            INFO for each result.
 
     Returns:
         Every result by its name, in the order of the checkpoint, and what `save` needs to write
@@ -223,10 +226,16 @@ def load(
     shardings = {
         name: reader.find_sharding(name, source, sharding) for name, source in sources.items()
     }  # all of them, before the first is read
-    tensors = {}
+    tensors, roundings = {}, []
     for i, (name, source) in enumerate(sources.items(), 1):
-        tensors[name] = placer.place(source, shardings[name], requantize)
+        tensors[name], rounding = placer.place(source, shardings[name], requantize)
         _LOGGER.info("loaded %s, %d of %d", name, i, len(sources))
+        if rounding.num_values:
+            _LOGGER.info("rounded %s: %s", name, rounding)
+            roundings.append(rounding)
+    if roundings:
+        rounding = total(roundings)
+        _LOGGER.warning("requantize=True rounded %d results: %s", len(roundings), rounding)
     stored = {name: source.stored for name, source in sources.items()}
     return Checkpoint(tensors, config=config, stored=stored)
 

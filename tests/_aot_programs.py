@@ -48,16 +48,6 @@ def accumulated(x, w, w_scales, accumulator):
     )
 
 
-def produced(x, y):
-    """Plain JAX quantizes what the same program computes in bfloat16."""
-    return fp8.quantize(x * y, implementation="xla")
-
-
-def produced_for_a_kernel(x, y):
-    """A kernel quantizes it."""
-    return fp8.quantize(x * y)
-
-
 def chain(x, w, w_scales):
     """Layers one after the other; square, so that each feeds the next."""
     for _ in range(CHAIN_LENGTH):
@@ -199,8 +189,6 @@ def main() -> None:
         quantized_lhs: (x, *weight),
         given_scales: (*quantized, *weight),
         accumulated: (x, *weight, array(jnp.float32, M, N)),
-        produced: (x, x),
-        produced_for_a_kernel: (x, x),
         chain: (x, *weight),
         batched: (array(jnp.bfloat16, 3, M, K), *weight),
         trained: (x, array(jnp.bfloat16, K, N)),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (?:\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)$")
 _CALLED = re.compile(r"calls=%?([\w.\-]+)")
 # What only moves data. A fusion of nothing else is a transpose or a copy kernel.
 _LAYOUT_OPCODES = {"parameter", "bitcast", "copy", "transpose", "reshape", "slice", "tuple"}
@@ -18,8 +18,20 @@ class Instruction:
     """One HLO instruction; `text` is everything after the opening parenthesis."""
 
     name: str
+    type: str
     opcode: str
     text: str
+
+    @property
+    def operands(self) -> list[str]:
+        """Names of what it reads."""
+        return re.findall(r"%([\w.\-]+)", self.text.partition(")")[0])
+
+    @property
+    def op_name(self) -> str:
+        """Where it comes from in the program, with JAX's named scopes."""
+        found = re.search(r'op_name="([^"]*)"', self.text)
+        return found[1] if found else ""
 
 
 @dataclass(frozen=True)

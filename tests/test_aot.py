@@ -1,66 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """What XLA:GPU makes of calls of this package for an H100, compiled ahead of time without a GPU."""
 
-import importlib.metadata
-import importlib.util
 import math
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import _aot
 import pytest
 from _hlo import Module, parse_module
-from _made_once import made_once
 
-HERE = Path(__file__).parent
 PRODUCT, QUANTIZER = "jax_fp8gemm.gemm.", "jax_fp8gemm.quantize."
 CHAIN_LENGTH = 6  # of _aot_programs.chain
 
 
-def _missing() -> str | None:
-    """Says why XLA:GPU cannot compile here; None if it can."""
-    if importlib.util.find_spec("jax_fp8gemm._core") is None:
-        return "needs the compiled extension jax_fp8gemm._core"
-    versions = {}
-    for package in ("jax-cuda13-plugin", "jax-cuda12-plugin"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    jaxlib = importlib.metadata.version("jaxlib")
-    if not versions:
-        return f"needs jax-cuda13-plugin=={jaxlib} and jax-cuda13-pjrt"
-    if jaxlib not in versions.values():
-        return f"jaxlib {jaxlib} does not match {versions}"
-    return None
-
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(bool(_missing()), reason=f"XLA:GPU: {_missing()}"),
-]
-
-
-def _compile(folder: Path, program: str, *arguments: str) -> None:
-    command = [sys.executable, str(HERE / program), *arguments]
-    environment = {
-        **os.environ,
-        "JAX_FP8GEMM_CACHE_DIR": str(folder / "cache"),
-        # The package under test may be the source tree, which the child would not find.
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert run.returncode == 0, run.stderr[-4000:]
+pytestmark = _aot.marks()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Compiles all programs in a process of their own; returns the folder of the dumps."""
-    return made_once(
-        tmp_path_factory, "aot", lambda folder: _compile(folder, "_aot_programs.py", str(folder))
-    )
+    """Compiles all programs; returns the folder of the dumps."""
+    return _aot.compiled(tmp_path_factory, "_aot_programs.py")
 
 
 def _module(folder: Path, program: str) -> Module:
@@ -72,19 +31,6 @@ def _thunks(folder: Path, program: str) -> list[str]:
     passed = list(folder.glob(f"*jit_{program}.thunk_sequence_after_thunk_passes.txt"))
     (path,) = passed or folder.glob(f"*jit_{program}.thunk_sequence.txt")
     return path.read_text().splitlines()
-
-
-@pytest.mark.slow
-def test_bfloat16_is_rounded_before_it_is_quantized(folder):
-    """XLA keeps the products in float32 where nothing says otherwise (tests/test_rounding.py)."""
-    plain = (folder / "produced.hlo").read_text()
-    rounded = re.findall(
-        r"(%\S+) = f32\S+ reduce-precision\(.*exponent_bits=8, mantissa_bits=7", plain
-    )
-    assert len(rounded) >= 2, "once for the scales, once for the values"
-    kernel = (folder / "produced_for_a_kernel.hlo").read_text()
-    (operand,) = re.findall(r"custom-call\((%[\w.]+)\), custom_call_target=\"jax_fp8gemm", kernel)
-    assert re.search(rf"{re.escape(operand)} = bf16\[", kernel)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +203,7 @@ def _bytes_of_a_row(shapes: list[str]) -> int:
 def _weights_written(tmp_path: Path, fusion: str) -> list[str]:
     """Weights of a layer that the loop over the layers writes, and what writes them."""
     path = tmp_path / f"{fusion}.hlo"
-    _compile(tmp_path, "_aot_slices.py", str(path), fusion)
+    _aot.run(tmp_path, "_aot_slices.py", str(path), fusion)
     body = next(part for part in path.read_text().split("\n\n") if "jax_fp8gemm.quantize" in part)
     return re.findall(r" = f8e4m3fn\[1,512,512\]\S* (fusion|copy|dynamic-slice)\(", body)
 

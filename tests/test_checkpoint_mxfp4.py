@@ -32,6 +32,11 @@ def rng():
     return np.random.default_rng(0)
 
 
+@pytest.fixture(autouse=True)
+def all_levels(caplog):
+    caplog.set_level("INFO", logger="jax_fp8gemm")
+
+
 def meaning(codes, exponents):
     pairs = np.stack([FP4[codes & 15], FP4[codes >> 4]], axis=-1)
     groups = pairs.reshape(*exponents.shape, 32)
@@ -60,6 +65,13 @@ def loaded(folder, codes, exponents, quantization=MXFP4, **options):
     tensors["model.layers.0.self_attn.q_proj.weight"] = np.ones((2, 3), np.float32)
     tensors["model.layers.0.self_attn.sinks"] = np.ones(3, np.float32)
     return checkpoint.load(write(folder, tensors, quantization=quantization), **options)
+
+
+def said_of_rounding(caplog):
+    """What was logged of it, the most severe first; both levels say the same of one result."""
+    records = [record for record in caplog.records if "rounded" in record.message]
+    records.sort(key=lambda record: -record.levelno)
+    return [record.message for record in records]
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 2), (1, 15), (100, 114), (230, 244)])
@@ -108,7 +120,7 @@ def test_blocks_of_one_element(tmp_path):
         loaded(tmp_path, codes, exponents)
 
 
-def test_a_block_that_spans_15_powers_is_refused_or_rounded(tmp_path, rng):
+def test_a_block_that_spans_15_powers_is_refused_or_rounded(tmp_path, rng, caplog):
     """The elements that are too small become the nearest of e4m3; other blocks stay exact."""
     codes, exponents = random(rng, 120, 124)
     codes[1, 130, 4:8] = 0x77  # 6 and 6
@@ -133,8 +145,32 @@ def test_a_block_that_spans_15_powers_is_refused_or_rounded(tmp_path, rng):
     np.testing.assert_array_equal(np.asarray(weight.values), rounded)
     differ = exact(weight) != want
     assert differ[1, 131, 160:192].all()
+    warned, informed = said_of_rounding(caplog)
+    count = differ.sum()
+    assert f"{count} of {want.size} values in 1 of 12 blocks, by up to 1 of a value" in warned
+    assert informed == warned.replace("requantize=True rounded 1 results", f"rounded {W}")
     differ[1, 131:140, 160:224] = False
     assert not differ.any()
+
+
+@pytest.mark.parametrize(
+    ("power", "error"), [(107, "1"), (108, "0.333"), (109, "0.333"), (110, "")]
+)
+def test_says_how_much_was_rounded(tmp_path, caplog, power, error):
+    """0.375, 0.75, 1.5 or 3 times the smallest of the block becomes 0, 1, 2 or 3 times that."""
+    codes, exponents = np.zeros((*SHAPE, 16), np.uint8), np.full(SHAPE, 124, np.uint8)
+    codes[0, 0, 0], codes[0, 1, 1, 3] = 0x77, 0x03  # 6 and 6; 1.5 and 0
+    exponents[0, 1, 1] = power
+    weight = loaded(tmp_path, codes, exponents, requantize=True)[W]
+    assert weight.values[0, 1, 38] == {107: 0, 108: 2**-9, 109: 2**-8, 110: 3 * 2**-9}[power]
+    said = said_of_rounding(caplog)
+    text = f" 1 of {2 * 200 * 288} values in 1 of 12 blocks, by up to {error} of a value"
+    assert [message.partition(":")[2] for message in said] == ([text] * 2 if error else [])
+
+
+def test_says_nothing_of_what_is_exact(tmp_path, rng, caplog):
+    loaded(tmp_path, *random(rng, 100, 114), requantize=True)
+    assert not said_of_rounding(caplog)
 
 
 def test_zeros_span_nothing(tmp_path, rng):

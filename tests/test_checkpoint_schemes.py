@@ -213,16 +213,26 @@ def test_rows_that_differ_are_refused(tmp_path, rng, tool):
         checkpoint.load(tmp_path)
 
 
-def test_rows_that_differ_are_quantized_again_if_asked(tmp_path, rng):
+def test_rows_that_differ_are_quantized_again_if_asked(tmp_path, rng, caplog):
     """As quantize does with what they stand for; an expert that is exact stays so."""
     tensors, dense = with_rows(rng)
     write(tmp_path, tensors, quantization=CHANNEL["compressed-tensors"])
+    caplog.set_level("WARNING", logger="jax_fp8gemm")
     loaded = checkpoint.load(tmp_path, requantize=True)["m.experts.up.weight"]
     first = jnp.asarray(dense["m.experts.0.up.weight"], jnp.float32)
     again = fp8.quantize(first, (128, 128))
     assert np.asarray(loaded.values[0]).tobytes() == np.asarray(again.values).tobytes()
     assert np.asarray(loaded.scales[0]).tobytes() == np.asarray(again.scales).tobytes()
     np.testing.assert_array_equal(exact(loaded)[1], dense["m.experts.1.up.weight"])
+
+    want = dense["m.experts.0.up.weight"]
+    errors = abs(exact(loaded)[0] - want)
+    largest = (errors[want != 0] / abs(want[want != 0])).max()
+    assert [record.message for record in caplog.records] == [
+        f"requantize=True rounded 1 results: {(errors > 0).sum()} of {2 * want.size} values in"
+        f" {loaded.scales[0].size} of {loaded.scales.size} blocks, by up to {largest:.3g} of a"
+        " value"
+    ]
 
 
 SHARDED_PROGRAM = """

@@ -58,6 +58,13 @@ def to_blocks(
     return values, np.exp2(scales.astype(np.float32)), is_exact
 
 
+def to_dense(codes: np.ndarray, exponents: np.ndarray, rows: slice) -> np.ndarray:
+    """Returns what rows of codes and exponents, as of `to_blocks`, mean in float64."""
+    elements = _PAIRS[codes[rows]].reshape(*exponents[rows].shape, GROUP)
+    elements *= np.exp2(exponents[rows].astype(np.float64) - _BIAS)[..., None]
+    return elements.reshape(len(elements), -1)
+
+
 def _of_blocks(array: np.ndarray, combine: np.ufunc, empty: int | bool) -> np.ndarray:
     """Combines what there is for each group of a block."""
     n, groups = array.shape

@@ -12,6 +12,7 @@ import numpy as np
 from jax_fp8gemm._src.checkpoints import format as fmt
 from jax_fp8gemm._src.checkpoints import layouts, mxfp4
 from jax_fp8gemm._src.checkpoints.read import MXFP4, Source, cut_axes
+from jax_fp8gemm._src.checkpoints.rounding import Rounding, measure, total
 from jax_fp8gemm._src.checkpoints.safetensors_files import Tensor
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled
@@ -27,24 +28,24 @@ Reader = Callable[[Any], np.ndarray]
 
 def place(
     source: Source, sharding: jax.sharding.Sharding | None, requantize: bool
-) -> BlockScaled | jax.Array:
-    """Brings one result to its devices."""
+) -> tuple[BlockScaled | jax.Array, Rounding]:
+    """Brings one result to its devices; also returns what of it was rounded."""
     if source.scales and (source.layout == MXFP4 or not source.is_exact):
         return _place_encoded(source, sharding, requantize)
     dtype = jax.dtypes.canonicalize_dtype(source.values[0].dtype)
     readers = [functools.partial(_read, tensor, dtype=dtype) for tensor in source.values]
     values = _place_array(source.each_shape, readers, source.lead, sharding)
     if not source.scales:
-        return values
+        return values, Rounding()
     readers = [functools.partial(_read_scales, source, scale) for scale in source.scales]
     shape = checks.scales_shape(source.each_shape, fmt.BLOCK)
     scales = _place_array(shape, readers, source.lead, _of_scales(sharding, source.shape))
-    return BlockScaled(values, scales, fmt.BLOCK)
+    return BlockScaled(values, scales, fmt.BLOCK), Rounding()
 
 
 def _place_encoded(
     source: Source, sharding: jax.sharding.Sharding | None, requantize: bool
-) -> BlockScaled:
+) -> tuple[BlockScaled, Rounding]:
     """Brings a result to its devices that is encoded anew, all of it on the host."""
     pairs = zip(source.values, source.scales, strict=True)
     if source.layout == MXFP4:
@@ -56,9 +57,10 @@ def _place_encoded(
         readers = [array.__getitem__ for array in arrays]
         return _place_array(arrays[0].shape, readers, source.lead, where)
 
-    values, scales = zip(*encoded, strict=True)
+    values, scales, roundings = zip(*encoded, strict=True)
     of_scales = _of_scales(sharding, source.shape)
-    return BlockScaled(place_one(values, sharding), place_one(scales, of_scales), fmt.BLOCK)
+    weight = BlockScaled(place_one(values, sharding), place_one(scales, of_scales), fmt.BLOCK)
+    return weight, total(roundings)
 
 
 def _of_scales(
@@ -73,36 +75,56 @@ def _of_scales(
     return sharding.update(spec=jax.sharding.PartitionSpec(*spec))
 
 
-def _of_mxfp4(value: Tensor, scale: Tensor, requantize: bool) -> tuple[np.ndarray, np.ndarray]:
+# Values and scales of blocks for one tensor of a file.
+Encoded = tuple[np.ndarray, np.ndarray, Rounding]
+
+
+def _of_mxfp4(value: Tensor, scale: Tensor, requantize: bool) -> Encoded:
     """Returns MXFP4 as values and scales of blocks, which are checked to be exact."""
     *lead, n, groups, _ = value.shape
     values = np.empty((*lead, n, groups * mxfp4.GROUP), fmt.E4M3)
     scales = np.empty(checks.scales_shape(values.shape, fmt.BLOCK), _F32)
+    roundings = []
     for index in np.ndindex(*lead):  # one matrix at a time, for memory
-        found = mxfp4.to_blocks(value.view()[index], scale.view()[index])
-        values[index], scales[index], is_exact = found
+        codes, exponents = value.view()[index], scale.view()[index]
+        values[index], scales[index], is_exact = mxfp4.to_blocks(codes, exponents)
         if not (is_exact.all() or requantize):
             block = (*index, *(int(i) for i in np.argwhere(~is_exact)[0]))
             raise ValueError(
                 f"{_NAME}: {value} must be exact in block FP8, where scales of a block may span"
                 f" 2**14, got block {block} that is not: pass requantize=True to round it."
             )
-    return values, scales
+        rounding = Rounding(0, is_exact.size, 0, values[index].size)
+        if not is_exact.all():
+            rows_of = functools.partial(mxfp4.to_dense, codes, exponents)
+            rounding = measure(rows_of, values[index], scales[index])
+        roundings.append(rounding)
+    return values, scales, total(roundings)
 
 
-def _requantized(value: Tensor, scale: Tensor, layout: str) -> tuple[np.ndarray, np.ndarray]:
+def _requantized(value: Tensor, scale: Tensor, layout: str) -> Encoded:
     """Returns values and scales of blocks for values with scales of rows, with rounding."""
     if layouts.is_exact(layout, scale.view(), value.shape):  # that of another expert is not
-        return value.view(), _widened(layouts.to_blocks(layout, scale.view(), value.shape))
+        exact = _widened(layouts.to_blocks(layout, scale.view(), value.shape))
+        return value.view(), exact, Rounding(0, exact.size, 0, value.view().size)
     of_rows = _widened(layouts.grid_of(layout, scale.view(), value.shape))
     *lead, _, _ = value.shape
     values = np.empty(value.shape, fmt.E4M3)
     scales = np.empty(checks.scales_shape(value.shape, fmt.BLOCK), _F32)
+    roundings = []
     for index in np.ndindex(*lead):
-        dense = value.view()[index].astype(_F32) * of_rows[index]
+        stored, of_row = value.view()[index], of_rows[index]
+        dense = stored.astype(_F32) * of_row
         found = quantize(jnp.asarray(dense), fmt.BLOCK, implementation="xla")
         values[index], scales[index] = found.values, found.scales
-    return values, scales
+        rows_of = functools.partial(_rows_of, stored, of_row)
+        roundings.append(measure(rows_of, values[index], scales[index]))
+    return values, scales, total(roundings)
+
+
+def _rows_of(values: np.ndarray, scales: np.ndarray, rows: slice) -> np.ndarray:
+    """Returns what rows with scales of their own mean in float64."""
+    return values[rows].astype(np.float64) * scales[rows].astype(np.float64)
 
 
 def _place_array(

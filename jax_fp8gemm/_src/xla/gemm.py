@@ -9,10 +9,11 @@ from jax import lax
 def as_float32(x: jax.Array) -> jax.Array:
     """Returns x in float32, with the digits that its dtype has.
 
-    XLA computes in float32 what is written in bfloat16, and may hand an operation inside the same
-    program the value from before the rounding (`xla_allow_excess_precision`). A kernel reads what
-    was rounded, and so does this.
+    XLA may hand an operation inside the same program the float32 from before it was rounded to x
+    (`xla_allow_excess_precision`). A kernel reads what was rounded, and so does this.
     """
+    if x.dtype == jnp.float16:  # whose subnormals `reduce_precision` would make zeros
+        x = lax.optimization_barrier(x)
     wide = x.astype(jnp.float32)
     return lax.reduce_precision(wide, 8, 7) if x.dtype == jnp.bfloat16 else wide
 
