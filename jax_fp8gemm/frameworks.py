@@ -321,7 +321,7 @@ def maxtext_gmm(
     group_sizes: jax.Array,
     preferred_element_type: Any = jnp.float32,
     *,
-    group_offset: Any = None,
+    group_offset: jax.Array | int | None = None,
     partial_sum: jax.Array | None = None,
     implementation: str | None = None,
     recipe: Recipe | None = None,
@@ -333,9 +333,9 @@ def maxtext_gmm(
         lhs: `(T, K)`, `bfloat16`, `float16` or `float32`, sorted by group.
         rhs: `(G, K, N)` of one of these dtypes; or a `qwix.QArray` of that shape with float8 values
             in tiles of 128x128, which gets no gradient.
-        group_sizes: As for `ragged_dot`.
+        group_sizes: As for `ragged_dot`; there may be more than `rhs` has groups.
         preferred_element_type: As for `ragged_dot`.
-        group_offset: As for `ragged_dot`. The number 0 moves no rows.
+        group_offset: As for `ragged_dot`. None and the number 0 move no rows.
         partial_sum: `(T, N)`, added in float32 before the result is rounded; or None.
         implementation: As for `ragged_dot`; `functools.partial` sets it, as it does the recipe.
         recipe: As for `ragged_dot`. Quantization is this and not that of a rule of qwix.
@@ -356,8 +356,10 @@ def maxtext_gmm(
         >>> y = maxtext_gmm(tokens, experts.mT, group_sizes, group_offset=0)    # (T, N)
     """
     _refuse("maxtext_gmm", lhs, others, _MAXTEXT_KERNELS)
-    if isinstance(group_offset, int) and group_offset == 0:
-        group_offset, group_sizes = None, group_sizes[: rhs.shape[0]]
+    if isinstance(group_offset, int):
+        group_offset = jnp.asarray(group_offset) if group_offset else None
+    if group_offset is None:
+        group_sizes = group_sizes[: rhs.shape[0]]
     y = ragged_dot(
         lhs,
         _experts(rhs),
