@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What lets qwix and tokamax multiply by the products of this package; docs/frameworks.md.
+"""What lets qwix, tokamax and MaxText multiply by our products; docs/frameworks.md.
 
 Other frameworks need no code of ours. A framework is imported when a function that needs it is
 called, never by `import jax_fp8gemm`.
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -22,6 +22,11 @@ _ROWS_BY_GROUP = jax.lax.RaggedDotDimensionNumbers(
     dot_dimension_numbers=(((1,), (1,)), ((), ())),
     lhs_ragged_dimensions=(0,),
     rhs_group_dimensions=(0,),
+)
+# Arguments of MaxText's `gmm` that choose a kernel for TPUs or its tiles, or say which axes vary.
+_MAXTEXT_KERNELS = frozenset(
+    ("tiling", "interpret", "lhs_vma_axes", "rhs_vma_axes", "use_qwix_quantization")
+    + ("use_tokamax_backend", "use_gmm_v2", "use_gmm_v2_heuristic_tiling")
 )
 
 
@@ -242,6 +247,7 @@ def tokamax_ragged_dot(
     activation: Callable[[jax.Array], jax.Array] | None = None,
     implementation: str | None = None,
     recipe: Recipe | None = None,
+    **others: Any,
 ) -> jax.Array:
     """Computes `ragged_dot` as an implementation of tokamax's.
 
@@ -260,13 +266,15 @@ def tokamax_ragged_dot(
         activation: Applied to the result in float32, before it is rounded; or None.
         implementation: As for `ragged_dot`; `functools.partial` sets it, as it does the recipe.
         recipe: As for `ragged_dot`.
+        **others: `zero_initialize` has no effect: rows in no group are 0. Any other argument must
+            be None, False or empty.
 
     Returns:
         `(T, N)`.
 
     Raises:
         TypeError, ValueError: As `ragged_dot` and `from_qarray`.
-        NotImplementedError: Dimensions are others, or `lhs` is a QArray.
+        NotImplementedError: Dimensions are others, `lhs` is a QArray, or one of `others` is set.
 
     Transformations:
         As `ragged_dot`.
@@ -279,13 +287,11 @@ def tokamax_ragged_dot(
             "tokamax_ragged_dot: ragged_dot_dimension_numbers must be those of jax.lax.ragged_dot,"
             f" got {ragged_dot_dimension_numbers}."
         )
-    if hasattr(lhs, "qvalue"):
-        raise NotImplementedError("tokamax_ragged_dot: lhs must be an array, got a QArray.")
+    _refuse("tokamax_ragged_dot", lhs, others, {"zero_initialize"})
     result_dtype = preferred_element_type or jnp.result_type(lhs.dtype, rhs.dtype)
-    weights = from_qarray(rhs.mT) if hasattr(rhs, "qvalue") else rhs
     y = ragged_dot(
         lhs,
-        weights,
+        _experts(rhs),
         getattr(group_sizes, "value", group_sizes),
         precision,
         jnp.float32 if activation else result_dtype,
@@ -294,3 +300,80 @@ def tokamax_ragged_dot(
         recipe=recipe,
     )
     return activation(y).astype(result_dtype) if activation else y
+
+
+def _refuse(name: str, lhs: Any, others: dict[str, Any], without_effect: Collection[str]) -> None:
+    """Raises NotImplementedError for rows and arguments that no product of ours has."""
+    if hasattr(lhs, "qvalue"):
+        raise NotImplementedError(f"{name}: lhs must be an array, got a QArray.")
+    for argument, value in others.items():
+        if argument not in without_effect and (hasattr(value, "shape") or value):
+            raise NotImplementedError(f"{name}: {argument} must not be set, got {value!r}.")
+
+
+def _experts(rhs: Any) -> Any:
+    return from_qarray(rhs.mT) if hasattr(rhs, "qvalue") else rhs
+
+
+def maxtext_gmm(
+    lhs: jax.Array,
+    rhs: Any,
+    group_sizes: jax.Array,
+    preferred_element_type: Any = jnp.float32,
+    *,
+    group_offset: jax.Array | int | None = None,
+    partial_sum: jax.Array | None = None,
+    implementation: str | None = None,
+    recipe: Recipe | None = None,
+    **others: Any,
+) -> jax.Array:
+    """Computes `ragged_dot` with the arguments of MaxText's `gmm`, to be put in its place.
+
+    Args:
+        lhs: `(T, K)`, `bfloat16`, `float16` or `float32`, sorted by group.
+        rhs: `(G, K, N)` of one of these dtypes; or a `qwix.QArray` of that shape with float8 values
+            in tiles of 128x128, which gets no gradient.
+        group_sizes: As for `ragged_dot`; there may be more than `rhs` has groups.
+        preferred_element_type: As for `ragged_dot`.
+        group_offset: As for `ragged_dot`. None and the number 0 move no rows.
+        partial_sum: `(T, N)`, added in float32 before the result is rounded; or None.
+        implementation: As for `ragged_dot`; `functools.partial` sets it, as it does the recipe.
+        recipe: As for `ragged_dot`. Quantization is this and not that of a rule of qwix.
+        **others: What chooses and tiles MaxText's own kernels has no effect. Any other argument
+            must be None, False or empty.
+
+    Returns:
+        `(T, N)`.
+
+    Raises:
+        TypeError, ValueError: As `ragged_dot` and `from_qarray`; or `partial_sum` is not `(T, N)`.
+        NotImplementedError: `lhs` is a QArray, or one of `others` is set.
+
+    Transformations:
+        As `ragged_dot`.
+
+    Example:
+        >>> y = maxtext_gmm(tokens, experts.mT, group_sizes, group_offset=0)    # (T, N)
+    """
+    _refuse("maxtext_gmm", lhs, others, _MAXTEXT_KERNELS)
+    if isinstance(group_offset, int):
+        group_offset = jnp.asarray(group_offset) if group_offset else None
+    if group_offset is None:
+        group_sizes = group_sizes[: rhs.shape[0]]
+    y = ragged_dot(
+        lhs,
+        _experts(rhs),
+        group_sizes,
+        None,
+        preferred_element_type if partial_sum is None else jnp.float32,
+        group_offset,
+        implementation=implementation,
+        recipe=recipe,
+    )
+    if partial_sum is None:
+        return y
+    if partial_sum.shape != y.shape:
+        raise ValueError(
+            f"maxtext_gmm: partial_sum must have shape (T, N) = {y.shape}, got {partial_sum.shape}."
+        )
+    return (y + partial_sum.astype(jnp.float32)).astype(preferred_element_type)

@@ -2,8 +2,6 @@
 """Frameworks multiply by our products: docs/frameworks.md runs, and every bit is ours."""
 
 import functools
-import importlib.util
-import re
 import subprocess
 import sys
 
@@ -11,23 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from _source import ROOT
+from _frameworks import SECTIONS, needs, run_section, same_bits
 from _tiers import slow_unless
 
 import jax_fp8gemm as fp8
 from jax_fp8gemm import frameworks
 
-PAGE = (ROOT / "docs/frameworks.md").read_text()
-# Sections of the page and the packages that they need, beside optax.
-SECTIONS = {
-    "Flax NNX": ["flax"],
-    "Flax Linen": ["flax"],
-    "Equinox": ["equinox"],
-    "qwix": ["qwix"],
-    "tokamax": ["tokamax"],
-    "optax": [],
-    "orbax": ["orbax"],
-}
 W = jax.random.normal(jax.random.key(0), (256, 384))
 X = jax.random.normal(jax.random.key(1), (24, 256))
 xla = {"implementation": "xla"}
@@ -35,33 +22,9 @@ xla = {"implementation": "xla"}
 ignore_qwix = pytest.mark.filterwarnings("ignore:The 'm.iter_modules:DeprecationWarning")
 
 
-def needs(*packages):
-    missing = [package for package in packages if not importlib.util.find_spec(package)]
-    if missing:
-        pytest.skip(f"needs {', '.join(missing)}: docs/frameworks.md says how")
-
-
-def same_bits(x, y):
-    assert jax.tree.structure(x) == jax.tree.structure(y)
-    for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True):
-        assert a.dtype == b.dtype
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
-
-
-def run_section(name):
-    """Runs the first block of the page and those of a section; returns their names."""
-    setup, *parts = re.split(r"^## (.*)\n", PAGE, flags=re.MULTILINE)
-    assert set(parts[::2]) == {*SECTIONS, "MaxText"}
-    names = {}
-    for text in (setup, parts[parts.index(name) + 1]):
-        for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-            exec(block, names)
-    return names
-
-
 @ignore_qwix
 @pytest.mark.parametrize(
-    "name", [slow_unless(name in ("Flax NNX", "orbax"), name) for name in SECTIONS]
+    "name", [slow_unless(name in ("Flax Linen", "orbax"), name) for name in SECTIONS]
 )
 def test_page(extension, name):
     needs("optax", *SECTIONS[name])
@@ -216,6 +179,7 @@ def test_to_qarray_refuses():
 
 
 @ignore_qwix
+@pytest.mark.slow
 def test_qwix_replaces_what_matches_and_nothing_else():
     needs("qwix")
     import qwix
@@ -294,8 +258,13 @@ def test_tokamax_ragged_dot_leaves_to_others():
     rows = FakeQArray((24, 256), (24, 2))
     with pytest.raises(NotImplementedError, match="lhs must be an array"):
         frameworks.tokamax_ragged_dot(rows, EXPERTS, group_sizes=SIZES)
+    with pytest.raises(NotImplementedError, match="fuse_gateup_activation must not be set"):
+        frameworks.tokamax_ragged_dot(
+            X, EXPERTS, group_sizes=SIZES, zero_initialize=True, fuse_gateup_activation="silu"
+        )
 
 
+@pytest.mark.slow
 def test_tokamax(monkeypatch):
     needs("tokamax")
     import tokamax
@@ -319,65 +288,3 @@ def test_tokamax(monkeypatch):
     rows = frameworks.to_qarray(fp8.quantize(X, **xla))
     want = tokamax.ragged_dot(rows, EXPERTS, SIZES, implementation="xla")
     same_bits(tokamax.ragged_dot(rows, EXPERTS, SIZES, implementation=[*ours, "xla"]), want)
-
-
-# ---- MaxText -----------------------------------------------------------------------------------
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("by_qwix", [True, False])
-def test_maxtext(monkeypatch, tmp_path, by_qwix):
-    """A transformer with experts, as MaxText makes it, and one of its dense layers."""
-    needs("maxtext", "optax")
-    import maxtext
-    from flax import linen, nnx
-    from maxtext.configs import pyconfig
-    from maxtext.layers import linears, quantizations
-    from maxtext.utils import maxtext_utils, model_creation_utils
-
-    for module, name in (
-        (frameworks, "qwix_provider"),
-        (frameworks, "einsum"),
-        (fp8, "dot_general"),
-    ):
-        monkeypatch.setattr(module, name, functools.partial(getattr(module, name), **xla))
-    monkeypatch.setattr(quantizations, "get_qt_provider", None)
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        names = run_section("MaxText")
-        layer = linears.DenseGeneral(256, 384, quant=names["BlockFp8"](), rngs=nnx.Rngs(0))
-        same_bits(layer(X), fp8.dot(X, layer.kernel[...], **xla))
-
-        config = pyconfig.initialize(
-            ["", f"{maxtext.__path__[0]}/configs/base.yml"],
-            **{"run_name": "test", "base_output_directory": str(tmp_path)},
-            **{"enable_checkpointing": False, "dataset_type": "synthetic"},
-            **{"decoder_block": "mixtral", "num_experts": 2, "num_experts_per_tok": 1},
-            **{"base_emb_dim": 256, "base_mlp_dim": 256, "base_moe_mlp_dim": 256},
-            **{"base_num_query_heads": 2, "base_num_kv_heads": 2, "head_dim": 128},
-            **{"base_num_decoder_layers": 1, "scan_layers": False, "vocab_size": 256},
-            **{"max_target_length": 16, "per_device_batch_size": 2, "attention": "dot_product"},
-            **{"dtype": "float32", "megablox": False, "use_tokamax_gmm": False},
-            **{"use_qwix_quantization": by_qwix, "quantization": "fp8" if by_qwix else ""},
-            **{"sparse_matmul": by_qwix},
-        )
-        if not by_qwix:
-            quant = names["BlockFp8"]()
-            monkeypatch.setattr(quantizations, "configure_quantization", lambda *_, **__: quant)
-        mesh = jax.sharding.Mesh(maxtext_utils.create_device_mesh(config), config.mesh_axes)
-        with mesh, linen.logical_axis_rules(config.logical_axis_rules):
-            rngs = nnx.Rngs(params=0, dropout=1)
-            model = model_creation_utils.create_model(config, mesh, rngs=rngs)
-            graph, parameters, rest = nnx.split(model, nnx.Param, ...)
-            tokens = jnp.arange(32).reshape(2, 16)
-            positions = jnp.broadcast_to(jnp.arange(16), tokens.shape)
-
-            def loss(parameters):
-                model = nnx.merge(graph, parameters, rest, copy=True)
-                logits = model(tokens, positions, jnp.ones_like(tokens), enable_dropout=False)
-                return -jax.nn.log_softmax(logits.astype(jnp.float32))[..., 5].mean()
-
-            program = str(jax.make_jaxpr(loss)(parameters))
-            assert ("name=_ragged_dot" in program) == by_qwix  # JAX's own has no underscore
-            assert "f8_e4m3fn" in program
-            _, losses = names["train"](loss, parameters, num_steps=4)
-        assert losses[-1] < 0.9 * losses[0]

@@ -113,7 +113,7 @@ namespace ffi_internal {
 /// XLA_FFI_State_Get_Args since API 0.3.
 struct StateRequest {
   size_t struct_size;
-  XLA_FFI_Extension_Base* extension_start;
+  void* extension_start;  // whose type newer headers give another name
   XLA_FFI_ExecutionContext* ctx;
   XLA_FFI_ExecutionStage stage;  // new: the stage whose handler made the state
   XLA_FFI_TypeId* type_id;
