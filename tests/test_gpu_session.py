@@ -83,6 +83,9 @@ def test_nothing_begins_too_late_to_end_in_time():
     budgets = {int(n): int(s) for n, s in re.findall(r"^  (\d)\) budget=(\d+) ;;", text, re.M)}
     assert {n: s + KILLING_S + SCRIPTS_S for n, s in budgets.items()} == MOST_S
     assert gpu_check.DYING_S == KILLING_S
+    # No experiment is cut short by what a step of the first call may take.
+    limit = int(re.search(r"GPU_SESSION_LIMIT:-(\d+)", text)[1])
+    assert max(experiment.limit_s for experiment in gpu_check.EXPERIMENTS.values()) <= limit
 
 
 @pytest.mark.slow
