@@ -23,6 +23,8 @@ from _tiers import covering, slow_unless
 if importlib.util.find_spec("jax_fp8gemm._core") is None:
     pytest.skip("needs the compiled extension jax_fp8gemm._core", allow_module_level=True)
 
+import update_sass_golden  # noqa: E402
+
 from jax_fp8gemm._src.native.extension import core  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not find_all(), reason="no NVRTC wheel is installed")
@@ -186,6 +188,14 @@ def _layout_assertion(config: dict) -> str:
 def test_embedded_headers_are_those_of_the_source_tree():
     """A stale build would make every other test here look at old kernels."""
     assert dict(core().embedded_headers()) == dict(device_headers())
+
+
+def test_golden_numbers_are_not_those_of_a_stale_build(monkeypatch):
+    name = next(iter(device_headers()))
+    monkeypatch.setattr(update_sass_golden, "device_headers", lambda: device_headers() | {name: ""})
+    monkeypatch.delattr(update_sass_golden, "KernelFarm")  # nothing is compiled
+    with pytest.raises(SystemExit, match="make develop"):
+        update_sass_golden.main()
 
 
 def test_options_name_the_architecture_and_no_paths():

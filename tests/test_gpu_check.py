@@ -3,8 +3,6 @@
 
 import json
 import os
-import re
-import shutil
 import subprocess
 import sys
 import time
@@ -190,90 +188,3 @@ def test_options(capsys):
     with pytest.raises(SystemExit):
         gpu_check.main(["--steps", "nothing"])
     assert "no step nothing" in capsys.readouterr().err
-
-
-# ---- A quarter of an hour on a lent GPU ----------------------------------------------------------
-
-_FAKE_PYTHON = r"""#!/bin/sh
-echo "$@" | head -n 1 >> "$CALLS"
-case "$*" in
-  .ci/gpu_check.py*) mkdir -p build/gpu-check/golden; echo {} > build/gpu-check/gpu-check.json
-    echo {} > build/gpu-check/experiments.jsonl; echo {} > build/gpu-check/golden/invented.json
-    echo all > build/gpu-check/summary.txt; exit $STATUS ;;
-  *" bench "*) for last; do :; done; mkdir -p "$last"; echo {} > "$last/record.json"
-    [ $STATUS = 0 ] || exec sleep 600
-    echo "a table" > "$last/report.md" ;;
-  *" tune "*) echo {} > build/tuned.json; echo {} > build/tuned.measurements.json ;;
-esac
-"""
-
-
-@pytest.fixture
-def lent(tmp_path):
-    """Returns a function that makes one call on a machine whose tools are stand-ins."""
-    shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    for name, text in (
-        ("python3", _FAKE_PYTHON),
-        ("nvidia-smi", "#!/bin/sh\necho '9.0, Invented, 580.1'\n"),
-    ):
-        (tools / name).write_text(text)
-        (tools / name).chmod(0o755)
-
-    def call(number: int, *, status: int = 0, budget_s: int = 0):
-        """Returns the run, its files, and the commands that it gave to Python."""
-        out = tmp_path / f"out{number}"
-        environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "OUT": str(out)}
-        environment |= {"CALLS": str(tmp_path / "calls"), "STATUS": str(status)}
-        environment |= {"GPU_SESSION_BUDGET": str(budget_s)} if budget_s else {}
-        command = ["bash", str(tmp_path / ".ci/gpu-session"), str(number)]
-        run = subprocess.run(
-            command, capture_output=True, text=True, check=False, env=environment, cwd="/"
-        )
-        calls = (tmp_path / "calls").read_text() if (tmp_path / "calls").exists() else ""
-        files = {path.name for path in out.iterdir()} if out.exists() else set()
-        return run, files, calls.splitlines()
-
-    return call
-
-
-def _budget(call: str) -> int:
-    return int(re.search(r"--budget (\d+)", call)[1])
-
-
-@pytest.mark.parametrize(("status", "exit_status"), [(0, 0), (1, 1)])
-def test_first_call(lent, status, exit_status):
-    run, files, calls = lent(1, status=status)
-    assert run.returncode == exit_status, run.stdout + run.stderr
-    kept = {"gpu-check.json", "experiments.jsonl", "summary.txt", "invented.json", "logs.tar.gz"}
-    assert files == kept | {"install-1.log"}
-    assert calls[-1].endswith("--parts experiments golden numerics")
-    assert 200 < _budget(calls[-1]) < 240 and "--limit" in calls[-1]
-    assert any("install --no-index" in call for call in calls[:-1])
-
-
-def test_second_call(lent):
-    run, files, calls = lent(2)
-    assert run.returncode == 0, run.stdout + run.stderr
-    kept = {"record.json", "report.md", "tuned.json", "tuned.measurements.json", "logs.tar.gz"}
-    assert files == kept | {"install-2.log"}
-    bench, tune = calls[-3], calls[-1]
-    assert "bench --require-gpu --suites headline" in bench and "tune --file" in tune
-    # What the benchmark did not need is tuned with; all of it ends in 8 minutes.
-    assert 240 < _budget(bench) < 300 and 300 < _budget(tune) < 480
-
-
-@pytest.mark.slow
-def test_a_benchmark_that_does_not_end_leaves_time_to_tune(lent):
-    """Its record of the cases so far is kept."""
-    begin = time.monotonic()
-    run, files, calls = lent(2, status=1, budget_s=10)
-    assert run.returncode == 1 and time.monotonic() - begin < 20
-    assert "tune --file" in calls[-1] and 0 < _budget(calls[-1]) < 4
-    assert {"record.json", "tuned.json"} <= files and "report.md" not in files
-
-
-def test_an_unknown_call_is_named(lent):
-    run, files, _ = lent(3)
-    assert run.returncode == 2 and "no call 3" in run.stderr and not files

@@ -15,9 +15,8 @@ from jax_fp8gemm._src.native.extension import core
 
 def main() -> None:
     """Compiles every candidate with every NVRTC and writes one file per NVRTC."""
-    embedded = core().embedded_headers()
-    if stale := [name for name, text in embedded.items() if device_headers().get(name) != text]:
-        sys.exit(f"the extension was built from another {stale[0]}: run `make develop` first")
+    if dict(core().embedded_headers()) != dict(device_headers()):
+        sys.exit("the extension was built from other kernels: run `make develop` first")
     keys = core().candidate_configs()
     farm = KernelFarm([Job(nvrtc, key) for nvrtc in find_all() for key in keys], core())
     for nvrtc in find_all():

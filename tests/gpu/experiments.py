@@ -27,7 +27,7 @@ _TRAP = "error 715"
 _CLUSTERS = "66 of 2, 31 of 4, 15 of 8"
 _REPEATS = {"cuda": 10_000, "sim": 3}
 _IN_A_ROW = 100  # launches before their results are looked at
-_REPEATING_S = 12  # for each number of splits
+_REPEATING_S = 8  # for each number of splits
 
 # What came, and more to keep.
 Outcome = tuple[str, dict]
@@ -219,7 +219,7 @@ EXPERIMENTS = {
     "moved_buffers": Experiment(_SAME_BITS, _moved_buffers),
     "load_from_1": Experiment(_TRAP, _trapping_case(0)),
     "store_from_1": Experiment(_TRAP, _trapping_case(1)),
-    "split_k_repeated": Experiment(_SAME_BITS, _split_k, 3 * _REPEATING_S + 25),
+    "split_k_repeated": Experiment(_SAME_BITS, _split_k, 3 * _REPEATING_S + 20),
 }
 
 
