@@ -6,6 +6,7 @@ part, gradients included.
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import sys
@@ -21,10 +22,12 @@ import jax_fp8gemm as fp8
 
 DEVICES = 4  # of mesh axis "y"
 M, G, WHOLE = 16, 2, 256
-PARTS = (64, 88, 128)  # inside a block, of two blocks at most, whole
+INSIDE, ACROSS, WHOLE_BLOCK = 64, 88, 128  # of a block
+# The longest programs have the part that takes the most; test_sharding.py has more of whole blocks.
+LONG = ("dot of ", "dot, ", "ragged_dot")
+WITH_WHOLE_BLOCKS = ("gemm", "dot", "quantize square")
 SIZES = np.asarray([9, 4], np.int32)
 IDS = np.repeat(np.asarray([1, -1], np.int32), 128)
-OPTIONS = {"preferred_element_type": jnp.float32}
 RECIPES = {
     "dot": fp8.Recipe(),
     "dot, pow2": fp8.Recipe(scale_format="pow2"),
@@ -68,55 +71,67 @@ def quantized_and_back(quantizer):
     return every
 
 
-def operations(n: int, k: int) -> dict:
-    """Returns functions by name, with operands and the dimensions of these that are N and K."""
-    x, w, experts = normal(0, M, k), normal(1, k, n), normal(2, G, k, n)
-    rows, batch = fp8.quantize(x), fp8.quantize(normal(3, G, M, k))
-    aligned = fp8.quantize(normal(4, len(IDS), k))
-    weight = fp8.quantize(w.T, (128, 128))
-    weights = fp8.quantize(experts.swapaxes(1, 2), (128, 128))
-    kn, nk, square = {"N": (None, -1), "K": (-1, -2)}, {"N": (None, -2), "K": (-1, -1)}, (-2, -1)
-    sim = {**OPTIONS, "implementation": "sim"}
-    found = {
-        "gemm": (lambda x, w: fp8.gemm(x, w, **OPTIONS), (rows, weight), nk),
-        "gemm, sim": (lambda x, w: fp8.gemm(x, w, **sim), (rows, weight), nk),
-        "vmap of gemm": (jax.vmap(lambda x, w: fp8.gemm(x, w, **OPTIONS)), (batch, weights), nk),
-        "ragged": (lambda x, w: fp8.grouped_gemm(x, w, SIZES, **OPTIONS), (rows, weights), nk),
-        "contiguous": (
-            lambda x, w: fp8.grouped_gemm_contiguous(x, w, IDS, **OPTIONS),
-            (aligned, weights),
-            nk,
-        ),
-        "masked": (
-            lambda x, w: fp8.grouped_gemm_masked(x, w, SIZES, **OPTIONS),
-            (batch, weights),
-            nk,
-        ),
-        "masked, sim": (
-            lambda x, w: fp8.grouped_gemm_masked(x, w, SIZES, **sim),
-            (batch, weights),
-            nk,
-        ),
-        "dot of BlockScaled": (gradient_of_x, (x, weight), nk),
-        "dot of MasterWeight": (of_master, (x, fp8.MasterWeight.quantize(w)), kn),
-        "ragged_dot": (
-            with_gradients(lambda x, w: fp8.ragged_dot(x, w, SIZES)),
-            (x, experts),
-            kn,
-        ),
+# Dimensions of both operands that are N and K, of weights (N, K) or (K, N).
+NK = {"N": (None, -2), "K": (-1, -1)}
+KN = {"N": (None, -1), "K": (-1, -2)}
+QUANTIZERS = {
+    "quantize": fp8.quantize,
+    "quantize square": lambda x: fp8.quantize(x, (128, 128)),
+    "quantize_transposed": fp8.quantize_transposed,
+    "quantize swiglu": lambda x: fp8.quantize(fp8.swiglu(x, jnp.cos(x))),
+}
+
+
+def products(implementation: str):
+    """Returns those of quantized operands, by name, with the shapes of the operands without K."""
+    options = {"preferred_element_type": jnp.float32, "implementation": implementation}
+    gemm = lambda x, w: fp8.gemm(x, w, **options)  # noqa: E731
+    ragged = lambda x, w: fp8.grouped_gemm(x, w, SIZES, **options)  # noqa: E731
+    contiguous = lambda x, w: fp8.grouped_gemm_contiguous(x, w, IDS, **options)  # noqa: E731
+    masked = lambda x, w: fp8.grouped_gemm_masked(x, w, SIZES, **options)  # noqa: E731
+    return {
+        "gemm": (gemm, (M,), ()),
+        "vmap of gemm": (jax.vmap(gemm), (G, M), (G,)),
+        "ragged": (ragged, (M,), (G,)),
+        "contiguous": (contiguous, (len(IDS),), (G,)),
+        "masked": (masked, (G, M), (G,)),
     }
+
+
+def operations(n: int, k: int) -> dict:
+    """Returns functions by name, what makes their operands, and which dimensions are N and K."""
+    found = {}
+
+    def quantized(rows, lead):
+        weight = fp8.quantize(normal(1, *lead, n, k), (128, 128))
+        return fp8.quantize(normal(0, *rows, k)), weight
+
+    for suffix, implementation in (("", "xla"), (", sim", "sim")):
+        for name, (f, *shapes) in products(implementation).items():
+            if not suffix or name in ("gemm", "masked"):
+                found[name + suffix] = f, functools.partial(quantized, *shapes), NK
+
+    def arrays(*lead):
+        return normal(0, M, k), normal(1, *lead, k, n)
+
+    def with_bits():
+        x, w = arrays()
+        return x, fp8.quantize(w.T, (128, 128))
+
+    def with_master():
+        x, w = arrays()
+        return x, fp8.MasterWeight.quantize(w)
+
     for name, recipe in RECIPES.items():
         dot = lambda x, w, recipe=recipe: fp8.dot(x, w, recipe=recipe)  # noqa: E731
-        found[name] = with_gradients(dot), (x, w), kn
-    quantizers = {
-        "quantize": fp8.quantize,
-        "quantize square": lambda x: fp8.quantize(x, (128, 128)),
-        "quantize_transposed": fp8.quantize_transposed,
-        "quantize swiglu": lambda x: fp8.quantize(fp8.swiglu(x, jnp.cos(x))),
-    }
-    of_x = {axis: (dim,) for axis, dim in zip("NK", square, strict=True)}
-    for name, quantizer in quantizers.items():
-        found[name] = quantized_and_back(quantizer), (w.T,), of_x
+        found[name] = with_gradients(dot), arrays, KN
+    ragged_dot = lambda x, w: fp8.ragged_dot(x, w, SIZES)  # noqa: E731
+    found["ragged_dot"] = with_gradients(ragged_dot), functools.partial(arrays, G), KN
+    found["dot of BlockScaled"] = gradient_of_x, with_bits, NK
+    found["dot of MasterWeight"] = of_master, with_master, KN
+    for name, quantizer in QUANTIZERS.items():
+        make = lambda: (normal(1, n, k),)  # noqa: E731
+        found[name] = quantized_and_back(quantizer), make, {"N": (-2,), "K": (-1,)}
     return found
 
 
@@ -134,12 +149,18 @@ def divided(kind: str, operand, dim: int | None):
 
 def cut_programs():
     """Yields a name and a measurement for each operation, mesh, axis and part."""
-    for axis, part in itertools.product("NK", PARTS):
+    for axis, part in itertools.product("NK", (INSIDE, ACROSS, WHOLE_BLOCK)):
         n, k = (DEVICES * part, WHOLE) if axis == "N" else (WHOLE, DEVICES * part)
-        for name, (f, operands, dims) in operations(n, k).items():
-            for kind in (AUTO, EXPLICIT):
+        for name, (f, make, dims) in operations(n, k).items():
+            left_out = {
+                INSIDE: name.startswith(LONG),
+                ACROSS: False,
+                WHOLE_BLOCK: name not in WITH_WHOLE_BLOCKS,
+            }
+            for kind in () if left_out[part] else (AUTO, EXPLICIT):
 
-                def run(kind=kind, f=f, operands=operands, dims=dims[axis]):
+                def run(kind=kind, f=f, make=make, dims=dims[axis]):
+                    operands = make()
                     placed = [divided(kind, x, d) for x, d in zip(operands, dims, strict=True)]
                     return measure(f, placed, jax.device_get(jax.jit(f)(*operands)))
 
@@ -148,27 +169,40 @@ def cut_programs():
 
 
 def gather_programs():
-    """Yields the weight that a device gathers of parts of blocks, and its gradient, by hand."""
+    """Yields what is gathered by hand, of a weight in parts of blocks too, and its gradient."""
     x, w = normal(0, M, WHOLE), normal(1, WHOLE, WHOLE + 96)
-    want = jax.device_get(with_gradients(fp8.dot)(x, w))
-    for dim, spec in enumerate((P("y"), P(None, "y"))):
 
-        def run(dim=dim, spec=spec):
-            def product(x, part):
-                return fp8.dot(x, fp8.MasterWeight.all_gather(part, "y", axis=dim))
+    def gathered(cls, i: int, dim: int, spec: P):
+        def product(*operands):
+            part = cls.all_gather(operands[i], "y", axis=dim)
+            return fp8.dot(*operands[:i], part, *operands[i + 1 :])
 
-            def local(x, part):
-                y, pull = jax.vjp(product, x, part)
-                dx, dw = pull(jnp.broadcast_to(jnp.cos(jnp.arange(y.shape[-1])), y.shape))
-                return y, dx, dw / DEVICES  # the devices of "y" computed the same
+        def local(*operands):
+            y, pull = jax.vjp(product, *operands)
+            cotangent = jnp.broadcast_to(jnp.cos(jnp.arange(y.shape[-1])), y.shape)
+            gradients = list(pull(cotangent))
+            gradients[i] /= DEVICES  # the devices of "y" computed the same
+            return y, *gradients
 
-            specs = (P(), spec)
-            f = jax.shard_map(
-                local, mesh=MESHES[AUTO], in_specs=specs, out_specs=(P(), *specs), check_vma=False
-            )
-            return measure(f, (put(AUTO, x, P()), put(AUTO, w, spec)), jax.tree.leaves(want))
+        specs = [P(), P()]
+        specs[i] = spec
+        f = jax.shard_map(
+            local,
+            mesh=MESHES[AUTO],
+            in_specs=tuple(specs),
+            out_specs=(P(), *specs),
+            check_vma=False,
+        )
+        want = jax.device_get(with_gradients(fp8.dot)(x, w))
+        return measure(f, (put(AUTO, x, specs[0]), put(AUTO, w, specs[1])), jax.tree.leaves(want))
 
-        yield MANUAL, f"MasterWeight.all_gather along {dim}", run
+    for cls, i, dim, spec in (
+        (fp8.MasterWeight, 1, 0, P("y")),
+        (fp8.MasterWeight, 1, 1, P(None, "y")),
+        (fp8.QuantizedActivation, 0, 0, P("y")),
+    ):
+        run = functools.partial(gathered, cls, i, dim, spec)
+        yield MANUAL, f"{cls.__name__}.all_gather along {dim}", run
 
 
 def main() -> None:

@@ -217,7 +217,7 @@ SPLIT_BLOCKS = {
 
 
 def split_block_programs():
-    """Yields gradients of dot where devices have parts of a block, which quantizers must gather."""
+    """Yields gradients of dot where devices have parts of a block, also over two mesh axes."""
     for name, (x_spec, w_spec, k, n) in SPLIT_BLOCKS.items():
 
         def run(x_spec=x_spec, w_spec=w_spec, k=k, n=n):

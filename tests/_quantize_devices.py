@@ -123,12 +123,6 @@ def dequantize_programs():
 
             yield kind, f"dequantize {name}", run
 
-    def gradient_of_split():
-        x = put(EXPLICIT, normal(3, M, K), P("y"))
-        return measure(lambda x: dequantized_and_gradient(square)(x)[1], (x,), None)
-
-    yield EXPLICIT, "gradient of quantize, a block split", gradient_of_split
-
     def vmapped():
         f = jax.vmap(dequantized_and_gradient(square))
         batch = normal(3, 4, M, M)

@@ -7,7 +7,8 @@ Two residual layers of two products under jax.lax.scan and jax.checkpoint, which
 devices: in bfloat16 as `x @ w`, and in FP8. Counts the bytes that a device sends in both passes of
 one layer, in the program that XLA compiled: for 8 H100s ahead of time with the argument "h100",
 else for 8 virtual CPU devices (XLA_FLAGS=--xla_force_host_platform_device_count=8), which send
-bfloat16 as float32. Prints the table of docs/models.md.
+bfloat16 as float32. Of rows that travel to experts, those in balance count. Prints the table of
+docs/models.md.
 """
 
 import collections
@@ -27,6 +28,10 @@ from jax.sharding import PartitionSpec as P
 import jax_fp8gemm as fp8
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "examples"))
+
+import expert_parallel  # noqa: E402
+
 DEVICES, LAYERS = 8, 2
 BATCH, TOKENS, HIDDEN = 8, 256, 2048
 AXIS = "d"
@@ -42,6 +47,8 @@ class Layout(NamedTuple):
     second: P
     width: int = 1024
     recipe: fp8.Recipe = fp8.Recipe()
+    experts: tuple[int, ...] = ()
+    kinds: tuple[str, ...] = KINDS
 
 
 _ROWS, _TOKENS, _COLUMNS = P(AXIS), P(None, AXIS), P(None, None, AXIS)
@@ -55,18 +62,31 @@ LAYOUTS = {
     "tensor parallel": _PARALLEL._replace(outside=P()),
     "tensor and sequence parallel": _PARALLEL,
     "tensor and sequence parallel, pow2": _PARALLEL._replace(
-        recipe=fp8.Recipe(scale_format="pow2")
+        recipe=fp8.Recipe(scale_format="pow2"), kinds=KINDS[:2]
+    ),
+    # Rows of experts belong to any device: by jax.shard_map only.
+    "expert parallel": Layout(
+        _ROWS, _ROWS, P(AXIS), P(AXIS), experts=(DEVICES,), kinds=("manual",)
     ),
 }
-# By hand, the collectives of the others are the caller's.
-BY_HAND = ("data parallel", "FSDP, along K", "FSDP, along the output")
-BYTES = {"u8": 1, "s8": 1, "f8e4m3fn": 1, "bf16": 2, "f16": 2, "f32": 4, "u32": 4, "s32": 4}
+BYTES = {
+    "u8": 1,
+    "s8": 1,
+    "f8e4m3fn": 1,
+    "bf16": 2,
+    "f16": 2,
+    "f32": 4,
+    "u32": 4,
+    "s32": 4,
+    "s64": 8,
+}
 # What a device sends of the bytes of a result, among n devices.
 SENT = {
     "all-gather": lambda n: (n - 1) / n,
     "all-reduce": lambda n: 2 * (n - 1) / n,
     "reduce-scatter": lambda n: n - 1,
     "all-to-all": lambda n: (n - 1) / n,
+    "ragged-all-to-all": lambda n: (n - 1) / n,
     "collective-permute": lambda n: 1,
 }
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(SENT)})(-start)?\(")
@@ -110,24 +130,65 @@ def step(product, layout: Layout, explicit: bool):
 def manual_step(product, layout: Layout, mesh):
     """Returns a step under jax.shard_map, with the collectives by hand."""
 
-    def gathered(w, spec):
-        w = w.astype(jnp.bfloat16)
-        if not spec:
-            return w
+    def gathered(x, spec, kind):
+        if AXIS not in spec:
+            return x
         axis = tuple(spec).index(AXIS)
         if product is in_bfloat16:
-            return jax.lax.all_gather(w, AXIS, axis=axis, tiled=True)
-        return fp8.MasterWeight.all_gather(w, AXIS, axis=axis)
+            return jax.lax.all_gather(x, AXIS, axis=axis, tiled=True)
+        return kind.all_gather(x, AXIS, axis=axis)
+
+    def divided_rows(x, weights):
+        first = gathered(weights[0], layout.first, fp8.MasterWeight)
+        second = gathered(weights[1], layout.second, fp8.MasterWeight)
+        return product(jax.nn.gelu(product(x, first)), second)
+
+    def divided_columns(x, weights):
+        x = gathered(x, layout.outside, fp8.QuantizedActivation)
+        y = product(jax.nn.gelu(product(x, weights[0])), weights[1])
+        if AXIS not in layout.outside:
+            return jax.lax.psum(y, AXIS)
+        axis = tuple(layout.outside).index(AXIS)
+        return jax.lax.psum_scatter(y, AXIS, scatter_dimension=axis, tiled=True)
 
     def layer(x, weights):
-        first, second = map(gathered, weights, (layout.first, layout.second))
-        return x + product(jax.nn.gelu(product(x, first)), second), None
+        function = divided_rows if layout.inside == layout.outside else divided_columns
+        return x + function(x, [w.astype(jnp.bfloat16) for w in weights]), None
 
     weight_specs = [P(None, *spec) for spec in (layout.first, layout.second)]
+    return mapped(layer, mesh, weight_specs, layout.outside)
+
+
+def experts_step(product, layout: Layout, mesh):
+    """Returns a step with a layer of experts, one for each device, two of which each token has."""
+    multiply = jax.lax.ragged_dot if product is in_bfloat16 else fp8.ragged_dot
+
+    def layer(x, weights):
+        first, second = (w.astype(jnp.bfloat16) for w in weights)
+        rows = x.reshape(-1, x.shape[-1])
+        count = len(rows)
+        chosen = jnp.arange(2 * count, dtype=jnp.int32).reshape(count, 2) % DEVICES
+        y, _ = expert_parallel.expert_layer(
+            lambda rows, sizes: multiply(jax.nn.gelu(multiply(rows, first, sizes)), second, sizes),
+            rows,
+            chosen,
+            jnp.full(chosen.shape, 0.5, x.dtype),
+            DEVICES,
+            AXIS,
+            max_rows=chosen.size,
+            send_fp8=product is not in_bfloat16,
+        )
+        return x + y.reshape(x.shape), None
+
+    return mapped(layer, mesh, [P(None, AXIS)] * 2, layout.outside)
+
+
+def mapped(layer, mesh, weight_specs: list[P], outside: P):
+    """Returns the gradients of a layer under jax.shard_map."""
     return jax.shard_map(
         gradients(layer, lambda x: x),
         mesh=mesh,
-        in_specs=(weight_specs, layout.outside),
+        in_specs=(weight_specs, outside),
         out_specs=weight_specs,
     )
 
@@ -163,11 +224,13 @@ def measure(layout: Layout, kind: str, name: str, devices) -> dict[str, int]:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
     specs = [P(None, *spec) for spec in (layout.first, layout.second)]
-    shapes = ((LAYERS, layout.width, HIDDEN), (LAYERS, HIDDEN, layout.width))
+    lead = (LAYERS, *layout.experts)
+    shapes = ((*lead, layout.width, HIDDEN), (*lead, HIDDEN, layout.width))
     weights = [like(shape, jnp.float32, s) for shape, s in zip(shapes, specs, strict=True)]
     x = like((BATCH, TOKENS, layout.width), jnp.bfloat16, layout.outside)
     if kind == "manual":
-        f, context = manual_step(PRODUCTS[name], layout, mesh), contextlib.nullcontext()
+        by_hand = experts_step if layout.experts else manual_step
+        f, context = by_hand(PRODUCTS[name], layout, mesh), contextlib.nullcontext()
     else:
         f, context = step(PRODUCTS[name], layout, explicit), jax.set_mesh(mesh)
     options = {} if explicit else {"out_shardings": [NamedSharding(mesh, s) for s in specs]}
@@ -177,10 +240,10 @@ def measure(layout: Layout, kind: str, name: str, devices) -> dict[str, int]:
 
 
 def table(results: dict[str, dict[str, int]]) -> str:
-    """Returns what automatic meshes send, as a table."""
+    """Returns what automatic meshes send, as a table; by hand where they cannot."""
     lines = ["| sharding | bfloat16 | FP8 | of it |", "|---|---|---|---|"]
-    for layout in LAYOUTS:
-        both = [sum(results[f"auto: {layout}: {name}"].values()) for name in PRODUCTS]
+    for layout, (*_, kinds) in LAYOUTS.items():
+        both = [sum(results[f"{kinds[0]}: {layout}: {name}"].values()) for name in PRODUCTS]
         cells = (*(f"{total / 2**20:.2f}" for total in both), f"{both[1] / both[0]:.2f}")
         lines.append(f"| {layout} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -198,7 +261,7 @@ def main() -> None:
     results = {
         f"{kind}: {layout}: {name}": measure(LAYOUTS[layout], kind, name, devices)
         for layout in chosen
-        for kind in (KINDS if layout in BY_HAND else KINDS[:2])
+        for kind in LAYOUTS[layout].kinds
         for name in PRODUCTS
     }
     Path(output).write_text(json.dumps(results, indent=1))

@@ -127,3 +127,12 @@ def test_errors(operand, error, message):
 def test_quantize_checks_its_array():
     with pytest.raises(TypeError, match="^QuantizedActivation: x must have dtype"):
         QuantizedActivation.quantize(x.astype(jnp.int32))
+
+
+@pytest.mark.parametrize(
+    ("axis", "message"),
+    [(2, "axis must be an int from -2 to 1, got 2"), (-1, "axis must not be the last, got 1")],
+)
+def test_gathers_of_what_is_no_row(axis, message):
+    with pytest.raises(ValueError, match=f"^QuantizedActivation.all_gather: {message}"):
+        QuantizedActivation.all_gather(x, "d", axis=axis)

@@ -142,14 +142,14 @@ EXPECTED = {
     "auto: gemm weights divided over the devices of M": ({"all-gather": 2}, SAME),
     "explicit: gemm weights divided over the devices of M": ({"all-gather": 2}, SAME),
     "auto: gemm one mesh axis for M and N": ({"all-gather": 2}, SAME),
-    # 512 over 8 devices: summed over the mesh axis that leaves blocks whole, gathered over the
-    # other.
-    "auto: gemm, a block split": ({"all-gather": 2, "all-reduce": 1}, SAME),
-    "explicit: gemm, a block split": ({"all-gather": 2, "all-reduce": 1}, SAME),
+    # 512 over 8 devices.
+    "auto: gemm, a block split": (SUM, SAME),
+    "explicit: gemm, a block split": (SUM, SAME),
     # The largest magnitudes of blocks.
     **{f"{kind}: quantize square, a block split": (SUM, 0) for kind in ("auto", "explicit")},
     **{f"{kind}: quantize transposed, a block split": (SUM, 0) for kind in ("auto", "explicit")},
     "auto: dequantize, a block split": (None, 0),
+    "explicit: dequantize, a block split": ({"all-gather": 1}, 0),  # the scales
     "explicit: vmap of dequantize": (NONE, 0),
     "explicit: joined parts": (NONE, 0),
     "auto: quantize k_grouped, rows": ({"all-gather": 1}, 0),
@@ -225,8 +225,6 @@ SPECS = {
 # Divisions that an explicit mesh must not have: what the error says.
 REFUSED = {
     "gemm one mesh axis for M and N": ("gemm: ", "'x'", "N"),
-    "gradient of quantize, a block split": ("quantize: R = 256", "4 devices", "blocks of 128"),
-    "dequantize, a block split": ("BlockScaled.dequantize: dimension 0 of 500", "blocks of 128"),
     "quantize k_grouped, rows": ("quantize_k_grouped: x", "along T"),
     "step data, tensor and sequence": ("dot: ", "'y'", "N"),
     "step fully sharded data": ("dot: ", "'x'", "N", "out_sharding"),

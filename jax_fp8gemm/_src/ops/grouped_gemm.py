@@ -62,7 +62,7 @@ def grouped_gemm(
         TypeError: An argument has an unsupported type or dtype; or the result is differentiated.
         ValueError: Shapes disagree, an operand has another block, there are more than 512 groups
             or more than 2**31 - 513 rows in all, `implementation` is unknown, `num_sms` is
-            out of range, or an explicit mesh shards T or G or a block of 128.
+            out of range, or an explicit mesh shards T or G.
         NotImplementedError: As `gemm`.
         jax.errors.JaxRuntimeError: As `gemm`.
 

@@ -59,8 +59,7 @@ def grouped_gemm_masked(
         TypeError: An argument has an unsupported type or dtype; or the result is differentiated.
         ValueError: Shapes disagree, an operand has another block, there are more than 512 groups
             or more than 2**31 - 513 rows in all, `padding` or `implementation` is unknown,
-            `expected_m` or `num_sms` is out of range, or an explicit mesh shards M_max or a block
-            of 128.
+            `expected_m` or `num_sms` is out of range, or an explicit mesh shards M_max.
         NotImplementedError: As `gemm`.
         jax.errors.JaxRuntimeError: As `gemm`.
 

@@ -63,9 +63,9 @@ def quantize(
         TypeError: `x` or `dtype` has an unsupported dtype, or `block` or `implementation`
             another type.
         ValueError: `x` has less than two dimensions or more than 2**31 - 513 rows, or
-            `block`, `scale_format` or `implementation` is none of the above, or a derivative is
-            taken where an explicit mesh shards `x` inside a block; or `group_sizes` and `masked_m`
-            are both given, have another shape, or come with square blocks; or an activation does.
+            `block`, `scale_format` or `implementation` is none of the above; or `group_sizes` and
+            `masked_m` are both given, have another shape, or come with square blocks; or an
+            activation does.
         NotImplementedError: `implementation` does not run on the platform lowered for.
         jax.errors.JaxRuntimeError: As `gemm`.
 

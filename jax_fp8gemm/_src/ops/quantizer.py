@@ -13,7 +13,6 @@ from jax import lax
 
 from jax_fp8gemm._src.native import calls
 from jax_fp8gemm._src.operands import checks
-from jax_fp8gemm._src.transforms import meshes
 from jax_fp8gemm._src.transforms.apply import apply, batch_all
 from jax_fp8gemm._src.transforms.operation import InRule, Layout, Operation, like
 from jax_fp8gemm._src.transforms.partitioner import names
@@ -195,10 +194,10 @@ class Quantizer(Operation):
         return apply(self, batch_all(axis_size, in_batched, (x, beside, *others)))
 
     def jvp(self, primals, tangents):
-        # Derivatives are left to XLA, which in an explicit mesh finds scales of whole blocks only.
+        # Derivatives are left to XLA. Scales have none, and may be of blocks on several devices.
         results = apply(self, primals)
         computed = self.xla
-        if meshes.cuts_blocks(self, primals):
+        if self._transposed != "k_grouped":
             computed = functools.partial(self._by_scales, results[1])
         return results, jax.jvp(computed, primals, tangents)[1]
 

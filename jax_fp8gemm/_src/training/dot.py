@@ -81,9 +81,8 @@ def dot(
 
     Raises:
         TypeError: An argument has an unsupported type or dtype; or forward mode is asked for.
-        ValueError: Shapes disagree, `implementation` is unknown, an explicit mesh cuts a block of
-            128 along N, or shards two dimensions of the result over one of its axes, or
-            `out_sharding` is given without one.
+        ValueError: Shapes disagree, `implementation` is unknown, an explicit mesh shards two
+            dimensions of the result over one of its axes, or `out_sharding` is given without one.
         NotImplementedError: As `gemm`.
         jax.errors.JaxRuntimeError: As `gemm`.
 
@@ -94,8 +93,9 @@ def dot(
         that of `vmap` is formed for each example and summed then.
         Sharding: of `x` and `w` over their outer dimensions is kept without communication; K
         sharded on both sides, and tokens in `dw`, cost one all-reduce, or one reduce-scatter where
-        the result is sharded over the same devices. Weights that have to be gathered travel in
-        FP8, once for a backward pass that computes the forward pass again.
+        the result is sharded over the same devices; devices that have parts of a block of 128
+        exchange its largest magnitude. Weights that have to be gathered travel in FP8, once for a
+        backward pass that computes the forward pass again.
 
     Example:
         >>> y = dot(activations, weight.T)                 # (M, K) x (K, N) -> (M, N)

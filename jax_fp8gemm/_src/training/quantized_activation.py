@@ -2,6 +2,7 @@
 """QuantizedActivation: activations quantized beforehand, whose gradient goes to the array."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from jax_fp8gemm._src.operands.stand_in import StandIn, exported
 from jax_fp8gemm._src.ops.activation import ActivationOperand, Computed, as_activation
 from jax_fp8gemm._src.ops.quantize import quantize
 from jax_fp8gemm._src.training.recipe import Recipe, chosen
+from jax_fp8gemm._src.training.residuals import keep
 
 _NAME = "QuantizedActivation"
 
@@ -74,6 +76,42 @@ class QuantizedActivation(StandIn):
         scale_format = chosen(_NAME, recipe).scale_format or "pow2"
         options = {"scale_format": scale_format, "implementation": implementation}
         return cls(x.compute(), quantize(jax.lax.stop_gradient(x), **options))
+
+    @classmethod
+    def all_gather(
+        cls,
+        x: jax.Array | Computed,
+        axis_name: Any,
+        *,
+        axis: int = 0,
+        implementation: str | None = None,
+        recipe: Recipe | None = None,
+    ) -> "QuantizedActivation":
+        """Returns the rows of all devices under `jax.shard_map`, where each device has some.
+
+        Devices exchange the quantized rows, and in the backward pass the gradient's sums, by one
+        reduce-scatter. The array is gathered by name only: no product reads it.
+
+        Args:
+            x: One device's rows, as in `quantize`.
+            axis_name: Mesh axis, or several, over which the rows lie.
+            axis: Dimension along which they lie, which is not the last.
+            implementation: As in `quantize`.
+            recipe: As in `quantize`.
+
+        Raises:
+            TypeError: `x` has an unsupported dtype.
+            ValueError: `x` has no such dimension, or it is the last.
+        """
+        x = as_activation(_NAME, "x", x)
+        checks.at_least_2d(_NAME, "x", x)
+        last = x.ndim - 1
+        axis = checks.extent(f"{_NAME}.all_gather", "axis", axis, -x.ndim, last) % x.ndim
+        if axis == last:
+            raise ValueError(f"{_NAME}.all_gather: axis must not be the last, got {axis}.")
+        gather = functools.partial(jax.lax.all_gather, axis_name=axis_name, axis=axis, tiled=True)
+        part = cls.quantize(x, implementation=implementation, recipe=recipe)
+        return cls(gather(part.array), jax.tree.map(gather, keep(part.quantized)).restore())
 
 
 # What products take for activations.

@@ -80,11 +80,6 @@ def _planned(op: Operation, operands: tuple, out_sharding: Any, allow_reshard: b
     )
 
 
-def cuts_blocks(op: Operation, operands: tuple) -> bool:
-    """Says whether devices of an explicit mesh have parts of the operation's blocks."""
-    return shards_explicitly(*operands) and bool(_planned(op, operands, None, False).cut)
-
-
 def result_shardings(
     op: Operation, operands: tuple, out_sharding: PartitionSpec | None, allow_reshard: bool
 ) -> tuple[NamedSharding | None, ...]:

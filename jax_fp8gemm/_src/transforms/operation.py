@@ -33,8 +33,8 @@ class Layout(NamedTuple):
         added: Indices of operands that are added to a sum over devices, and not summed.
         units: Units of axes, `(axis, elements)`, that no dimension shows: what is sharded must be
             a multiple.
-        can_cut: Axes whose blocks may lie on several devices, each of which has all of their scales:
-            `Operation.local_of_cut` computes their parts.
+        can_cut: Axes whose blocks may lie on several devices, each of which has all scales along
+            them: `Operation.local_of_cut` computes their parts.
     """
 
     operands: tuple[Dims | None, ...]

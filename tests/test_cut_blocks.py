@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Blocks of 128 that lie on several devices: values, gradients, and what devices exchange."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+from _eight_devices import run_with_eight_devices
+from _made_once import made_once
+from _tiers import in_sample, slow_unless
+from test_sharding import SAME
+
+HERE = Path(__file__).parent
+PRODUCTS = ("gemm", "vmap of gemm", "ragged", "contiguous", "masked")
+SIMULATED = ("gemm, sim", "masked, sim")
+TRAINED = (
+    "dot",
+    "dot, pow2",
+    "dot, bfloat16 weight gradient",
+    "dot of BlockScaled",
+    "dot of MasterWeight",
+    "ragged_dot",
+)
+QUANTIZERS = ("quantize", "quantize square", "quantize_transposed", "quantize swiglu")
+# Along which blocks have 128 elements.
+BLOCKED = {"quantize": "K", "quantize swiglu": "K", "quantize_transposed": "N"}
+INSIDE, ACROSS, WHOLE = 64, 88, 128  # extents of a device's part
+BY_PART = {
+    INSIDE: (*PRODUCTS, *SIMULATED, "dot", *QUANTIZERS),
+    ACROSS: (*PRODUCTS, *SIMULATED, *TRAINED, *QUANTIZERS),
+    WHOLE: ("gemm", "dot", "quantize square"),
+}
+DIVIDED = [
+    (kind, op, axis, part)
+    for part, ops in BY_PART.items()
+    for kind, op, axis in itertools.product(("auto", "explicit"), ops, "NK")
+]
+# Values and scales, or values and the largest magnitudes of blocks; and the gradient's sums.
+SCATTER = {"reduce-scatter": 1}
+GATHERED = {
+    "manual: MasterWeight.all_gather along 0": {"all-gather": 1, "all-reduce": 1, **SCATTER},
+    "manual: MasterWeight.all_gather along 1": {"all-gather": 1, "all-reduce": 1, **SCATTER},
+    "manual: QuantizedActivation.all_gather along 0": {"all-gather": 2, **SCATTER},
+}
+FAST_PERIOD = 24  # the fast tier has one in this many programs
+
+
+def _name(kind: str, op: str, axis: str, part: int) -> str:
+    return f"{kind}: {op}, {axis} {part}"
+
+
+def _slow(name: str, *values):
+    return slow_unless(in_sample(name, FAST_PERIOD), *values)
+
+
+@pytest.fixture(scope="module")
+def period(request) -> int:
+    """One in how many programs runs: all unless the slow ones are left out."""
+    return FAST_PERIOD if request.config.option.markexpr == "not slow" else 1
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, period) -> dict:
+    """Runs the programs in a process that has 8 devices."""
+
+    def run(folder):
+        run_with_eight_devices(HERE / "_cut_devices.py", folder / "results.json", str(period))
+
+    folder = made_once(tmp_path_factory, f"cut-blocks-{period}", run)
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_every_program_is_judged(results, period):
+    every = {*(_name(*each) for each in DIVIDED), *GATHERED}
+    assert set(results) == {name for name in every if in_sample(name, period)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "op", "axis", "part"), [_slow(_name(*each), *each) for each in DIVIDED]
+)
+def test_values_gradients_and_traffic(results, kind, op, axis, part):
+    """As of one device. Bit by bit, where nothing is summed in another order."""
+    result = results[_name(kind, op, axis, part)]
+    collectives, first = result["collectives"], result["specs"][0]
+    is_exact = (op in SIMULATED and axis == "N") or (op in QUANTIZERS and "swiglu" not in op)
+    assert result["error"] <= (0 if is_exact else SAME)
+    if op in PRODUCTS + SIMULATED:
+        assert collectives == ({} if axis == "N" else {"all-reduce": 1})
+    if op in QUANTIZERS:
+        assert "'y'" in first
+        is_cut = part != WHOLE and axis in BLOCKED.get(op, "NK")
+        assert ("'y'" in result["specs"][1]) == (not is_cut)
+        if kind == "explicit":
+            assert collectives == ({"all-reduce": 1} if is_cut else {})
+    else:
+        assert ("'y'" in first) == (axis == "N")
+    if kind == "explicit":  # where results are is no choice of XLA's
+        assert set(collectives) <= {"all-reduce"}
+
+
+@pytest.mark.parametrize("name", [_slow(name, name) for name in GATHERED])
+def test_what_is_gathered_by_hand(results, name):
+    assert results[name] == {**results[name], "collectives": GATHERED[name], "error": 0.0}
