@@ -13,6 +13,13 @@ from _source import ROOT
 from safetensors.numpy import save_file
 
 E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
+SCALE_DTYPES = {
+    "F32": np.float32,
+    "BF16": ml_dtypes.bfloat16,
+    "F16": np.float16,
+    "F8_E8M0": ml_dtypes.float8_e8m0fnu,
+    "U8": np.uint8,
+}
 QUANTIZATION = {
     "activation_scheme": "dynamic",
     "fmt": "e4m3",
@@ -73,6 +80,19 @@ def content(folder):
 def config_of(folder):
     """Returns what config.json says."""
     return json.loads((folder / "config.json").read_text())
+
+
+def assert_same(folder, new):
+    """Names, dtypes, shapes and bytes, and the configuration."""
+    before, after = content(folder), content(new)
+    assert {k: v[:2] for k, v in after.items()} == {k: v[:2] for k, v in before.items()}
+    assert after == before
+    assert config_of(new) == config_of(folder)
+
+
+def kinds(folder):
+    """Dtype and shape of every tensor."""
+    return {name: found[:2] for name, found in content(folder).items()}
 
 
 def run_program(text, *arguments, num_devices=1):

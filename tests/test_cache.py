@@ -43,6 +43,10 @@ def test_cache_disk(programs, tmp_path):
     run(programs["runtime_cache_test"], "disk", tmp_path)
 
 
+def test_cache_entries_of_another_version_or_architecture_are_not_loaded(programs, tmp_path):
+    run(programs["runtime_cache_test"], "foreign", tmp_path)
+
+
 def test_cache_unwritable_directory_only_warns(programs, tmp_path):
     # Under a regular file: permission bits would not stop a test that runs as root.
     run(programs["runtime_cache_test"], "unwritable", tmp_path)

@@ -1,54 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""checkpoint: save(load(c)) is c, for every style that load takes, and after changes."""
-
-import pathlib
-import tempfile
+"""checkpoint: save(load(c)) is c, for checkpoints as models have them, and after changes."""
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 
 pytest.importorskip("safetensors")
-pytest.importorskip("hypothesis")
 
-import hypothesis
-from _checkpoints import QUANTIZATION, STYLES, config_of, content, in_style, quantized, write
-from hypothesis import strategies as st
+from _checkpoints import (
+    SCALE_DTYPES,
+    STYLES,
+    assert_same,
+    config_of,
+    content,
+    in_style,
+    kinds,
+    quantized,
+    write,
+)
 
 import jax_fp8gemm as fp8
 from jax_fp8gemm import checkpoint
 
 E = "m.experts"
 BLOCK = (128, 128)
-SCALE_DTYPES = {
-    "F32": np.float32,
-    "BF16": ml_dtypes.bfloat16,
-    "F16": np.float16,
-    "F8_E8M0": ml_dtypes.float8_e8m0fnu,
-    "U8": np.uint8,
-}
-PLAIN_DTYPES = [np.float32, ml_dtypes.bfloat16, np.float16, np.bool_, np.uint8, np.int8]
-PLAIN_DTYPES += [np.int32, np.int64, np.uint64, np.float64, ml_dtypes.float8_e8m0fnu]
 
 
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
-
-
-def assert_same(folder, new):
-    """Names, dtypes, shapes and bytes, and the configuration."""
-    before, after = content(folder), content(new)
-    assert {k: v[:2] for k, v in after.items()} == {k: v[:2] for k, v in before.items()}
-    assert after == before
-    assert config_of(new) == config_of(folder)
-
-
-def kinds(folder):
-    """Dtype and shape of every tensor."""
-    return {name: found[:2] for name, found in content(folder).items()}
 
 
 def of_experts(rng, count, scale_dtype=np.float32):
@@ -73,101 +54,6 @@ def test_styles_come_back(tmp_path, rng, style, stack):
     write(tmp_path, tensors, quantization=quantization)
     checkpoint.save(tmp_path / "new", checkpoint.load(tmp_path, stack_experts=stack))
     assert_same(tmp_path, tmp_path / "new")
-
-
-class Mixture:
-    """Draws a checkpoint: tensors, what quantization_config says, and how they are in files."""
-
-    def __init__(self, draw):
-        self.draw = draw
-        self.rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-        self.only_powers = draw(st.booleans())
-        self.tensors = {}
-        self.plain_modules = []
-
-    def chosen(self, *options):
-        return self.draw(st.sampled_from(options))
-
-    def add_float8(self, name, scale_dtype, shape):
-        counts = (*shape[:-2], -(-shape[-2] // 128), -(-shape[-1] // 128))
-        exponents = self.rng.integers(-9, 9, counts)
-        if scale_dtype == "U8":
-            scales = (127 + exponents).astype(np.uint8)
-        else:
-            scales = 2.0**exponents * (1 if self.only_powers else self.rng.uniform(1, 2, counts))
-            scales = scales.astype(SCALE_DTYPES[scale_dtype])
-        self.tensors[name] = self.rng.normal(size=shape).astype(ml_dtypes.float8_e4m3fn)
-        self.tensors[name + "_scale_inv"] = scales
-
-    def add_plain(self, name, dtype, shape):
-        self.tensors[name] = self.rng.integers(0, 2, shape).astype(dtype)
-        if name.endswith(".weight") and len(shape) == 2:
-            self.plain_modules.append(name.removesuffix(".weight"))
-
-    def add_layer(self, i):
-        layer = f"model.layers.{i}"
-        scale_dtype = self.chosen(*SCALE_DTYPES)
-        self.add_float8(f"{layer}.q_proj.weight", scale_dtype, self.chosen((128, 128), (130, 5)))
-        self.add_plain(f"{layer}.norm.weight", self.chosen(*PLAIN_DTYPES), self.chosen((4,), ()))
-        self.add_plain(f"{layer}.gate.weight", self.chosen(*PLAIN_DTYPES), (4, 2))
-        experts = f"{layer}.experts"
-        kind = self.chosen("apart", "fused", "plain", "none")
-        if kind == "fused":
-            self.add_float8(f"{experts}.gate_up_proj", scale_dtype, (2, 128, 128))
-            self.add_plain(f"{experts}.gate_up_proj_bias", np.float32, (2, 4))
-            self.add_plain(f"{experts}.table", np.int64, (2, 3, 4))
-        elif kind != "none":
-            self.add_experts(experts, kind == "apart")
-
-    def add_experts(self, experts, is_float8):
-        shape, dtype = self.chosen((128, 128), (130, 5)), self.chosen(*PLAIN_DTYPES)
-        differ = self.draw(st.booleans())
-        scale_dtype = self.chosen(*SCALE_DTYPES)
-        for e in range(self.chosen(1, 2, 3)):
-            if is_float8:
-                scale_dtype = self.chosen(*SCALE_DTYPES) if differ else scale_dtype
-                self.add_float8(f"{experts}.{e}.up.weight", scale_dtype, shape)
-            else:
-                self.add_plain(f"{experts}.{e}.up.weight", dtype, (4, 2))
-            self.add_plain(f"{experts}.{e}.up.bias", np.float64, (4,))
-            self.add_plain(f"{experts}.{e}.up.input_scale", dtype, ())
-            self.add_plain(f"{experts}.{e}.table", np.int64, (2, 3, 4))
-            self.add_plain(f"{experts}.{e}.cube", np.float32, (1, 2, 3, 4))
-
-    def quantization(self):
-        maybe = lambda value: self.chosen(None, value)  # noqa: E731
-        said = {key: maybe(QUANTIZATION[key]) for key in QUANTIZATION}
-        said["weight_block_size"] = [128, 128]
-        said["scale_fmt"] = "ue8m0" if self.only_powers else None
-        entries = [name for name in self.plain_modules if self.draw(st.booleans())]
-        said["modules_to_not_convert"] = maybe(["lm_head", *entries, "model.visual"])
-        said = {key: value for key, value in said.items() if value is not None}
-        return said | self.chosen({}, {"modules_to_not_convert": None}, {"extra": [1.5, "é"]})
-
-
-@st.composite
-def mixtures(draw):
-    drawn = Mixture(draw)
-    for i in range(draw(st.integers(0, 2))):
-        drawn.add_layer(i)
-    drawn.add_plain("lm_head.weight", np.float32, (4, 2))
-    quantization = drawn.quantization() if len(drawn.tensors) > 1 else draw(st.none() | st.just({}))
-    names = draw(st.permutations(list(drawn.tensors)))
-    cut = draw(st.integers(1, len(names)))
-    files = [{name: drawn.tensors[name] for name in part} for part in (names[:cut], names[cut:])]
-    return [file for file in files if file], quantization
-
-
-@hypothesis.settings(derandomize=True, max_examples=40, deadline=None, database=None)
-@hypothesis.given(mixtures(), st.booleans(), st.booleans(), st.sampled_from([1, 2000, 10**9]))
-def test_mixtures_come_back(mixture, stack, unstack, limit):
-    files, quantization = mixture
-    with tempfile.TemporaryDirectory() as name:
-        folder = write(pathlib.Path(name) / "old", *files, quantization=quantization)
-        loaded = checkpoint.load(folder, stack_experts=stack)
-        new = folder / "new"
-        checkpoint.save(new, loaded, unstack_experts=unstack, max_file_bytes=limit)
-        assert_same(folder, new)
 
 
 @pytest.mark.parametrize("unstack", [True, False])

@@ -2,6 +2,7 @@
 """What a kernel is compiled from: its cache key holds these headers, and no others."""
 
 import hashlib
+import re
 
 import pytest
 from _kernels import device_headers
@@ -41,6 +42,15 @@ def test_cache_key_has_the_digest_of_each_header(extension):
             f"header {name} {hashlib.sha256(text.encode()).hexdigest()}"
             for name, text in texts.items()
         ]
+
+
+def test_cache_key_has_the_compiler_and_the_architecture(extension):
+    core = extension.core()
+    for key in (GEMM, QUANTIZER):
+        lines = core.cache_key(key).splitlines()
+        assert "option --gpu-architecture=sm_90a" in lines
+        (compiler,) = [line for line in lines if line.startswith("nvrtc ")]
+        assert re.match(r"nvrtc \d+\.\d+, \S", compiler)
 
 
 @pytest.mark.slow

@@ -10,8 +10,9 @@ from _source import ROOT
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 RULES = re.findall(r"^([a-z][a-z -]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
 TARGETS = set(" ".join(RULES).split())
-# Actions that steps may use: owner and name at a version.
-ACTION = re.compile(r"(actions/[a-z-]+@v\d+|pypa/gh-action-pypi-publish@release/v\d+)")
+# Actions that steps may use, each at one commit, which nobody can move as a tag can be moved.
+ACTION = re.compile(r"(?:actions/[a-z-]+|pypa/gh-action-pypi-publish)@[0-9a-f]{40}")
+USES = re.compile(r"uses: (\S+)(?:  # (v\d+\.\d+\.\d+))?$", re.MULTILINE)
 MAKE = re.compile(r"make((?: [a-z-]+)+)((?: [A-Z_]+=(?:\"[^\"]*\"|\S+))*)")
 SYSTEM_PACKAGES = re.compile(r"sudo apt-get install --yes( [a-z0-9+-]+)+")
 
@@ -44,6 +45,12 @@ def test_steps_are_make_targets_or_pinned_actions(path):
             assert ACTION.fullmatch(step["uses"]), step["uses"]
         else:
             assert set(_targets(step["run"])) <= TARGETS, step["run"]
+
+
+def test_each_action_has_one_commit_and_names_its_version():
+    uses = {use for path in WORKFLOWS for use in USES.findall(path.read_text())}
+    assert uses and all(version for _, version in uses), uses
+    assert len({action.partition("@")[0] for action, _ in uses}) == len(uses)
 
 
 @pytest.mark.parametrize("command", ["make lint && rm x", "pytest", "make", "make lint; true"])

@@ -1,23 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 // Kernel cache: single flight, damaged entries, disks that cannot be written, many processes.
 //
-// Usage: runtime_cache_test threads | disk DIR | unwritable DIR | full DIR | room DIR
-//                           | refusing DIR REASON | worker DIR NUM_KEYS [LIMIT_BYTES]
+// Usage: runtime_cache_test threads | disk DIR | foreign DIR | unwritable DIR | full DIR
+//                           | room DIR | refusing DIR REASON | worker DIR NUM_KEYS [LIMIT_BYTES]
 #include <sys/resource.h>
 #include <sys/stat.h>
 
 #include <atomic>
 #include <chrono>
 #include <csignal>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "checks.h"
+#include "jit/fnv1a.h"
 #include "jit/kernel_cache.h"
 
 namespace fp8gemm {
@@ -183,6 +186,41 @@ void TestDisk(const std::string& root) {
   CHECK(!fs::exists(temp) && fs::exists(live));
 }
 
+/// Entries of another version of the format, and of a kernel that is the same but for its
+/// architecture or its compiler, under our kernel's name: none is loaded, and ours takes its place.
+void TestForeign(const std::string& directory) {
+  const DiskStore store(directory);
+  CHECK(Reopen(directory, true).builds == 1);
+  const std::string path = store.PathOf("key", "tile"), good = ReadFile(path);
+  for (const int version : {0, 1, 2, 3, 255}) {  // behind the eight letters of its name
+    std::string other = good;
+    other[8] = static_cast<char>(version);
+    if (other == good) continue;
+    const std::string content = other.substr(0, other.size() - sizeof(uint64_t));
+    const uint64_t checksum = Fnv1a64(content);
+    other = content + std::string(reinterpret_cast<const char*>(&checksum), sizeof(checksum));
+    WriteFile(path, other);
+    CHECK_CONTAINS(store.Verify().at(0).fault, "another version");
+    const auto counters = Reopen(directory, true);
+    CHECK(counters.corrupt == 1 && counters.builds == 1 && counters.disk_hits == 0);
+    CHECK(ReadFile(path) == good);
+  }
+  CHECK(store.Clear() == 1);
+  const std::string ours = "header a.cuh 01\nnvrtc 13.0\noption --gpu-architecture=sm_90a\ntile";
+  for (const auto& [from, to] : {std::pair{"sm_90a", "sm_100a"}, std::pair{"13.0", "13.1"}}) {
+    std::string others = ours;
+    others.replace(others.find(from), std::strlen(from), to);
+    CHECK(store.Store(others, "tile", "their image").empty());
+    CHECK(store.Load(ours, "tile").status == DiskStore::Status::kMiss);
+    fs::rename(store.PathOf(others, "tile"), store.PathOf(ours, "tile"));
+    CHECK_CONTAINS(store.Verify().at(0).fault, "another kernel's");
+    CHECK(store.Load(ours, "tile").status == DiskStore::Status::kMiss);
+    CHECK(store.Store(ours, "tile", "our image").empty());
+    CHECK(store.Load(ours, "tile").image == "our image");
+    CHECK(store.Verify().empty() && store.Clear() == 1);
+  }
+}
+
 /// Builds two kernels over a disk that refuses; expects both images and one warning.
 void TestRefusingDisk(const std::string& directory, const char* reason) {
   KernelCache cache;
@@ -268,6 +306,8 @@ int main(int argc, char** argv) {
     fp8gemm::TestThreads();
   } else if (mode == "disk") {
     fp8gemm::TestDisk(directory);
+  } else if (mode == "foreign") {
+    fp8gemm::TestForeign(directory);
   } else if (mode == "unwritable") {
     fp8gemm::TestUnwritable(directory);
   } else if (mode == "refusing" && argc > 3) {
