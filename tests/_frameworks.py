@@ -35,12 +35,16 @@ def same_bits(x, y):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-def run_section(name):
-    """Runs the first block of the page and those of a section; returns their names."""
+def program_of(name):
+    """Returns the first block of the page and those of a section, as one program."""
     setup, *parts = re.split(r"^## (.*)\n", PAGE, flags=re.MULTILINE)
     assert set(parts[::2]) == {*SECTIONS, "MaxText"}
+    text = setup + parts[parts.index(name) + 1]
+    return "".join(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+
+
+def run_section(name):
+    """Returns the names that the program of a section leaves."""
     names = {}
-    for text in (setup, parts[parts.index(name) + 1]):
-        for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-            exec(block, names)
+    exec(program_of(name), names)
     return names

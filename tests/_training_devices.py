@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs of _devices.py that train, divided in explicit meshes as callers ask."""
+"""Programs of _devices.py that train: divided as callers ask, and activations on the way."""
+
+import itertools
 
 import jax
 import jax.numpy as jnp
-from _virtual_devices import EXPLICIT, measure, normal, put
+from _virtual_devices import AUTO, EXPLICIT, measure, normal, put
 from jax.sharding import PartitionSpec as P
 
 import jax_fp8gemm as fp8
@@ -17,6 +19,13 @@ EXPERTS = {
     "K of the activations": (P(None, "x"), P(), P()),
     "K of the experts": (P(), P(None, "x"), P()),
 }
+# What a product takes for its activations, and how these and its weight are divided.
+PRODUCERS = {
+    "swiglu": lambda x: fp8.swiglu(x, jnp.cos(x)),
+    "gelu": fp8.gelu,
+    "rms_norm": lambda x: fp8.rms_norm(x, 1 + jnp.arange(K) / K),
+}
+PRODUCED = {"rows": (P("x"), P()), "K": (P(None, "x"), P("x"))}
 
 
 def gradients(product, *operands):
@@ -40,6 +49,20 @@ def training_programs():
             return measure(lambda *a: f(*a, out_sharding=out), operands, want)
 
         yield EXPLICIT, f"gradients of ragged_dot with out_sharding, {name}", run
+
+    rows = normal(44, 4 * M, K)
+    for kind, (name, producer), (divided, specs) in itertools.product(
+        (AUTO, EXPLICIT), PRODUCERS.items(), PRODUCED.items()
+    ):
+
+        def run(kind=kind, producer=producer, specs=specs):
+            def f(x, w):
+                return gradients(lambda x, w: fp8.dot(producer(x), w), x, w)
+
+            operands = put(kind, rows, specs[0]), put(kind, w, specs[1])
+            return measure(f, operands, jax.device_get(f(rows, w)))
+
+        yield kind, f"gradients of dot of {name}, {divided}", run
 
     def vmapped():
         batch = normal(43, 4, M, K)

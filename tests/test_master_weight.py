@@ -34,6 +34,16 @@ USES = {
         w0,
         dy0,
     ),
+    "batch of matrices": (
+        lambda w: fp8.frameworks.einsum("hmk,hkn->hmn", x0, w, **xla),
+        jnp.stack([w0, -w0, 2 * w0]),
+        dy0,
+    ),
+    "batch of matrices, out by in": (
+        lambda w: fp8.frameworks.einsum("hmk,hnk->hmn", x0, w, **xla),
+        jnp.stack([w0.T, -w0.T, 2 * w0.T]),
+        dy0,
+    ),
     "checkpoint": (jax.checkpoint(lambda w: fp8.dot(x0, w, **xla)), w0, dy0),
 }
 
@@ -147,6 +157,13 @@ def test_gradient_of_bits_is_not_silently_zero():
 
     with pytest.warns(UserWarning, match="ragged_dot: rhs is a BlockScaled"):
         jax.grad(ragged_loss)(experts)
+
+    def batch_loss(w):
+        rhs = fp8.quantize(w, (128, 128))
+        return fp8.frameworks.einsum("hmk,hnk->hmn", x0, rhs, **xla).sum()
+
+    with pytest.warns(UserWarning, match="dot_general: w is a BlockScaled"):
+        jax.grad(batch_loss)(experts)
     # Whoever wants none says so; gradients of other operands warn of nothing.
     stopped = fp8.quantize(w0.T, (128, 128))
     jax.grad(lambda x: fp8.dot(x, stopped, **xla).sum())(x0)
@@ -257,10 +274,29 @@ def test_parts_that_do_not_fit(make, error, message):
         fp8.dot(x0, make(w0))
 
 
-def test_dot_general_of_more_than_a_matrix():
-    weight = quantized(w0.reshape(256, 2, 100))
-    with pytest.raises(ValueError, match="rhs must be a matrix with one contracted dimension"):
-        fp8.dot_general(x0, weight, (((2,), (0,)), ((), ())))
+@pytest.mark.parametrize(
+    ("shape", "subscripts"),
+    [
+        ((256, 2, 100), "bmk,kxy->bmxy"),  # two of N
+        ((2, 128, 200), "bmhk,hkn->bmn"),  # two of K
+        ((256, 3, 200), "bmk,kbn->bmn"),  # no matrix behind another
+    ],
+)
+def test_dot_general_of_what_blocks_are_not_of(shape, subscripts):
+    x = x0.reshape(3, 40, 2, 128) if "hk" in subscripts else x0
+    with pytest.raises(ValueError, match=r"rhs must be \(\*batch, K, N\) or \(\*batch, N, K\)"):
+        fp8.frameworks.einsum(subscripts, x, quantized(jnp.ones(shape)), **xla)
+
+
+def test_sums_of_a_batch_of_matrices():
+    w, total = jnp.stack([w0, -w0, 2 * w0]), cases.normal((3, *w0.shape), seed=5)
+
+    def gradient(weight):
+        f = lambda w: (fp8.frameworks.einsum("hmk,hkn->hmn", x0, w, **xla) * dy0).sum()  # noqa: E731
+        return jax.grad(f)(weight)
+
+    got = gradient(quantized(w).accumulate_into(total)).gradient
+    assert relative(got, np.float64(gradient(w)) + np.float64(total)) < 1e-6
 
 
 @pytest.mark.usefixtures("extension")

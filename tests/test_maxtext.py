@@ -2,11 +2,15 @@
 """MaxText multiplies by our products, as docs/frameworks.md has it."""
 
 import functools
+import os
+import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
-from _frameworks import needs, run_section, same_bits
+from _frameworks import needs, program_of, run_section, same_bits
 
 import jax_fp8gemm as fp8
 from jax_fp8gemm import frameworks
@@ -99,6 +103,16 @@ def test_maxtext_gmm_refuses(error, match, changed):
         frameworks.maxtext_gmm(X, EXPERTS, **maxtext_arguments(**changed), **xla)
 
 
+# A transformer with experts, small.
+SETTINGS = {
+    **{"run_name": "test", "enable_checkpointing": False, "dataset_type": "synthetic"},
+    **{"decoder_block": "mixtral", "num_experts": 4, "num_experts_per_tok": 1},
+    **{"base_emb_dim": 256, "base_mlp_dim": 256, "base_moe_mlp_dim": 256},
+    **{"base_num_query_heads": 2, "base_num_kv_heads": 2, "head_dim": 128},
+    **{"base_num_decoder_layers": 1, "scan_layers": False, "vocab_size": 256},
+    **{"max_target_length": 16, "per_device_batch_size": 2, "attention": "dot_product"},
+    "dtype": "float32",
+}
 # Whose experts are multiplied how, and the settings for it.
 EXPERTS_OF_MAXTEXT = {
     "gmm": {},
@@ -141,15 +155,11 @@ def test_maxtext(monkeypatch, tmp_path, by_qwix, experts):
 
         config = pyconfig.initialize(
             ["", f"{maxtext.__path__[0]}/configs/base.yml"],
-            **{"run_name": "test", "base_output_directory": str(tmp_path)},
-            **{"enable_checkpointing": False, "dataset_type": "synthetic"},
-            **{"decoder_block": "mixtral", "num_experts": 2, "num_experts_per_tok": 1},
-            **{"base_emb_dim": 256, "base_mlp_dim": 256, "base_moe_mlp_dim": 256},
-            **{"base_num_query_heads": 2, "base_num_kv_heads": 2, "head_dim": 128},
-            **{"base_num_decoder_layers": 1, "scan_layers": False, "vocab_size": 256},
-            **{"max_target_length": 16, "per_device_batch_size": 2, "attention": "dot_product"},
-            **{"dtype": "float32", **EXPERTS_OF_MAXTEXT[experts]},
-            **{"use_qwix_quantization": by_qwix, "quantization": "fp8" if by_qwix else ""},
+            **SETTINGS,
+            **EXPERTS_OF_MAXTEXT[experts],
+            base_output_directory=str(tmp_path),
+            use_qwix_quantization=by_qwix,
+            quantization="fp8" if by_qwix else "",
         )
         if not by_qwix:
             quant = names["BlockFp8"]()
@@ -174,3 +184,35 @@ def test_maxtext(monkeypatch, tmp_path, by_qwix, experts):
             assert "f8_e4m3fn" in program
             _, losses = names["train"](loss, parameters, num_steps=4)
         assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.slow
+def test_trainer_of_maxtext(tmp_path):
+    """With the lines of the page before it, and experts divided among devices."""
+    needs("maxtext")
+    program = tmp_path / "program.py"
+    program.write_text(f"""{program_of("MaxText")}
+import sys
+import maxtext
+from absl import logging
+from maxtext.trainers.pre_train import train
+
+logging.set_verbosity(logging.INFO)
+sys.argv.insert(1, f"{{maxtext.__path__[0]}}/configs/base.yml")
+train.main(sys.argv)
+""")
+    settings = SETTINGS | {
+        **{"base_output_directory": tmp_path, "hardware": "cpu", "steps": 4},
+        **{"quantization": "fp8", "use_qwix_quantization": True, "learning_rate": 0.01},
+        **{"ici_expert_parallelism": 4, "ici_fsdp_parallelism": 1, "use_ring_of_experts": True},
+        **{"skip_jax_distributed_system": True, "enable_goodput_recording": False},
+    }
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    run = subprocess.run(
+        [sys.executable, program, *(f"{name}={value}" for name, value in settings.items())],
+        env=os.environ | flags,
+        capture_output=True,
+        text=True,
+    )
+    losses = [float(loss) for loss in re.findall(r"completed step.* loss: ([\d.]+),", run.stderr)]
+    assert len(losses) == 4 and losses[-1] < 0.5 * losses[0], run.stderr[-2000:]

@@ -64,6 +64,31 @@ def test_error_is_that_of_its_roundings(operands, name):
         assert estimate / MARGIN <= relative(result, exact) <= estimate * MARGIN
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("weight_gradient", ["fp8", "bfloat16"])
+@pytest.mark.parametrize("scale_format", [None, "float32", "pow2"])
+@pytest.mark.parametrize("gradient_dtype", [jnp.float8_e4m3fn, E5M2])
+def test_every_combination(operands, gradient_dtype, scale_format, weight_gradient):
+    """Errors are those of the roundings, and a master gives the same bits."""
+    recipe = fp8.Recipe(gradient_dtype, scale_format, weight_gradient)
+    x, w, dy = (t[0] if t.ndim == 3 else t for t in operands)
+    y, *got = step(recipe, x, w, dy)
+    _, *want = value_and_gradients(jnp.matmul, x, w, dy)
+    arriving = E5M2_ROUNDING if gradient_dtype == E5M2 else RMS_ROUNDING
+    dx_error = dw_error = math.hypot(RMS_ROUNDING, arriving)
+    if weight_gradient == "bfloat16":
+        dw_error = RMS_ROUNDING
+    elif scale_format == "float32":
+        dw_error = math.hypot(ROOT2 * RMS_ROUNDING, arriving)
+    for result, exact, estimate in zip(got, want, (dx_error, dw_error), strict=True):
+        assert estimate / MARGIN <= relative(result, exact) <= estimate * MARGIN
+
+    master = fp8.MasterWeight.quantize(w, recipe=recipe, implementation="xla")
+    master_y, dx, dw = step(recipe, x, master, dy)
+    for a, b in ((master_y, y), (dx, got[0]), (dw.master, got[1])):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.usefixtures("extension")
 @pytest.mark.parametrize("name", RECIPES)
 def test_cost_in_custom_calls(operands, name):

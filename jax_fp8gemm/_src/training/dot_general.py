@@ -43,10 +43,10 @@ def dot_general(
 
     Args:
         lhs: Array of `bfloat16`, `float16` or `float32`.
-        rhs: Array of one of these dtypes; or a matrix as `MasterWeight`; or the weight as
-            `BlockScaled` of shape `(*batch, N, K)`, whatever the batch, and block (128, 128), for
-            which see `dot`. A weight stored as `(N, K)` is quantized as it lies: only its bits are
-            transposed.
+        rhs: Array of one of these dtypes; or a `MasterWeight` of shape `(*batch, K, N)` or
+            `(*batch, N, K)`; or the weight as `BlockScaled` of shape `(*batch, N, K)`, whatever the
+            batch, and block (128, 128), for which see `dot`. A weight stored as `(N, K)` is
+            quantized as it lies: only its bits are transposed.
         dimension_numbers: `((lhs_contracting, rhs_contracting), (lhs_batch, rhs_batch))`. Scale
             blocks are cut along the contracted dimensions in their order.
         precision: None or `jax.lax.Precision.DEFAULT`: operands are FP8 and there is no other one.
@@ -91,7 +91,7 @@ def dot_general(
     if isinstance(rhs, BlockScaled):
         w = _matrices(rhs, w_is_nk, rhs_free, rhs_k)
     elif isinstance(rhs, MasterWeight):
-        w = _matrix(rhs, dimension_numbers)
+        w = _master(rhs, ((lhs_k, rhs_k), (lhs_b, rhs_b)))
     else:
         w = lax.transpose(rhs, (*rhs_b, *matrix[0], *matrix[1]))
         w = _merged("rhs", w, num_batch + len(matrix[0]), w.ndim)
@@ -123,13 +123,13 @@ def _matrices(
     return rhs
 
 
-def _matrix(rhs: MasterWeight, dimension_numbers) -> MasterWeight:
-    """Returns a weight that is one matrix already, which alone its bits are good for."""
+def _master(rhs: MasterWeight, dimension_numbers) -> MasterWeight:
+    """Returns a weight that is matrices already, of a batch or one, which its blocks are of."""
     (_, rhs_k), (_, rhs_b) = dimension_numbers
-    if rhs.ndim != 2 or len(rhs_k) != 1 or len(rhs_b):
+    if rhs.ndim != len(rhs_b) + 2 or len(rhs_k) != 1 or rhs_b != tuple(range(len(rhs_b))):
         raise ValueError(
-            f"{_WHERE}: rhs must be a matrix with one contracted dimension where it is a"
-            f" MasterWeight, got shape {tuple(rhs.shape)} and dimension_numbers"
+            f"{_WHERE}: rhs must be (*batch, K, N) or (*batch, N, K) with one N and one K where it"
+            f" is a MasterWeight, got shape {tuple(rhs.shape)} and dimension_numbers"
             f" {dimension_numbers}."
         )
     return rhs
