@@ -53,6 +53,9 @@ class Layout(NamedTuple):
 
 _ROWS, _TOKENS, _COLUMNS = P(AXIS), P(None, AXIS), P(None, None, AXIS)
 _PARALLEL = Layout(_TOKENS, _COLUMNS, P(None, AXIS), P(AXIS))
+# Rows of experts belong to any device: by jax.shard_map only.
+_EXPERTS = Layout(_ROWS, _ROWS, P(AXIS), P(AXIS), experts=(DEVICES,), kinds=("manual",))
+_POW2 = fp8.Recipe(scale_format="pow2")  # with which gradients travel in FP8 too
 LAYOUTS = {
     "data parallel": Layout(_ROWS, _ROWS, P(), P()),
     "FSDP, along K": Layout(_ROWS, _ROWS, P(AXIS), P(AXIS)),
@@ -61,13 +64,9 @@ LAYOUTS = {
     "FSDP, blocks cut": Layout(_ROWS, _ROWS, P(AXIS), P(AXIS), width=512),
     "tensor parallel": _PARALLEL._replace(outside=P()),
     "tensor and sequence parallel": _PARALLEL,
-    "tensor and sequence parallel, pow2": _PARALLEL._replace(
-        recipe=fp8.Recipe(scale_format="pow2"), kinds=KINDS[:2]
-    ),
-    # Rows of experts belong to any device: by jax.shard_map only.
-    "expert parallel": Layout(
-        _ROWS, _ROWS, P(AXIS), P(AXIS), experts=(DEVICES,), kinds=("manual",)
-    ),
+    "tensor and sequence parallel, pow2": _PARALLEL._replace(recipe=_POW2, kinds=KINDS[:2]),
+    "expert parallel": _EXPERTS,
+    "expert parallel, pow2": _EXPERTS._replace(recipe=_POW2),
 }
 BYTES = {
     "u8": 1,
@@ -177,6 +176,7 @@ def experts_step(product, layout: Layout, mesh):
             AXIS,
             max_rows=chosen.size,
             send_fp8=product is not in_bfloat16,
+            send_gradients_fp8=product is not in_bfloat16 and layout.recipe == _POW2,
         )
         return x + y.reshape(x.shape), None
 
@@ -240,13 +240,27 @@ def measure(layout: Layout, kind: str, name: str, devices) -> dict[str, int]:
 
 
 def table(results: dict[str, dict[str, int]]) -> str:
-    """Returns what automatic meshes send, as a table; by hand where they cannot."""
-    lines = ["| sharding | bfloat16 | FP8 | of it |", "|---|---|---|---|"]
+    """Returns what explicit meshes send, as a table; experts by hand."""
+    columns = ["bfloat16", "FP8", "of it"]
+    lines = [f"| {' | '.join(['sharding', *columns, 'gathered: bfloat16', *columns[1:]])} |"]
+    lines.append("|---" * 7 + "|")
     for layout, (*_, kinds) in LAYOUTS.items():
-        both = [sum(results[f"{kinds[0]}: {layout}: {name}"].values()) for name in PRODUCTS]
-        cells = (*(f"{total / 2**20:.2f}" for total in both), f"{both[1] / both[0]:.2f}")
+        kind = "explicit" if "explicit" in kinds else "manual"
+        both = [results[f"{kind}: {layout}: {name}"] for name in PRODUCTS]
+        cells = [*_cells([sum(each.values()) for each in both]), *_cells(list(map(gathered, both)))]
         lines.append(f"| {layout} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def gathered(sent: dict[str, int]) -> int:
+    """Returns the bytes of operands that are gathered; the others are added up where they go."""
+    return sum(count for name, count in sent.items() if name.startswith("all-gather"))
+
+
+def _cells(both: list[int]) -> list[str]:
+    if max(both) < 2**10:  # how many rows travel
+        return ["-"] * 3
+    return [*(f"{count / 2**20:.2f}" for count in both), f"{both[1] / both[0]:.2f}"]
 
 
 def main() -> None:
