@@ -7,12 +7,14 @@
 // do: "lock" (of what all launches change) or "size" (of a map in the caller's memory).
 #include <cuda.h>
 
+#include <chrono>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace {
@@ -57,6 +59,10 @@ bool Forgets(const char* what) {
   const char* fault = std::getenv("STAND_IN_FAULT");
   return fault != nullptr && std::strcmp(fault, what) == 0;
 }
+
+// As long as a driver may take, so that threads are inside their handlers at the same time: Python
+// lets one in after the other, which a sanitizer would take for their order.
+void TakeTime() { std::this_thread::sleep_for(std::chrono::milliseconds(1)); }
 
 // Streams that a test makes carry their device.
 int DeviceOf(CUstream stream) { return int(reinterpret_cast<uintptr_t>(stream) >> 16); }
@@ -116,6 +122,7 @@ CUresult cuGetErrorName(CUresult error, const char** name) {
 }
 CUresult cuGetErrorString(CUresult, const char** text) { return *text = "refused", CUDA_SUCCESS; }
 CUresult cuCtxGetDevice(CUdevice* device) {
+  TakeTime();
   if (current_device < 0) return CUDA_ERROR_INVALID_CONTEXT;
   return *device = current_device, CUDA_SUCCESS;
 }
@@ -151,6 +158,7 @@ CUresult cuLibraryGetKernel(CUkernel* kernel, CUlibrary library, const char* nam
   return *kernel = reinterpret_cast<CUkernel>(library), CUDA_SUCCESS;
 }
 CUresult cuKernelGetFunction(CUfunction* function, CUkernel kernel) {
+  TakeTime();
   if (current_device < 0) return CUDA_ERROR_INVALID_CONTEXT;
   const int device = Forgets("device") ? 0 : current_device;
   *function = reinterpret_cast<CUfunction>(&reinterpret_cast<Kernel*>(kernel)->functions[device]);
@@ -209,6 +217,7 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction f, void** par
     return CUDA_ERROR_INVALID_VALUE;
   }
   if (Forgets("lock")) ++launches_seen;
+  TakeTime();
   const std::lock_guard lock(mutex);
   if (int(config->sharedMemBytes) > function.kernel->smem_bytes[current_device]) {
     return CUDA_ERROR_INVALID_VALUE;
