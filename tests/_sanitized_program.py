@@ -1,24 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Products and quantizers by XLA, simulated by a build with a sanitizer, whose library is loaded.
 
-Run by test_sanitized_products.py. argv: folder of the build, FP8GEMM_SIM_SAMPLE of it, and "fault"
-for one that the sanitizer must see: a quantizer whose last result is a few bytes too small.
+Run by test_sanitized_products.py. argv: folder of the build, and "fault" for one that the sanitizer
+must see: a quantizer whose last result is a few bytes too small.
 """
 
 import ctypes
 import functools
-import importlib.util
 import itertools
 import sys
 import tempfile
 import threading
 from pathlib import Path
 
-FOLDER, PERIOD = Path(sys.argv[1]).resolve(), int(sys.argv[2])
-(_PATH,) = FOLDER.glob("_core*.so")
-_SPEC = importlib.util.spec_from_file_location("jax_fp8gemm._core", _PATH)
-sys.modules["jax_fp8gemm._core"] = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(sys.modules["jax_fp8gemm._core"])
+import _builds
+
+_builds.load(Path(sys.argv[1]))
 
 import _problems  # noqa: E402
 import jax  # noqa: E402
@@ -46,7 +43,7 @@ def sample() -> list[str]:
         plain = list(group)
         pdl = [f"{key}.pdl" for key in plain]
         keys += plain + [key for key in pdl if core.describe_config(key)["simulated"]]
-    return keys[::PERIOD]
+    return keys[:: _builds.SAMPLE]
 
 
 def run_products(keys: list[str]) -> None:
@@ -123,4 +120,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    plant_a_fault() if "fault" in sys.argv[3:] else main()
+    plant_a_fault() if "fault" in sys.argv[2:] else main()

@@ -10,12 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import _builds
 import _sanitizers
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "sanitized"
-PERIOD = 64  # one kernel in so many is built: of dense, ragged, masked and k_grouped products
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("FP8GEMM_SANITIZE") != "address", reason="needs a build of its own: make asan"
@@ -25,20 +25,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def run():
     """Returns a function that runs the program on the build."""
-    import cmake
-    import ninja
-
-    flags = " ".join(["-O1", *_sanitizers.FLAGS])
-    settings = {
-        "CMAKE_BUILD_TYPE": "None",
-        "CMAKE_CXX_FLAGS": flags,
-        "CMAKE_MAKE_PROGRAM": f"{ninja.BIN_DIR}/ninja",
-        "FP8GEMM_SIM_SAMPLE": PERIOD,
-        "Python_EXECUTABLE": sys.executable,
-    }
-    command = [f"{cmake.CMAKE_BIN_DIR}/cmake", "-G", "Ninja", "-S", ROOT, "-B", BUILD]
-    subprocess.run([*command, *(f"-D{name}={each}" for name, each in settings.items())], check=True)
-    subprocess.run([command[0], "--build", BUILD], check=True)
+    _builds.build(BUILD, _sanitizers.FLAGS)
     libraries = [
         subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip()
         for name in ("libasan.so", "libstdc++.so.6")
@@ -52,7 +39,7 @@ def run():
     }
 
     def run_program(*arguments: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, ROOT / "tests/_sanitized_program.py", BUILD, str(PERIOD)]
+        command = [sys.executable, ROOT / "tests/_sanitized_program.py", BUILD]
         return subprocess.run(
             [*command, *arguments], env=environment, capture_output=True, text=True
         )
