@@ -13,6 +13,7 @@ import tempfile
 import threading
 from pathlib import Path
 
+import _builds
 import _sanitizers
 
 _sanitizers.use_extension()
@@ -43,7 +44,7 @@ def sample() -> list[str]:
         plain = list(group)
         pdl = [f"{key}.pdl" for key in plain]
         keys += plain + [key for key in pdl if core.describe_config(key)["simulated"]]
-    return keys[:: _sanitizers.SAMPLE]
+    return keys[:: _builds.SAMPLE]
 
 
 def run_products(keys: list[str]) -> None:

@@ -2,13 +2,18 @@
 """A sample of `make fuzz`, that a fault would be seen, and the faults that it has found."""
 
 import collections
+import os
 import random
+import re
+import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
-from fuzz import custom_calls, mutate, targets
+from _made_once import made_once
+from _source import ROOT
+from fuzz import custom_calls, mutate, native, targets
 
 from jax_fp8gemm._src.native import gemm_problem, ranking, tuned
 from jax_fp8gemm._src.tools import cli
@@ -23,8 +28,68 @@ def own_cache(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", targets.TARGETS)
-def test_sample(name):
-    assert targets.fuzz(name, num_inputs=150, seed=1) == {}
+def test_corpus(name):
+    """Seeds, what earlier runs have kept, and some changes of both; without what guides a run."""
+    rng = random.Random(name)
+    with targets.opened(name) as target:
+        known = [*target.seeds[:50], *targets.corpus(name)]
+        for data in known:
+            target.attempt(data)
+        for _ in range(100 if target.change else 0):
+            try:
+                data = target.change(rng, rng.choice(known))
+            except (RecursionError, ValueError):
+                continue
+            target.attempt(data)
+
+
+@pytest.fixture
+def run_python(tmp_path_factory):
+    """Returns a function that runs Python where a target can be guided."""
+    pytest.importorskip("atheris", reason="it has no wheel for this Python or machine")
+    made_once(tmp_path_factory, "coverage", lambda _: native.build())
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def run(*arguments):
+        command = [sys.executable, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+
+    return run
+
+
+@pytest.mark.slow
+def test_guided_sample(run_python, tmp_path):
+    """Each target reaches code of ours, Python or C++, and has no fault."""
+    run = run_python("-m", "tests.fuzz", "--inputs", 1000, "--folder", tmp_path)
+    assert run.returncode == 0, run.stdout + run.stderr
+    edges = dict(re.findall(r"^(\w+): 1000 inputs, (\d+) edges .* no fault$", run.stdout, re.M))
+    assert edges.keys() == targets.TARGETS.keys()
+    assert min(map(int, edges.values())) > 100, edges
+
+
+PLANTED = """
+import sys
+from fuzz import guided, targets
+
+def attempt(data):
+    for i, byte in enumerate(b"fp8!"):
+        if data[i:i + 1] != bytes([byte]):
+            return
+    raise targets.FaultError("planted")
+
+attempt.__module__ = "jax_fp8gemm.planted"
+targets.TARGETS["planted"] = lambda folder: targets.Target([b"seed"], attempt)
+guided.main("planted", "-runs=100000", "-seed=1", f"-artifact_prefix={sys.argv[1]}/")
+"""
+
+
+@pytest.mark.slow
+def test_a_planted_fault_is_found(run_python, tmp_path):
+    """One in 2**32 inputs of four bytes has it."""
+    run = run_python("-c", PLANTED, tmp_path)
+    assert run.returncode not in (0, 1) and "FaultError: planted" in run.stdout + run.stderr
+    (artifact,) = tmp_path.iterdir()
+    assert artifact.read_bytes().startswith(b"fp8!")
 
 
 def test_custom_calls_are_run_and_refused(tmp_path):
@@ -66,25 +131,11 @@ def test_custom_calls_through_xla(extension, tmp_path):
     assert said["nothing"] >= 10 and said["ours"] >= 200, said
 
 
-def test_faults_are_counted_by_kind(monkeypatch):
-    def target(_):
-        def attempt(rng):
-            if rng.random() < 0.5:
-                raise RecursionError("too deep")
-
-        return attempt
-
-    monkeypatch.setitem(targets.TARGETS, "bad", target)
-    ((text, count),) = targets.fuzz("bad", num_inputs=100, seed=0).items()
-    assert text.startswith("RecursionError in attempt, input ") and 20 < count < 80
-
-
-def test_mutations_change_and_repeat():
-    value = {"a": [1, {"b": "c"}], "d": None}
-    changed = [mutate.json_bytes(random.Random(i), value) for i in range(200)]
-    assert changed == [mutate.json_bytes(random.Random(i), value) for i in range(200)]
-    assert len(set(changed)) > 150
-    assert value == {"a": [1, {"b": "c"}], "d": None}
+def test_changes_of_json_repeat():
+    data = b'{"a": [1, {"b": "c"}], "d": null}'
+    changed = [mutate.change_text(random.Random(i), data) for i in range(200)]
+    assert changed == [mutate.change_text(random.Random(i), data) for i in range(200)]
+    assert len(set(changed)) > 100
 
 
 @pytest.mark.parametrize("field", ["m", "n", "k", "num_groups", "expected_m", "num_sms"])

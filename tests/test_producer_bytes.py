@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import _aot
 import pytest
 from _source import ROOT
-from test_aot import _missing
 
 HERE = Path(__file__).parent
 # Bytes that an element must cost: its factors, one value for each layout, and scales, which the
@@ -25,7 +25,7 @@ LEAST = {
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(bool(_missing()), reason=f"XLA:GPU: {_missing()}")
+@pytest.mark.skipif(bool(_aot.missing()), reason=f"XLA:GPU: {_aot.missing()}")
 def test_every_array_is_read_once(tmp_path):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, HERE / "_producer_bytes.py", tmp_path / "results.json"]

@@ -4,6 +4,7 @@
 import json
 from pathlib import Path
 
+import _aot
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ from _eight_devices import run_with_eight_devices
 from _made_once import made_once
 from _source import ROOT
 from _tiers import slow_unless
-from test_aot import _missing
 
 HERE = Path(__file__).parent
 KINDS = ("auto", "explicit", "manual")
@@ -69,7 +69,7 @@ def test_what_is_gathered_is_fp8(on_cpus, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(bool(_missing()), reason=f"XLA:GPU: {_missing()}")
+@pytest.mark.skipif(bool(_aot.missing()), reason=f"XLA:GPU: {_aot.missing()}")
 def test_fp8_never_sends_more(for_h100s):
     results = json.loads((for_h100s / "results.json").read_text())
     for layout, most in MOST.items():
@@ -88,7 +88,7 @@ def test_fp8_never_sends_more(for_h100s):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(bool(_missing()), reason=f"XLA:GPU: {_missing()}")
+@pytest.mark.skipif(bool(_aot.missing()), reason=f"XLA:GPU: {_aot.missing()}")
 def test_table_of_the_guide(for_h100s):
     page = (ROOT / "docs" / "models.md").read_text()
     shown = page.split("<!-- traffic:begin -->\n")[1].split("<!-- traffic:end -->")[0]
