@@ -8,7 +8,7 @@ devices: in bfloat16 as `x @ w`, and in FP8. Counts the bytes that a device send
 one layer, in the program that XLA compiled: for 8 H100s ahead of time with the argument "h100",
 else for 8 virtual CPU devices (XLA_FLAGS=--xla_force_host_platform_device_count=8), which send
 bfloat16 as float32. Of rows that travel to experts, those in balance count. Prints the table of
-docs/models.md.
+docs/sharding.md.
 """
 
 import collections

@@ -182,7 +182,7 @@ def test_rows_travel_to_their_experts_in_fp8(folder):
     found = _collectives(folder, "fp8_expert_layer_on_8")
     rows = sorted(shape for shape, kind in found if kind == "ragged-all-to-all")
     assert rows == ["bf16[192,512]", *["bf16[64,512]"] * 2, "f32[192,4]", "u8[192,512]"]
-    assert round(_bytes_of_a_row(rows) / (4 * 1024), 2) == 0.88  # docs/models.md
+    assert round(_bytes_of_a_row(rows) / (4 * 1024), 2) == 0.88  # docs/sharding.md
 
 
 def test_gradients_travel_to_the_experts_in_fp8(folder):
@@ -191,7 +191,7 @@ def test_gradients_travel_to_the_experts_in_fp8(folder):
     rows = sorted(shape for shape, kind in found if kind == "ragged-all-to-all")
     assert rows == [*["bf16[64,512]"] * 2, *["f32[192,4]"] * 2, *["u8[192,512]"] * 2]
     assert _bytes_of_a_row(["f32[192,4]", "u8[192,512]"]) < 0.52 * 1024
-    assert round(_bytes_of_a_row(rows) / (4 * 1024), 2) == 0.76  # docs/models.md
+    assert round(_bytes_of_a_row(rows) / (4 * 1024), 2) == 0.76  # docs/sharding.md
 
 
 def _bytes_of_a_row(shapes: list[str]) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flax takes a BlockScaled: its serialization as docs/models.md says, and its tables as it is."""
+"""Flax takes a BlockScaled: its serialization as docs/checkpoints.md says, and its tables as it is."""
 
 import re
 
@@ -21,11 +21,11 @@ X = jnp.ones((4, 256))
 
 @pytest.fixture
 def registered(monkeypatch):
-    """Runs the snippet of docs/models.md."""
+    """Runs the snippet of docs/checkpoints.md."""
     monkeypatch.setattr(
         serialization, "_STATE_DICT_REGISTRY", dict(serialization._STATE_DICT_REGISTRY)
     )
-    text = (ROOT / "docs/models.md").read_text()
+    text = (ROOT / "docs/checkpoints.md").read_text()
     (snippet,) = re.findall(r"```python\n(from flax import serialization\n.*?)```", text, re.DOTALL)
     exec(snippet, {"fp8": fp8})
 

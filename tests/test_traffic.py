@@ -90,7 +90,7 @@ def test_fp8_never_sends_more(for_h100s):
 @pytest.mark.slow
 @pytest.mark.skipif(bool(_aot.missing()), reason=f"XLA:GPU: {_aot.missing()}")
 def test_table_of_the_guide(for_h100s):
-    page = (ROOT / "docs" / "models.md").read_text()
+    page = (ROOT / "docs" / "sharding.md").read_text()
     shown = page.split("<!-- traffic:begin -->\n")[1].split("<!-- traffic:end -->")[0]
     assert shown == (for_h100s / "table").read_text()
 
@@ -118,7 +118,7 @@ np.savez(out, y=np.asarray(y, np.float32), x=x.dequantize(), w=w.dequantize())
 
 @pytest.mark.parametrize("dtype", [slow_unless(d == "None", d) for d in ("None", "float32")])
 def test_error_of_sums_over_devices(tmp_path, dtype):
-    """Each of 8 partial sums, and each addition, rounds once to the dtype: docs/models.md."""
+    """Each of 8 partial sums, and each addition, rounds once to the dtype: docs/sharding.md."""
     file = tmp_path / "sums.npz"
     run_with_eight_devices("-c", SUMS, file, dtype)
     stored = np.load(file)
