@@ -27,7 +27,7 @@ class Core(types.SimpleNamespace):
             compiled=[],
             ranked=[],
             entries=[("a.bin", "a", 100)],
-            faults=[],
+            faults={},
             nvrtc=(13, 0),
             refusal="",
         )
@@ -50,8 +50,8 @@ class Core(types.SimpleNamespace):
     def disk_cache_refusal(self):
         return self.refusal
 
-    def verify_disk_cache(self):
-        return self.faults
+    def disk_entry_fault(self, name):
+        return self.faults.get(name, "")
 
     def list_disk_cache(self):
         return self.entries
@@ -241,9 +241,10 @@ def test_cache_shows_and_clears(core, tmp_path, capsys):
 def test_cache_verify_fails_where_an_entry_is_bad(core, tmp_path, capsys):
     assert cli.main(["cache", "verify"]) == 0
     assert "1 kernels, 0 bad" in capsys.readouterr().out
-    core.faults = [("a.bin", "its checksum is wrong")]
+    (entry,) = core.entries
+    core.faults = {entry[0]: "its checksum is wrong"}
     assert cli.main(["cache", "verify"]) == 1
-    assert f"{tmp_path}/a.bin: its checksum is wrong" in capsys.readouterr().out
+    assert f"{tmp_path}/{entry[0]}: its checksum is wrong" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("action", ["show", "verify", "clear"])

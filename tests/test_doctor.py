@@ -84,8 +84,11 @@ def test_damaged_cache_is_found(extension, monkeypatch, capsys, tmp_path):
         def disk_cache_refusal(self):
             return ""
 
-        def verify_disk_cache(self):
-            return [("a.bin", "its checksum is wrong")]
+        def list_disk_cache(self):
+            return [("a.bin", "a", 1), ("b.bin", "b", 1)]
+
+        def disk_entry_fault(self, name):
+            return "its checksum is wrong" if name == "a.bin" else ""
 
     damaged = Damaged()
     monkeypatch.setattr(doctor, "extension", _WithCore(extension, damaged))

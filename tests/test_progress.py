@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from jax_fp8gemm._src.tools import doctor
 from jax_fp8gemm._src.tools.progress import progress
 
 
@@ -78,6 +79,21 @@ def test_line_comes_back_after_one_inside_it(look, fails):
     inside = [] if fails else ["compile: 0 of 2", "compile: 1 of 2"]
     assert shown == [*inside, "tune: 0 of 2", *inside, "tune: 1 of 2"]
     assert terminal.line == ""
+
+
+def test_cache_verify_says_how_many_kernels_it_has_read(look):
+    terminal, shown = look(), []
+
+    class Core:
+        def list_disk_cache(self):
+            return [("a.bin", "a", 1), ("b.bin", "b", 1)]
+
+        def disk_entry_fault(self, name):
+            shown.append(terminal.line)
+            return "" if name == "a.bin" else "it is too short"
+
+    assert list(doctor.kernel_faults(Core())) == [("b.bin", "it is too short")]
+    assert shown == ["verify: 0 of 2", "verify: 1 of 2"] and terminal.line == ""
 
 
 def test_what_is_printed_takes_its_place(look):

@@ -2,7 +2,8 @@
 """Operands that the same program computes: rounded to their dtype before anything reads them.
 
 XLA computes bfloat16 in float32 and may leave the rounding out between two operations of a program,
-but what a kernel reads from memory is rounded. Plain JAX must give the same bits.
+but what a kernel reads from memory is rounded. Plain JAX must give the same bits. What XLA makes of
+the same for a GPU is in test_aot_rounding.py.
 """
 
 import functools
@@ -30,6 +31,7 @@ PRODUCERS = {
     "residual": lambda x, y: x + x * y,
     "activation": lambda x, y: jax.nn.silu(x) * y,
     "sum": lambda x, y: x + jnp.cumsum(y, axis=0),
+    "narrowed": lambda x, y: (x.astype(jnp.float32) * y.astype(jnp.float32)).astype(x.dtype),
 }
 
 

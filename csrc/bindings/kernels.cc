@@ -103,13 +103,10 @@ nb::list ListDiskCache() {
   return entries;
 }
 
-/// Entries that would not be loaded, as (file name, why).
-nb::list VerifyDiskCache() {
-  nb::list faults;
-  for (const DiskFault& fault : OfDiskCache(&DiskStore::Verify)) {
-    faults.append(nb::make_tuple(fault.name, fault.fault));
-  }
-  return faults;
+/// Why an entry would not be loaded, empty if it would.
+std::string DiskEntryFault(const std::string& name) {
+  const auto disk = ProcessKernelCache().Disk();
+  return disk != nullptr ? disk->FaultOf(name) : "";
 }
 
 }  // namespace
@@ -130,7 +127,7 @@ void DefineKernels(nb::module_& module) {
   module.def("set_cache_warning_sink", &SetCacheWarningSink, nb::arg("sink"));
   module.def("disk_cache_refusal", [] { return OfDiskCache(&DiskStore::Refusal); });
   module.def("list_disk_cache", &ListDiskCache);
-  module.def("verify_disk_cache", &VerifyDiskCache);
+  module.def("disk_entry_fault", &DiskEntryFault, nb::arg("name"));
   module.def("precompile", &Precompile, nb::arg("key"));
   module.def("kernel_image", &ImageOf, nb::arg("key"));
   module.def("store_kernel", &StoreKernel, nb::arg("key"), nb::arg("image"));

@@ -9,6 +9,7 @@
 #include <functional>
 #include <string_view>
 #include <tuple>
+#include <utility>
 
 #include "jit/fnv1a.h"
 #include "jit/trusted_directory.h"
@@ -204,20 +205,22 @@ std::vector<DiskEntry> DiskStore::List() const {
   return entries;
 }
 
+std::string DiskStore::FaultOf(const std::string& name) const {
+  std::string text;
+  const TrustedDirectory directory(directory_, IfMissing::kStayClosed);
+  const Found found = directory.Read(name, text);
+  if (found == Found::kNothing) return "";  // evicted meanwhile
+  if (found == Found::kUntrusted) return "it is a link, or another user can have written it";
+  const Decoded decoded = Decode(text);
+  if (decoded.fault != nullptr) return decoded.fault;
+  return name.ends_with(TailOf(decoded.key_text)) ? "" : "it is another kernel's";
+}
+
 std::vector<DiskFault> DiskStore::Verify() const {
   std::vector<DiskFault> faults;
-  const TrustedDirectory directory(directory_, IfMissing::kStayClosed);
   for (const DiskEntry& entry : List()) {
-    std::string text;
-    const Found found = directory.Read(entry.name, text);
-    if (found == Found::kNothing) continue;  // evicted meanwhile
-    Decoded decoded = Decode(text);
-    if (found == Found::kUntrusted) {
-      decoded.fault = "it is a link, or another user can have written it";
-    } else if (decoded.fault == nullptr && !entry.name.ends_with(TailOf(decoded.key_text))) {
-      decoded.fault = "it is another kernel's";
-    }
-    if (decoded.fault != nullptr) faults.push_back({entry.name, decoded.fault});
+    std::string fault = FaultOf(entry.name);
+    if (!fault.empty()) faults.push_back({entry.name, std::move(fault)});
   }
   return faults;
 }

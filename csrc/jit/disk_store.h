@@ -65,6 +65,9 @@ class DiskStore {
   /// Finished entries, sorted by name; none if the directory does not exist.
   std::vector<DiskEntry> List() const;
 
+  /// Reads an entry, changes nothing. Returns why it would not be loaded, empty if it would.
+  std::string FaultOf(const std::string& name) const;
+
   /// Reads every entry, changes nothing. Returns those that would not be loaded and why.
   std::vector<DiskFault> Verify() const;
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Custom calls whose attributes, operands and results are others than our Python writes."""
 
+import json
 import random
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fuzz import mutate
 from jax_fp8gemm._src.native import extension
 
 TRUTH = Path(stand_in.__file__).parent
+BUFFERS = ("operands", "results")
 _GUARD_BYTES = 256
 _GUARD = 0xA5
 _SIZES = {"f32": 4, "i32": 4, "bf16": 2, "f16": 2}  # others 1
@@ -101,9 +103,9 @@ class Memory:
         )
 
 
-def change_buffers(rng: random.Random, buffers: list) -> list:
+def change_buffers(seed: int, buffers: list) -> list:
     """Returns buffers of which one is missing, there twice, or has another type or shape."""
-    buffers = list(buffers)
+    rng, buffers = random.Random(seed), list(buffers)
     at = rng.randrange(len(buffers))
     type, shape, data = buffers[at]
     match rng.randrange(5):
@@ -132,32 +134,70 @@ def change_attributes(rng: random.Random, attributes: dict[str, Any]) -> dict[st
     return changed if isinstance(changed, dict) else {}
 
 
-def target(folder: Path) -> Callable[[random.Random], str | None]:
-    """Returns a function that changes a call, runs its handler, and returns what that says."""
+def seeds() -> list[bytes]:
+    """Returns every call, by its number, as it is."""
+    return [
+        json.dumps({"call": i, "attributes": call["attributes"]}).encode()
+        for i, call in enumerate(calls())
+    ]
+
+
+def change(rng: random.Random, data: bytes) -> bytes:
+    """Returns a call with a change in its attributes, its operands or its results.
+
+    Of the latter it holds what the change is drawn from, `BUFFERS`.
+
+    Raises:
+        ValueError: It is no call.
+    """
+    call = json.loads(data)
+    if not isinstance(call, dict) or not isinstance(call.get("attributes"), dict):
+        raise ValueError("it must be a call")
+    where = rng.choice(("attributes", "attributes", *BUFFERS))
+    if where == "attributes":
+        call["attributes"] = change_attributes(rng, call["attributes"])
+    else:  # both could be larger than our memory and agree with each other
+        call |= dict.fromkeys(BUFFERS) | {where: rng.randrange(2**32)}
+    return json.dumps(call).encode()
+
+
+def _parse(data: bytes, known: Sequence[dict]) -> dict[str, Any] | None:
+    """Returns a call, or None for what is none."""
+    try:
+        call = json.loads(data)
+    except (RecursionError, ValueError):
+        return None
+    if not isinstance(call, dict) or not isinstance(call.get("attributes"), dict):
+        return None
+    numbers = [call.get("call"), *(call.get(name) for name in BUFFERS)]
+    if not all(each is None or type(each) is int for each in numbers) or None not in numbers[1:]:
+        return None
+    return call if numbers[0] in range(len(known)) else None
+
+
+def target(folder: Path) -> Callable[[bytes], str | None]:
+    """Returns a function that runs the handler of a call, and returns what that says."""
     registrations, xla, known = extension.core().registrations(), build(folder), calls()
     memories = [(Memory(call["operands"]), Memory(call["results"])) for call in known]
 
-    def attempt(rng: random.Random) -> str | None:
-        at = rng.randrange(len(known))
-        call, (operands, results) = known[at], memories[at]
-        attributes, arguments, returned = call["attributes"], operands.buffers, results.buffers
-        where = rng.choice(("attributes", "attributes", "operands", "results", "both"))
-        if where in ("attributes", "both"):
-            attributes = change_attributes(rng, attributes)
-        if where in ("operands", "both"):
-            arguments = change_buffers(rng, arguments)
-        if where == "results":
-            returned = change_buffers(rng, returned)
+    def attempt(data: bytes) -> str | None:
+        call = _parse(data, known)
+        if call is None:
+            return None
+        name, memory = known[call["call"]]["target"], memories[call["call"]]
+        buffers = [
+            each.buffers if call.get(key) is None else change_buffers(call[key], each.buffers)
+            for key, each in zip(BUFFERS, memory, strict=True)
+        ]
         message = xla.call(
-            registrations[call["target"].split(".")[1]]["sim"],
+            registrations[name.split(".")[1]]["sim"],
             stand_in.EXECUTE,
             stand_in.Context(),
-            [stand_in.buffer(*each) for each in arguments],
-            [stand_in.buffer(*each) for each in returned],
-            attributes,
+            *([stand_in.buffer(*each) for each in every] for every in buffers),
+            call["attributes"],
         )
-        if message == "" or not (operands.is_intact() and results.is_intact()):
-            raise MemoryError(f"{call['target']}: {where}: {message!r}")
+        if message == "" or not all(each.is_intact() for each in memory):
+            raise MemoryError(f"{name}: {message!r}")
         return message
 
     return attempt

@@ -243,16 +243,8 @@ def problem_fields(_: Path) -> Target:
 
 
 def custom_call(folder: Path) -> Target:
-    """Attributes, operands and results of custom calls, as XLA hands them to the simulator's.
-
-    An input is what the random changes of one begin with.
-    """
-    attempt = custom_calls.target(folder)
-    return Target(
-        [b"0"],
-        lambda data: attempt(random.Random(data)),
-        lambda rng, _: rng.randbytes(8),
-    )
+    """Attributes, operands and results of custom calls, as XLA hands them to the simulator's."""
+    return Target(custom_calls.seeds(), custom_calls.target(folder), custom_calls.change)
 
 
 def command_line(folder: Path) -> Target:

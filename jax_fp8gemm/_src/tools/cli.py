@@ -151,7 +151,7 @@ def _show_cache(core: Any, directory: pathlib.Path) -> int:
 
 
 def _verify_cache(core: Any, directory: pathlib.Path) -> int:
-    faults = core.verify_disk_cache()
+    faults = list(doctor_lib.kernel_faults(core))
     for name, fault in faults:
         print(f"{directory / name}: {fault}")
     print(f"{len(core.list_disk_cache())} kernels, {len(faults)} bad, in {directory}")

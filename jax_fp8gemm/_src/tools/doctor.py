@@ -12,6 +12,7 @@ import jaxlib.version
 from jax_fp8gemm._src.native import environment, extension, sim_library, tuned
 from jax_fp8gemm._src.native.version import __version__
 from jax_fp8gemm._src.tools import doctor_checks
+from jax_fp8gemm._src.tools.progress import progress
 from jax_fp8gemm._src.transforms import platforms
 
 _INSTALL_CUDA = "pip install 'jax[cuda13]', or 'jax[cuda12]' for a driver before 580"
@@ -71,10 +72,18 @@ def checks(report: dict[str, Any]) -> Iterator[dict[str, Any]]:
         return  # the kernels cannot be asked for
     directory = environment.cache_dir()
     if directory is not None and not (core := extension.core()).disk_cache_refusal():
-        faults = core.verify_disk_cache()
+        faults = list(kernel_faults(core))
         problem = "" if not faults else f"{len(faults)} bad: python -m jax_fp8gemm cache clear"
         yield {"kind": "kernel cache", "ok": not faults, "problem": problem}
     yield from doctor_checks.run()
+
+
+def kernel_faults(core: Any) -> Iterator[tuple[str, str]]:
+    """Reads every kept kernel; yields the name of each that would not be loaded, and why."""
+    names = [name for name, *_ in core.list_disk_cache()]
+    for name in progress(names, "verify", len(names)):
+        if fault := core.disk_entry_fault(name):
+            yield name, fault
 
 
 def check_line(check: dict[str, Any]) -> str:
