@@ -6,12 +6,14 @@ called, never by `import jax_fp8gemm`.
 """
 
 import importlib
+import re
 from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled
 from jax_fp8gemm._src.training.dot_general import dot_general
 from jax_fp8gemm._src.training.ragged_dot import ragged_dot
@@ -120,10 +122,17 @@ def qwix_provider(
 
     Raises:
         ImportError: qwix is not installed.
+        ValueError: `module_path` is no regular expression.
 
     Example:
         >>> provider = qwix_provider(".*", recipe=Recipe(gradient_dtype=jnp.float8_e5m2))
     """
+    try:
+        re.compile(module_path)
+    except (TypeError, re.error) as error:
+        raise ValueError(
+            f"qwix_provider: module_path must be a regular expression, got {module_path!r}: {error}"
+        ) from error
     qwix = importlib.import_module("qwix")
     options = {"recipe": recipe, "implementation": implementation}
 
@@ -346,7 +355,8 @@ def maxtext_gmm(
         `(T, N)`.
 
     Raises:
-        TypeError, ValueError: As `ragged_dot` and `from_qarray`; or `partial_sum` is not `(T, N)`.
+        TypeError, ValueError: As `ragged_dot` and `from_qarray`; or `partial_sum` is not `(T, N)`,
+            or `group_offset` is a number out of range.
         NotImplementedError: `lhs` is a QArray, or one of `others` is set.
 
     Transformations:
@@ -357,7 +367,9 @@ def maxtext_gmm(
     """
     _refuse("maxtext_gmm", lhs, others, _MAXTEXT_KERNELS)
     if isinstance(group_offset, int):
-        group_offset = jnp.asarray(group_offset) if group_offset else None
+        most = len(group_sizes) - rhs.shape[0]
+        number = checks.extent("maxtext_gmm", "group_offset", group_offset, 0, most)
+        group_offset = jnp.asarray(number) if number else None
     if group_offset is None:
         group_sizes = group_sizes[: rhs.shape[0]]
     y = ragged_dot(

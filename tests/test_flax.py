@@ -73,3 +73,36 @@ def test_tabulate(tabulate):
     table = re.sub(r"\x1b\[[0-9;]*m", "", tabulate())
     assert "float8_e4m3fn[128,256]" in table
     assert "32,770" in table  # values and scales
+
+
+def linen_attention(**products):
+    model = linen.MultiHeadDotProductAttention(num_heads=2, **products)
+    return lambda x: model.init_with_output(jax.random.key(0), x)
+
+
+def nnx_attention(**products):
+    layer = {"num_heads": 2, "in_features": 256, "decode": False, "rngs": nnx.Rngs(0)}
+    return nnx.MultiHeadAttention(**layer, **products)
+
+
+@pytest.mark.parametrize(
+    ("attention", "suffix"),
+    [
+        (nnx_attention, "dot_general"),
+        (linen_attention, "dot_general"),
+        (linen_attention, "dot_general_cls"),
+    ],
+)
+def test_projections_of_attention(attention, suffix):
+    """Four are ours, by the arguments of docs/frameworks.md, and scores are not."""
+    weights = []
+
+    def product(x, w, *args, **kwargs):
+        weights.append(w.shape)
+        return fp8.dot_general(x, w, *args, implementation="xla", **kwargs)
+
+    given = (lambda: product) if suffix == "dot_general_cls" else product
+    layer = attention(**{f"qkv_{suffix}": given, f"out_{suffix}": given})
+    program = str(jax.make_jaxpr(layer)(X))
+    assert weights == [(256, 2, 128)] * 3 + [(2, 128, 256)]
+    assert "f8_e4m3fn" in program

@@ -178,6 +178,12 @@ def test_to_qarray_refuses():
         frameworks.to_qarray(W)
 
 
+@pytest.mark.parametrize("path", ["(up", None, 3])
+def test_qwix_provider_refuses(path):
+    with pytest.raises(ValueError, match="^qwix_provider: module_path must be a regular"):
+        frameworks.qwix_provider(path)
+
+
 @ignore_qwix
 @pytest.mark.slow
 def test_qwix_replaces_what_matches_and_nothing_else():

@@ -77,6 +77,18 @@ def test_a_layer_is_checked_by_its_own_name():
         checked(x)
 
 
+@pytest.mark.parametrize("offset", [-1, 2])
+def test_an_offset_beyond_the_groups_is_reported(offset):
+    def f(offset):
+        return fp8.ragged_dot(
+            jnp.ones((8, 16)), jnp.ones((1, 16, 4)), jnp.asarray([5, 3]), None, None, offset
+        )
+
+    with pytest.raises(ValueError, match=f"group_offset must be from 0 to 1, got {offset}"):
+        testing.check_groups(f)(jnp.asarray(offset))
+    testing.check_groups(f)(jnp.asarray(1))
+
+
 def test_only_what_is_checked_pays_for_it():
     """Also where the same inner function was compiled before, and is used again after."""
     lhs, rhs, sizes = cases.ragged_operands(CASE)

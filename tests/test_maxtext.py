@@ -90,6 +90,8 @@ def test_maxtext_gmm_of_a_qarray():
         (NotImplementedError, "transpose_rhs must not be set", {"transpose_rhs": True}),
         (NotImplementedError, "lhs_quantize_dtype must not", {"lhs_quantize_dtype": jnp.int8}),
         (NotImplementedError, "axes must not be set", {"weight_gather_axes": [("fsdp", 0)]}),
+        (ValueError, "group_offset must be an int from 0 to 0, got 1", {"group_offset": 1}),
+        (ValueError, "group_offset must be an int from 0 to 0, got -1", {"group_offset": -1}),
         (NotImplementedError, "a_later_one must not be set", {"a_later_one": 3}),
         (
             ValueError,

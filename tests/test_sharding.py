@@ -199,6 +199,17 @@ EXPECTED = {
     "explicit: gradients of ragged_dot with out_sharding, K of the experts": (None, SAME),
     "explicit: vmap of dot with out_sharding": (NONE, SAME),
     "explicit: gradient of a master of whole bits": (NONE, SAME),
+    **{
+        f"{kind}: gradients of dot of {name}, rows": (SUM, SAME)
+        for kind in ("auto", "explicit")
+        for name in ("swiglu", "gelu", "rms_norm")
+    },
+    # XLA shards the gradient that arrives, which every device could compute.
+    **{f"auto: gradients of dot of {name}, K": (None, SAME) for name in ("swiglu", "gelu")},
+    **{f"explicit: gradients of dot of {name}, K": (NONE, SAME) for name in ("swiglu", "gelu")},
+    # The roots of rows.
+    "auto: gradients of dot of rms_norm, K": (None, SAME),
+    "explicit: gradients of dot of rms_norm, K": (SUM, SAME),
     "explicit: grad(vmap(dot)) over a divided batch": ({"all-reduce": 2}, SAME),
     "explicit: dot_general without set_mesh": ({"all-reduce": 2}, SAME),
 }

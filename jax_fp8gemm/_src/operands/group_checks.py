@@ -91,6 +91,22 @@ def sizes(
     return value
 
 
+def offset(op_name: str, value: Any, limit: int) -> jax.Array:
+    """Returns `group_offset` in int32, `()`; clamped to 0 to `limit`, or checked to be there."""
+    name = "group_offset"
+    value = int32(op_name, name, value)
+    if value.size != 1 or value.ndim > 1:
+        raise ValueError(f"{op_name}: {name} must have shape () or (1,), got {value.shape}.")
+    value = value.reshape(())
+    if _active.get():
+        checkify.debug_check(
+            (value >= 0) & (value <= limit),
+            f"{op_name}: {name} must be from 0 to {limit}, got {{value}}.",
+            value=value,
+        )
+    return jnp.clip(value, 0, limit)
+
+
 def counts(op_name: str, value: Any, num_groups: int, limit: int) -> jax.Array:
     """Returns `masked_m` in int32, checked in the checked mode to be from 0 to `limit`."""
     name = "masked_m"

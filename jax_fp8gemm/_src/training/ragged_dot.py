@@ -83,7 +83,8 @@ def ragged_dot(
         preferred_element_type: Dtype of the result; None for the promoted one of the operands.
         group_offset: `()` or `(1,)` integer: `rhs` has the weights of the groups from this one on,
             of all that `group_sizes` has, as where devices divide the experts. Rows of other groups
-            give 0. Rows are moved to the front and back, in two more passes. None for 0.
+            give 0. Rows are moved to the front and back, in two more passes. An offset that is
+            out of range is clamped; `testing.check_groups` reports it. None for 0.
         implementation: None, "cuda", "xla" or "sim", as for `gemm`.
         recipe: As for `dot`.
         out_sharding: As for `dot`.
@@ -147,16 +148,13 @@ def ragged_dot(
 
 def _groups_from(group_offset, group_sizes, num_rows: int, num_groups: int):
     """Returns the sizes of so many groups from an offset on, and where the first one starts."""
-    offset = group_checks.int32(_NAME, "group_offset", group_offset)
-    if offset.size != 1 or offset.ndim > 1:
-        raise ValueError(f"{_NAME}: group_offset must have shape () or (1,), got {offset.shape}.")
     sizes = group_checks.sizes(_NAME, group_sizes, num_rows)
     if len(sizes) < num_groups:
         raise ValueError(
             f"{_NAME}: group_sizes must have at least the groups of rhs = {num_groups},"
             f" got {len(sizes)}."
         )
-    first = jnp.clip(offset.reshape(()), 0, len(sizes) - num_groups)
+    first = group_checks.offset(_NAME, group_offset, len(sizes) - num_groups)
     starts = xla_grouped.starts_of(xla_grouped.running_ends(sizes, num_rows))
     return jax.lax.dynamic_slice_in_dim(sizes, first, num_groups), starts[first]
 
