@@ -2,7 +2,7 @@
 """Runs what divides blocks of 128 among devices: python tests/_cut_devices.py OUTPUT.json PERIOD.
 
 As _devices.py, for test_cut_blocks.py: every operation, kind of mesh, divided axis and extent of a
-part, gradients included.
+part, gradients included. An error becomes a result.
 """
 
 import contextlib
@@ -166,6 +166,7 @@ def cut_programs():
 
                 yield kind, f"{name}, {axis} {part}", run
     yield from gather_programs()
+    yield from own_scales_programs()
 
 
 def gather_programs():
@@ -205,8 +206,37 @@ def gather_programs():
         yield MANUAL, f"{cls.__name__}.all_gather along {dim}", run
 
 
+def own_scales_programs():
+    """Yields products by hand with weights in parts of blocks, whose scales came whole."""
+    options = {"preferred_element_type": jnp.float32, "implementation": "sim"}
+    for axis, part in itertools.product("NK", (INSIDE, ACROSS, WHOLE_BLOCK)):
+
+        def run(axis=axis, part=part):
+            n, k = (DEVICES * part, WHOLE) if axis == "N" else (WHOLE, DEVICES * part)
+            x, w = fp8.quantize(normal(0, M, k)), fp8.quantize(normal(1, n, k), (128, 128))
+            dim = "NK".index(axis)
+
+            def local(x, w):
+                w = w.with_own_scales("y", axis=dim)
+                x = x.with_own_scales("y", axis=1) if axis == "K" else x
+                y = fp8.gemm(x, w, **options)
+                return jax.lax.psum(y, "y") if axis == "K" else y
+
+            of_x, of_w = (P(), P("y")) if axis == "N" else (P(None, "y"), P(None, "y"))
+            specs = tuple(
+                fp8.BlockScaled.tree_unflatten(each.block, (spec, P()))
+                for each, spec in ((x, of_x), (w, of_w))
+            )
+            out = P(None, "y") if axis == "N" else P()
+            f = jax.shard_map(local, mesh=MESHES[AUTO], in_specs=specs, out_specs=out)
+            operands = put(AUTO, x, [of_x, P()]), put(AUTO, w, [of_w, P()])
+            return measure(f, operands, jax.device_get(fp8.gemm(x, w, **options)))
+
+        yield MANUAL, f"gemm with own scales, {axis} {part}", run
+
+
 def main() -> None:
-    """Runs one in PERIOD programs; an error becomes a result."""
+    """Runs one in PERIOD programs."""
     period = int(sys.argv[2])
     results = {}
     for kind, name, run in cut_programs():
@@ -214,7 +244,10 @@ def main() -> None:
             explicit = kind == EXPLICIT
             context = jax.set_mesh(MESHES[EXPLICIT]) if explicit else contextlib.nullcontext()
             with context:
-                results[f"{kind}: {name}"] = run()
+                try:
+                    results[f"{kind}: {name}"] = run()
+                except ValueError as error:
+                    results[f"{kind}: {name}"] = {"raised": str(error)}
     with open(sys.argv[1], "w") as file:
         json.dump(results, file, indent=1)
 

@@ -91,3 +91,24 @@ def test_copies_pickles_and_prints():
         np.testing.assert_array_equal(y.dequantize(), x.dequantize())
         assert y.block == x.block
     assert repr(x).startswith("BlockScaled(values=") and "block=(1, 128)" in repr(x)
+
+
+@pytest.mark.parametrize(
+    ("axis", "num_scales", "error", "message"),
+    [
+        (0, 1, ValueError, r"axis must be one of the last two, got 0"),
+        (3, 1, ValueError, r"axis must be an int from -3 to 2, got 3"),
+        ("N", 1, TypeError, r"axis must be an int from -3 to 2, got 'N'"),
+        (1, 1, ValueError, r"scales must be those of all 2 blocks .* 1, got shape \(3, 1, 1\)"),
+    ],
+)
+def test_own_scales_of_what_is_no_part(axis, num_scales, error, message):
+    mesh = jax.make_mesh((1,), ("d",), devices=jax.devices()[:1])
+    values, scales = jnp.zeros((3, 200, 128), E4M3), jnp.ones((3, num_scales, 1))
+    part = fp8.BlockScaled.tree_unflatten((128, 128), (values, scales))
+    whole = jax.P()
+    f = jax.shard_map(
+        lambda w: w.with_own_scales("d", axis=axis), mesh=mesh, in_specs=whole, out_specs=whole
+    )
+    with pytest.raises(error, match=f"^BlockScaled.with_own_scales: {message}"):
+        f(part)

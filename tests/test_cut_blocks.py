@@ -43,6 +43,10 @@ GATHERED = {
     "manual: MasterWeight.all_gather along 1": {"all-gather": 1, "all-reduce": 1, **SCATTER},
     "manual: QuantizedActivation.all_gather along 0": {"all-gather": 2, **SCATTER},
 }
+OWN_SCALES = {
+    f"manual: gemm with own scales, {axis} {part}": (axis, part)
+    for axis, part in itertools.product("NK", (INSIDE, ACROSS, WHOLE))
+}
 FAST_PERIOD = 24  # the fast tier has one in this many programs
 
 
@@ -72,7 +76,7 @@ def results(tmp_path_factory, period) -> dict:
 
 
 def test_every_program_is_judged(results, period):
-    every = {*(_name(*each) for each in DIVIDED), *GATHERED}
+    every = {*(_name(*each) for each in DIVIDED), *GATHERED, *OWN_SCALES}
     assert set(results) == {name for name in every if in_sample(name, period)}
 
 
@@ -102,3 +106,15 @@ def test_values_gradients_and_traffic(results, kind, op, axis, part):
 @pytest.mark.parametrize("name", [_slow(name, name) for name in GATHERED])
 def test_what_is_gathered_by_hand(results, name):
     assert results[name] == {**results[name], "collectives": GATHERED[name], "error": 0.0}
+
+
+@pytest.mark.parametrize("name", [_slow(name, name) for name in OWN_SCALES])
+def test_own_scales_by_hand(results, name):
+    """Of parts inside of a block and of whole blocks; others are refused."""
+    (axis, part), result = OWN_SCALES[name], results[name]
+    if part == ACROSS:
+        rule = f"dimension {'NK'.index(axis)} must be whole blocks of 128 or lie inside one, got 88"
+        assert rule in result["raised"]
+    else:
+        assert result["collectives"] == ({} if axis == "N" else {"all-reduce": 1})
+        assert result["error"] <= (0 if axis == "N" else SAME)

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jax_fp8gemm._src.operands import block_index, checks
 from jax_fp8gemm._src.operands.stand_in import StandIn, exported
 from jax_fp8gemm._src.xla import gemm as xla_gemm
+from jax_fp8gemm._src.xla.part import Part, axis_names
 
 
 # A dataclass for those who print or copy one by its fields, such as Flax Linen's `tabulate`.
@@ -202,6 +203,43 @@ class BlockScaled(StandIn):
             )
         scales = _unsharded_if_partial(self.values.shape, self.scales, self.block)
         return _dequantize(self.values, scales, self.block).astype(dtype)
+
+    def with_own_scales(self, axis_name: Any, *, axis: int) -> "BlockScaled":
+        """Returns one device's part, under `jax.shard_map`, that came with the scales of the whole.
+
+        So it comes where shards begin or end inside a block: values are divided, and scales are
+        not, as `checkpoint.load` and `quantize` place them.
+
+        Args:
+            axis_name: Mesh axis, or several, over which the values lie.
+            axis: Dimension along which they lie, one of the last two.
+
+        Returns:
+            The part with the scales of its own blocks, as products take it.
+
+        Raises:
+            TypeError: `axis` is not an int.
+            ValueError: `axis` is another dimension, or the parts neither are of whole blocks nor
+                lie inside one, as those of 176 rows do not; in an automatic or explicit mesh
+                products take them too.
+        """
+        op_name = "BlockScaled.with_own_scales"
+        axis = checks.extent(op_name, "axis", axis, -self.ndim, self.ndim - 1) % self.ndim
+        if axis < self.ndim - 2:
+            raise ValueError(f"{op_name}: axis must be one of the last two, got {axis}.")
+        extent = self.block[axis - self.ndim]
+        part = Part(self.shape[axis], extent, axis_names(axis_name))
+        if not part.is_frame:
+            raise ValueError(
+                f"{op_name}: parts along dimension {axis} must be whole blocks of {extent} or lie"
+                f" inside one, got {part.size} on each device; use an automatic or explicit mesh."
+            )
+        if self.scales.shape[axis] != part.num_blocks:
+            raise ValueError(
+                f"{op_name}: scales must be those of all {part.num_blocks} blocks along dimension"
+                f" {axis}, got shape {tuple(self.scales.shape)}."
+            )
+        return self._of(self.values, part.own(self.scales, axis))
 
     def tree_flatten_with_keys(self):
         """Returns the leaves with their attribute names, and the static block."""

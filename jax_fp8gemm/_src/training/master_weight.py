@@ -16,6 +16,7 @@ from jax_fp8gemm._src.ops.quantizer import Operands
 from jax_fp8gemm._src.ops.quantizer import validated as validated_quantizer
 from jax_fp8gemm._src.training.recipe import Recipe, chosen
 from jax_fp8gemm._src.training.residuals import keep
+from jax_fp8gemm._src.xla.part import axis_names
 
 _NAME = "MasterWeight"
 
@@ -115,8 +116,7 @@ class MasterWeight(StandIn):
             return cls(gather(w), jax.tree.map(gather, part).restore())
         scale_format = chosen(_NAME, recipe).scale_format or "float32"
         op = validated_quantizer(_NAME, "blocks", checks.E4M3, scale_format, implementation)
-        mesh_axes = axis_name if isinstance(axis_name, tuple) else (axis_name,)
-        cut = {op.axes[axis - w.ndim]: mesh_axes}
+        cut = {op.axes[axis - w.ndim]: axis_names(axis_name)}
         leaves = op.local_of_cut(cut, *Operands(jax.lax.stop_gradient(w)))
         part = keep(BlockScaled.tree_unflatten(checks.SQUARE_BLOCK, leaves))
         return cls(gather(w), dataclasses.replace(part, bits=gather(part.bits)).restore())
