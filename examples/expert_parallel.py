@@ -60,8 +60,9 @@ def expert_layer(
         send_fp8: Whether rows are quantized before they are sent. `experts` gets them as a
             `QuantizedActivation`, which `ragged_dot` takes.
         send_gradients_fp8: Whether gradients of what the experts return are too. With
-            `Recipe(scale_format="pow2")` and its e4m3, whose `ragged_dot` would quantize them
-            likewise, that changes no number; with others they are rounded twice.
+            `Recipe(scale_format="pow2")`, whose `ragged_dot` would quantize them likewise, that
+            changes no number; with other gradients than in e4m3, or those of weights in bfloat16,
+            it does.
         travel: How rows travel: `by_ragged_all_to_all`, `by_all_to_all`, or None for what the
             platform has.
 
@@ -100,8 +101,10 @@ def expert_layer(
     outputs = experts(in_order, sizes.sum(0))
 
     outputs = jnp.zeros_like(outputs).at[by_expert].set(outputs)
-    give_back = _return_fp8 if send_gradients_fp8 else _return
-    returned = give_back(outputs, traffic, axis, rows, travel)
+    if send_gradients_fp8:
+        returned = _return_fp8(outputs, traffic, axis, rows, travel, room)
+    else:
+        returned = _by_platform(travel, 1, outputs, traffic, axis, rows)
     device, place = _slots(sent, rows)
     is_lost = (device < devices) & (place >= traffic.fitting[me, device])
     gates = jnp.where(is_lost, jnp.nan, gates.reshape(-1)[order])
@@ -144,24 +147,23 @@ def _send_fp8_backward(axis, room, travel, residuals, gradient):
 _send_fp8.defvjp(_send_fp8_forward, _send_fp8_backward)
 
 
-def _return(rows: jax.Array, traffic: Traffic, axis: str, count: int, travel) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _return_fp8(rows: jax.Array, traffic: Traffic, axis: str, count: int, travel, room: int):
+    """Returns rows as they are. Bits and scales of their gradients go to the experts."""
     return _by_platform(travel, 1, rows, traffic, axis, count)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _return_fp8(rows: jax.Array, traffic: Traffic, axis: str, count: int, travel):
-    """Returns rows as they are. Bits and scales of their gradients go to the experts."""
-    return _return(rows, traffic, axis, count, travel)
+def _return_fp8_forward(rows, traffic, *static):
+    return _return_fp8(rows, traffic, *static), traffic
 
 
-def _return_fp8_forward(rows, traffic, axis, count, travel):
-    return _return(rows, traffic, axis, count, travel), (traffic, rows[:, :0])  # how many there are
-
-
-def _return_fp8_backward(axis, count, travel, residuals, gradient):
-    traffic, rows = residuals
+def _return_fp8_backward(axis, count, travel, room, traffic, gradient):
     bits = fp8.quantize(gradient, scale_format="pow2")
-    return _send_bits(bits, traffic, axis, len(rows), travel).dequantize(gradient.dtype), None
+    received = _send_bits(bits, traffic, axis, room, travel).dequantize()
+    most = float(
+        jnp.finfo(gradient.dtype).max
+    )  # a power of two above the largest float16 is past it
+    return jnp.clip(received, -most, most).astype(gradient.dtype), None
 
 
 _return_fp8.defvjp(_return_fp8_forward, _return_fp8_backward)

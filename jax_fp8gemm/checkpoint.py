@@ -155,7 +155,8 @@ def load(
     Scales may be those of blocks, of tensors, of which each block gets a copy, or of rows that are
     the same for all rows of a block. MXFP4, `X_blocks` with `X_scales`, becomes a `BlockScaled`
     `X` whose scales are powers of two; it is encoded anew on the host, a result at a time. What
-    is not exact so is refused, or rounded with `requantize=True`. docs/checkpoints.md has the schemes.
+    is not exact so is refused, or rounded with `requantize=True`. docs/checkpoints.md has the
+    schemes.
 
     On a CPU an array may be the mapped file itself: do not overwrite a file in place while
     arrays from it are in use. 64-bit tensors get the dtype that JAX gives them. Each tensor is

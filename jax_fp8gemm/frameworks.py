@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled
@@ -366,18 +367,21 @@ def maxtext_gmm(
         >>> y = maxtext_gmm(tokens, experts.mT, group_sizes, group_offset=0)    # (T, N)
     """
     _refuse("maxtext_gmm", lhs, others, _MAXTEXT_KERNELS)
-    if isinstance(group_offset, int):
-        most = len(group_sizes) - rhs.shape[0]
+    if isinstance(group_offset, int | np.integer):
+        most = max(len(group_sizes) - rhs.shape[0], 0)  # too few sizes are another error
         number = checks.extent("maxtext_gmm", "group_offset", group_offset, 0, most)
         group_offset = jnp.asarray(number) if number else None
     if group_offset is None:
         group_sizes = group_sizes[: rhs.shape[0]]
+    result_dtype = preferred_element_type or jnp.result_type(lhs.dtype, rhs.dtype)
+    if partial_sum is not None:
+        checks.is_array("maxtext_gmm", "partial_sum", partial_sum)
     y = ragged_dot(
         lhs,
         _experts(rhs),
         group_sizes,
         None,
-        preferred_element_type if partial_sum is None else jnp.float32,
+        result_dtype if partial_sum is None else jnp.float32,
         group_offset,
         implementation=implementation,
         recipe=recipe,
@@ -388,4 +392,4 @@ def maxtext_gmm(
         raise ValueError(
             f"maxtext_gmm: partial_sum must have shape (T, N) = {y.shape}, got {partial_sum.shape}."
         )
-    return (y + partial_sum.astype(jnp.float32)).astype(preferred_element_type)
+    return (y + partial_sum.astype(jnp.float32)).astype(result_dtype)

@@ -34,16 +34,19 @@ def is_of(scope: str, instruction: Instruction) -> bool:
     return f"/{scope}/" in instruction.op_name
 
 
-def first_uses(body: list[Instruction], of: Instruction, scope: str) -> Iterator[Instruction]:
+Use = tuple[Instruction, Instruction]  # of a value, as it was moved, by what
+
+
+def first_uses(body: list[Instruction], of: Instruction, scope: str) -> Iterator[Use]:
     """Yields what computes with a value outside of its scope, and the root if that gives it on."""
     for user in body:
         if of.name in user.operands:
             if user.opcode in _MOVES:
                 yield from first_uses(body, user, scope)
             elif not is_of(scope, user):
-                yield user
+                yield of, user
     if of is body[-1]:
-        yield of
+        yield of, of
 
 
 def unrounded(module: Module, scope: str, narrow: str) -> tuple[int, list[str]]:
@@ -53,11 +56,10 @@ def unrounded(module: Module, scope: str, narrow: str) -> tuple[int, list[str]]:
         for made in body:
             if not is_of(scope, made) or made.opcode in _NOTHING_COMPUTED:
                 continue
-            for use in first_uses(body, made, scope):
+            for value, use in first_uses(body, made, scope):
                 is_rounded = use.opcode == "reduce-precision" and DIGITS in use.text
-                is_stored = use.type.startswith(f"{narrow}[") or use.opcode == "tuple"
                 count += 1
-                if not (is_rounded or is_stored):
+                if not (is_rounded or value.type.startswith(f"{narrow}[")):
                     wrong.append(f"{made.name} in {use.name}")
     return count, wrong
 

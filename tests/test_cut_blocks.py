@@ -118,3 +118,48 @@ def test_own_scales_by_hand(results, name):
     else:
         assert result["collectives"] == ({} if axis == "N" else {"all-reduce": 1})
         assert result["error"] <= (0 if axis == "N" else SAME)
+
+
+EDGES = """
+import jax, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+import jax_fp8gemm as fp8
+
+AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
+x, w = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(16, 200), (200, 360)]))
+
+def put(x, *spec):
+    return jax.device_put(x, NamedSharding(mesh, P(*spec)))
+
+# Of an axis of one device: nothing is cut, and the kernel stays.
+mesh = jax.make_mesh((1, 8), ("one", "y"), axis_types=(EXPLICIT, EXPLICIT))
+with jax.set_mesh(mesh):
+    quantize = jax.jit(lambda x: fp8.quantize(x, implementation="sim").values)
+    text = quantize.lower(put(x, None, "one")).as_text()
+    assert "jax_fp8gemm.quantize" in text and "all_reduce" not in text
+
+# Parts that are not equal.
+mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AUTO, AUTO))
+for spec, f in (
+    ((None, "y"), lambda x, w: fp8.dot(x, w[:, :203])),
+    (("y",), lambda x, w: fp8.dot(x[:, :199], w[:199])),
+):
+    np.testing.assert_allclose(jax.jit(f)(x, put(w, *spec)), jax.jit(f)(x, w), atol=1e-4)
+
+# Axes that are left to an explicit mesh.
+mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(EXPLICIT, EXPLICIT))
+with jax.set_mesh(mesh):
+    gather = lambda w: fp8.MasterWeight.all_gather(w, "x").quantized.values
+    f = jax.shard_map(gather, in_specs=P("x"), out_specs=P(), axis_names={"x"}, check_vma=False)
+    try:
+        jax.jit(f)(put(w, "x", "y"))
+    except ValueError as error:
+        assert "as 100 along axis 0 does" in str(error), error
+    else:
+        raise AssertionError("not refused")
+"""
+
+
+@pytest.mark.slow
+def test_edges():
+    run_with_eight_devices("-c", EDGES)

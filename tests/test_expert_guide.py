@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/sharding.md: a checkpoint's experts on 8 devices, and one device's answer beside theirs."""
+"""docs/sharding.md: a checkpoint's experts on 8 devices; and gradients that travel in FP8."""
 
+import functools
 import re
 
 import jax
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from _eight_devices import run_with_eight_devices
 from _source import ROOT
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import jax_fp8gemm as fp8
 
@@ -62,3 +65,21 @@ def test_experts_of_a_checkpoint_on_8_devices(tmp_path, monkeypatch):
     want = np.asarray(jax.jit(_on_one_device)(weights, x, chosen, gates))
     error = np.linalg.norm(np.load(outputs)["y"] - want) / np.linalg.norm(want)
     assert error < 2e-6  # sums in another order
+
+
+def test_gradients_near_the_largest_float16_stay_finite(monkeypatch):
+    """Their scale, rounded up to a power of two, would pass it."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    from expert_parallel import expert_layer
+
+    mesh = jax.make_mesh((1,), ("ep",), axis_types=(AxisType.Auto,))
+
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=P("ep"), out_specs=P("ep"))
+    def layer(x):
+        chosen, gates = jnp.zeros((len(x), 1), jnp.int32), jnp.ones((len(x), 1))
+        experts = lambda rows, sizes: rows  # noqa: E731
+        return expert_layer(experts, x, chosen, gates, 1, "ep", send_gradients_fp8=True)[0]
+
+    x = jnp.ones((8, 128), jnp.float16)
+    (dx,) = jax.vjp(layer, x)[1](65000 * x)
+    np.testing.assert_allclose(np.asarray(dx, np.float32), 65000, rtol=2**-4)

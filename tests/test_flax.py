@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flax takes a BlockScaled: its serialization as docs/checkpoints.md says, and its tables as it is."""
+"""Flax takes a BlockScaled: serialization as docs/checkpoints.md says, and tables as it is."""
 
 import re
 

@@ -9,6 +9,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from _frameworks import needs, program_of, run_section, same_bits
 
@@ -77,6 +78,12 @@ def test_maxtext_gmm_adds_with_gradients():
     same_bits(got, value_and_grad(want))
 
 
+def test_maxtext_gmm_of_a_dtype_that_is_not_given():
+    x, w, total = (each.astype(jnp.bfloat16) for each in (X, EXPERTS, jnp.ones((24, 128))))
+    got = gmm(x, w, preferred_element_type=None, partial_sum=total)
+    assert got.dtype == gmm(x, w, preferred_element_type=None).dtype == jnp.bfloat16
+
+
 def test_maxtext_gmm_of_a_qarray():
     needs("qwix")
     weights = fp8.quantize(EXPERTS.mT, (128, 128), **xla)
@@ -93,6 +100,8 @@ def test_maxtext_gmm_of_a_qarray():
         (ValueError, "group_offset must be an int from 0 to 0, got 1", {"group_offset": 1}),
         (ValueError, "group_offset must be an int from 0 to 0, got -1", {"group_offset": -1}),
         (NotImplementedError, "a_later_one must not be set", {"a_later_one": 3}),
+        (TypeError, "partial_sum must be an array, got float", {"partial_sum": 1.0}),
+        (ValueError, "group_offset must be", {"group_offset": np.int32(1)}),
         (
             ValueError,
             r"partial_sum must .* \(24, 128\), got \(1, 128\)",
@@ -199,9 +208,18 @@ import maxtext
 from absl import logging
 from maxtext.trainers.pre_train import train
 
+calls = 0
+
+def counted(*arguments, gmm=megablox.gmm, **options):
+    global calls
+    calls += 1
+    return gmm(*arguments, **options)
+
+megablox.gmm = counted
 logging.set_verbosity(logging.INFO)
 sys.argv.insert(1, f"{{maxtext.__path__[0]}}/configs/base.yml")
 train.main(sys.argv)
+print(calls)
 """)
     settings = SETTINGS | {
         **{"base_output_directory": tmp_path, "hardware": "cpu", "steps": 4},
@@ -218,3 +236,4 @@ train.main(sys.argv)
     )
     losses = [float(loss) for loss in re.findall(r"completed step.* loss: ([\d.]+),", run.stderr)]
     assert len(losses) == 4 and losses[-1] < 0.5 * losses[0], run.stderr[-2000:]
+    assert int(run.stdout.split()[-1]) >= 3, run.stdout  # gate, up and down of the experts

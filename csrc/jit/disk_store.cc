@@ -216,15 +216,6 @@ std::string DiskStore::FaultOf(const std::string& name) const {
   return name.ends_with(TailOf(decoded.key_text)) ? "" : "it is another kernel's";
 }
 
-std::vector<DiskFault> DiskStore::Verify() const {
-  std::vector<DiskFault> faults;
-  for (const DiskEntry& entry : List()) {
-    std::string fault = FaultOf(entry.name);
-    if (!fault.empty()) faults.push_back({entry.name, std::move(fault)});
-  }
-  return faults;
-}
-
 size_t DiskStore::Clear() const {
   size_t removed = 0;
   const TrustedDirectory directory(directory_, IfMissing::kStayClosed);

@@ -21,11 +21,6 @@ struct DiskEntry {
   uint64_t file_bytes = 0;
 };
 
-struct DiskFault {
-  std::string name;
-  std::string fault;
-};
-
 class DiskStore {
  public:
   static constexpr uint64_t kNoLimit = ~uint64_t{0};
@@ -67,9 +62,6 @@ class DiskStore {
 
   /// Reads an entry, changes nothing. Returns why it would not be loaded, empty if it would.
   std::string FaultOf(const std::string& name) const;
-
-  /// Reads every entry, changes nothing. Returns those that would not be loaded and why.
-  std::vector<DiskFault> Verify() const;
 
   /// Removes all entries and what writers that died have left; other files stay.
   ///

@@ -52,7 +52,7 @@ def measure(
         got *= np.repeat(of_row, _COLUMNS)[: got.shape[1]]
         differs = (got != want) & ~(np.isnan(got) & np.isnan(want))
         num_blocks = int(np.logical_or.reduceat(differs.any(axis=0), starts).sum())
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", divide="ignore"):
             errors = np.abs((got[differs] - want[differs]) / want[differs])
         largest = float(np.nan_to_num(errors, nan=np.inf).max(initial=0))
         found.append(Rounding(num_blocks, of_row.size, errors.size, got.size, largest))

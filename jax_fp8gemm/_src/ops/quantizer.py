@@ -197,18 +197,25 @@ class Quantizer(Operation):
         # Derivatives are left to XLA. Scales have none, and may be of blocks on several devices.
         results = apply(self, primals)
         computed = self.xla
-        if self._transposed != "k_grouped":
-            computed = functools.partial(self._by_scales, results[1])
+        if self._transposed != "k_grouped" and not self._reads_scales(primals):
+            computed = functools.partial(self._by_scales, results[1::2])
         return results, jax.jvp(computed, primals, tangents)[1]
 
-    def _by_scales(self, scales: jax.Array, *operands) -> tuple[jax.Array, ...]:
-        """Returns the results from plain JAX, given the scales."""
-        is_transposed = self._transposed is not None
-        x = jnp.swapaxes(operands[0], -1, -2) if is_transposed else self._rows(operands)
-        block = checks.ROW_BLOCK if is_transposed else _BLOCKS[self.kind]
-        own = xla_gemm.per_element(scales, block, x.shape)
+    def _by_scales(self, scales: tuple[jax.Array, ...], *operands) -> tuple[jax.Array, ...]:
+        """Returns the results from plain JAX, given the scales of each."""
+        if self._transposed is None:
+            arrays, block = [self._rows(operands)], _BLOCKS[self.kind]
+        else:
+            x, _, group_sizes, _ = operands
+            arrays, block = [jnp.swapaxes(x, -1, -2)], checks.ROW_BLOCK
+            if self._has_rows:
+                arrays.append(xla_quantize.valid_rows(x, group_sizes))
         last = (self.dtype, self.scale_format)
-        return xla_quantize.block_values(x, own, (1, 1), *last), scales
+        results = []
+        for x, given in zip(arrays, scales, strict=True):
+            own = xla_gemm.per_element(given, block, x.shape)
+            results += [xla_quantize.block_values(x, own, (1, 1), *last), given]
+        return tuple(results)
 
     def xla(self, *operands) -> tuple[jax.Array, ...]:
         x, x_scales, group_sizes, _ = operands

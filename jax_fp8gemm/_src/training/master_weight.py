@@ -16,6 +16,8 @@ from jax_fp8gemm._src.ops.quantizer import Operands
 from jax_fp8gemm._src.ops.quantizer import validated as validated_quantizer
 from jax_fp8gemm._src.training.recipe import Recipe, chosen
 from jax_fp8gemm._src.training.residuals import keep
+from jax_fp8gemm._src.transforms.meshes import spec_of
+from jax_fp8gemm._src.transforms.partitioner import entries
 from jax_fp8gemm._src.xla.part import axis_names
 
 _NAME = "MasterWeight"
@@ -94,7 +96,8 @@ class MasterWeight(StandIn):
 
         Devices exchange the quantized parts, and in the backward pass the gradient's sums, by one
         reduce-scatter; where parts begin or end inside a block of 128, the largest magnitudes of
-        blocks too. The master is gathered by name only: no product reads it.
+        blocks too, in plain JAX whatever `implementation` is. The master is gathered by name only:
+        no product reads it.
 
         Args:
             w: One device's part; all have the same shape.
@@ -105,7 +108,8 @@ class MasterWeight(StandIn):
 
         Raises:
             TypeError: `w` has an unsupported dtype.
-            ValueError: `w` has no such dimension.
+            ValueError: `w` has no such dimension; or its parts cut blocks, and an explicit mesh
+                shards them.
         """
         w = checks.floating(_NAME, "w", w)
         checks.at_least_2d(_NAME, "w", w)
@@ -114,6 +118,12 @@ class MasterWeight(StandIn):
         if axis < w.ndim - 2 or w.shape[axis] % 128 == 0:
             part = keep(cls.quantize(w, implementation=implementation, recipe=recipe).quantized)
             return cls(gather(w), jax.tree.map(gather, part).restore())
+        if any(entries(spec := spec_of(w), w.ndim)):
+            raise ValueError(
+                f"{_NAME}.all_gather: w must not be sharded by axes of an explicit mesh where its"
+                f" parts cut blocks of 128, as {w.shape[axis]} along axis {axis} does, got {spec};"
+                " make all axes of the mesh manual."
+            )
         scale_format = chosen(_NAME, recipe).scale_format or "float32"
         op = validated_quantizer(_NAME, "blocks", checks.E4M3, scale_format, implementation)
         cut = {op.axes[axis - w.ndim]: axis_names(axis_name)}

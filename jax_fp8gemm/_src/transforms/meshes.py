@@ -141,11 +141,15 @@ def _unnamed_mesh(shaped: jax.ShapeDtypeStruct) -> Mesh:
 
 
 def _spec_on(mesh: Mesh, shaped: jax.ShapeDtypeStruct) -> PartitionSpec:
-    """Returns how mesh axes divide what XLA's partitioner describes; nothing if parts of them do.
+    """Returns how mesh axes divide what XLA's partitioner describes; nothing if it is uneven.
 
-    Such a division does not come out of this module, but Shardy may cut a mesh axis in two.
+    Nor if parts of mesh axes divide it. That does not come out of this module, but Shardy may cut
+    a mesh axis in two.
     """
-    indices = shaped.sharding.devices_indices_map(shaped.shape)
+    try:
+        indices = shaped.sharding.devices_indices_map(shaped.shape)
+    except ValueError:  # an extent is no multiple of the devices
+        return PartitionSpec()
     every = []
     for dim in range(len(shaped.shape)):
         starts = np.asarray([indices[device][dim].start or 0 for device in mesh.devices.flat])

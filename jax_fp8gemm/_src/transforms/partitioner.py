@@ -116,7 +116,7 @@ class _Planner:
         unit = self.layout.unit(axis)
         for count in range(len(axes), 0, -1):
             shards = math.prod(self.mesh_sizes[a] for a in axes[:count])
-            if self.sizes[axis] % (unit * shards) == 0:
+            if shards == 1 or self.sizes[axis] % (unit * shards) == 0:
                 return axes[:count]
             if axis in self.layout.can_cut and self.sizes[axis] % shards == 0:
                 self.cut.add(axis)
