@@ -113,11 +113,24 @@ def test_every_rule_test_is_on_the_page():
     assert set(re.findall(r"SIM_TEST_RULE\((\w+), \d", _cpp("sim_rules_test.cc"))) - named == set()
 
 
+OTHERS = _rows(["what the simulator does", "source", "status"])
+OTHERS += _rows(["rule", "why not", "source", "status"])
+
+
 def test_every_other_row_has_a_status():
-    others = _rows(["what the simulator does", "source", "status"])
-    others += _rows(["rule", "why not", "source", "status"])
-    assert len(others) > 10
-    assert [row for row in others if row["status"] not in STATUSES or not row["source"]] == []
+    assert len(OTHERS) > 10
+    assert [row for row in OTHERS if row["status"] not in STATUSES or not row["source"]] == []
+
+
+def test_counts():
+    statuses = [row["status"] for row in RULES + OTHERS]
+    counts = ", ".join(f"{statuses.count(each)} {each}" for each in STATUSES)
+    untested = sum(row["test"].startswith("none: ") for row in RULES)
+    shown = PAGE.split("<!-- counts:begin -->\n")[1].split("<!-- counts:end -->")[0]
+    assert shown == (
+        f"Rows: {counts}. Of the {len(RULES)} rules that are enforced, {untested} have no test of"
+        " their own, and say why.\n"
+    )
 
 
 # Functions of the compiler: the instruction that each stands for.
