@@ -30,7 +30,7 @@ MOST = {
 # An automatic mesh sends 4 % more than an explicit one there, and gathers once more where that adds
 # up once; in others both send the same.
 UNEQUAL = "tensor and sequence parallel"
-FAST = "FSDP, blocks cut"  # the one that is compiled for the CPU too
+GATHERS = "FSDP, blocks cut"  # of which no sum is part of a gather
 COUNTS = 2**10  # bytes that say how many rows travel to experts
 SCALES = 4 / 128  # bytes of scales, with one for a row of a block
 
@@ -42,8 +42,8 @@ def _measure(folder: Path, *arguments: str) -> None:
 
 @pytest.fixture(scope="module")
 def on_cpus(tmp_path_factory) -> dict:
-    """Returns what a layout sends among 8 virtual devices."""
-    folder = made_once(tmp_path_factory, "traffic", lambda folder: _measure(folder, FAST))
+    """Returns what all layouts send among 8 virtual devices."""
+    folder = made_once(tmp_path_factory, "traffic", _measure)
     return json.loads((folder / "results.json").read_text())
 
 
@@ -61,11 +61,19 @@ def gathers(sent: dict) -> dict:
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_gathered_is_fp8(on_cpus, kind):
     """XLA's CPU backend sends bfloat16 as float32, so that bytes of the two do not compare."""
-    given = gathers(on_cpus[f"{kind}: {FAST}: fp8"])
+    given = gathers(on_cpus[f"{kind}: {GATHERS}: fp8"])
     bits = given.pop("all-gather u8")
     assert sum(given.values()) <= SCALES * bits
     # Once for each time that bfloat16 is gathered.
-    assert bits == sum(gathers(on_cpus[f"{kind}: {FAST}: bfloat16"]).values()) / 4
+    assert bits == sum(gathers(on_cpus[f"{kind}: {GATHERS}: bfloat16"]).values()) / 4
+
+
+@pytest.mark.slow
+def test_fp8_never_sends_more_among_cpus(on_cpus):
+    totals = {key.rpartition(": "): sum(sent.values()) for key, sent in on_cpus.items()}
+    layouts = {of for of, _, _ in totals}
+    assert [of for of in layouts if totals[of, ": ", "fp8"] > totals[of, ": ", "bfloat16"]] == []
+    assert {of.split(": ")[1] for of in layouts} == set(MOST)
 
 
 @pytest.mark.slow
