@@ -40,11 +40,11 @@ def go() -> None:
 
 
 def product(m: int, k: int, n: int, implementation: str):
-    """Returns a compiled product, and its operands."""
+    """Returns a compiled product, and its operands, which are there."""
     x = fp8.quantize(jnp.ones((m, k), jnp.bfloat16), implementation="xla")
     w = fp8.quantize(jnp.ones((n, k), jnp.bfloat16), block=(128, 128), implementation="xla")
     function = jax.jit(lambda x, w: fp8.gemm(x, w, implementation=implementation))
-    return function.lower(x, w).compile(), x, w
+    return function.lower(x, w).compile(), *jax.block_until_ready((x, w))
 
 
 def simulate() -> None:
@@ -52,6 +52,16 @@ def simulate() -> None:
     compiled, x, w = product(2048, 4096, 4096, "sim")
     go()
     compiled(x, w).block_until_ready()
+
+
+def simulate_asynchronously() -> None:
+    """The same, on a thread of XLA's, as operands that are not there yet have it."""
+    compiled, x, w = product(2048, 4096, 4096, "sim")
+    slow = jax.jit(lambda a: (a @ a)[0, 0])(jnp.ones((2048, 2048)))
+    values = jnp.where(slow > 0, w.values.view(jnp.uint8), 0).view(w.dtype)
+    y = compiled(x, fp8.BlockScaled(values, w.scales, w.block))
+    go()
+    y.block_until_ready()
 
 
 def simulate_with_handler() -> None:

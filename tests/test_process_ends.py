@@ -50,6 +50,19 @@ def finish(process: subprocess.Popen, timeout: float = 240) -> str:
     return out
 
 
+def test_ctrl_c_stops_what_runs_on_another_thread(start):
+    """Its error comes out of `block_until_ready`, before Python raises KeyboardInterrupt."""
+    process = start("simulate_asynchronously")
+    assert process.stdout.readline() == "go\n"
+    time.sleep(2)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=240)
+    assert time.monotonic() - begin < SECONDS_TO_ANSWER
+    assert process.returncode in (-signal.SIGINT, 1)
+    assert "CANCELLED: jax_fp8gemm.gemm.v1: interrupted by Ctrl-C" in err
+
+
 @pytest.mark.parametrize("seconds", [0.1, 1.0])
 @pytest.mark.parametrize("program", ["simulate", "compile_many"])
 def test_ctrl_c_is_answered(start, program, seconds):
