@@ -5,17 +5,14 @@ As _devices.py, for test_cut_blocks.py: every operation, kind of mesh, divided a
 part, gradients included. An error becomes a result.
 """
 
-import contextlib
 import functools
 import itertools
-import json
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _tiers import in_sample
-from _virtual_devices import AUTO, EXPLICIT, MANUAL, MESHES, measure, normal, put
+from _virtual_devices import AUTO, EXPLICIT, MANUAL, MESHES, measure, normal, put, write_results
 from jax.sharding import PartitionSpec as P
 
 import jax_fp8gemm as fp8
@@ -237,19 +234,7 @@ def own_scales_programs():
 
 def main() -> None:
     """Runs one in PERIOD programs."""
-    period = int(sys.argv[2])
-    results = {}
-    for kind, name, run in cut_programs():
-        if in_sample(f"{kind}: {name}", period):
-            explicit = kind == EXPLICIT
-            context = jax.set_mesh(MESHES[EXPLICIT]) if explicit else contextlib.nullcontext()
-            with context:
-                try:
-                    results[f"{kind}: {name}"] = run()
-                except ValueError as error:
-                    results[f"{kind}: {name}"] = {"raised": str(error)}
-    with open(sys.argv[1], "w") as file:
-        json.dump(results, file, indent=1)
+    write_results(sys.argv[1], cut_programs(), int(sys.argv[2]))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,7 @@ JAX_PLATFORMS=cpu and XLA_FLAGS=--xla_force_host_platform_device_count=8. Writes
 compiled to and how far its results are from those of one device.
 """
 
-import contextlib
-import json
+import itertools
 import sys
 
 import jax
@@ -21,7 +20,6 @@ from _grouped_devices import (
     vmapped_programs,
 )
 from _quantize_devices import dequantize_programs, quantize_programs
-from _tiers import in_sample
 from _training_devices import training_programs
 from _virtual_devices import (
     AUTO,
@@ -32,6 +30,7 @@ from _virtual_devices import (
     measure,
     normal,
     put,
+    write_results,
 )
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -332,21 +331,8 @@ PROGRAMS = (
 
 def main() -> None:
     """Runs one in PERIOD programs; an error becomes a result."""
-    period = int(sys.argv[2])
-    results = {}
-    for programs in PROGRAMS:
-        for kind, name, run in programs():
-            if not in_sample(f"{kind}: {name}", period):
-                continue
-            context = (kind == EXPLICIT and "without" not in name) or "ambient" in name
-            mesh = MESHES[EXPLICIT if kind == EXPLICIT else AUTO]
-            try:
-                with jax.set_mesh(mesh) if context else contextlib.nullcontext():
-                    results[f"{kind}: {name}"] = run()
-            except ValueError as error:
-                results[f"{kind}: {name}"] = {"raised": str(error)}
-    with open(sys.argv[1], "w") as file:
-        json.dump(results, file, indent=1)
+    every = itertools.chain.from_iterable(programs() for programs in PROGRAMS)
+    write_results(sys.argv[1], every, int(sys.argv[2]))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Meshes of 8 devices, and what programs on them compile to; for _devices.py and its parts."""
 
+import contextlib
+import json
 import re
 
 import jax
 import jax.export
 import numpy as np
+from _tiers import in_sample
 from jax.sharding import AxisType, NamedSharding
 
 import jax_fp8gemm as fp8
@@ -67,3 +70,20 @@ def export_and_measure(f, arguments, want) -> dict:
     result = measure(read.call, arguments, want)
     targets = re.findall(r"custom_call @(jax_fp8gemm[\w.]*)", read.mlir_module())
     return {**result, "targets": sorted(set(targets)), "devices": read.nr_devices}
+
+
+def write_results(file: str, programs, period: int) -> None:
+    """Runs one in `period` of the programs, and writes what came out; an error is a result."""
+    results = {}
+    for kind, name, run in programs:
+        if not in_sample(f"{kind}: {name}", period):
+            continue
+        context = (kind == EXPLICIT and "without" not in name) or "ambient" in name
+        mesh = MESHES[EXPLICIT if kind == EXPLICIT else AUTO]
+        try:
+            with jax.set_mesh(mesh) if context else contextlib.nullcontext():
+                results[f"{kind}: {name}"] = run()
+        except ValueError as error:
+            results[f"{kind}: {name}"] = {"raised": str(error)}
+    with open(file, "w") as output:
+        json.dump(results, output, indent=1)

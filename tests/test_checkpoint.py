@@ -14,19 +14,12 @@ import pytest
 pytest.importorskip("safetensors")
 
 import safetensors
-from _checkpoints import E4M3, quantized, run_program, write
+from _checkpoints import E4M3, SCALE_DTYPES, quantized, run_program, write
 
 import jax_fp8gemm as fp8
 from jax_fp8gemm import checkpoint
 
 MLP = "model.layers.0.mlp"
-SCALE_DTYPES = {
-    "F32": np.float32,
-    "BF16": ml_dtypes.bfloat16,
-    "F16": np.float16,
-    "F8_E8M0": ml_dtypes.float8_e8m0fnu,
-    "U8": np.uint8,
-}
 
 
 @pytest.fixture
