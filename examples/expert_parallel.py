@@ -6,9 +6,10 @@ back; between the two each device multiplies its groups with `ragged_dot`. No ro
 silently: where a device is sent more rows than it may make room for, sums that lack one are NaN.
 On a GPU rows travel by `jax.lax.ragged_all_to_all`, which sends those that there are. XLA has none
 for the CPU; there every pair of devices exchanges as many rows as one device has, by
-`jax.lax.all_to_all`. Both are differentiable, and both give the same sums. Rows may travel to the
-experts in FP8, as `ragged_dot` would quantize them: half the bytes of bfloat16, and the same sums.
-So may, with scales that are powers of two, the gradients of what the experts return.
+`jax.lax.all_to_all`. Both give the same sums, and gradients go back the way that rows came. Rows
+may travel to the experts in FP8, as `ragged_dot` would quantize them: half the bytes of bfloat16,
+and the same sums. So may, with scales that are powers of two, the gradients of what the experts
+return. What comes back to the tokens may travel in FP8 too, rounded once.
 """
 
 import functools
@@ -29,6 +30,15 @@ class Traffic(NamedTuple):
     fitting: jax.Array  # of them, the first ones: those that have room
 
 
+class Route(NamedTuple):
+    """How rows travel. Known while tracing, unlike how many do."""
+
+    axis: str
+    rows: int  # that a device sends
+    room: int  # for those that it is sent
+    travel: tuple[Callable, Callable] | None
+
+
 def expert_layer(
     experts: Callable[..., jax.Array],
     x: jax.Array,
@@ -40,6 +50,7 @@ def expert_layer(
     max_rows: int | None = None,
     send_fp8: bool = False,
     send_gradients_fp8: bool = False,
+    return_fp8: bool = False,
     travel: tuple[Callable, Callable] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Sends every token to its experts and adds up what they return, weighted by its gates.
@@ -63,6 +74,8 @@ def expert_layer(
             `Recipe(scale_format="pow2")`, whose `ragged_dot` would quantize them likewise, that
             changes no number; with other gradients than in e4m3, or those of weights in bfloat16,
             it does.
+        return_fp8: Whether what the experts return is quantized before it comes back, and so the
+            gradients of rows: each is rounded to FP8 once, as nothing else would round it.
         travel: How rows travel: `by_ragged_all_to_all`, `by_all_to_all`, or None for what the
             platform has.
 
@@ -85,8 +98,11 @@ def expert_layer(
     given = lax.all_to_all(counts, axis, 0, 0)  # rows of each device for each expert of this one
     wanted = lax.all_gather(sent, axis)
     traffic = Traffic(wanted, jnp.clip(room - _starts(wanted), 0, wanted))
-    send = _send_fp8 if send_fp8 else _send
-    received = send(x[order // top], traffic, axis, room, travel)
+    route = Route(axis, rows, room, travel)
+    if send_fp8:
+        received = _send_bits(x[order // top], traffic, route, return_fp8)
+    else:
+        received = _exchange(x[order // top], traffic, route, _THERE, False, return_fp8)
 
     # Sorted by expert again, what nobody sent last: the groups of ragged_dot.
     me = lax.axis_index(axis)
@@ -101,10 +117,7 @@ def expert_layer(
     outputs = experts(in_order, sizes.sum(0))
 
     outputs = jnp.zeros_like(outputs).at[by_expert].set(outputs)
-    if send_gradients_fp8:
-        returned = _return_fp8(outputs, traffic, axis, rows, travel, room)
-    else:
-        returned = _by_platform(travel, 1, outputs, traffic, axis, rows)
+    returned = _exchange(outputs, traffic, route, _BACK, return_fp8, send_gradients_fp8)
     device, place = _slots(sent, rows)
     is_lost = (device < devices) & (place >= traffic.fitting[me, device])
     gates = jnp.where(is_lost, jnp.nan, gates.reshape(-1)[order])
@@ -112,69 +125,68 @@ def expert_layer(
     return jnp.zeros_like(x).at[order // top].add(weighted), given.sum(0)
 
 
-def _send(rows: jax.Array, traffic: Traffic, axis: str, room: int, travel) -> jax.Array:
-    return _by_platform(travel, 0, rows, traffic, axis, room)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _send_fp8(rows: jax.Array, traffic: Traffic, axis: str, room: int, travel):
-    """Sends bits and scales. Gradients come back to the rows, in their dtype."""
-    bits = fp8.QuantizedActivation.quantize(rows).quantized
-    received = _send_bits(bits, traffic, axis, room, travel)
-    return fp8.QuantizedActivation(_nothing(rows, room), received)
-
-
-def _send_bits(bits: fp8.BlockScaled, *route) -> fp8.BlockScaled:
-    values, scales = (_send(each, *route) for each in (bits.values.view(jnp.uint8), bits.scales))
-    return fp8.BlockScaled(values.view(bits.dtype), scales, bits.block)
-
-
-def _nothing(rows: jax.Array, room: int) -> jax.Array:
-    """Returns zeros for so many rows."""
-    return jnp.zeros_like(rows, shape=(room, rows.shape[1]))
-
-
-def _send_fp8_forward(rows, traffic, axis, room, travel):
-    return _send_fp8(rows, traffic, axis, room, travel), (jnp.zeros_like(rows), traffic)
-
-
-def _send_fp8_backward(axis, room, travel, residuals, gradient):
-    rows, traffic = residuals
-    _, pull = jax.vjp(lambda rows: _send(rows, traffic, axis, room, travel), rows)
-    return *pull(gradient.array), None
-
-
-_send_fp8.defvjp(_send_fp8_forward, _send_fp8_backward)
+_THERE, _BACK = 0, 1
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
-def _return_fp8(rows: jax.Array, traffic: Traffic, axis: str, count: int, travel, room: int):
-    """Returns rows as they are. Bits and scales of their gradients go to the experts."""
-    return _by_platform(travel, 1, rows, traffic, axis, count)
+def _exchange(rows, traffic: Traffic, route: Route, direction: int, fp8_out: bool, fp8_back: bool):
+    """Returns the rows that arrive; their gradients go back."""
+    return _moved(rows, traffic, route, direction, fp8_out)
 
 
-def _return_fp8_forward(rows, traffic, *static):
-    return _return_fp8(rows, traffic, *static), traffic
+def _exchange_forward(rows, traffic, *static):
+    return _exchange(rows, traffic, *static), traffic
 
 
-def _return_fp8_backward(axis, count, travel, room, traffic, gradient):
-    bits = fp8.quantize(gradient, scale_format="pow2")
-    received = _send_bits(bits, traffic, axis, room, travel).dequantize()
-    most = float(
-        jnp.finfo(gradient.dtype).max
-    )  # a power of two above the largest float16 is past it
-    return jnp.clip(received, -most, most).astype(gradient.dtype), None
+def _exchange_backward(route, direction, fp8_out, fp8_back, traffic, gradient):
+    return _moved(gradient, traffic, route, 1 - direction, fp8_back), None
 
 
-_return_fp8.defvjp(_return_fp8_forward, _return_fp8_backward)
+_exchange.defvjp(_exchange_forward, _exchange_backward)
 
 
-def _by_platform(travel, direction: int, rows: jax.Array, traffic: Traffic, axis: str, room: int):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _send_bits(rows: jax.Array, traffic: Traffic, route: Route, fp8_back: bool):
+    """Returns bits and scales that arrive; their gradients go back to the rows, in their dtype."""
+    bits = fp8.QuantizedActivation.quantize(rows).quantized
+    nothing = jnp.zeros_like(rows, shape=(route.room, rows.shape[1]))
+    return fp8.QuantizedActivation(nothing, _moved_bits(bits, traffic, route, _THERE))
+
+
+def _send_bits_forward(rows, traffic, *static):
+    return _send_bits(rows, traffic, *static), traffic
+
+
+def _send_bits_backward(route, fp8_back, traffic, gradient):
+    return _moved(gradient.array, traffic, route, _BACK, fp8_back), None
+
+
+_send_bits.defvjp(_send_bits_forward, _send_bits_backward)
+
+
+def _moved(rows, traffic: Traffic, route: Route, direction: int, in_fp8: bool) -> jax.Array:
+    if not in_fp8:
+        return _by_platform(rows, traffic, route, direction)
+    bits = fp8.quantize(rows, scale_format="pow2")
+    received = _moved_bits(bits, traffic, route, direction).dequantize()
+    most = float(jnp.finfo(rows.dtype).max)  # a power of two above the largest float16 is past it
+    return jnp.clip(received, -most, most).astype(rows.dtype)
+
+
+def _moved_bits(bits: fp8.BlockScaled, *how) -> fp8.BlockScaled:
+    leaves = (bits.values.view(jnp.uint8), bits.scales)
+    values, scales = (_by_platform(each, *how) for each in leaves)
+    return fp8.BlockScaled(values.view(bits.dtype), scales, bits.block)
+
+
+def _by_platform(rows: jax.Array, traffic: Traffic, route: Route, direction: int):
+    room = route.room if direction == _THERE else route.rows
+
     def go(how):
-        return lambda rows, traffic: how[direction](rows, traffic, axis, room)
+        return lambda rows, traffic: how[direction](rows, traffic, route.axis, room)
 
-    if travel is not None:
-        return go(travel)(rows, traffic)
+    if route.travel is not None:
+        return go(route.travel)(rows, traffic)
     choices = {"cuda": go(by_ragged_all_to_all), "default": go(by_all_to_all)}
     return lax.platform_dependent(rows, traffic, **choices)
 
@@ -191,7 +203,7 @@ def _ragged_there(rows: jax.Array, traffic: Traffic, axis: str, room: int) -> ja
     me = lax.axis_index(axis)
     return lax.ragged_all_to_all(
         rows,
-        _nothing(rows, room),
+        jnp.zeros_like(rows, shape=(room, rows.shape[1])),
         _starts(traffic.wanted[me]),
         traffic.fitting[me],
         _starts(traffic.fitting)[me],
@@ -205,7 +217,7 @@ def _ragged_back(rows: jax.Array, traffic: Traffic, axis: str, room: int) -> jax
     me = lax.axis_index(axis)
     return lax.ragged_all_to_all(
         rows,
-        _nothing(rows, room),
+        jnp.zeros_like(rows, shape=(room, rows.shape[1])),
         _starts(traffic.fitting[:, me]),
         traffic.fitting[:, me],
         _starts(traffic.wanted, 1)[:, me],

@@ -28,6 +28,7 @@ from jax_fp8gemm._src.ops.k_grouped_gemm import k_grouped_gemm as k_grouped_gemm
 from jax_fp8gemm._src.ops.quantize import quantize as quantize
 from jax_fp8gemm._src.ops.quantize_transposed import quantize_k_grouped as quantize_k_grouped
 from jax_fp8gemm._src.ops.quantize_transposed import quantize_transposed as quantize_transposed
+from jax_fp8gemm._src.training.collectives import psum_scatter as psum_scatter
 from jax_fp8gemm._src.training.dot import dot as dot
 from jax_fp8gemm._src.training.dot_general import dot_general as dot_general
 from jax_fp8gemm._src.training.master_weight import MasterWeight as MasterWeight

@@ -129,6 +129,13 @@ def fp8_gradients_expert_layer_on_8(*operands):
     return expert_layer_on_8(*operands, recipe=recipe, send_fp8=True, send_gradients_fp8=True)
 
 
+def fp8_results_expert_layer_on_8(*operands):
+    """The same, with everything in FP8."""
+    recipe = fp8.Recipe(scale_format="pow2")
+    options = dict.fromkeys(("send_fp8", "send_gradients_fp8", "return_fp8"), True)
+    return expert_layer_on_8(*operands, recipe=recipe, **options)
+
+
 def compile_for_8(target: str) -> None:
     """Compiles the programs for 8 devices."""
     topology = topologies.get_topology_desc(platform="cuda", topology="1x1x8", target_config=target)
@@ -159,6 +166,7 @@ def compile_for_8(target: str) -> None:
         expert_layer_on_8,
         fp8_expert_layer_on_8,
         fp8_gradients_expert_layer_on_8,
+        fp8_results_expert_layer_on_8,
     ):
         programs[layer] = (
             array(jnp.bfloat16, (M, K), ("x", "y")),

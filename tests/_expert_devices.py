@@ -35,12 +35,33 @@ def ragged_all_to_all(x, room, from_, sizes, to, _, *, axis_name):
     return room
 
 
-def exact(product, x, w, chosen, gates):
+def _in_fp8(rows):
+    """Rounds rows as they are rounded to be sent in FP8."""
+    return fp8.quantize(rows, scale_format="pow2").dequantize()
+
+
+@jax.custom_vjp
+def rounded(rows):
+    return _in_fp8(rows)
+
+
+@jax.custom_vjp
+def with_rounded_gradients(rows):
+    return rows
+
+
+rounded.defvjp(lambda rows: (_in_fp8(rows), None), lambda _, gradient: (gradient,))
+with_rounded_gradients.defvjp(lambda rows: (rows, None), lambda _, gradient: (_in_fp8(gradient),))
+
+
+def exact(product, x, w, chosen, gates, return_fp8=False):
     """Every token by each of its experts, on one device; what is no expert comes last."""
     chosen = np.where((chosen >= 0) & (chosen < G), chosen, G).reshape(-1)
     order = np.argsort(chosen, kind="stable")
     sizes = np.bincount(chosen, minlength=G)[:G].astype(np.int32)
-    rows = product(x[order // TOP], w, sizes) * gates.reshape(-1)[order][:, None]
+    sent = x[order // TOP]
+    rows = product(with_rounded_gradients(sent) if return_fp8 else sent, w, sizes)
+    rows = (rounded(rows) if return_fp8 else rows) * gates.reshape(-1)[order][:, None]
     return jnp.zeros((len(x), w.shape[2])).at[order // TOP].add(rows)
 
 
@@ -92,7 +113,8 @@ def expert_programs():
     by_all_to_all = expert_parallel.by_all_to_all
     by_ragged_all_to_all = expert_parallel.by_ragged_all_to_all
     pow2 = functools.partial(fp8.ragged_dot, recipe=fp8.Recipe(scale_format="pow2"))
-    rows, both = {"send_fp8": True}, {"send_fp8": True, "send_gradients_fp8": True}
+    rows, results = {"send_fp8": True}, {"return_fp8": True}
+    both = {**rows, "send_gradients_fp8": True}
     for name, product, travel, options in (
         ("float32, all-to-all", lax.ragged_dot, by_all_to_all, {}),
         ("float32, ragged all-to-all", lax.ragged_dot, by_ragged_all_to_all, {}),
@@ -101,11 +123,15 @@ def expert_programs():
         ("FP8 rows, ragged all-to-all", fp8.ragged_dot, by_ragged_all_to_all, rows),
         ("FP8 both ways", pow2, None, both),
         ("FP8 both ways, ragged all-to-all", pow2, by_ragged_all_to_all, both),
+        ("FP8 results", lax.ragged_dot, None, results),
+        ("FP8 rows and results", fp8.ragged_dot, None, {**rows, **results}),
+        ("FP8 results, ragged all-to-all", lax.ragged_dot, by_ragged_all_to_all, results),
     ):
 
         def run(product=product, travel=travel, options=options):
             operands = [put(AUTO, each, P(AXIS)) for each in (x, w, gates)]
-            want = gradients(functools.partial(exact, product), x, w, gates)
+            on_one = functools.partial(exact, product, return_fp8="return_fp8" in options)
+            want = gradients(on_one, x, w, gates)
             if options == both:  # the bits of gradients that travel as they are
                 unsent = functools.partial(gradients, program(product, None, rows))
                 want = jax.jit(unsent)(*operands)

@@ -56,6 +56,7 @@ _PARALLEL = Layout(_TOKENS, _COLUMNS, P(None, AXIS), P(AXIS))
 # Rows of experts belong to any device: by jax.shard_map only.
 _EXPERTS = Layout(_ROWS, _ROWS, P(AXIS), P(AXIS), experts=(DEVICES,), kinds=("manual",))
 _POW2 = fp8.Recipe(scale_format="pow2")  # with which gradients travel in FP8 too
+_SUMS = fp8.Recipe(scale_format="pow2", reduce_dtype=jnp.float8_e4m3fn)  # and sums
 LAYOUTS = {
     "data parallel": Layout(_ROWS, _ROWS, P(), P()),
     "FSDP, along K": Layout(_ROWS, _ROWS, P(AXIS), P(AXIS)),
@@ -64,9 +65,18 @@ LAYOUTS = {
     "FSDP, blocks cut": Layout(_ROWS, _ROWS, P(AXIS), P(AXIS), width=512),
     "tensor parallel": _PARALLEL._replace(outside=P()),
     "tensor and sequence parallel": _PARALLEL,
-    "tensor and sequence parallel, pow2": _PARALLEL._replace(recipe=_POW2, kinds=KINDS[:2]),
+    "tensor and sequence parallel, pow2": _PARALLEL._replace(recipe=_POW2),
     "expert parallel": _EXPERTS,
     "expert parallel, pow2": _EXPERTS._replace(recipe=_POW2),
+}
+_SUMMED_BY_JAX = ("data parallel", "tensor parallel")  # under jax.shard_map
+# With sums in FP8 too, and what experts return.
+LAYOUTS |= {
+    f"{name}, FP8 sums": layout._replace(
+        recipe=_SUMS, kinds=KINDS[:2] if name in _SUMMED_BY_JAX else layout.kinds
+    )
+    for name, layout in LAYOUTS.items()
+    if layout.recipe == fp8.Recipe()
 }
 BYTES = {
     "u8": 1,
@@ -148,7 +158,9 @@ def manual_step(product, layout: Layout, mesh):
         if AXIS not in layout.outside:
             return jax.lax.psum(y, AXIS)
         axis = tuple(layout.outside).index(AXIS)
-        return jax.lax.psum_scatter(y, AXIS, scatter_dimension=axis, tiled=True)
+        if product is in_bfloat16:
+            return jax.lax.psum_scatter(y, AXIS, scatter_dimension=axis, tiled=True)
+        return fp8.psum_scatter(y, AXIS, scatter_dimension=axis)
 
     def layer(x, weights):
         function = divided_rows if layout.inside == layout.outside else divided_columns
@@ -176,7 +188,8 @@ def experts_step(product, layout: Layout, mesh):
             AXIS,
             max_rows=chosen.size,
             send_fp8=product is not in_bfloat16,
-            send_gradients_fp8=product is not in_bfloat16 and layout.recipe == _POW2,
+            send_gradients_fp8=product is not in_bfloat16 and layout.recipe in (_POW2, _SUMS),
+            return_fp8=product is not in_bfloat16 and layout.recipe == _SUMS,
         )
         return x + y.reshape(x.shape), None
 
@@ -258,7 +271,7 @@ def gathered(sent: dict[str, int]) -> int:
 
 
 def _cells(both: list[int]) -> list[str]:
-    if max(both) < 2**10:  # how many rows travel
+    if min(both) < 2**10:  # how many rows travel, or parts of sums in FP8
         return ["-"] * 3
     return [*(f"{count / 2**20:.2f}" for count in both), f"{both[1] / both[0]:.2f}"]
 

@@ -194,6 +194,15 @@ def test_gradients_travel_to_the_experts_in_fp8(folder):
     assert round(_bytes_of_a_row(rows) / (4 * 1024), 2) == 0.76  # docs/sharding.md
 
 
+def test_results_come_back_in_fp8(folder):
+    """And gradients of rows: nothing travels in bfloat16."""
+    found = _collectives(folder, "fp8_results_expert_layer_on_8")
+    rows = sorted(shape for shape, kind in found if kind == "ragged-all-to-all")
+    there, back = ["f32[192,4]", "u8[192,512]"], ["f32[64,4]", "u8[64,512]"]
+    assert rows == sorted(2 * (there + back))
+    assert round(_bytes_of_a_row(rows) / (4 * 1024), 2) == 0.52  # docs/sharding.md
+
+
 def _bytes_of_a_row(shapes: list[str]) -> int:
     """What is sent of each row: as many rows go there as come back, whatever the room."""
     found = [re.fullmatch(r"(\w+)\[\d+,(\d+)\]", shape).groups() for shape in shapes]

@@ -168,6 +168,10 @@ EXPECTED = {
     "manual: experts, FP8 rows, ragged all-to-all": (None, REROUNDED),
     "manual: experts, FP8 both ways": ({"all-gather": 1, "all-to-all": 7}, 0),
     "manual: experts, FP8 both ways, ragged all-to-all": (None, SAME),
+    # Results, and gradients of rows, as bits and scales.
+    "manual: experts, FP8 results": ({"all-gather": 1, "all-to-all": 7}, REROUNDED),
+    "manual: experts, FP8 rows and results": ({"all-gather": 1, "all-to-all": 8}, REROUNDED),
+    "manual: experts, FP8 results, ragged all-to-all": (None, REROUNDED),
     "manual: experts without room, all-to-all": ({"all-gather": 1, "all-to-all": 3}, SAME),
     "manual: experts without room, ragged all-to-all": (None, SAME),
     "auto: gemm MxK in an ambient mesh": (SUM, SAME),

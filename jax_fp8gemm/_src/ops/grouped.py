@@ -142,6 +142,9 @@ class Batches(Operation):
     def partial_sum(self) -> "Batches":
         return dataclasses.replace(self, op=self.op.partial_sum())
 
+    def sum_quantizer(self):
+        return self.op.sum_quantizer()
+
     def batch(self, apply, axis_size, in_batched, operands):
         batches = (*self.batches, tuple(in_batched))
         return apply(dataclasses.replace(self, batches=batches), operands)

@@ -12,6 +12,7 @@ from jax import lax
 from jax_fp8gemm._src.operands import checks, group_checks
 from jax_fp8gemm._src.operands.block_scaled import Operand, as_block_scaled
 from jax_fp8gemm._src.ops import grouped
+from jax_fp8gemm._src.ops.quantizer import sum_quantizer
 from jax_fp8gemm._src.transforms.apply import apply, batch_all
 from jax_fp8gemm._src.transforms.operation import Layout
 from jax_fp8gemm._src.xla import gemm as xla_gemm
@@ -218,6 +219,9 @@ class Ragged(_Rows):
             replicated=("t", "g"),
             can_cut=("n", "k"),
         )
+
+    def sum_quantizer(self):
+        return sum_quantizer(self)
 
     def products(self, *operands) -> jax.Array:
         segments = xla_grouped.ragged_segments(operands[4], operands[0].shape[0])

@@ -18,6 +18,7 @@ from jax import lax
 from jax_fp8gemm._src.native import calls
 from jax_fp8gemm._src.native.gemm_problem import Problem, problem_of
 from jax_fp8gemm._src.operands import checks
+from jax_fp8gemm._src.ops.quantizer import sum_quantizer
 from jax_fp8gemm._src.transforms.operation import Layout, Operation, like
 from jax_fp8gemm._src.xla import gemm as xla_gemm
 
@@ -108,6 +109,9 @@ class Product(Operation):
             (name, *dims.accumulator) if accumulator else dims.accumulator,
         )
         return apply(dataclasses.replace(self, batch_dims=deeper), operands)
+
+    def sum_quantizer(self):
+        return sum_quantizer(self)
 
     def finish(self, total, *operands):
         if operands[4] is not None:

@@ -4,7 +4,8 @@
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -296,6 +297,14 @@ class Quantizer(Operation):
             backend=backend,
         )
         return tuple(y.reshape(t.shape) for y, t in zip(results, types, strict=True))
+
+
+def sum_quantizer(op: Operation) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]] | None:
+    """Returns what rounds partial results of a product to FP8, if its sums over devices want it."""
+    if op.reduce_dtype not in checks.FP8_DTYPES:
+        return None
+    quantizer = Quantizer(op.op_name, "rows", op.reduce_dtype, "float32", op.implementation)
+    return lambda partial: cast(tuple, quantizer.local(*Operands(partial)))
 
 
 def validated(

@@ -14,6 +14,7 @@ from jax_fp8gemm._src.operands.stand_in import StandIn, exported
 from jax_fp8gemm._src.ops.quantize import quantize
 from jax_fp8gemm._src.ops.quantizer import Operands
 from jax_fp8gemm._src.ops.quantizer import validated as validated_quantizer
+from jax_fp8gemm._src.training.collectives import all_gather
 from jax_fp8gemm._src.training.recipe import Recipe, chosen
 from jax_fp8gemm._src.training.residuals import keep
 from jax_fp8gemm._src.transforms.meshes import spec_of
@@ -104,7 +105,7 @@ class MasterWeight(StandIn):
             axis_name: Mesh axis, or several, over which the parts lie.
             axis: Dimension along which they lie.
             implementation: As in `quantize`.
-            recipe: As in `quantize`.
+            recipe: As in `quantize`, and for the dtype of the gradient's sums.
 
         Raises:
             TypeError: `w` has an unsupported dtype.
@@ -115,9 +116,10 @@ class MasterWeight(StandIn):
         checks.at_least_2d(_NAME, "w", w)
         axis = checks.extent(f"{_NAME}.all_gather", "axis", axis, -w.ndim, w.ndim - 1) % w.ndim
         gather = functools.partial(jax.lax.all_gather, axis_name=axis_name, axis=axis, tiled=True)
+        whole = all_gather(_NAME, w, axis_name, axis, recipe, implementation)
         if axis < w.ndim - 2 or w.shape[axis] % 128 == 0:
             part = keep(cls.quantize(w, implementation=implementation, recipe=recipe).quantized)
-            return cls(gather(w), jax.tree.map(gather, part).restore())
+            return cls(whole, jax.tree.map(gather, part).restore())
         if any(entries(spec := spec_of(w), w.ndim)):
             raise ValueError(
                 f"{_NAME}.all_gather: w must not be sharded by axes of an explicit mesh where its"
@@ -129,7 +131,7 @@ class MasterWeight(StandIn):
         cut = {op.axes[axis - w.ndim]: axis_names(axis_name)}
         leaves = op.local_of_cut(cut, *Operands(jax.lax.stop_gradient(w)))
         part = keep(BlockScaled.tree_unflatten(checks.SQUARE_BLOCK, leaves))
-        return cls(gather(w), dataclasses.replace(part, bits=gather(part.bits)).restore())
+        return cls(whole, dataclasses.replace(part, bits=gather(part.bits)).restore())
 
     def accumulate_into(self, gradient: jax.Array) -> "MasterWeight":
         """Returns the weight with an array that the gradient of its one use is added to.

@@ -12,6 +12,7 @@ from jax_fp8gemm._src.operands.block_scaled import BlockScaled, as_block_scaled
 from jax_fp8gemm._src.operands.stand_in import StandIn, exported
 from jax_fp8gemm._src.ops.activation import ActivationOperand, Computed, as_activation
 from jax_fp8gemm._src.ops.quantize import quantize
+from jax_fp8gemm._src.training.collectives import all_gather
 from jax_fp8gemm._src.training.recipe import Recipe, chosen
 from jax_fp8gemm._src.training.residuals import keep
 
@@ -97,7 +98,7 @@ class QuantizedActivation(StandIn):
             axis_name: Mesh axis, or several, over which the rows lie.
             axis: Dimension along which they lie, which is not the last.
             implementation: As in `quantize`.
-            recipe: As in `quantize`.
+            recipe: As in `quantize`, and for the dtype of the gradient's sums.
 
         Raises:
             TypeError: `x` has an unsupported dtype.
@@ -111,7 +112,8 @@ class QuantizedActivation(StandIn):
             raise ValueError(f"{_NAME}.all_gather: axis must not be the last, got {axis}.")
         gather = functools.partial(jax.lax.all_gather, axis_name=axis_name, axis=axis, tiled=True)
         part = cls.quantize(x, implementation=implementation, recipe=recipe)
-        return cls(gather(part.array), jax.tree.map(gather, keep(part.quantized)).restore())
+        whole = all_gather(_NAME, part.array, axis_name, axis, recipe, implementation)
+        return cls(whole, jax.tree.map(gather, keep(part.quantized)).restore())
 
 
 # What products take for activations.

@@ -13,6 +13,7 @@ from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.ops.quantizer import SCALE_FORMATS
 
 _WEIGHT_GRADIENTS = ("fp8", "bfloat16")
+_REDUCE_DTYPES = checks.RESULT_DTYPES + checks.FP8_DTYPES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,9 @@ class Recipe:
             of the weight either way, as JAX wants; `MasterWeight.accumulate_into` has another.
         reduce_dtype: Dtype in which devices add up partial results and gradients: `float32`,
             `bfloat16`, `float16`, or None for the dtype of what is summed, the result's or the
-            operand's. Each addition rounds once to it.
+            operand's. Each addition rounds once to it. Or an FP8 dtype, in which devices send each
+            other what they add up in float32: half the bytes of bfloat16; each partial result is
+            rounded once with a scale per 1x128, and so is a sum that all devices need.
 
     Raises:
         TypeError: A dtype is none of the above.
@@ -79,7 +82,7 @@ class Recipe:
             checks.one_of(name, "scale_format", self.scale_format, SCALE_FORMATS)
         checks.one_of(name, "weight_gradient", self.weight_gradient, _WEIGHT_GRADIENTS)
         if self.reduce_dtype is not None:
-            dtype = checks.dtype_of(name, "reduce_dtype", self.reduce_dtype, checks.RESULT_DTYPES)
+            dtype = checks.dtype_of(name, "reduce_dtype", self.reduce_dtype, _REDUCE_DTYPES)
             object.__setattr__(self, "reduce_dtype", dtype)
 
 

@@ -17,7 +17,7 @@ from jax import lax
 
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.ops.product import BatchDims, Product
-from jax_fp8gemm._src.ops.quantizer import Operands, Quantizer
+from jax_fp8gemm._src.ops.quantizer import Operands, Quantizer, sum_quantizer
 from jax_fp8gemm._src.training.recipe import Recipe
 from jax_fp8gemm._src.transforms.apply import batch_all
 from jax_fp8gemm._src.transforms.operation import InRule, Layout, like
@@ -95,6 +95,9 @@ class WeightGradient(InRule):
         refuse_shared_sum(self.op_name, operands[4], in_batched[4])
         deeper = dataclasses.replace(self, num_batch=self.num_batch + 1)
         return apply(deeper, batch_all(axis_size, in_batched, operands))
+
+    def sum_quantizer(self):
+        return sum_quantizer(self)
 
     def finish(self, total, *operands):
         if operands[4] is not None:

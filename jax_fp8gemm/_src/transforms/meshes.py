@@ -13,10 +13,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from jax_fp8gemm._src.transforms import sums
 from jax_fp8gemm._src.transforms.operation import Layout, Operation, axis_of, shown_unit
 from jax_fp8gemm._src.transforms.partitioner import Plan, entries, plan, sizes_of
 from jax_fp8gemm._src.transforms.platforms import unify_varying
@@ -50,13 +50,11 @@ def _local(op: Operation, planned: Plan, operands: tuple) -> Any:
     summands = tuple(None if i in layout.added else x for i, x in enumerate(operands))
     results = compute(op.partial_sum(), summands)
     total, *others = results if isinstance(results, tuple) else (results,)
-    summed = planned.reduced
-    for axis, mesh_axes in planned.scattered.items():
-        summed = tuple(a for a in summed if a not in mesh_axes)
-        position = layout.results[0].index(axis)
-        total = lax.psum_scatter(total, mesh_axes, scatter_dimension=position, tiled=True)
+    scattered = {layout.results[0].index(axis): a for axis, a in planned.scattered.items()}
+    summed = tuple(a for a in planned.reduced if a not in sum(scattered.values(), ()))
+    total = sums.add_up(total, summed, scattered, op.sum_quantizer())
     # What is added is the same on all devices that the sum is over.
-    total = op.finish(lax.psum(total, summed) if summed else total, *operands)
+    total = op.finish(total, *operands)
     return (total, *others) if others else total
 
 
@@ -110,8 +108,9 @@ def sharded(op: Operation, operands: tuple, out_sharding: Any, allow_reshard: bo
         mesh=mesh,
         in_specs=in_specs,
         out_specs=out_specs[0] if single else out_specs,
-        # All results of one part vary alike, and some of several are the same on each device.
-        check_vma=single,
+        # All results of one part vary alike, and some of several are the same on each device. JAX
+        # does not see that a sum is which devices sent each other in parts.
+        check_vma=single and not op.sum_quantizer(),
         axis_names=frozenset(mesh.explicit_axes),
     )(*(reshard(operands[i], s, mesh) for i, s in zip(indices, in_specs, strict=True)))
     if out_sharding is None:

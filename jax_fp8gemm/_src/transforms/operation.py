@@ -135,7 +135,7 @@ class Operation:
         op_name: Public name of the function that asks for it, for messages.
         implementation: None, "cuda", "xla" or "sim", as in the public functions.
         result_dtype: Dtype of the result, for operations that sum over devices.
-        reduce_dtype: Dtype in which devices add up their results.
+        reduce_dtype: Dtype in which devices add up their results, or FP8 in which they send them.
     """
 
     op_name: str
@@ -202,7 +202,13 @@ class Operation:
 
     def partial_sum(self) -> "Operation":
         """Returns the operation whose results devices add up."""
+        if self.reduce_dtype in checks.FP8_DTYPES:
+            return self
         return dataclasses.replace(cast(Any, self), result_dtype=self.reduce_dtype)
+
+    def sum_quantizer(self) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]] | None:
+        """Returns what rounds results that devices add up to FP8; None to send them as they are."""
+        return None
 
     def finish(self, total: jax.Array, *operands) -> jax.Array:
         """Returns the first result, made of the sum over all devices."""
