@@ -105,7 +105,6 @@ def matmul(
     )(
         *operands,
         **problem._asdict(),
-        d_pitch=d_pitch,
         pdl=environment.pdl(),
         sm_limit=num_sms or 0,
         config=config,
