@@ -82,12 +82,12 @@ def _planned(op: Operation, operands: tuple, out_sharding: Any, allow_reshard: b
 
 def result_shardings(
     op: Operation, operands: tuple, out_sharding: PartitionSpec | None, allow_reshard: bool
-) -> tuple[NamedSharding | None, ...]:
-    """Returns how an explicit mesh shards the results, None for each without one."""
-    layout = op.layout(*operands)
+) -> tuple[NamedSharding, ...] | None:
+    """Returns how an explicit mesh shards the results; None without one."""
     if not shards_explicitly(*operands):
-        return (None,) * len(layout.results)
-    first, *others = _planned(op, operands, out_sharding, allow_reshard).result_specs(layout)
+        return None
+    planned = _planned(op, operands, out_sharding, allow_reshard)
+    first, *others = planned.result_specs(op.layout(*operands))
     specs = (first if out_sharding is None else out_sharding, *others)
     return tuple(NamedSharding(mesh_of(*operands), spec) for spec in specs)
 

@@ -233,8 +233,8 @@ class Operation:
             return self.xla(*operands)
         arrays, structure = jax.tree.flatten(operands)
         types, results = jax.tree.flatten(self.result_types(*operands))
-        types = tuple((each.shape, each.dtype) for each in types)
-        return results.unflatten(_local_p.bind(*arrays, op=self, structure=structure, types=types))
+        leaves = _local_p.bind(*arrays, op=self, structure=structure, types=tuple(types))
+        return results.unflatten(leaves)
 
     def implementation_on(self, platform: str | None, *operands) -> Callable[..., Any]:
         """Returns the function of the operands that runs on a platform, or raises."""
@@ -258,6 +258,16 @@ class InRule(Operation):
         raise TypeError("gradients of FP8 products are not differentiable: no second derivatives.")
 
 
+def result_avals(first: Any, types: Sequence[Any], shardings: Sequence[Any] | None) -> list[Any]:
+    """Returns results for a tracer: as the first operand, of these types; None: not sharded."""
+    if shardings is None:
+        shardings = [first.sharding.update(spec=())] * len(types)
+    return [
+        first.update(shape=t.shape, dtype=t.dtype, weak_type=False, sharding=sharding)
+        for t, sharding in zip(types, shardings, strict=True)
+    ]
+
+
 # ---- The choice of an implementation, made while lowering ----------------------------------------
 
 # Only the implementation that runs is traced: `jax.lax.platform_dependent` would trace all of them.
@@ -267,9 +277,8 @@ _local_p.multiple_results = True
 
 @_local_p.def_abstract_eval
 def _local_abstract_eval(first, *_, op, structure, types):
-    # Divided as nothing is: operations get here with what one device holds.
-    sharding = first.sharding.update(spec=())
-    return [first.update(shape=s, dtype=d, weak_type=False, sharding=sharding) for s, d in types]
+    # Operations get here with what one device holds.
+    return result_avals(first, types, None)
 
 
 def _on_platform(platform: str | None, *arrays, op: Operation, structure, types):
