@@ -122,12 +122,10 @@ batching.primitive_batchers[_operation_p] = _batch
 def _divided(*arrays, op, structure, types, shardings, out_sharding, allow_reshard, partitioned):
     operands = structure.unflatten(arrays)
     if partitioned is not None:
-        results = meshes.partitioned(op, operands)
-    elif shardings is not None:
-        results = meshes.sharded(op, operands, out_sharding, allow_reshard)
-    else:
-        results = op.local(*operands)
-    return jax.tree.leaves(results)
+        return meshes.partitioned(op, operands)
+    if shardings is not None:
+        return meshes.sharded(op, operands, out_sharding, allow_reshard)
+    return jax.tree.leaves(op.local(*operands))
 
 
 def _lowering(ctx, *arrays, partitioned, **static):

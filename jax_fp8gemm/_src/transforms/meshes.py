@@ -92,33 +92,29 @@ def result_shardings(
     return tuple(NamedSharding(mesh_of(*operands), spec) for spec in specs)
 
 
-def sharded(op: Operation, operands: tuple, out_sharding: Any, allow_reshard: bool) -> Any:
-    """Computes on every device its part, as an explicit mesh divides the operation."""
+def sharded(
+    op: Operation, operands: tuple, out_sharding: Any, allow_reshard: bool
+) -> list[jax.Array]:
+    """Returns all results, of which every device computes its part, as an explicit mesh divides."""
     mesh = mesh_of(*operands)
     layout = op.layout(*operands)
     planned = _planned(op, operands, out_sharding, allow_reshard)
     indices = [i for i, x in enumerate(operands) if x is not None]
     in_specs = tuple(planned.operand_spec(layout, i) for i in indices)
-    out_specs = planned.result_specs(layout)
-    single = len(layout.results) == 1
 
     def local(*present):
-        return _local(op, planned, _with_absent(layout, present))
+        return jax.tree.leaves(_local(op, planned, _with_absent(layout, present)))
 
-    out = jax.shard_map(
+    first, *others = jax.shard_map(
         local,
         mesh=mesh,
         in_specs=in_specs,
-        out_specs=out_specs[0] if single else out_specs,
+        out_specs=list(planned.result_specs(layout)),
         # All results of one part vary alike, and some of several are the same on each device.
-        check_vma=single,
+        check_vma=len(layout.results) == 1,
         axis_names=frozenset(mesh.explicit_axes),
     )(*(reshard(operands[i], s, mesh) for i, s in zip(indices, in_specs, strict=True)))
-    if out_sharding is None:
-        return out
-    if single:
-        return reshard(out, out_sharding, mesh)
-    return reshard(out[0], out_sharding, mesh), *out[1:]
+    return [first if out_sharding is None else reshard(first, out_sharding, mesh), *others]
 
 
 def _with_absent(layout: Layout, present: Sequence[Any]) -> tuple:
@@ -241,20 +237,19 @@ def partitioned_program() -> Any:
     return jax.make_jaxpr(call)(jax.ShapeDtypeStruct((1,), np.float32))
 
 
-def partitioned(op: Operation, operands: tuple) -> Any:
-    """Leaves the division of an operation to XLA's partitioner, whose callback is the planner."""
+def partitioned(op: Operation, operands: tuple) -> list[jax.Array]:
+    """Returns all results, divided by XLA's partitioner, whose callback is the planner."""
     layout = op.layout(*operands)
     shapes = [None if x is None else x.shape for x in operands]
 
     def whole(*present):
-        return op.local(*_with_absent(layout, present))
+        return jax.tree.leaves(op.local(*_with_absent(layout, present)))
 
     def partition(mesh, arg_shapes, result_shapes):
         if mesh.empty:
             mesh = _unnamed_mesh(arg_shapes[0])
-        results = result_shapes if isinstance(result_shapes, list | tuple) else [result_shapes]
         specs = _with_absent(layout, [_spec_on(mesh, x) for x in arg_shapes])
-        wanted = [_spec_on(mesh, x) for x in results]
+        wanted = [_spec_on(mesh, x) for x in result_shapes]
         planned = plan(
             op.op_name, layout, shapes, dict(mesh.shape), specs, wanted, allow_reshard=True
         )
@@ -262,12 +257,12 @@ def partitioned(op: Operation, operands: tuple) -> Any:
         def lower(*present):
             # The mesh of the surrounding program is in scope, but here its axes are manual.
             with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
-                return _local(op, planned, _with_absent(layout, present))
+                return jax.tree.leaves(_local(op, planned, _with_absent(layout, present)))
 
         present = [i for i, dims in enumerate(layout.operands) if dims is not None]
         arguments = tuple(NamedSharding(mesh, planned.operand_spec(layout, i)) for i in present)
-        outs = tuple(NamedSharding(mesh, spec) for spec in planned.result_specs(layout))
-        return mesh, lower, outs[0] if len(outs) == 1 else outs, arguments
+        outs = [NamedSharding(mesh, spec) for spec in planned.result_specs(layout)]
+        return mesh, lower, outs, arguments
 
     def rule(mesh, *_):
         return _rule(layout, sizes_of(layout, shapes), mesh)

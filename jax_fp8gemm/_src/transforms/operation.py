@@ -119,10 +119,8 @@ def in_frames(
                 x = parts[dim].unframed(x, i)
         return x
 
-    results = local(*map(framed, operands, layout.operands))
-    if isinstance(results, tuple):
-        return tuple(map(unframed, results, layout.results))
-    return unframed(results, layout.results[0])
+    leaves, results = jax.tree.flatten(local(*map(framed, operands, layout.operands)))
+    return results.unflatten(map(unframed, leaves, layout.results))
 
 
 class Operation:

@@ -80,13 +80,11 @@ class _Planner:
         self.strict = strict
         self.cut: set[str] = set()
         # Mesh axes by operand and axis. Scales follow their values.
-        self.given = [
-            {dim: e for dim, e in zip(dims, entries(spec, len(dims)), strict=True) if e}
-            for dims, spec in zip(self.layout.operands, operand_specs, strict=True)
+        self.given = {
+            name: {dim: e for dim, e in zip(dims, entries(spec, len(dims)), strict=True) if e}
+            for name, dims, spec in zip(layout.names, layout.operands, operand_specs, strict=True)
             if dims is not None
-        ]
-        present = zip(self.layout.operands, self.layout.names, strict=True)
-        self.names = [name for dims, name in present if dims is not None]
+        }
 
     def refuse(self, text: str) -> None:
         if self.strict:
@@ -95,18 +93,11 @@ class _Planner:
 
     def offered(self, axis: str) -> Axes:
         """Returns the mesh axes over which the operands have an axis sharded."""
+        offers = {name: given[axis] for name, given in self.given.items() if axis in given}
         if axis in self.layout.replicated:
-            for name, given in zip(self.names, self.given, strict=True):
-                if given.get(axis):
-                    self.refuse(
-                        f"{name} must not be sharded along {axis.upper()}, got {given[axis]}"
-                    )
+            for name, axes in offers.items():
+                self.refuse(f"{name} must not be sharded along {axis.upper()}, got {axes}")
             return ()
-        offers = {
-            name: given[axis]
-            for name, given in zip(self.names, self.given, strict=True)
-            if given.get(axis)
-        }
         if len(set(offers.values())) > 1:
             self.refuse(f"operands must be sharded alike along {axis.upper()}, got {offers}")
         return next(iter(offers.values()), ())
@@ -132,9 +123,8 @@ class _Planner:
 
     def moves(self, axis: str, mesh_axis: str) -> bool:
         """Says whether summing over a mesh axis would move an operand that divides another axis."""
-        for dims, given in zip(
-            [dims for dims in self.layout.operands if dims is not None], self.given, strict=True
-        ):
+        present = [dims for dims in self.layout.operands if dims is not None]
+        for dims, given in zip(present, self.given.values(), strict=True):
             others = [axes for dim, axes in given.items() if dim != axis and "/" not in dim]
             if axis in dims and any(mesh_axis in axes for axes in others):
                 return True
