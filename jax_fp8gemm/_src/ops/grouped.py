@@ -16,7 +16,7 @@ from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled, Operand, as_block_scaled
 from jax_fp8gemm._src.transforms import meshes
 from jax_fp8gemm._src.transforms.apply import apply, batch_all
-from jax_fp8gemm._src.transforms.operation import Layout, Operation, like
+from jax_fp8gemm._src.transforms.operation import Layout, Operation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +42,6 @@ class Grouped(Operation):
     kind: ClassVar[str]
     rhs_block: ClassVar[tuple[int, int]] = checks.SQUARE_BLOCK
 
-    def result_shape(self, *operands) -> tuple[int, ...]:
-        """Returns the shape of the result."""
-        raise NotImplementedError
-
     def products(self, *operands) -> jax.Array:
         """Returns the results from plain JAX; no extent is 0."""
         raise NotImplementedError
@@ -62,9 +58,6 @@ class Grouped(Operation):
         """Returns the results of a batch by one call of `apply(op, operands)`."""
         raise NotImplementedError
 
-    def result_types(self, *operands) -> jax.ShapeDtypeStruct:
-        return like(self.result_shape(*operands), self.result_dtype)
-
     def check_extents(self, *operands) -> None:
         for x in jax.tree.leaves(operands):
             if not checks.is_static(x.shape):
@@ -78,7 +71,7 @@ class Grouped(Operation):
         lhs_values = operands[0]
         if (accumulator := _accumulator(operands)) is not None:
             return accumulator
-        shape = self.result_shape(*operands)
+        shape = self.result_types(*operands).shape
         return jax.lax.full_like(lhs_values, 0, self.result_dtype, shape)
 
     def kernel(self, *operands, backend: str, **fields) -> jax.Array:
@@ -96,7 +89,7 @@ class Grouped(Operation):
         )
         options = {"num_sms": self.num_sms, "backend": backend}
         out = calls.matmul(problem, factors, group_data, accumulator, **options)
-        return out.reshape(self.result_shape(*operands))
+        return out.reshape(self.result_types(*operands).shape)
 
     def batch(self, apply, axis_size, in_batched, operands):
         # Merged with another dimension, a sharded batch would have to be gathered.
@@ -134,18 +127,6 @@ class Batches(Operation):
         for i, in_batched in enumerate(self.batches):
             layout = layout.batched(f"batch{i}", in_batched)
         return layout
-
-    def result_types(self, *operands) -> jax.ShapeDtypeStruct:
-        sizes: tuple[int, ...] = ()
-        for in_batched in reversed(self.batches):
-            batched = [x for x, each in zip(operands, in_batched, strict=True) if each]
-            sizes += batched[0].shape[:1]
-            operands = tuple(
-                like(x.shape[1:], x.dtype) if each else x
-                for x, each in zip(operands, in_batched, strict=True)
-            )
-        single = self.op.result_types(*operands)
-        return like((*sizes, *single.shape), single.dtype)
 
     def local(self, *operands):
         function = lambda *operands: apply(self.op, operands)  # noqa: E731

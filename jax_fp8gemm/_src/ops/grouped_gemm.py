@@ -185,9 +185,6 @@ def _operands(op_name: str, lhs: Operand, rhs: Operand):
 class _Rows(grouped.Grouped):
     """The product of rows of all groups together."""
 
-    def result_shape(self, *operands) -> tuple[int, ...]:
-        return operands[0].shape[0], operands[2].shape[1]
-
     def _products_of(self, segments: xla_grouped.Segments, operands: tuple) -> jax.Array:
         options = {"segments": segments, "preferred_element_type": self.result_dtype}
         return xla_grouped.grouped_rows(*operands[:4], **options)

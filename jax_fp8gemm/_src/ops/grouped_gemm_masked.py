@@ -119,9 +119,6 @@ class Masked(grouped.Grouped):
             can_cut=("n", "k"),
         )
 
-    def result_shape(self, *operands) -> tuple[int, ...]:
-        return *operands[0].shape[:2], operands[2].shape[1]
-
     def kernel(self, *operands, backend: str) -> jax.Array:
         fields = {"expected_m": self.expected_m, "zero_padding": self.zero_padding}
         return super().kernel(*operands, backend=backend, **fields)
@@ -137,7 +134,7 @@ class Masked(grouped.Grouped):
             segments,
             self.result_dtype,
         )
-        return out.reshape(self.result_shape(*operands))
+        return out.reshape(self.result_types(*operands).shape)
 
     def fold(self, apply, operands):
         lhs_values, lhs_scales, rhs_values, rhs_scales, masked_m = operands

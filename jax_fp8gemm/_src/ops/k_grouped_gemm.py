@@ -111,9 +111,6 @@ class KGrouped(grouped.Grouped):
             replicated=("t", "g"),
         ).of_present(operands)
 
-    def result_shape(self, *operands) -> tuple[int, ...]:
-        return operands[4].shape[0], operands[0].shape[0], operands[2].shape[0]
-
     def products(self, *operands) -> jax.Array:
         return xla_grouped.k_grouped(*operands, preferred_element_type=self.result_dtype)
 

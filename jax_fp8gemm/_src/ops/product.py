@@ -18,7 +18,7 @@ from jax_fp8gemm._src.native import calls
 from jax_fp8gemm._src.native.gemm_problem import KINDS, problem_of
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.transforms.apply import batch_all
-from jax_fp8gemm._src.transforms.operation import Layout, Operation, like
+from jax_fp8gemm._src.transforms.operation import Layout, Operation
 from jax_fp8gemm._src.xla import gemm as xla_gemm
 
 _BLOCK = 128
@@ -85,12 +85,6 @@ class Product(Operation):
         """Returns names for the last two dimensions of rhs in their order."""
         return (k, n) if self.rhs_is_kn else (n, k)
 
-    def result_types(self, *operands) -> jax.ShapeDtypeStruct:
-        lhs, _, rhs, *_ = operands
-        n = rhs.shape[-1 if self.rhs_is_kn else -2]
-        shape = (*self._batch_shape(operands), lhs.shape[-2], n)
-        return like(shape, self.result_dtype)
-
     def batch(self, apply, axis_size, in_batched, operands):
         name = f"v{len(self.batch_dims.result)}"  # no other dimension has it
         lhs, rhs, accumulator = any(in_batched[0:2]), any(in_batched[2:4]), bool(in_batched[4])
@@ -129,7 +123,7 @@ class Product(Operation):
             of_nk = dataclasses.replace(self, rhs_is_kn=False)
             return of_nk.kernel(*operands[:2], *rhs, operands[4], backend=backend)
         lhs_values, lhs_scales, rhs_values, rhs_scales, accumulator = self._typed(operands)
-        dims, shape = self.batch_dims, self._batch_shape(operands)
+        dims, shape = self.batch_dims, self.result_types(*operands).shape[:-2]
         # Dimensions of groups first.
         order = sorted(range(len(shape)), key=lambda i: dims.result[i] not in dims.rhs)
         num_groups = math.prod(rhs_values.shape[:-2])
@@ -192,15 +186,6 @@ class Product(Operation):
         lhs_values, lhs_scales, rhs_values, *others = operands
         lhs_dtype, rhs_dtype = self.dtypes
         return typed(lhs_values, lhs_dtype), lhs_scales, typed(rhs_values, rhs_dtype), *others
-
-    def _batch_shape(self, operands: tuple) -> tuple[int, ...]:
-        """Returns the extents of the result's batch dimensions."""
-        dims = self.batch_dims
-        sizes = dict(zip(dims.lhs, operands[0].shape, strict=False))
-        sizes |= dict(zip(dims.rhs, operands[2].shape, strict=False))
-        if operands[4] is not None:
-            sizes |= dict(zip(dims.accumulator, operands[4].shape, strict=False))
-        return tuple(sizes[name] for name in dims.result)
 
 
 def _side_by_side(x: jax.Array) -> jax.Array:

@@ -17,8 +17,8 @@ from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from jax_fp8gemm._src.transforms.operation import Layout, Operation, axis_of, shown_unit
-from jax_fp8gemm._src.transforms.partitioner import Plan, entries, plan, sizes_of
+from jax_fp8gemm._src.transforms.operation import Layout, Operation, axis_of, shown_unit, sizes_of
+from jax_fp8gemm._src.transforms.partitioner import Plan, entries, plan
 from jax_fp8gemm._src.transforms.platforms import unify_varying
 
 

@@ -90,6 +90,16 @@ def shown_unit(every: Sequence[Dims | None], axis: str) -> int:
     )
 
 
+def sizes_of(layout: Layout, shapes: Sequence[tuple[int, ...] | None]) -> dict[str, int]:
+    """Returns the extent of each axis."""
+    return {
+        dim: size
+        for dims, shape in zip(layout.operands, shapes, strict=True)
+        for dim, size in zip(dims or (), shape or (), strict=True)
+        if "/" not in dim
+    }
+
+
 def in_frames(
     local: Callable, layout: Layout, cut: Mapping[str, tuple[str, ...]], operands: tuple
 ) -> Any:
@@ -146,8 +156,13 @@ class Operation:
         raise NotImplementedError
 
     def result_types(self, *operands) -> Any:
-        """Returns a `jax.ShapeDtypeStruct`, or a tree of them, like the results."""
-        raise NotImplementedError
+        """Returns a `jax.ShapeDtypeStruct`, or a tree of them, like the results.
+
+        By default one of `result_dtype`, whose extents are those of the operands.
+        """
+        layout = self.layout(*operands)
+        sizes = sizes_of(layout, [None if x is None else x.shape for x in operands])
+        return like(tuple(sizes[dim] for dim in layout.results[0]), self.result_dtype)
 
     def kernel(self, *operands, backend: str) -> Any:
         """Returns the results from a custom call for "cuda" or "sim"."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from jax.sharding import PartitionSpec
 
-from jax_fp8gemm._src.transforms.operation import Dims, Layout, axis_of
+from jax_fp8gemm._src.transforms.operation import Dims, Layout, axis_of, sizes_of
 
 Axes = tuple[str, ...]  # of a mesh
 
@@ -53,16 +53,6 @@ def entries(spec: Any, ndim: int) -> list[Axes]:
     every = [() if e is None or e is PartitionSpec.UNCONSTRAINED else e for e in spec or ()]
     every = [e if isinstance(e, tuple) else (e,) for e in every]
     return every + [()] * (ndim - len(every))
-
-
-def sizes_of(layout: Layout, shapes: Sequence[tuple[int, ...] | None]) -> dict[str, int]:
-    """Returns the extent of each axis."""
-    return {
-        dim: size
-        for dims, shape in zip(layout.operands, shapes, strict=True)
-        for dim, size in zip(dims or (), shape or (), strict=True)
-        if "/" not in dim
-    }
 
 
 # ---- The planner -------------------------------------------------------------------------------
