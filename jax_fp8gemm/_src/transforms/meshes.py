@@ -99,8 +99,8 @@ def sharded(
     mesh = mesh_of(*operands)
     layout = op.layout(*operands)
     planned = _planned(op, operands, out_sharding, allow_reshard)
-    indices = [i for i, x in enumerate(operands) if x is not None]
-    in_specs = tuple(planned.operand_spec(layout, i) for i in indices)
+    in_specs = planned.operand_specs(layout)
+    present = [x for x in operands if x is not None]
 
     def local(*present):
         return jax.tree.leaves(_local(op, planned, _with_absent(layout, present)))
@@ -113,7 +113,7 @@ def sharded(
         # All results of one part vary alike, and some of several are the same on each device.
         check_vma=len(layout.results) == 1,
         axis_names=frozenset(mesh.explicit_axes),
-    )(*(reshard(operands[i], s, mesh) for i, s in zip(indices, in_specs, strict=True)))
+    )(*(reshard(x, spec, mesh) for x, spec in zip(present, in_specs, strict=True)))
     return [first if out_sharding is None else reshard(first, out_sharding, mesh), *others]
 
 
@@ -259,8 +259,7 @@ def partitioned(op: Operation, operands: tuple) -> list[jax.Array]:
             with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
                 return jax.tree.leaves(_local(op, planned, _with_absent(layout, present)))
 
-        present = [i for i, dims in enumerate(layout.operands) if dims is not None]
-        arguments = tuple(NamedSharding(mesh, planned.operand_spec(layout, i)) for i in present)
+        arguments = tuple(NamedSharding(mesh, spec) for spec in planned.operand_specs(layout))
         outs = [NamedSharding(mesh, spec) for spec in planned.result_specs(layout)]
         return mesh, lower, outs, arguments
 

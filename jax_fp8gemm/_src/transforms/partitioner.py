@@ -28,17 +28,18 @@ class Plan(NamedTuple):
     scattered: Mapping[str, Axes]
     cut: frozenset[str] = frozenset()
 
-    def operand_spec(self, layout: Layout, index: int) -> PartitionSpec:
-        """Returns how an operand is sharded; one that is added to the sum is as the result."""
-        return self._spec(layout.operands[index], index in layout.added)
+    def operand_specs(self, layout: Layout) -> tuple[PartitionSpec, ...]:
+        """Returns how the operands there are are sharded; what is added to a sum as the result."""
+        every = enumerate(layout.operands)
+        return tuple(self._spec(dims, i in layout.added) for i, dims in every if dims is not None)
 
     def result_specs(self, layout: Layout) -> tuple[PartitionSpec, ...]:
         """Returns how the results are sharded."""
         return tuple(self._spec(dims, i == 0) for i, dims in enumerate(layout.results))
 
-    def _spec(self, dims: Dims | None, after_sum: bool) -> PartitionSpec:
+    def _spec(self, dims: Dims, after_sum: bool) -> PartitionSpec:
         every = []
-        for dim in dims or ():
+        for dim in dims:
             axes = self.axes.get(axis_of(dim), ())
             if axis_of(dim) in self.cut and "/" in dim:
                 axes = ()
