@@ -14,6 +14,7 @@ from jax_fp8gemm._src.ops.gemm import Operand, gemm
 from jax_fp8gemm._src.ops.grouped_gemm import contiguous_alignment, grouped_gemm_contiguous
 from jax_fp8gemm._src.ops.grouped_gemm_masked import grouped_gemm_masked
 from jax_fp8gemm._src.ops.k_grouped_gemm import k_grouped_gemm
+from jax_fp8gemm._src.xla import grouped as xla_grouped
 
 # Mutable because DeepGEMM's interface is; gemm's own num_sms is the better way.
 _settings = {"num_sms": 0}
@@ -194,15 +195,15 @@ def _side_by_side(op_name: str, name: str, operand, sizes: jax.Array) -> tuple:
     if values.size >= 2**31:
         raise ValueError(f"{op_name}: {name} must have fewer than 2**31 values, got {values.size}.")
     num_rows, num_tokens = scales.shape[0], scales.shape[1] * 128
-    ends = jnp.cumsum(sizes)
-    group = jnp.searchsorted(ends, jnp.arange(num_tokens, dtype=jnp.int32), side="right")
+    ends = xla_grouped.running_ends(sizes, num_tokens)
+    group = xla_grouped.group_of(ends, jnp.arange(num_tokens, dtype=jnp.int32))
     # Tokens in no group are not read.
-    size, end = (x.at[group].get(mode="fill", fill_value=0) for x in (sizes, ends))
+    starts = xla_grouped.starts_of(ends)
+    start, end = (x.at[group].get(mode="fill", fill_value=0)[None] for x in (starts, ends))
     row, token = (
         jax.lax.broadcasted_iota(jnp.int32, (num_rows, num_tokens), axis) for axis in (0, 1)
     )
-    start = (end - size)[None]
-    place = start * num_rows + row * size[None] + token - start
+    place = start * num_rows + row * (end - start) + token - start
     bits = jax.lax.bitcast_convert_type(values, jnp.uint8)[place]
     return jax.lax.bitcast_convert_type(bits, values.dtype), scales
 

@@ -20,7 +20,7 @@ from jax_fp8gemm._src.operands import checks
 
 SHARED = Path(__file__).resolve().parents[1] / "csrc" / "shared"
 PROBLEM = Problem(m=128, n=128, k=128)
-CALL = PROBLEM._asdict() | {"d_pitch": 128, "pdl": False, "sm_limit": 0, "config": ""}
+CALL = PROBLEM._asdict() | {"pdl": False, "sm_limit": 0, "config": ""}
 QUANTIZER = {
     "layout": "rows",
     "batches": 1,

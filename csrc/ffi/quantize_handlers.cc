@@ -48,12 +48,13 @@ struct QuantizeCall {
   }
   std::string ToString() const { return problem.ToString(); }
   QuantizePlan MakePlan(Backend backend) const { return {backend, problem}; }
-  void Run(QuantizePlan& plan, ffi::RemainingArgs args, ffi::RemainingRets rets,
-           CUstream stream) const;
+  static void Run(QuantizePlan& plan, ffi::RemainingArgs args, ffi::RemainingRets rets,
+                  CUstream stream);
 };
 
 void QuantizeCall::Run(QuantizePlan& plan, ffi::RemainingArgs args, ffi::RemainingRets rets,
-                       CUstream stream) const {
+                       CUstream stream) {
+  const QuantizeProblem& problem = plan.problem();
   const QuantizeConfig& config = problem.config;
   const bool has_scales = config.x_type == XType::kE4M3;
   const bool has_groups = problem.num_groups != 0;

@@ -2,7 +2,7 @@
 // The stages of a custom call, the same for every one.
 //
 // A `Call` is what attributes decode to: Call(attributes); Call::kTarget, the name in messages;
-// ToString, what tells its plan from others; MakePlan(backend); Run(plan, operands, results,
+// ToString, what tells its plan from others; MakePlan(backend); Call::Run(plan, operands, results,
 // stream), which checks the buffers. A plan is as gemm/gemm_plan.h and quantize/quantize_plan.h.
 #pragma once
 #include <algorithm>
@@ -26,15 +26,16 @@ using PlanOf = decltype(std::declval<Call>().MakePlan(Backend::kCuda));
 template <typename Call>
 struct StateOf {
   static inline xla::ffi::TypeId id = {};
-  Call call;
-  PlanOf<Call> plan = call.MakePlan(Backend::kCuda);  // chooses a configuration and compiles it
+  PlanOf<Call> plan;
 };
 
 template <typename Call>
 xla::ffi::ErrorOr<std::unique_ptr<StateOf<Call>>> Instantiate(
     xla::ffi::Dictionary attributes) noexcept {
   try {
-    return std::make_unique<StateOf<Call>>(StateOf<Call>{Call(attributes)});
+    // Chooses a configuration and compiles it.
+    PlanOf<Call> plan = Call(attributes).MakePlan(Backend::kCuda);
+    return std::make_unique<StateOf<Call>>(StateOf<Call>{std::move(plan)});
   } catch (...) {
     return xla::ffi::Unexpected(CurrentExceptionAsError(Call::kTarget));
   }
@@ -49,7 +50,7 @@ xla::ffi::Error Initialize(StateOf<Call>* state, xla::ffi::RemainingArgs, xla::f
 template <typename Call>
 xla::ffi::Error Execute(StateOf<Call>* state, CUstream stream, xla::ffi::RemainingArgs operands,
                         xla::ffi::RemainingRets results, xla::ffi::Dictionary) {
-  return Guard(Call::kTarget, [&] { state->call.Run(state->plan, operands, results, stream); });
+  return Guard(Call::kTarget, [&] { Call::Run(state->plan, operands, results, stream); });
 }
 
 /// The simulator's plan of a call: its handlers have no state to keep one in. Those that were used
@@ -75,10 +76,8 @@ std::shared_ptr<PlanOf<Call>> SimPlan(const Call& call) {
 template <typename Call>
 xla::ffi::Error SimExecute(xla::ffi::RemainingArgs operands, xla::ffi::RemainingRets results,
                            xla::ffi::Dictionary attributes) {
-  return Guard(Call::kTarget, [&] {
-    const Call call(attributes);
-    call.Run(*SimPlan(call), operands, results, nullptr);
-  });
+  return Guard(Call::kTarget,
+               [&] { Call::Run(*SimPlan(Call(attributes)), operands, results, nullptr); });
 }
 
 template <typename Call>

@@ -17,6 +17,8 @@ class GemmPlan {
   /// @throws CompileError  The kernel does not compile.
   GemmPlan(Backend backend, const GemmProblem& problem, const std::string& config_key);
 
+  const GemmProblem& problem() const { return problem_; }
+
   /// Loads the kernel for the current device. The first time before any stream capture.
   void Prepare() { kernel_.Load(); }
 

@@ -29,6 +29,8 @@ class QuantizePlan {
   /// @throws CompileError  The kernel does not compile.
   QuantizePlan(Backend backend, const QuantizeProblem& problem);
 
+  const QuantizeProblem& problem() const { return problem_; }
+
   /// Loads the kernel for the current device. The first time before any stream capture.
   void Prepare() { kernel_.Load(); }
 

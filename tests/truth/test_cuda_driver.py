@@ -138,7 +138,8 @@ def check_product(launch, attributes, buffers):
     assert launch["smem_bytes"] == config["smem_bytes"]
     assert launch["pdl"] == attributes["pdl"]
     sfb_map, sfb_blocks = (sfb, 0) if attributes["scaling"] == "1d1d" else (0, sfb)
-    pitch = attributes["d_pitch"] * (4 if attributes["d_dtype"] == "float32" else 2)
+    row_bytes = attributes["n"] * (4 if attributes["d_dtype"] == "float32" else 2)
+    pitch = -(-row_bytes // 16) * 16
     maps = [a, b, sfa, sfb_map, d, c]
     assert launch["words"] == [*maps, sfb_blocks, d, pitch, group_data]
 
@@ -221,7 +222,7 @@ def test_wrong_launches_are_found():
     key = key_of("clusters")
     config = extension.core().describe_config(key)
     attributes = {"kind": "dense", "scaling": "1d2d", "config": key, "pdl": True}
-    attributes |= {"m": M, "n": N, "accumulate": False, "d_pitch": N, "d_dtype": "bfloat16"}
+    attributes |= {"m": M, "n": N, "accumulate": False, "d_dtype": "bfloat16"}
     right = {
         "name": "sm90_fp8_gemm_1d2d",
         "device": 1,

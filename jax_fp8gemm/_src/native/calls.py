@@ -32,13 +32,10 @@ def _pad(x: jax.Array, axis: int, multiple: int) -> jax.Array:
 
 
 def _addressable(
-    lhs_values: jax.Array,
-    lhs_scales: jax.Array,
-    rhs_values: jax.Array,
-    rhs_scales: jax.Array,
-    rhs_is_1x128: bool,
+    factors: Sequence[jax.Array], rhs_is_1x128: bool
 ) -> tuple[list[jax.Array], list[tuple[int, int]]]:
     """Returns the operands as TMA can address them, and their layouts, major to minor."""
+    lhs_values, lhs_scales, rhs_values, rhs_scales = map(_as_matrix, factors)
     operands = [
         _pad(lhs_values, 1, _TMA_ALIGNMENT),
         _pad(lhs_scales, 0, _SCALE_ROWS),
@@ -87,9 +84,7 @@ def matmul(
     d_alignment = _TMA_ALIGNMENT // dtype.itemsize
     d_pitch = n + -n % d_alignment
     result = jax.typeof(factors[0]).update(shape=(problem.d_rows, d_pitch), dtype=dtype)
-    operands, layouts = _addressable(
-        *map(_as_matrix, factors), rhs_is_1x128=problem.scaling == "1d1d"
-    )
+    operands, layouts = _addressable(factors, rhs_is_1x128=problem.scaling == "1d1d")
     aliases = {}
     if group_data is not None:
         operands.append(group_data)
@@ -105,7 +100,6 @@ def matmul(
     )(
         *operands,
         **problem._asdict(),
-        d_pitch=d_pitch,
         pdl=environment.pdl(),
         sm_limit=num_sms or 0,
         config=config,

@@ -2,25 +2,28 @@
 """Grouped: what products of groups share; and how a batch of them becomes one with more groups."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jax_fp8gemm._src.native import calls
-from jax_fp8gemm._src.native.gemm_problem import problem_of
+from jax_fp8gemm._src.native.gemm_problem import KINDS, problem_of
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled, Operand, as_block_scaled
 from jax_fp8gemm._src.transforms import meshes
-from jax_fp8gemm._src.transforms.apply import apply
-from jax_fp8gemm._src.transforms.operation import Layout, Operation, like
+from jax_fp8gemm._src.transforms.apply import apply, batch_all
+from jax_fp8gemm._src.transforms.operation import Layout, Operation
 
 
 @dataclasses.dataclass(frozen=True)
 class Grouped(Operation):
     """A product of groups; subclasses say which rows, or columns, are a group.
+
+    `kind` is what the kernels call it, `rhs_block` the block of rhs.
 
     Operands: values and scales of lhs and rhs, sizes or ids of groups, and for the kind that has
     one an accumulator or None.
@@ -36,21 +39,24 @@ class Grouped(Operation):
     result_dtype: np.dtype
     implementation: str | None
     num_sms: int | None = None
-
-    def result_shape(self, *operands) -> tuple[int, ...]:
-        """Returns the shape of the result."""
-        raise NotImplementedError
+    kind: ClassVar[str]
+    rhs_block: ClassVar[tuple[int, int]] = checks.SQUARE_BLOCK
 
     def products(self, *operands) -> jax.Array:
         """Returns the results from plain JAX; no extent is 0."""
         raise NotImplementedError
 
-    def fold(self, single: Callable, axis_size: int, in_batched, operands: tuple) -> jax.Array:
-        """Returns the results of a batch by one call of `single(*operands)`, this operation."""
-        raise NotImplementedError
+    def shared(self, in_batched) -> tuple[int, ...]:
+        """Returns the positions of operands that a batch shares and need not have each."""
+        return () if in_batched[2] or in_batched[3] else (2, 3)
 
-    def result_types(self, *operands) -> jax.ShapeDtypeStruct:
-        return like(self.result_shape(*operands), self.result_dtype)
+    def can_fold(self, operands: tuple) -> bool:
+        """Says whether one call can compute a batch; as many groups as there are weights by it."""
+        return operands[2].ndim == 3 or math.prod(operands[2].shape[:2]) <= checks.MAX_GROUPS
+
+    def fold(self, apply: Callable, operands: tuple) -> jax.Array:
+        """Returns the results of a batch by one call of `apply(op, operands)`."""
+        raise NotImplementedError
 
     def check_extents(self, *operands) -> None:
         for x in jax.tree.leaves(operands):
@@ -65,33 +71,34 @@ class Grouped(Operation):
         lhs_values = operands[0]
         if (accumulator := _accumulator(operands)) is not None:
             return accumulator
-        shape = self.result_shape(*operands)
+        shape = self.result_types(*operands).shape
         return jax.lax.full_like(lhs_values, 0, self.result_dtype, shape)
 
-    def matmul(
-        self, kind: str, operands: tuple, backend: str, *, num_groups: int, **fields
-    ) -> jax.Array:
-        """Returns what a kernel computes, in the shape of the result."""
+    def kernel(self, *operands, backend: str, **fields) -> jax.Array:
         *factors, group_data = operands[:5]
         accumulator = _accumulator(operands)
+        groups = factors[2] if KINDS[self.kind].has_group_weights else group_data
         problem = problem_of(
-            kind,
+            self.kind,
             factors,
+            rhs_block=self.rhs_block,
             result_dtype=self.result_dtype,
             accumulate=accumulator is not None,
-            num_groups=num_groups,
-            **{"rhs_block": checks.SQUARE_BLOCK, **fields},
+            num_groups=len(groups),
+            **fields,
         )
-        out = calls.matmul(
-            problem, factors, group_data, accumulator, num_sms=self.num_sms, backend=backend
-        )
-        return out.reshape(self.result_shape(*operands))
+        options = {"num_sms": self.num_sms, "backend": backend}
+        out = calls.matmul(problem, factors, group_data, accumulator, **options)
+        return out.reshape(self.result_types(*operands).shape)
 
     def batch(self, apply, axis_size, in_batched, operands):
         # Merged with another dimension, a sharded batch would have to be gathered.
         if meshes.shards_explicitly(*operands):
             return apply(Batches(self, (tuple(in_batched),)), operands)
-        return self.fold(lambda *each: apply(self, each), axis_size, in_batched, operands)
+        operands = batch_all(axis_size, in_batched, operands, self.shared(in_batched))
+        if not self.can_fold(operands):
+            return jax.lax.map(lambda each: apply(self, each), operands)
+        return self.fold(apply, operands)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,18 +127,6 @@ class Batches(Operation):
         for i, in_batched in enumerate(self.batches):
             layout = layout.batched(f"batch{i}", in_batched)
         return layout
-
-    def result_types(self, *operands) -> jax.ShapeDtypeStruct:
-        sizes: tuple[int, ...] = ()
-        for in_batched in reversed(self.batches):
-            batched = [x for x, each in zip(operands, in_batched, strict=True) if each]
-            sizes += batched[0].shape[:1]
-            operands = tuple(
-                like(x.shape[1:], x.dtype) if each else x
-                for x, each in zip(operands, in_batched, strict=True)
-            )
-        single = self.op.result_types(*operands)
-        return like((*sizes, *single.shape), single.dtype)
 
     def local(self, *operands):
         function = lambda *operands: apply(self.op, operands)  # noqa: E731
@@ -166,17 +161,14 @@ def options(
     )
 
 
-def weights(op_name: str, rhs: Operand) -> BlockScaled:
-    """Returns the validated `(G, N, K)` weights of a grouped product."""
+def weights(op_name: str, lhs: BlockScaled, rhs: Operand) -> BlockScaled:
+    """Returns the validated `(G, N, K)` weights of a grouped product with lhs."""
     rhs = as_block_scaled(op_name, "rhs", rhs, (checks.SQUARE_BLOCK,))
     checks.groups(op_name, "rhs", rhs, "G, N, K")
     checks.addressable(op_name, "rhs", rhs.shape)
+    checks.num_groups(op_name, "rhs", rhs.shape[0])
+    checks.same_k(op_name, lhs, rhs, "G, N, K")
     return rhs
-
-
-def shared_weights(in_batched) -> tuple[int, ...]:
-    """Returns the positions of the weights among the operands if no batch has its own, or none."""
-    return () if in_batched[2] or in_batched[3] else (2, 3)
 
 
 def merge_leading(x: jax.Array) -> jax.Array:
@@ -190,11 +182,14 @@ def fold_ids(ids: jax.Array, num_groups: int) -> jax.Array:
     return jnp.where((ids >= 0) & (ids < num_groups), ids + first, -1)
 
 
-def fold_rows(ragged: Callable, ids: jax.Array, operands: Sequence[jax.Array]) -> jax.Array:
+def fold_rows(
+    apply: Callable, ragged: Grouped, ids: jax.Array, operands: Sequence[jax.Array]
+) -> jax.Array:
     """Returns the products of a batch of rows in any order as one call: sorted by group, and back.
 
     Args:
-        ragged: `ragged(lhs_values, lhs_scales, rhs_values, rhs_scales, group_sizes)`.
+        apply: `apply(op, operands)`.
+        ragged: What computes groups back to back.
         ids: `(B, T)` the group of each row; another number where it has none and gives zeros.
         operands: `(B, T, K)` values and scales of the rows; values and scales of the weights,
             `(G, N, K)` or `(B, G, N, K)`.
@@ -214,4 +209,4 @@ def fold_rows(ragged: Callable, ids: jax.Array, operands: Sequence[jax.Array]) -
     target = jnp.zeros_like(source).at[source].set(jnp.arange(len(ids), dtype=jnp.int32))
     sizes = jnp.zeros_like(ids, shape=(num_groups,)).at[ids].add(1, mode="drop")
     rows = [merge_leading(x)[source] for x in rows]
-    return ragged(*rows, rhs_values, rhs_scales, sizes)[target].reshape(shape)
+    return apply(ragged, (*rows, rhs_values, rhs_scales, sizes))[target].reshape(shape)

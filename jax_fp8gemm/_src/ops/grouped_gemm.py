@@ -2,18 +2,17 @@
 """grouped_gemm and grouped_gemm_contiguous: groups of rows, each with a weight of its own."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jax_fp8gemm._src.operands import checks, group_checks
 from jax_fp8gemm._src.operands.block_scaled import Operand, as_block_scaled
 from jax_fp8gemm._src.ops import grouped
 from jax_fp8gemm._src.ops.quantizer import sum_quantizer
-from jax_fp8gemm._src.transforms.apply import apply, batch_all
+from jax_fp8gemm._src.transforms.apply import apply
 from jax_fp8gemm._src.transforms.operation import Layout
 from jax_fp8gemm._src.xla import gemm as xla_gemm
 from jax_fp8gemm._src.xla import grouped as xla_grouped
@@ -180,23 +179,12 @@ def grouped_gemm_contiguous(
 def _operands(op_name: str, lhs: Operand, rhs: Operand):
     lhs = as_block_scaled(op_name, "lhs", lhs, (checks.ROW_BLOCK,))
     checks.matrix(op_name, "lhs", lhs)
-    rhs = grouped.weights(op_name, rhs)
-    checks.num_groups(op_name, "rhs", rhs.shape[0])
-    checks.same_k(op_name, lhs, rhs, "G, N, K")
-    return lhs, rhs
+    return lhs, grouped.weights(op_name, lhs, rhs)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Rows(grouped.Grouped):
-    """The product of rows of all groups together; `kind` is what the kernels call it."""
-
-    kind: ClassVar[str]
-
-    def result_shape(self, *operands) -> tuple[int, ...]:
-        return operands[0].shape[0], operands[2].shape[1]
-
-    def kernel(self, *operands, backend: str) -> jax.Array:
-        return self.matmul(self.kind, operands, backend, num_groups=operands[2].shape[0])
+    """The product of rows of all groups together."""
 
     def _products_of(self, segments: xla_grouped.Segments, operands: tuple) -> jax.Array:
         options = {"segments": segments, "preferred_element_type": self.result_dtype}
@@ -227,17 +215,13 @@ class Ragged(_Rows):
         segments = xla_grouped.ragged_segments(operands[4], operands[0].shape[0])
         return self._products_of(segments, operands)
 
-    def fold(self, single, axis_size, in_batched, operands):
-        shared = grouped.shared_weights(in_batched)
-        operands = batch_all(axis_size, in_batched, operands, shared)
+    def fold(self, apply, operands):
         *arrays, sizes = operands
-        if not shared and sizes.size > checks.MAX_GROUPS:
-            return lax.map(lambda each: single(*each), operands)
         num_rows = arrays[0].shape[1]
         rows = jnp.arange(num_rows, dtype=jnp.int32)
         ends = jax.vmap(lambda each: xla_grouped.running_ends(each, num_rows))(sizes)
         ids = jax.vmap(xla_grouped.group_of, (0, None))(ends, rows)
-        return grouped.fold_rows(single, ids, arrays)
+        return grouped.fold_rows(apply, self, ids, arrays)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,20 +246,16 @@ class Contiguous(_Rows):
         segments = xla_grouped.contiguous_segments(ids, num_groups, CONTIGUOUS_ALIGNMENT)
         return jnp.where((ids >= 0)[:, None], self._products_of(segments, operands), 0)
 
-    def fold(self, single, axis_size, in_batched, operands):
-        shared = grouped.shared_weights(in_batched)
-        operands = batch_all(axis_size, in_batched, operands, shared)
+    def fold(self, apply, operands):
         lhs_values, lhs_scales, *rhs, ids = operands
         num_groups, n, _ = rhs[0].shape[-3:]
-        if not shared and axis_size * num_groups > checks.MAX_GROUPS:
-            return lax.map(lambda each: single(*each), operands)
-        if not shared:
+        if rhs[0].ndim == 4:
             rhs = map(grouped.merge_leading, rhs)
             ids = grouped.fold_ids(ids, num_groups)
-        num_rows = ids.shape[1]
+        batch, num_rows = ids.shape
         missing = -num_rows % CONTIGUOUS_ALIGNMENT  # so that every batch starts at an aligned row
         widths = ((0, 0), (0, missing), (0, 0))
         rows = [jnp.pad(x, widths) if missing else x for x in (lhs_values, lhs_scales)]
         ids = jnp.pad(ids, widths[:2], constant_values=-1)
-        out = single(*map(grouped.merge_leading, rows), *rhs, ids.reshape(-1))
-        return out.reshape(axis_size, num_rows + missing, n)[:, :num_rows]
+        out = apply(self, (*map(grouped.merge_leading, rows), *rhs, ids.reshape(-1)))
+        return out.reshape(batch, num_rows + missing, n)[:, :num_rows]

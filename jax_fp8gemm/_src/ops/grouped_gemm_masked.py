@@ -12,8 +12,7 @@ from jax_fp8gemm._src.operands import checks, group_checks
 from jax_fp8gemm._src.operands.block_scaled import Operand, as_block_scaled
 from jax_fp8gemm._src.ops import grouped
 from jax_fp8gemm._src.ops.grouped_gemm import Ragged
-from jax_fp8gemm._src.transforms import meshes
-from jax_fp8gemm._src.transforms.apply import apply, batch_all
+from jax_fp8gemm._src.transforms.apply import apply
 from jax_fp8gemm._src.transforms.operation import Layout
 from jax_fp8gemm._src.xla import grouped as xla_grouped
 
@@ -84,9 +83,7 @@ def grouped_gemm_masked(
     lhs = as_block_scaled(op_name, "lhs", lhs, (checks.ROW_BLOCK,))
     checks.groups(op_name, "lhs", lhs, "G, M_max, K")
     checks.addressable(op_name, "lhs", lhs.shape)
-    rhs = grouped.weights(op_name, rhs)
-    checks.num_groups(op_name, "rhs", rhs.shape[0])
-    checks.same_k(op_name, lhs, rhs, "G, N, K")
+    rhs = grouped.weights(op_name, lhs, rhs)
     if lhs.shape[0] != rhs.shape[0]:
         raise ValueError(
             f"{op_name}: rhs must have shape (G, N, K) with the G of lhs = {lhs.shape[0]},"
@@ -108,6 +105,7 @@ class Masked(grouped.Grouped):
         zero_padding: Whether rows of padding become zeros.
     """
 
+    kind = "masked"
     expected_m: int = 0
     zero_padding: bool = False
 
@@ -121,13 +119,9 @@ class Masked(grouped.Grouped):
             can_cut=("n", "k"),
         )
 
-    def result_shape(self, *operands) -> tuple[int, ...]:
-        return *operands[0].shape[:2], operands[2].shape[1]
-
     def kernel(self, *operands, backend: str) -> jax.Array:
         fields = {"expected_m": self.expected_m, "zero_padding": self.zero_padding}
-        num_groups = operands[0].shape[0]
-        return self.matmul("masked", operands, backend, num_groups=num_groups, **fields)
+        return super().kernel(*operands, backend=backend, **fields)
 
     def products(self, *operands) -> jax.Array:
         lhs_values, lhs_scales, rhs_values, rhs_scales, masked_m = operands
@@ -140,27 +134,18 @@ class Masked(grouped.Grouped):
             segments,
             self.result_dtype,
         )
-        return out.reshape(self.result_shape(*operands))
+        return out.reshape(self.result_types(*operands).shape)
 
-    def batch(self, apply, axis_size, in_batched, operands):
-        shared = grouped.shared_weights(in_batched)
-        if not shared or meshes.shards_explicitly(*operands):
-            return super().batch(apply, axis_size, in_batched, operands)
-        # One weight for all batches: their valid rows are groups anywhere.
-        operands = batch_all(axis_size, in_batched, operands, shared)
+    def fold(self, apply, operands):
         lhs_values, lhs_scales, rhs_values, rhs_scales, masked_m = operands
         batch, num_groups, m, _ = lhs_values.shape
+        if rhs_values.ndim == 4:
+            out = apply(self, tuple(map(grouped.merge_leading, operands)))
+            return out.reshape(batch, num_groups, *out.shape[1:])
+        # One weight for all batches: their valid rows are groups anywhere.
         group, row = (lax.broadcasted_iota(jnp.int32, (batch, num_groups, m), i) for i in (1, 2))
         ids = jnp.where(row < masked_m[..., None], group, -1).reshape(batch, num_groups * m)
         rows = [x.reshape(batch, num_groups * m, x.shape[-1]) for x in (lhs_values, lhs_scales)]
         ragged = Ragged(self.op_name, self.result_dtype, self.implementation, self.num_sms)
-        single = lambda *each: apply(ragged, each)  # noqa: E731
-        out = grouped.fold_rows(single, ids, (*rows, rhs_values, rhs_scales))
+        out = grouped.fold_rows(apply, ragged, ids, (*rows, rhs_values, rhs_scales))
         return out.reshape(batch, num_groups, m, rhs_values.shape[1])
-
-    def fold(self, single, axis_size, in_batched, operands):
-        operands = batch_all(axis_size, in_batched, operands)
-        if operands[4].size > checks.MAX_GROUPS:
-            return lax.map(lambda each: single(*each), operands)
-        out = single(*map(grouped.merge_leading, operands))
-        return out.reshape(*operands[0].shape[:2], *out.shape[1:])

@@ -6,12 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jax_fp8gemm._src.operands import checks, group_checks
 from jax_fp8gemm._src.operands.block_scaled import Operand, as_block_scaled
 from jax_fp8gemm._src.ops import grouped
-from jax_fp8gemm._src.transforms.apply import apply, batch_all
+from jax_fp8gemm._src.transforms.apply import apply
 from jax_fp8gemm._src.transforms.operation import Layout
 from jax_fp8gemm._src.xla import grouped as xla_grouped
 
@@ -100,6 +99,9 @@ def k_grouped_gemm(
 class KGrouped(grouped.Grouped):
     """The product of groups of columns."""
 
+    kind = "k_grouped"
+    rhs_block = checks.ROW_BLOCK
+
     def layout(self, *operands) -> Layout:
         lhs, rhs, result = ("m", "t"), ("n", "t"), ("g", "m", "n")
         return Layout(
@@ -109,34 +111,30 @@ class KGrouped(grouped.Grouped):
             replicated=("t", "g"),
         ).of_present(operands)
 
-    def result_shape(self, *operands) -> tuple[int, ...]:
-        return operands[4].shape[0], operands[0].shape[0], operands[2].shape[0]
-
-    def kernel(self, *operands, backend: str) -> jax.Array:
-        fields = {"num_groups": operands[4].shape[0], "rhs_block": checks.ROW_BLOCK}
-        return self.matmul("k_grouped", operands, backend, **fields)
-
     def products(self, *operands) -> jax.Array:
         return xla_grouped.k_grouped(*operands, preferred_element_type=self.result_dtype)
 
-    def fold(self, single, axis_size, in_batched, operands):
+    def shared(self, in_batched):
         lhs_batched, rhs_batched = (in_batched[i] or in_batched[i + 1] for i in (0, 2))
         if in_batched[4] or lhs_batched and rhs_batched:
-            operands = batch_all(axis_size, in_batched, operands)
-            return lax.map(lambda each: single(*each), operands)
-        # The shared operand and the sizes stay as they are; the others are batched.
-        shared = (0, 1, 4) if rhs_batched else (2, 3, 4)
-        operands = list(batch_all(axis_size, in_batched, operands, shared))
-        axis = 2 if rhs_batched else 1  # of the result, into which the batch goes
-        first = 2 if rhs_batched else 0
-        extent = operands[first].shape[1]
+            return ()
+        return (0, 1, 4) if rhs_batched else (2, 3, 4)
+
+    def can_fold(self, operands):
+        return operands[4].ndim == 1
+
+    def fold(self, apply, operands):
+        # The batch goes into M or N of the result.
+        axis, first = (2, 2) if operands[2].ndim == 3 else (1, 0)
+        operands = list(operands)
+        batch, extent, _ = operands[first].shape
         for i in (first, first + 1):
             operands[i] = grouped.merge_leading(operands[i])
         if operands[5] is not None:
             accumulator = jnp.moveaxis(operands[5], 0, axis)
             operands[5] = _merge_axis(accumulator, axis)
-        out = single(*operands)
-        shape = (*out.shape[:axis], axis_size, extent, *out.shape[axis + 1 :])
+        out = apply(self, tuple(operands))
+        shape = (*out.shape[:axis], batch, extent, *out.shape[axis + 1 :])
         return jnp.moveaxis(out.reshape(shape), axis, 0)
 
 

@@ -208,10 +208,6 @@ class GroupedInBfloat16(InRule):
             can_cut=("k",),
         ).of_present(operands)
 
-    def result_types(self, *operands) -> jax.ShapeDtypeStruct:
-        x, _, dy, group_sizes, _ = operands
-        return like((*group_sizes.shape, x.shape[-1], dy.shape[-1]), self.result_dtype)
-
     def batch(self, apply, axis_size, in_batched, operands):
         refuse_shared_sum(self.op_name, operands[4], in_batched[4])
         deeper = dataclasses.replace(self, num_batch=self.num_batch + 1)

@@ -18,7 +18,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jax_fp8gemm._src.transforms import meshes, platforms
-from jax_fp8gemm._src.transforms.operation import Operation
+from jax_fp8gemm._src.transforms.operation import Operation, result_avals
 
 _operation_p = Primitive("fp8_operation")
 _operation_p.multiple_results = True
@@ -44,12 +44,12 @@ def apply(
     operands = platforms.unify_varying(operands)
     arrays, structure = jax.tree.flatten(operands)
     types, results = jax.tree.flatten(op.result_types(*operands))
-    shardings = meshes.result_shardings(op, operands, out_sharding, allow_reshard)
     leaves = _operation_p.bind(
         *arrays,
         op=op,
         structure=structure,
-        types=tuple((t.shape, t.dtype, s) for t, s in zip(types, shardings, strict=True)),
+        types=tuple(types),
+        shardings=meshes.result_shardings(op, operands, out_sharding, allow_reshard),
         out_sharding=out_sharding,
         allow_reshard=allow_reshard,
         partitioned=meshes.partitioned_program() if meshes.is_partitioned(op, operands) else None,
@@ -62,7 +62,7 @@ _program = jax.jit(apply, static_argnames=("op", "out_sharding", "allow_reshard"
 
 
 @_operation_p.def_impl
-def _impl(*arrays, op, structure, types, out_sharding, allow_reshard, partitioned):
+def _impl(*arrays, op, structure, out_sharding, allow_reshard, **_):
     operands = structure.unflatten(arrays)
     return jax.tree.leaves(
         apply(op, operands, out_sharding=out_sharding, allow_reshard=allow_reshard)
@@ -70,12 +70,8 @@ def _impl(*arrays, op, structure, types, out_sharding, allow_reshard, partitione
 
 
 @_operation_p.def_abstract_eval
-def _abstract_eval(first, *_, types, **static):
-    unsharded = first.sharding.update(spec=())
-    return [
-        first.update(shape=shape, dtype=dtype, weak_type=False, sharding=sharding or unsharded)
-        for shape, dtype, sharding in types
-    ]
+def _abstract_eval(first, *_, types, shardings, **static):
+    return result_avals(first, types, shardings)
 
 
 # Outside of jax.jit the rules are programs too.
@@ -110,29 +106,26 @@ def _of_batch(arrays, *, axis_size, in_batched, op, structure, out_sharding, all
     return jax.tree.leaves(results)
 
 
-def _batch(arrays, dims, *, types, partitioned, **static):
+def _batch(arrays, dims, *, types, shardings, partitioned, **static):
     pairs = list(zip(arrays, dims, strict=True))
     axis_size = next(x.shape[dim] for x, dim in pairs if dim is not None)
     fronts = [x if dim is None else jnp.moveaxis(x, dim, 0) for x, dim in pairs]
     in_batched = tuple(dim is not None for dim in dims)
     results = _of_batch(fronts, axis_size=axis_size, in_batched=in_batched, **static)
     # What was computed once has no batch.
-    has_batch = (x.ndim > len(shape) for x, (shape, *_) in zip(results, types, strict=True))
-    return results, [0 if each else None for each in has_batch]
+    return results, [0 if x.ndim > t.ndim else None for x, t in zip(results, types, strict=True)]
 
 
 batching.primitive_batchers[_operation_p] = _batch
 
 
-def _divided(*arrays, op, structure, types, out_sharding, allow_reshard, partitioned):
+def _divided(*arrays, op, structure, types, shardings, out_sharding, allow_reshard, partitioned):
     operands = structure.unflatten(arrays)
     if partitioned is not None:
-        results = meshes.partitioned(op, operands)
-    elif types[0][-1] is not None:
-        results = meshes.sharded(op, operands, out_sharding, allow_reshard)
-    else:
-        results = op.local(*operands)
-    return jax.tree.leaves(results)
+        return meshes.partitioned(op, operands)
+    if shardings is not None:
+        return meshes.sharded(op, operands, out_sharding, allow_reshard)
+    return jax.tree.leaves(op.local(*operands))
 
 
 def _lowering(ctx, *arrays, partitioned, **static):

@@ -17,8 +17,8 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jax_fp8gemm._src.transforms import sums
-from jax_fp8gemm._src.transforms.operation import Layout, Operation, axis_of, shown_unit
-from jax_fp8gemm._src.transforms.partitioner import Plan, entries, plan, sizes_of
+from jax_fp8gemm._src.transforms.operation import Layout, Operation, axis_of, shown_unit, sizes_of
+from jax_fp8gemm._src.transforms.partitioner import Plan, entries, plan
 from jax_fp8gemm._src.transforms.platforms import unify_varying
 
 
@@ -80,44 +80,40 @@ def _planned(op: Operation, operands: tuple, out_sharding: Any, allow_reshard: b
 
 def result_shardings(
     op: Operation, operands: tuple, out_sharding: PartitionSpec | None, allow_reshard: bool
-) -> tuple[NamedSharding | None, ...]:
-    """Returns how an explicit mesh shards the results, None for each without one."""
-    layout = op.layout(*operands)
+) -> tuple[NamedSharding, ...] | None:
+    """Returns how an explicit mesh shards the results; None without one."""
     if not shards_explicitly(*operands):
-        return (None,) * len(layout.results)
-    first, *others = _planned(op, operands, out_sharding, allow_reshard).result_specs(layout)
+        return None
+    planned = _planned(op, operands, out_sharding, allow_reshard)
+    first, *others = planned.result_specs(op.layout(*operands))
     specs = (first if out_sharding is None else out_sharding, *others)
     return tuple(NamedSharding(mesh_of(*operands), spec) for spec in specs)
 
 
-def sharded(op: Operation, operands: tuple, out_sharding: Any, allow_reshard: bool) -> Any:
-    """Computes on every device its part, as an explicit mesh divides the operation."""
+def sharded(
+    op: Operation, operands: tuple, out_sharding: Any, allow_reshard: bool
+) -> list[jax.Array]:
+    """Returns all results, of which every device computes its part, as an explicit mesh divides."""
     mesh = mesh_of(*operands)
     layout = op.layout(*operands)
     planned = _planned(op, operands, out_sharding, allow_reshard)
-    indices = [i for i, x in enumerate(operands) if x is not None]
-    in_specs = tuple(planned.operand_spec(layout, i) for i in indices)
-    out_specs = planned.result_specs(layout)
-    single = len(layout.results) == 1
+    in_specs = planned.operand_specs(layout)
+    present = [x for x in operands if x is not None]
 
     def local(*present):
-        return _local(op, planned, _with_absent(layout, present))
+        return jax.tree.leaves(_local(op, planned, _with_absent(layout, present)))
 
-    out = jax.shard_map(
+    first, *others = jax.shard_map(
         local,
         mesh=mesh,
         in_specs=in_specs,
-        out_specs=out_specs[0] if single else out_specs,
+        out_specs=list(planned.result_specs(layout)),
         # All results of one part vary alike, and some of several are the same on each device. JAX
         # does not see that a sum is which devices sent each other in parts.
-        check_vma=single and not op.sum_quantizer(),
+        check_vma=len(layout.results) == 1 and not op.sum_quantizer(),
         axis_names=frozenset(mesh.explicit_axes),
-    )(*(reshard(operands[i], s, mesh) for i, s in zip(indices, in_specs, strict=True)))
-    if out_sharding is None:
-        return out
-    if single:
-        return reshard(out, out_sharding, mesh)
-    return reshard(out[0], out_sharding, mesh), *out[1:]
+    )(*(reshard(x, spec, mesh) for x, spec in zip(present, in_specs, strict=True)))
+    return [first if out_sharding is None else reshard(first, out_sharding, mesh), *others]
 
 
 def _with_absent(layout: Layout, present: Sequence[Any]) -> tuple:
@@ -240,20 +236,19 @@ def partitioned_program() -> Any:
     return jax.make_jaxpr(call)(jax.ShapeDtypeStruct((1,), np.float32))
 
 
-def partitioned(op: Operation, operands: tuple) -> Any:
-    """Leaves the division of an operation to XLA's partitioner, whose callback is the planner."""
+def partitioned(op: Operation, operands: tuple) -> list[jax.Array]:
+    """Returns all results, divided by XLA's partitioner, whose callback is the planner."""
     layout = op.layout(*operands)
     shapes = [None if x is None else x.shape for x in operands]
 
     def whole(*present):
-        return op.local(*_with_absent(layout, present))
+        return jax.tree.leaves(op.local(*_with_absent(layout, present)))
 
     def partition(mesh, arg_shapes, result_shapes):
         if mesh.empty:
             mesh = _unnamed_mesh(arg_shapes[0])
-        results = result_shapes if isinstance(result_shapes, list | tuple) else [result_shapes]
         specs = _with_absent(layout, [_spec_on(mesh, x) for x in arg_shapes])
-        wanted = [_spec_on(mesh, x) for x in results]
+        wanted = [_spec_on(mesh, x) for x in result_shapes]
         planned = plan(
             op.op_name, layout, shapes, dict(mesh.shape), specs, wanted, allow_reshard=True
         )
@@ -261,12 +256,11 @@ def partitioned(op: Operation, operands: tuple) -> Any:
         def lower(*present):
             # The mesh of the surrounding program is in scope, but here its axes are manual.
             with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
-                return _local(op, planned, _with_absent(layout, present))
+                return jax.tree.leaves(_local(op, planned, _with_absent(layout, present)))
 
-        present = [i for i, dims in enumerate(layout.operands) if dims is not None]
-        arguments = tuple(NamedSharding(mesh, planned.operand_spec(layout, i)) for i in present)
-        outs = tuple(NamedSharding(mesh, spec) for spec in planned.result_specs(layout))
-        return mesh, lower, outs[0] if len(outs) == 1 else outs, arguments
+        arguments = tuple(NamedSharding(mesh, spec) for spec in planned.operand_specs(layout))
+        outs = [NamedSharding(mesh, spec) for spec in planned.result_specs(layout)]
+        return mesh, lower, outs, arguments
 
     def rule(mesh, *_):
         return _rule(layout, sizes_of(layout, shapes), mesh)

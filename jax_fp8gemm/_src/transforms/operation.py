@@ -90,6 +90,16 @@ def shown_unit(every: Sequence[Dims | None], axis: str) -> int:
     )
 
 
+def sizes_of(layout: Layout, shapes: Sequence[tuple[int, ...] | None]) -> dict[str, int]:
+    """Returns the extent of each axis."""
+    return {
+        dim: size
+        for dims, shape in zip(layout.operands, shapes, strict=True)
+        for dim, size in zip(dims or (), shape or (), strict=True)
+        if "/" not in dim
+    }
+
+
 def in_frames(
     local: Callable, layout: Layout, cut: Mapping[str, tuple[str, ...]], operands: tuple
 ) -> Any:
@@ -119,10 +129,8 @@ def in_frames(
                 x = parts[dim].unframed(x, i)
         return x
 
-    results = local(*map(framed, operands, layout.operands))
-    if isinstance(results, tuple):
-        return tuple(map(unframed, results, layout.results))
-    return unframed(results, layout.results[0])
+    leaves, results = jax.tree.flatten(local(*map(framed, operands, layout.operands)))
+    return results.unflatten(map(unframed, leaves, layout.results))
 
 
 class Operation:
@@ -148,8 +156,13 @@ class Operation:
         raise NotImplementedError
 
     def result_types(self, *operands) -> Any:
-        """Returns a `jax.ShapeDtypeStruct`, or a tree of them, like the results."""
-        raise NotImplementedError
+        """Returns a `jax.ShapeDtypeStruct`, or a tree of them, like the results.
+
+        By default one of `result_dtype`, whose extents are those of the operands.
+        """
+        layout = self.layout(*operands)
+        sizes = sizes_of(layout, [None if x is None else x.shape for x in operands])
+        return like(tuple(sizes[dim] for dim in layout.results[0]), self.result_dtype)
 
     def kernel(self, *operands, backend: str) -> Any:
         """Returns the results from a custom call for "cuda" or "sim"."""
@@ -239,8 +252,8 @@ class Operation:
             return self.xla(*operands)
         arrays, structure = jax.tree.flatten(operands)
         types, results = jax.tree.flatten(self.result_types(*operands))
-        types = tuple((each.shape, each.dtype) for each in types)
-        return results.unflatten(_local_p.bind(*arrays, op=self, structure=structure, types=types))
+        leaves = _local_p.bind(*arrays, op=self, structure=structure, types=tuple(types))
+        return results.unflatten(leaves)
 
     def implementation_on(self, platform: str | None, *operands) -> Callable[..., Any]:
         """Returns the function of the operands that runs on a platform, or raises."""
@@ -264,6 +277,16 @@ class InRule(Operation):
         raise TypeError("gradients of FP8 products are not differentiable: no second derivatives.")
 
 
+def result_avals(first: Any, types: Sequence[Any], shardings: Sequence[Any] | None) -> list[Any]:
+    """Returns results for a tracer: as the first operand, of these types; None: not sharded."""
+    if shardings is None:
+        shardings = [first.sharding.update(spec=())] * len(types)
+    return [
+        first.update(shape=t.shape, dtype=t.dtype, weak_type=False, sharding=sharding)
+        for t, sharding in zip(types, shardings, strict=True)
+    ]
+
+
 # ---- The choice of an implementation, made while lowering ----------------------------------------
 
 # Only the implementation that runs is traced: `jax.lax.platform_dependent` would trace all of them.
@@ -273,9 +296,8 @@ _local_p.multiple_results = True
 
 @_local_p.def_abstract_eval
 def _local_abstract_eval(first, *_, op, structure, types):
-    # Divided as nothing is: operations get here with what one device holds.
-    sharding = first.sharding.update(spec=())
-    return [first.update(shape=s, dtype=d, weak_type=False, sharding=sharding) for s, d in types]
+    # Operations get here with what one device holds.
+    return result_avals(first, types, None)
 
 
 def _on_platform(platform: str | None, *arrays, op: Operation, structure, types):

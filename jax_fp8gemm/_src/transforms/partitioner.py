@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from jax.sharding import PartitionSpec
 
-from jax_fp8gemm._src.transforms.operation import Dims, Layout, axis_of
+from jax_fp8gemm._src.transforms.operation import Dims, Layout, axis_of, sizes_of
 
 Axes = tuple[str, ...]  # of a mesh
 
@@ -28,17 +28,18 @@ class Plan(NamedTuple):
     scattered: Mapping[str, Axes]
     cut: frozenset[str] = frozenset()
 
-    def operand_spec(self, layout: Layout, index: int) -> PartitionSpec:
-        """Returns how an operand is sharded; one that is added to the sum is as the result."""
-        return self._spec(layout.operands[index], index in layout.added)
+    def operand_specs(self, layout: Layout) -> tuple[PartitionSpec, ...]:
+        """Returns how the operands there are are sharded; what is added to a sum as the result."""
+        every = enumerate(layout.operands)
+        return tuple(self._spec(dims, i in layout.added) for i, dims in every if dims is not None)
 
     def result_specs(self, layout: Layout) -> tuple[PartitionSpec, ...]:
         """Returns how the results are sharded."""
         return tuple(self._spec(dims, i == 0) for i, dims in enumerate(layout.results))
 
-    def _spec(self, dims: Dims | None, after_sum: bool) -> PartitionSpec:
+    def _spec(self, dims: Dims, after_sum: bool) -> PartitionSpec:
         every = []
-        for dim in dims or ():
+        for dim in dims:
             axes = self.axes.get(axis_of(dim), ())
             if axis_of(dim) in self.cut and "/" in dim:
                 axes = ()
@@ -53,16 +54,6 @@ def entries(spec: Any, ndim: int) -> list[Axes]:
     every = [() if e is None or e is PartitionSpec.UNCONSTRAINED else e for e in spec or ()]
     every = [e if isinstance(e, tuple) else (e,) for e in every]
     return every + [()] * (ndim - len(every))
-
-
-def sizes_of(layout: Layout, shapes: Sequence[tuple[int, ...] | None]) -> dict[str, int]:
-    """Returns the extent of each axis."""
-    return {
-        dim: size
-        for dims, shape in zip(layout.operands, shapes, strict=True)
-        for dim, size in zip(dims or (), shape or (), strict=True)
-        if "/" not in dim
-    }
 
 
 # ---- The planner -------------------------------------------------------------------------------
@@ -80,13 +71,11 @@ class _Planner:
         self.strict = strict
         self.cut: set[str] = set()
         # Mesh axes by operand and axis. Scales follow their values.
-        self.given = [
-            {dim: e for dim, e in zip(dims, entries(spec, len(dims)), strict=True) if e}
-            for dims, spec in zip(self.layout.operands, operand_specs, strict=True)
+        self.given = {
+            name: {dim: e for dim, e in zip(dims, entries(spec, len(dims)), strict=True) if e}
+            for name, dims, spec in zip(layout.names, layout.operands, operand_specs, strict=True)
             if dims is not None
-        ]
-        present = zip(self.layout.operands, self.layout.names, strict=True)
-        self.names = [name for dims, name in present if dims is not None]
+        }
 
     def refuse(self, text: str) -> None:
         if self.strict:
@@ -95,18 +84,11 @@ class _Planner:
 
     def offered(self, axis: str) -> Axes:
         """Returns the mesh axes over which the operands have an axis sharded."""
+        offers = {name: given[axis] for name, given in self.given.items() if axis in given}
         if axis in self.layout.replicated:
-            for name, given in zip(self.names, self.given, strict=True):
-                if given.get(axis):
-                    self.refuse(
-                        f"{name} must not be sharded along {axis.upper()}, got {given[axis]}"
-                    )
+            for name, axes in offers.items():
+                self.refuse(f"{name} must not be sharded along {axis.upper()}, got {axes}")
             return ()
-        offers = {
-            name: given[axis]
-            for name, given in zip(self.names, self.given, strict=True)
-            if given.get(axis)
-        }
         if len(set(offers.values())) > 1:
             self.refuse(f"operands must be sharded alike along {axis.upper()}, got {offers}")
         return next(iter(offers.values()), ())
@@ -132,9 +114,8 @@ class _Planner:
 
     def moves(self, axis: str, mesh_axis: str) -> bool:
         """Says whether summing over a mesh axis would move an operand that divides another axis."""
-        for dims, given in zip(
-            [dims for dims in self.layout.operands if dims is not None], self.given, strict=True
-        ):
+        present = [dims for dims in self.layout.operands if dims is not None]
+        for dims, given in zip(present, self.given.values(), strict=True):
             others = [axes for dim, axes in given.items() if dim != axis and "/" not in dim]
             if axis in dims and any(mesh_axis in axes for axes in others):
                 return True
