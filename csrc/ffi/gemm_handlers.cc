@@ -9,7 +9,6 @@
 //             b and sfb: 1d2d (b rows, k padded) and (groups * n_blocks, k_blocks); 1d1d as a and
 //             sfa; then, where the kind has it, group_data int32; then c as d when accumulating.
 // Result      d (d rows, n padded to 16 bytes); may share its buffer with c.
-#include <stdexcept>
 #include <string>
 
 #include "driver/tensor_map.h"
