@@ -2,7 +2,6 @@
 // Validation and naming of GEMM problems.
 #include "gemm/problem.h"
 
-#include "driver/error.h"
 #include "driver/tensor_map.h"
 
 namespace fp8gemm {

@@ -9,7 +9,6 @@
 #include <functional>
 #include <string_view>
 #include <tuple>
-#include <utility>
 
 #include "jit/fnv1a.h"
 #include "jit/trusted_directory.h"
