@@ -6,8 +6,10 @@ VENV ?= .venv
 # Interpreters for wheel; $(PYTHON) without.
 PYTHONS ?=
 PYTEST_ARGS ?= -n 2 --dist worksteal
-# LLVM's costly passes are most of what XLA does for a program that runs once; `test-all` has them.
-QUICK_XLA := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
+# LLVM's costly passes, and MLIR's for fused loops, are most of what XLA does for a program that runs
+# once; `test-all` has them.
+QUICK_XLA := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true \
+  --xla_cpu_use_fusion_emitters=false
 
 BIN := $(VENV)/bin
 # OFFLINE=1: gpu-check and bench use $(PYTHON) and what is installed for it, without a network.
