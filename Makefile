@@ -47,6 +47,8 @@ demo: $(VENV)/.package  ## Install into .venv and run examples/01_dense.py
 
 test: $(VENV)/.simulator $(VENV)/.tests  ## Run the fast tier of the tests: minutes, and what it leaves out must have passed before
 	@mkdir -p build
+	@XLA_FLAGS="$(QUICK_XLA)" JAX_PLATFORMS=cpu $(BIN)/python -c 'import jax; jax.devices()' || { \
+	  echo 'this XLA has no such flag; test without: make test QUICK_XLA=' >&2; exit 1; }
 	XLA_FLAGS="$(QUICK_XLA) $(XLA_FLAGS)" $(BIN)/pytest $(PYTEST_ARGS) -m "not slow" --junitxml=build/test-results.xml tests
 	@$(BIN)/python .ci/check_results.py build/test-results.xml
 
