@@ -6,8 +6,10 @@ VENV ?= .venv
 # Interpreters for wheel; $(PYTHON) without.
 PYTHONS ?=
 PYTEST_ARGS ?= -n 2 --dist worksteal
-# LLVM's costly passes are most of what XLA does for a program that runs once; `test-all` has them.
-QUICK_XLA := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
+# LLVM's costly passes, and MLIR's for fused loops, are most of what XLA does for a program that runs
+# once; `test-all` has them.
+QUICK_XLA := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true \
+  --xla_cpu_use_fusion_emitters=false
 
 BIN := $(VENV)/bin
 # OFFLINE=1: gpu-check and bench use $(PYTHON) and what is installed for it, without a network.
@@ -45,6 +47,8 @@ demo: $(VENV)/.package  ## Install into .venv and run examples/01_dense.py
 
 test: $(VENV)/.simulator $(VENV)/.tests  ## Run the fast tier of the tests: minutes, and what it leaves out must have passed before
 	@mkdir -p build
+	@XLA_FLAGS="$(QUICK_XLA)" JAX_PLATFORMS=cpu $(BIN)/python -c 'import jax; jax.devices()' || { \
+	  echo 'this XLA has no such flag; test without: make test QUICK_XLA=' >&2; exit 1; }
 	XLA_FLAGS="$(QUICK_XLA) $(XLA_FLAGS)" $(BIN)/pytest $(PYTEST_ARGS) -m "not slow" --junitxml=build/test-results.xml tests
 	@$(BIN)/python .ci/check_results.py build/test-results.xml
 

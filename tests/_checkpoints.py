@@ -97,10 +97,11 @@ def kinds(folder):
 
 def run_program(text, *arguments, num_devices=1):
     """Runs a program in a process of its own; returns what it printed, as JSON."""
+    flags = os.environ.get("XLA_FLAGS", "")
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={num_devices}",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), *sys.path]),
     }
     run = subprocess.run(

@@ -10,6 +10,9 @@ import numpy as np
 import jax_fp8gemm as fp8
 
 E4M3, E5M2 = jnp.float8_e4m3fn, jnp.float8_e5m2
+# Compiles as for users, where a test is about the very bits of XLA: `make test` has another emitter
+# of loops, which contracts x + x * y and turns every NaN into one.
+AS_FOR_USERS = {"xla_cpu_use_fusion_emitters": True}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +69,23 @@ SQUARE_CASES = tuple(GemmCase("square", size, size, size) for size in (1024, 204
 
 
 # Operands do not depend on the kernels under test.
-quantize = functools.partial(fp8.quantize, implementation="xla")
+def quantize(x, block: tuple[int, int] = (1, 128), *, dtype=E4M3) -> fp8.BlockScaled:
+    """Returns the bits of `fp8.quantize`; by NumPy where a compilation would take longer."""
+    if x.size > 1 << 20:
+        return fp8.quantize(x, block, dtype=dtype, implementation="xla")
+    x = np.asarray(x, np.float32)
+    padding = [(0, -size % step) for size, step in zip(x.shape[-2:], block, strict=True)]
+    padded = np.pad(x, [(0, 0)] * (x.ndim - 2) + padding)
+    *batch, rows, columns = padded.shape
+    blocks = padded.reshape(*batch, rows // block[0], block[0], columns // block[1], block[1])
+    amax = np.abs(blocks).max(axis=(-3, -1), initial=0)
+    scales = np.maximum(amax / np.float32(jnp.finfo(dtype).max), np.finfo(np.float32).tiny)
+    scales = np.where(amax == 0, np.float32(1), scales)
+    values = (blocks * (np.float32(1) / scales)[..., None, :, None]).reshape(padded.shape)
+    values = values[..., : x.shape[-2], : x.shape[-1]].astype(dtype)
+    return fp8.BlockScaled(jnp.asarray(values), jnp.asarray(scales), block)
+
+
 quantize_k_grouped = functools.partial(fp8.quantize_k_grouped, implementation="xla")
 
 

@@ -2,6 +2,7 @@
 """Settings of the whole suite: strict JAX, warnings as errors, and tests that need hardware."""
 
 import collections
+import gc
 import importlib.util
 from pathlib import Path
 
@@ -51,6 +52,11 @@ def pytest_collection_modifyitems(items):
     if reason:
         for item in marked:
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_collection_finish():
+    """Keeps the garbage collector off what collecting has made: it lives as long as the run."""
+    gc.freeze()
 
 
 def has_extension() -> bool:

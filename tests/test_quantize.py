@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """quantize against NumPy, and what it promises about zeros, extremes and non-finite values."""
 
+import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +69,17 @@ def test_is_the_formula_of_the_docstring_bit_by_bit(
     dequantized = values.astype(np.float32) * repeated
     near = np.abs(dequantized) >= TINY
     np.testing.assert_array_equal(np.asarray(got.dequantize())[near], dequantized[near])
+
+
+@pytest.mark.parametrize("dtype", [E4M3, E5M2])
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("shape", [(0, 128), (2, 3, 5, 130), (130, 257)], ids=str)
+def test_operands_of_other_tests_have_its_bits(shape, block, dtype):
+    x = normal(shape, seed=4).at[..., :128].set(0)
+    got, want = cases.quantize(x, block, dtype=dtype), fp8.quantize(x, block, dtype=dtype)
+    assert (got.shape, got.dtype, got.block) == (want.shape, want.dtype, want.block)
+    assert np.asarray(got.values).tobytes() == np.asarray(want.values).tobytes()
+    assert np.asarray(got.scales).tobytes() == np.asarray(want.scales).tobytes()
 
 
 @pytest.mark.parametrize("block", BLOCKS)

@@ -16,6 +16,7 @@ import pytest
 
 import jax_fp8gemm as fp8
 
+jit = functools.partial(jax.jit, compiler_options=cases.AS_FOR_USERS)
 M, N, K, G = 130, 136, 256, 3
 sizes = jnp.asarray([50, 0, 70], jnp.int32)
 QUANTIZERS = {
@@ -56,11 +57,11 @@ def test_quantizers_read_what_was_rounded(quantizer, producer, dtype):
     """What is quantized is the very array that the program returns beside it."""
     quantize = functools.partial(QUANTIZERS[quantizer], implementation="xla")
 
-    @jax.jit
+    @jit
     def program(x, y):
         return quantize(PRODUCERS[producer](x, y))
 
-    @jax.jit
+    @jit
     def produce(x, y):
         return PRODUCERS[producer](x, y)
 
@@ -72,7 +73,7 @@ def test_quantizers_read_what_was_rounded(quantizer, producer, dtype):
 def test_plain_jax_and_kernels_agree_behind_a_producer(quantizer):
     def program(implementation):
         quantize = functools.partial(QUANTIZERS[quantizer], implementation=implementation)
-        return jax.jit(lambda x, y: quantize(x * y))(*operands(jnp.bfloat16))
+        return jit(lambda x, y: quantize(x * y))(*operands(jnp.bfloat16))
 
     assert_same_bits(program("xla"), program("sim"))
 
@@ -103,5 +104,5 @@ def test_accumulators_are_rounded_before_they_are_added(name):
     a = fp8.quantize(cases.normal((M, K), seed=2), implementation="xla")
     b = fp8.quantize(cases.normal((N, K), seed=3), (128, 128), implementation="xla")
     x, y = (100 * cases.normal((M, N), seed=i, dtype=jnp.bfloat16) for i in (4, 5))
-    got = jax.jit(lambda x, y: product(a, b, x * y))(x, y)
-    assert_same_bits(got, jax.jit(lambda c: product(a, b, c))(x * y))
+    got = jit(lambda x, y: product(a, b, x * y))(x, y)
+    assert_same_bits(got, jit(lambda c: product(a, b, c))(x * y))
