@@ -86,8 +86,8 @@ def psum_scatter(
         NameError: There is no such mesh axis.
 
     Transformations:
-        `jit`, `grad`, `vjp`, `vmap`, `scan`, `checkpoint`, inside of `shard_map`. `jvp` with a
-        recipe that is not the default: TypeError, as of every `jax.custom_vjp`.
+        `jit`, `grad`, `vjp`, `vmap`, `scan`, `checkpoint`, inside of `shard_map`. `jvp`: TypeError,
+        as of every `jax.custom_vjp`.
 
     Example:
         >>> from jax.sharding import PartitionSpec as P
@@ -107,8 +107,8 @@ def psum_scatter(
     count = lax.axis_size(options.mesh_axes)
     if x.shape[axis] % count:
         raise ValueError(
-            f"{name}: x must have a multiple of {count} devices along scatter_dimension {axis}, got"
-            f" {tuple(x.shape)}."
+            f"{name}: x must have a multiple of {count} (the devices) along scatter_dimension"
+            f" {axis}, got {tuple(x.shape)}."
         )
     return _added_up(x, options)
 
