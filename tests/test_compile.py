@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every kernel the planner can choose compiles, with each NVRTC, to the code it is meant to be."""
+"""Every kernel that can be chosen compiles, with each NVRTC, to the code it is meant to be."""
 
 import importlib.util
 import os
