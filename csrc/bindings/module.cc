@@ -81,7 +81,7 @@ nb::dict DescribeConfig(const std::string& key) {
   fields["consumer_registers"] = config.consumer_registers();
   fields["producer_registers"] = config.producer_registers();
   fields["scale_blocks_n"] = config.scale_blocks_n();
-  fields["simulated"] = is_simulated(config);
+  fields["simulated"] = IsSimulated(config);
   return fields;
 }
 
@@ -241,7 +241,7 @@ NB_MODULE(_core, module) {
   module.attr("ffi_api_minor") = XLA_FFI_API_MINOR;
   module.def("kinds", &Kinds);
   module.def("limits", &ProblemLimits);
-  module.def("candidate_configs", [] { return Keys(AllCandidateConfigs(), &ConfigKey); });
+  module.def("candidate_configs", [] { return Keys(AllCandidates(), &ConfigKey); });
   module.def("quantize_configs", [] { return Keys(AllQuantizeConfigs(), &QuantizeKey); });
   module.def("quantize_key", &QuantizeKeyOf, nb::arg("layout"), nb::arg("x_dtype"),
              nb::arg("dtype"), nb::arg("scale_format"));

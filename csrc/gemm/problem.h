@@ -44,8 +44,8 @@ struct GemmProblem {
     return data == GroupData::kNone ? 0 : data == GroupData::kPerRow ? m : num_groups;
   }
 
-  /// Element types and flags, as a configuration whose tile is still to be chosen.
-  GemmConfig types() const;
+  /// Kind, scaling, element types and flags, as a configuration whose tile is still to be chosen.
+  GemmConfig untiled_config() const;
   /// Tells problems apart, those that are refused too.
   std::string ToString() const;
 };
@@ -57,7 +57,7 @@ struct GemmProblem {
 /// @throws UnsupportedError  A name is not known.
 template <typename Reader>
 GemmProblem ReadProblem(const Reader& reader) {
-  return {.kind = ByName("kind", kKinds, reader.Text("kind")).kind,
+  return {.kind = ByName("kind", kKinds, reader.Text("kind")).value,
           .scaling = ByName("scaling", kScalings, reader.Text("scaling")).value,
           .m = reader.Number("m"),
           .n = reader.Number("n"),

@@ -12,22 +12,22 @@
 namespace fp8gemm {
 namespace {
 
-// Whether `config` is one of the kernels for the kind, scaling and element types of `types`.
-bool HasTypesOf(const GemmConfig& config, GemmConfig types) {
-  types.block_m = config.block_m;
-  types.block_n = config.block_n;
-  types.num_consumers = config.num_consumers;
-  types.num_stages = config.num_stages;
-  types.cluster_m = config.cluster_m;
-  types.cluster_n = config.cluster_n;
-  types.split_k = config.split_k;
-  return types == config;
+// Whether `config` is `untiled` with some tile.
+bool IsTiled(const GemmConfig& config, GemmConfig untiled) {
+  untiled.block_m = config.block_m;
+  untiled.block_n = config.block_n;
+  untiled.num_consumers = config.num_consumers;
+  untiled.num_stages = config.num_stages;
+  untiled.cluster_m = config.cluster_m;
+  untiled.cluster_n = config.cluster_n;
+  untiled.split_k = config.split_k;
+  return config == untiled;
 }
 
 GemmConfig NamedConfig(const GemmProblem& problem, const std::string& config_key) {
   GemmConfig config = ParseConfigKey(config_key);
   config.pdl = problem.pdl;
-  if (!HasTypesOf(config, problem.types())) {
+  if (!IsTiled(config, problem.untiled_config())) {
     throw UnsupportedError("configuration '" + config_key + "' does not compute " +
                            problem.ToString());
   }
@@ -46,10 +46,10 @@ GemmConfig NamedConfig(const GemmProblem& problem, const std::string& config_key
 std::vector<RankedConfig> RankConfigs(const GemmProblem& problem, Backend backend) {
   ValidateProblem(problem);
   std::vector<RankedConfig> ranked;
-  for (const GemmConfig& config : CandidateConfigs(problem.types())) {
+  for (const GemmConfig& config : CandidatesOf(problem.untiled_config())) {
     // A cluster needs its CTAs resident together.
     if (int64_t{config.cluster_size()} > problem.num_sms) continue;
-    if (backend == Backend::kSim && !is_simulated(config)) continue;
+    if (backend == Backend::kSim && !IsSimulated(config)) continue;
     const CostEstimate cost = EstimateCost(problem, config);
     // With split K all clusters are launched, one for each tile: they must be resident at once.
     if (config.split_k > 1 && cost.tiles_per_cta > 1) continue;

@@ -105,9 +105,9 @@ void TestProblem(const DriverApi& api, const GemmProblem& problem) {
   buffers.d_pitch = align_up<int64_t>(problem.n, 8);
   const int64_t d_pitch_bytes = buffers.d_pitch * element_bytes(problem.d_type);
   int candidates = 0;
-  for (const TileShape& shape : tile_shapes(problem.types())) {
-    const GemmConfig config = make_config(problem.types(), shape);
-    if (broken_rule(config) != nullptr || config.split_k > 1) continue;
+  for (const TileShape& shape : TileShapesOf(problem.untiled_config())) {
+    const GemmConfig config = MakeConfig(problem.untiled_config(), shape);
+    if (BrokenRule(config) != nullptr || config.split_k > 1) continue;
     ++candidates;
     const int before = num_allocations;
     const int64_t clusters = ResidentClusters(kNumSms, config.cluster_size());
@@ -154,8 +154,8 @@ void TestClusters() {
   CHECK(ResidentClusters(132, 4) == 31 && ResidentClusters(132, 8) == 15);
   CHECK(ResidentClusters(114, 4) == 28 && ResidentClusters(1, 8) == 1);
   const GemmProblem problem{.m = 4096, .n = 4096, .k = 4096};
-  for (const TileShape& shape : tile_shapes(problem.types())) {
-    const GemmConfig config = make_config(problem.types(), shape);
+  for (const TileShape& shape : TileShapesOf(problem.untiled_config())) {
+    const GemmConfig config = MakeConfig(problem.untiled_config(), shape);
     if (config.split_k > 1) continue;
     const unsigned size = config.cluster_size();
     CHECK(MakeLaunchGeometry(problem, config, 31).grid == 31 * size);

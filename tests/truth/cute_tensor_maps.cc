@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "gemm/candidates.h"
 #include "gemm/config_key.h"
 #include "gemm/sm90_fp8_gemm.h"
 
@@ -144,9 +145,9 @@ constexpr int OutputTile(int type, int rows, int columns, int span_bytes) {
 template <typename Visit>
 constexpr Values ValuesOfConfigs(Visit visit) {
   Values values;
-  fp8gemm::for_each_type_combination([&](GemmConfig types) {
-    for (const fp8gemm::TileShape& tile : fp8gemm::tile_shapes(types)) {
-      visit(fp8gemm::make_config(types, tile), values);
+  fp8gemm::ForEachTypeCombination([&](GemmConfig untiled) {
+    for (const fp8gemm::TileShape& tile : fp8gemm::TileShapesOf(untiled)) {
+      visit(fp8gemm::MakeConfig(untiled, tile), values);
     }
   });
   return values;
@@ -363,7 +364,7 @@ int main(int argc, char** argv) {
   CHECK(std::find(std::begin(truth::kFaults), std::end(truth::kFaults), truth::fault) !=
         std::end(truth::kFaults));
   int kernels = 0;
-  for (const truth::GemmConfig& config : fp8gemm::AllCandidateConfigs()) {
+  for (const truth::GemmConfig& config : fp8gemm::AllCandidates()) {
     truth::CompareMaps(config, 1003, 1001, 16 * 77);
     truth::CompareMaps(config, 16, 8, 128);
     truth::CompareMaps(config, 100'003, 70'001, 50'001);
