@@ -44,13 +44,9 @@ def host_cost(platform: str) -> dict[str, float]:
     """Returns what a call costs the host, in microseconds.
 
     `dispatch_us` is one jitted product, `empty_dispatch_us` a jitted program of one trivial kernel;
-    their difference is what the custom call adds. `empty_call_us` is a custom call that launches
-    nothing beside that trivial kernel, and `above_empty_call_us` what our handler and its launch
-    cost beyond it. `in_program_us` is the difference of product and trivial kernel per call where
+    their difference is what the custom call adds. `in_program_us` is that difference per call where
     one program holds many calls, by wall clock, on the smallest problem.
     """
-    from jax_fp8gemm._src.native import calls as calls_lib
-
     implementation = "cuda" if platform == "gpu" else "xla"
     lhs = fp8.quantize(jnp.ones((16, 128)))
     rhs = fp8.quantize(jnp.ones((128, 128)), (128, 128))
@@ -61,13 +57,8 @@ def host_cost(platform: str) -> dict[str, float]:
     def trivial(x, lhs, rhs):
         return x + x
 
-    def empty_call(x, lhs, rhs):
-        return x + calls_lib.empty_call(x)
-
     start = jnp.zeros((16, 128), jnp.bfloat16)
-    one, empty, empty_custom = (
-        _host_seconds(jax.jit(f), start, lhs, rhs) for f in (product, trivial, empty_call)
-    )
+    one, empty = (_host_seconds(jax.jit(f), start, lhs, rhs) for f in (product, trivial))
 
     def repeated(function):
         def program(x, lhs, rhs):
@@ -83,8 +74,6 @@ def host_cost(platform: str) -> dict[str, float]:
         "dispatch_us": _us(one),
         "empty_dispatch_us": _us(empty),
         "added_us": _us(one - empty),
-        "empty_call_us": _us(empty_custom),
-        "above_empty_call_us": _us(one - empty_custom),
         "in_program_us": _us(repeated(product) - repeated(trivial)),
     }
 

@@ -187,8 +187,7 @@ def _extras_text(extras: dict, limits: dict) -> str:
     if "added_us" in cost:
         lines.append(
             f"* Host cost of one jitted call: {cost['dispatch_us']:.1f} us,"
-            f" {cost['added_us']:.1f} us above a program of one trivial kernel,"
-            f" {cost['above_empty_call_us']:.1f} us above one with an empty custom call;"
+            f" {cost['added_us']:.1f} us above a program of one trivial kernel;"
             f" {cost['in_program_us']:.1f} us per call inside a program."
         )
     compiled = extras.get("compile", [])

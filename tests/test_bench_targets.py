@@ -59,7 +59,7 @@ def test_only_the_rows_that_a_target_names_count():
 
 @pytest.mark.parametrize(("us", "verdict"), [(4.0, "met"), (6.0, "**missed**")])
 def test_host_cost_is_a_ceiling(us, verdict):
-    record = _record(host_cost={"above_empty_call_us": us})
+    record = _record(host_cost={"added_us": us})
     assert verdict in _row(record, "host cost")
 
 

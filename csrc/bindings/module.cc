@@ -51,7 +51,6 @@ nb::dict Registrations() {
   nb::dict result;
   result["gemm"] = RegistrationsOf(GemmHandlers());
   result["quantize"] = RegistrationsOf(QuantizeHandlers());
-  result["empty"] = Capsule(Fp8EmptyExecute);
   return result;
 }
 

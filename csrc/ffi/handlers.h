@@ -23,6 +23,3 @@ CallHandlers GemmHandlers();      // GEMMs of every kind
 CallHandlers QuantizeHandlers();  // quantizers of every layout
 
 }  // namespace fp8gemm
-
-// Does nothing, on any platform.
-XLA_FFI_DECLARE_HANDLER_SYMBOL(Fp8EmptyExecute);

@@ -20,7 +20,6 @@ from jax_fp8gemm._src.native.nvidia import nvidia_folders
 
 GEMM_TARGET = "jax_fp8gemm.gemm.v1"
 QUANTIZE_TARGET = "jax_fp8gemm.quantize.v1"
-EMPTY_TARGET = "jax_fp8gemm.empty.v1"
 TARGET_NAMES = (GEMM_TARGET, QUANTIZE_TARGET)
 
 # What is planned for where no GPU can be asked: an H100 SXM or an H200.
@@ -99,8 +98,6 @@ def core() -> Any:
         )
         jax.ffi.register_ffi_target(target, handlers["cuda"], platform="CUDA")
         jax.ffi.register_ffi_target(target, handlers["sim"], platform="cpu")
-    for platform in ("CUDA", "cpu"):
-        jax.ffi.register_ffi_target(EMPTY_TARGET, registrations["empty"], platform=platform)
     return _core
 
 
