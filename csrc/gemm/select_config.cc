@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Argmin of the cost model over the legal candidates, unless a configuration is named.
+// Takes the candidate of least modelled time, unless a configuration is named.
 #include "gemm/select_config.h"
 
 #include <algorithm>
@@ -32,8 +32,7 @@ GemmConfig NamedConfig(const GemmProblem& problem, const std::string& config_key
                            problem.ToString());
   }
   const int64_t ctas =
-      MakeLaunchGeometry(problem, config, ResidentClusters(problem.num_sms, config.cluster_size()))
-          .grid;
+      Grid(problem, config, ResidentClusters(problem.num_sms, config.cluster_size()));
   if (problem.sm_limit > 0 && ctas > problem.sm_limit) {
     throw UnsupportedError("configuration '" + config_key + "' needs " + std::to_string(ctas) +
                            " SMs for " + problem.ToString());
@@ -44,7 +43,6 @@ GemmConfig NamedConfig(const GemmProblem& problem, const std::string& config_key
 }  // namespace
 
 std::vector<RankedConfig> RankConfigs(const GemmProblem& problem, Backend backend) {
-  ValidateProblem(problem);
   std::vector<RankedConfig> ranked;
   for (const GemmConfig& config : CandidatesOf(problem.untiled_config())) {
     // A cluster needs its CTAs resident together.

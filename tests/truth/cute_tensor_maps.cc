@@ -252,19 +252,14 @@ void Compare(const GemmConfig& config, const char* operand, const TensorMap& map
 
 void* Address(int index) { return reinterpret_cast<void*>(uint64_t(index + 1) << 44); }
 
-GemmBuffers BuffersOf(const GemmProblem& problem) {
-  using fp8gemm::align_up;
+GemmBuffers MakeBuffers() {
   return {.a = Address(0),
           .b = Address(1),
           .sfa = Address(2),
           .sfb = Address(3),
           .d = Address(4),
           .c = Address(5),
-          .group_data = Address(6),
-          .k_pitch = align_up<int64_t>(problem.k, 16),
-          .sfa_pitch = align_up<int64_t>(problem.a_rows(), 4),
-          .sfb_pitch = align_up<int64_t>(problem.b_rows(), 4),
-          .d_pitch = align_up<int64_t>(problem.n, 8)};
+          .group_data = Address(6)};
 }
 
 void CompareOperands(const fp8gemm::GemmParams& params, const GemmProblem& problem,
@@ -272,7 +267,7 @@ void CompareOperands(const fp8gemm::GemmParams& params, const GemmProblem& probl
   EncodeOperand({.base = buffers.a,
                  .rows = problem.a_rows(),
                  .columns = problem.k,
-                 .pitch = buffers.k_pitch,
+                 .pitch = problem.k_pitch(),
                  .tile_rows = int(config.block_m),
                  .tile_columns = 128,
                  .share = int(config.cluster_n),
@@ -281,7 +276,7 @@ void CompareOperands(const fp8gemm::GemmParams& params, const GemmProblem& probl
   EncodeOperand({.base = buffers.b,
                  .rows = problem.b_rows(),
                  .columns = problem.k,
-                 .pitch = buffers.k_pitch,
+                 .pitch = problem.k_pitch(),
                  .tile_rows = int(config.block_n),
                  .tile_columns = 128,
                  .share = int(config.cluster_m),
@@ -297,7 +292,7 @@ void CompareScales(const fp8gemm::GemmParams& params, const GemmProblem& problem
   EncodeScales({.base = buffers.sfa,
                 .rows = k_blocks,
                 .columns = problem.a_rows(),
-                .pitch = buffers.sfa_pitch,
+                .pitch = problem.sfa_pitch(),
                 .tile_rows = 1,
                 .tile_columns = sfa_rows,
                 .share = 1,
@@ -307,7 +302,7 @@ void CompareScales(const fp8gemm::GemmParams& params, const GemmProblem& problem
   EncodeScales({.base = buffers.sfb,
                 .rows = k_blocks,
                 .columns = problem.n,
-                .pitch = buffers.sfb_pitch,
+                .pitch = problem.sfb_pitch(),
                 .tile_rows = 1,
                 .tile_columns = int(config.block_n),
                 .share = 1,
@@ -319,8 +314,8 @@ void CompareResults(const fp8gemm::GemmParams& params, const GemmProblem& proble
                     const GemmConfig& config, const GemmBuffers& buffers) {
   Matrix matrix{.base = buffers.d,
                 .rows = problem.d_rows(),
-                .columns = buffers.d_pitch,
-                .pitch = buffers.d_pitch,
+                .columns = problem.d_pitch(),
+                .pitch = problem.d_pitch(),
                 .tile_rows = int(d_box_rows(config)),
                 .tile_columns = int(d_box_columns(config)),
                 .share = 1,
@@ -346,7 +341,7 @@ void CompareMaps(const GemmConfig& config, int64_t m, int64_t n, int64_t k) {
   problem.n = n;
   problem.k = k;
   fp8gemm::ValidateProblem(problem);
-  const GemmBuffers buffers = BuffersOf(problem);
+  const GemmBuffers buffers = MakeBuffers();
   fp8gemm::DriverApi api{};
   api.cuTensorMapEncodeTiled = &RecordOurs;
   const auto params = fp8gemm::MakeGemmParams(api, problem, config, buffers, 132);
