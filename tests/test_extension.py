@@ -205,6 +205,7 @@ _PARAMS_SOURCES = (
     "quantize/quantize_key",
     "quantize/quantize_problem",
     "driver/driver",
+    "driver/fork_mutex",
     "driver/interrupts",
     "driver/tensor_map",
 )
@@ -269,7 +270,7 @@ int nvrtcSetFlowCallback(void* program, void* callback, void* payload) { return 
 _PRECOMPILE = """
 from jax_fp8gemm._src.native import extension
 core = extension.core()
-assert core.precompile(core.candidate_configs()[0]) == 4
+assert core.kernel_image(core.candidate_configs()[0]) == b"code"
 print(core.cache_counters()["builds"], core.nvrtc_path())
 """
 

@@ -220,7 +220,7 @@ def test_a_gpu_that_becomes_hot_is_a_warning_once(tune, monkeypatch):
 
 def test_wall_clock_on_a_gpu_is_a_warning(tune, monkeypatch):
     info = {"compute_capability": (9, 0), "driver_version": 12090}
-    core = SimpleNamespace(device_info=lambda *_: info, nvrtc_version=lambda: (12, 9))
+    core = SimpleNamespace(device_info=lambda: info, nvrtc_version=lambda: (12, 9))
     monkeypatch.setattr(tune.extension, "core", lambda: core)
     monkeypatch.setattr(tune.extension, "planning_gpu", lambda backend: "NVIDIA H100")
     monkeypatch.setattr(tune.timers, "best_timer", lambda platform: tune.timers.WallTimer())

@@ -111,7 +111,7 @@ def _devices() -> Finding:
 
 def _driver(core: Any) -> Finding:
     try:
-        info = core.device_info("cuda", 0)
+        info = core.device_info()
     except RuntimeError as error:
         remedy = "none for a machine without a GPU; else install NVIDIA's driver, 525 or later"
         return Finding("gpu", _first_line(error), remedy)

@@ -113,7 +113,7 @@ def machine(simulate: bool) -> tuple[Machine, Any]:
         return Machine(SIMULATOR, "none", "none", timer.method, (warning,)), timer
     gpu = extension.planning_gpu("cuda")
     try:
-        info = core.device_info("cuda", 0)
+        info = core.device_info()
         nvrtc = core.nvrtc_version()
     except RuntimeError as error:
         reason = str(error).rstrip(".")
