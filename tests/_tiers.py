@@ -152,7 +152,7 @@ def left_out(results: Path) -> set[str]:
 
 def accept(before: str, results: str) -> int:
     """Writes the stamp, if a run began with these sources and left nothing out."""
-    if json.loads(before) != digests():
+    if json.loads(Path(before).read_text()) != digests():
         print("no stamp: the sources have changed since the tests began")
         return 1
     if reasons := left_out(Path(results)):
@@ -163,7 +163,7 @@ def accept(before: str, results: str) -> int:
 
 
 def main(command: str, *arguments: str) -> int:
-    """Runs `changed`, `digests`, or `accept DIGESTS JUNIT_XML`; returns the exit status."""
+    """Runs `changed`, `digests`, or `accept DIGESTS_JSON JUNIT_XML`; returns the exit status."""
     if command == "accept":
         return accept(*arguments)
     if command == "digests":
