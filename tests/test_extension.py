@@ -75,6 +75,18 @@ def test_bindings_refuse_names_they_do_not_know(extension):
         core.quantize_key("rows", "bfloat16", "float8_e4m3fn", "f32")
 
 
+@pytest.mark.parametrize("number", [-1, 0, 2**31, 2**62])
+@pytest.mark.parametrize("name", ["m", "n", "k", "num_groups", "num_sms"])
+def test_bindings_refuse_problems_out_of_range(extension, name, number):
+    core = extension.core()
+    fields, key = PROBLEM._asdict() | {name: number}, core.candidate_configs()[0]
+    refusal = rf"^{name} must be from 1 to \d+, got {number}"
+    with pytest.raises(RuntimeError, match=refusal):
+        core.ranked_configs(fields, "cuda")
+    with pytest.raises(RuntimeError, match=refusal):
+        core.config_cost(fields, key)
+
+
 @pytest.mark.parametrize("number", [-1, 1025, 2**32 + 4])  # which has the low half of 4
 @pytest.mark.parametrize("name", ["num_sms", "sm_limit", "num_groups"])
 def test_numbers_out_of_range_are_refused(extension, simulator_library, name, number):

@@ -5,7 +5,6 @@
 
 namespace fp8gemm {
 
-/// Adds them to the extension module.
 void DefineKernels(nanobind::module_& module);
 
 }  // namespace fp8gemm

@@ -33,11 +33,9 @@ struct GemmProblem {
   int64_t sm_limit = 0;   // most SMs the launch may occupy; 0: all of the device
 
   const KindTraits& traits() const { return TraitsOf(kind); }
-  /// Rows of `a`, of all groups.
+  /// Rows of the matrices, of all groups.
   int64_t a_rows() const { return traits().has_group_rows ? num_groups * m : m; }
-  /// Rows of `b`, of all groups.
   int64_t b_rows() const { return traits().has_group_weights ? num_groups * n : n; }
-  /// Rows of `d`, of all groups.
   int64_t d_rows() const { return traits().has_group_results ? num_groups * m : m; }
   /// Length of the array that divides the work (GemmParams::group_data); 0 if there is none.
   int64_t group_data_size() const {

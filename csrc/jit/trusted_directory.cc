@@ -44,8 +44,8 @@ std::string DistrustOf(const std::string& path, const struct stat& info) {
          (mendable ? "run `chmod go-w " + path + "` or " : "") + kElsewhere;
 }
 
-// Whoever can rename our directory can put another of this user's in its place. Groups are let
-// pass: with a umask of 002, ~/.cache often is writable by the user's private group.
+// Whoever can rename our directory can put another of this user's in its place. That a group can is
+// accepted: with a umask of 002, ~/.cache is often writable by the user's private group.
 std::string DistrustOfParents(const std::string& path, fs::path at) {
   while (at.has_relative_path()) {
     at = at.parent_path();
@@ -97,7 +97,7 @@ bool WriteAll(int fd, std::string_view text) {
   return true;
 }
 
-// errno values of file systems that have no fsync; the rename is then as safe as it gets.
+// Goes on without it on file systems that have no fsync, which these values of errno tell.
 bool Sync(int fd) { return fsync(fd) == 0 || errno == EINVAL || errno == ENOSYS; }
 
 // A new file in a directory, and its name. Other hosts and containers may have the same process

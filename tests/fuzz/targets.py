@@ -222,16 +222,20 @@ def kernel_key(_: Path) -> Target:
 
 
 def problem_fields(_: Path) -> Target:
-    """Fields of problems, as C++ decodes those of a custom call too."""
+    """Fields of problems, as C++ decodes those of a custom call too, with some key of a kernel."""
     core = extension.core()
+    keys = core.candidate_configs()
 
     def attempt(data: bytes) -> None:
         try:
             fields, backend = json.loads(data)
         except (RecursionError, TypeError, ValueError):
             return
-        with contextlib.suppress(KeyError, RuntimeError, TypeError, ValueError):
+        refusals = KeyError, RuntimeError, TypeError, ValueError
+        with contextlib.suppress(*refusals):
             core.ranked_configs(fields, backend)
+        with contextlib.suppress(*refusals):
+            core.config_cost(fields, keys[len(data) % len(keys)])
 
     seeds = [
         (gemm_problem.parse(word)._asdict(), backend)
