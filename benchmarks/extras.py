@@ -86,7 +86,7 @@ def _wall(call: Prepared) -> float:
 
 
 def compile_times(cases: Sequence[BenchCase]) -> list[dict]:
-    """Returns seconds that NVRTC takes for each kernel the planner chooses; nothing is cached.
+    """Returns seconds that NVRTC takes for each kernel the heuristics choose; nothing is cached.
 
     Needs NVRTC, but no GPU.
     """

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The planner: which kernel runs a problem.
+// The heuristics: which kernel runs a problem.
 #pragma once
 #include <string>
 #include <vector>
