@@ -66,17 +66,18 @@ std::vector<uint8_t> Quantized(const QuantizeProblem& problem, Offsets offsets) 
   Buffer row_values(has_rows ? Size(problem.row_values_extents()) : 0, offsets.values);
   Buffer row_scales = words(has_rows ? Size(problem.row_scales_extents()) : 0);
   QuantizePlan plan(Backend::kSim, problem);
-  plan.Run({.x = x.data(),
-            .up = up.data(),
-            .row_factors = As<float>(row_factors),
-            .column_factors = As<float>(column_factors),
-            .x_scales = As<float>(x_scales),
-            .group_sizes = As<int32_t>(group_sizes),
-            .values = values.data(),
-            .scales = As<float>(scales),
-            .row_values = row_values.data(),
-            .row_scales = As<float>(row_scales)},
-           nullptr);
+  QuantizeParams params{};
+  params.x = x.data();
+  params.up = up.data();
+  params.row_factors = As<float>(row_factors);
+  params.column_factors = As<float>(column_factors);
+  params.x_scales = As<float>(x_scales);
+  params.group_sizes = As<int32_t>(group_sizes);
+  params.values = values.data();
+  params.scales = As<float>(scales);
+  params.row_values = row_values.data();
+  params.row_scales = As<float>(row_scales);
+  plan.Run(params, nullptr);
   CHECK(x.IsIntact());
   std::vector<uint8_t> written;
   for (const Buffer* buffer : {&values, &scales, &row_values, &row_scales}) {
