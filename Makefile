@@ -7,9 +7,10 @@ VENV ?= .venv
 PYTHONS ?=
 PYTEST_ARGS ?= -n 2 --dist worksteal
 # LLVM's costly passes, and MLIR's for fused loops, are most of what XLA does for a program that runs
-# once; `test-all` has them.
+# once. `test-all` repeats a part of the fast tier with them, as users have it.
 QUICK_XLA := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true \
   --xla_cpu_use_fusion_emitters=false
+AS_FOR_USERS := constants dot quantize ragged_dot remat rms_norm xla
 
 BIN := $(VENV)/bin
 # OFFLINE=1: gpu-check and bench use $(PYTHON) and what is installed for it, without a network.
@@ -37,7 +38,7 @@ TIDY_FLAGS = -std=c++20 -Wno-unknown-pragmas $(addprefix -I,csrc/sim/device csrc
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # targets install into one environment
-.PHONY: asan bench clean demo develop docs format frameworks fuzz gpu-check help lint mutants offline require-hopper test test-all test-matrix tidy triton tsan wheel xla-gpu
+.PHONY: asan bench clean demo develop docs format frameworks fuzz gpu-check help lint mutants offline quick-xla require-hopper test test-all test-matrix tidy triton tsan wheel xla-gpu
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z -]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -45,18 +46,18 @@ help:  ## List the targets
 demo: $(VENV)/.package  ## Install into .venv and run examples/01_dense.py
 	$(BIN)/python examples/01_dense.py
 
-test: $(VENV)/.simulator $(VENV)/.tests  ## Run the fast tier of the tests: minutes, and what it leaves out must have passed before
-	@mkdir -p build
-	@XLA_FLAGS="$(QUICK_XLA)" JAX_PLATFORMS=cpu $(BIN)/python -c 'import jax; jax.devices()' || { \
-	  echo 'this XLA has no such flag; test without: make test QUICK_XLA=' >&2; exit 1; }
+test: $(VENV)/.simulator $(VENV)/.tests quick-xla  ## Run the fast tier of the tests: minutes, and what it leaves out must have passed before
 	XLA_FLAGS="$(QUICK_XLA) $(XLA_FLAGS)" $(BIN)/pytest $(PYTEST_ARGS) -m "not slow" --junitxml=build/test-results.xml tests
 	@$(BIN)/python .ci/check_results.py build/test-results.xml
 
-test-all: $(VENV)/.simulator $(VENV)/.tests  ## Run every test; writes the stamp that the fast tier asks for
-	@mkdir -p build
-	$(BIN)/pytest $(PYTEST_ARGS) --junitxml=build/test-results.xml tests
+# No stamp where PYTEST_ARGS choose tests.
+test-all: $(VENV)/.simulator $(VENV)/.tests quick-xla  ## Run every test; writes the stamp that the fast tier asks for
+	@$(BIN)/python tests/_tiers.py digests > build/tested-sources.json
+	XLA_FLAGS="$(QUICK_XLA) $(XLA_FLAGS)" $(BIN)/pytest $(PYTEST_ARGS) --junitxml=build/test-results.xml tests
 	@$(BIN)/python .ci/check_results.py build/test-results.xml
-	@$(BIN)/python tests/_tiers.py accept
+	$(BIN)/pytest $(PYTEST_ARGS) -m "not slow" --junitxml=build/as-for-users.xml $(AS_FOR_USERS:%=tests/test_%.py)
+	@$(BIN)/python .ci/check_results.py build/as-for-users.xml
+	@$(if $(filter file,$(origin PYTEST_ARGS)),$(BIN)/python tests/_tiers.py accept build/tested-sources.json build/test-results.xml)
 
 xla-gpu: $(VENV)/.package  ## Install XLA's GPU compiler, with which `make test-all` also compiles for an H100
 	$(BIN)/python .ci/requirements.py xla-gpu > $(VENV)/xla-gpu.txt
@@ -126,6 +127,11 @@ clean:  ## Remove .venv and build
 	rm -rf $(VENV) build
 
 # ---- What the targets need: one stamp file per installation -----------------------------------------
+
+quick-xla:
+	@mkdir -p build
+	@XLA_FLAGS="$(QUICK_XLA)" JAX_PLATFORMS=cpu $(BIN)/python -c 'import jax; jax.devices()' || { \
+	  echo 'this XLA has no such flag; test without: make test QUICK_XLA=' >&2; exit 1; }
 
 require-hopper:
 	@.ci/require-hopper

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jax_fp8gemm._src.native import tuned
+from jax_fp8gemm._src.native import files
 
 FORMAT = 1
 PLATFORMS = ("gpu", "cpu")
@@ -88,7 +88,7 @@ def validate(record: Any) -> None:
 def save(record: dict, path: Path) -> None:
     """Validates and writes a record, whole or not at all."""
     validate(record)
-    tuned.write_text(path, json.dumps(record, indent=1) + "\n")
+    files.write(path, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def load(path: Path) -> dict:

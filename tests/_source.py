@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads the project's own sources for test_layering.py: files, includes, imports and functions."""
 
+import ast
+import io
 import re
+import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +25,7 @@ _PREPROCESSOR = re.compile(r"^[ \t]*#(?:[^\n\\]|\\.)*(?:\\\n(?:[^\n\\]|\\.)*)*",
 _SCOPE = re.compile(
     r"^(?:template\s*<.*>\s*)?(?:inline\s+)?(namespace|class|struct|enum|union|extern)\b"
 )
+_HAVE_DOCSTRINGS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _CONTROL = re.compile(r"^(?:\}\s*)?(?:else\s+)?(if|else|for|while|do|switch|try|catch)\b")
 
 
@@ -63,8 +67,18 @@ def cpp_code(text: str) -> str:
 
 
 def python_code(text: str) -> str:
-    """Returns Python without comments and triple-quoted strings."""
-    return re.sub(r'""".*?"""|#[^\n]*', "", text, flags=re.DOTALL)
+    """Returns Python without comments and docstrings; line numbers stay."""
+    lines = text.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column].rstrip()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, _HAVE_DOCSTRINGS) and ast.get_docstring(node, clean=False) is not None:
+            docstring = node.body[0]
+            rows = range(docstring.lineno - 1, docstring.end_lineno)
+            lines[rows.start : rows.stop] = [""] * len(rows)
+    return "\n".join(lines)
 
 
 def cpp_functions(text: str) -> Iterator[Function]:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import sys
+import xml.etree.ElementTree as ElementTree
 import zlib
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
@@ -25,6 +26,24 @@ PARTS = {
     "host": ("csrc", "CMakeLists.txt"),
     "python": ("jax_fp8gemm",),
 }
+# What a run may skip that the stamp is for: what no machine without a GPU has, what other commands
+# run, and the frameworks, which the package does without.
+MAY_SKIP = (
+    "a fault of memory",
+    "for the fast tier",
+    "needs a Hopper GPU",
+    "needs a build of its own",
+    "needs a sanitizer",
+    "needs maxtext",
+    "needs qwix",
+    "needs the package torch",
+    "needs tokamax",
+    "needs two devices, as tests/_devices.py gives",
+    "no golden file: no GPU has run",
+    "no table is shipped: no GPU",
+    "the simulator suite runs this one",
+    "XLA folds a bit cast of a transposed constant wrongly",
+)
 _CPP_COMMENT = re.compile(r'("(?:\\.|[^"\\\n])*")|//[^\n]*|/\*.*?\*/', re.DOTALL)
 
 
@@ -39,7 +58,7 @@ def features(key: str) -> set[Hashable]:
         }
     family, tile, consumers, _, cluster, a, b, d, *flags = key.split(".")
     return {
-        ("tile", tile, consumers, cluster, *(flag for flag in flags if flag != "acc")),
+        ("tile", family, tile, consumers, cluster, *(flag for flag in flags if flag != "acc")),
         ("types", a, b, d, "acc" in flags),
         ("operands of a family", family, a, b),
         ("result of a family", family, d, "acc" in flags),
@@ -110,16 +129,45 @@ def digest(part: str) -> str:
     return total.hexdigest()
 
 
+def digests() -> dict[str, str]:
+    """Returns the digests of the sources as they are."""
+    return {part: digest(part) for part in PARTS}
+
+
 def changed() -> list[str]:
     """Returns the parts that have changed since the full tier last passed."""
     accepted = json.loads(STAMP.read_text()) if STAMP.exists() else {}
-    return [part for part in PARTS if accepted.get(part) != digest(part)]
+    return [part for part, now in digests().items() if accepted.get(part) != now]
 
 
-def main(command: str) -> int:
-    """Says what has changed (exit status 1), or accepts the sources as they are."""
+def left_out(results: Path) -> set[str]:
+    """Returns why tests of a run were skipped that the full tier must have."""
+    reasons = set()
+    for skipped in ElementTree.parse(results).iter("skipped"):
+        text = f"{skipped.get('message')} {skipped.text}"
+        if not any(reason in text for reason in MAY_SKIP):
+            reasons.add(text.partition("\n")[0])
+    return reasons
+
+
+def accept(before: str, results: str) -> int:
+    """Writes the stamp, if a run began with these sources and left nothing out."""
+    if json.loads(Path(before).read_text()) != digests():
+        print("no stamp: the sources have changed since the tests began")
+        return 1
+    if reasons := left_out(Path(results)):
+        print("no stamp: tests were skipped that the full tier must have:", *reasons, sep="\n  ")
+        return 1
+    STAMP.write_text(json.dumps(digests(), indent=2) + "\n")
+    return 0
+
+
+def main(command: str, *arguments: str) -> int:
+    """Runs `changed`, `digests`, or `accept DIGESTS_JSON JUNIT_XML`; returns the exit status."""
     if command == "accept":
-        STAMP.write_text(json.dumps({part: digest(part) for part in PARTS}, indent=2) + "\n")
+        return accept(*arguments)
+    if command == "digests":
+        print(json.dumps(digests()))
         return 0
     parts = changed()
     print(f"changed since the full tier passed: {', '.join(parts) or 'nothing'}")

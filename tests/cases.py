@@ -10,7 +10,7 @@ import numpy as np
 import jax_fp8gemm as fp8
 
 E4M3, E5M2 = jnp.float8_e4m3fn, jnp.float8_e5m2
-# Compiles as for users, where a test is about the very bits of XLA: `make test` has another emitter
+# Compiles as for users, where a test is about the very bits of XLA: both tiers have another emitter
 # of loops, which contracts x + x * y and turns every NaN into one.
 AS_FOR_USERS = {"xla_cpu_use_fusion_emitters": True}
 

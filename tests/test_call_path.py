@@ -8,6 +8,7 @@ from pathlib import Path
 import cases
 import jax
 import jax.ffi
+import jax.numpy as jnp
 import pytest
 from _source import ROOT, cpp_code, includes
 
@@ -102,7 +103,9 @@ def test_nothing_is_left_out_of_the_path():
 
 
 def test_core_of_the_kernel_is_small():
-    assert sum(map(code_lines, KERNEL)) <= MAX_KERNEL_LINES
+    lines = sum(map(code_lines, KERNEL))
+    assert lines <= MAX_KERNEL_LINES
+    assert f"four files of {lines} lines" in (ROOT / "docs/kernel_1d2d.md").read_text()
     assert code_lines("tile_scheduler") <= MAX_DENSE_SCHEDULER_LINES
 
 
@@ -124,7 +127,7 @@ def frames(monkeypatch, extension):
             while frame:
                 path = Path(frame.f_code.co_filename)
                 if path.is_relative_to(PACKAGE):
-                    stack.append((path.relative_to(PACKAGE).as_posix(), frame.f_code.co_name))
+                    stack.append((path.relative_to(PACKAGE).as_posix(), frame.f_code.co_qualname))
                 frame = frame.f_back
             found.extend(each for each in reversed(stack) if each not in found)
             return real(*args, **kwargs)
@@ -138,13 +141,55 @@ def frames(monkeypatch, extension):
     return found
 
 
+def lowered(function, *operands) -> None:
+    jax.jit(function).trace(*operands).lower(lowering_platforms=("cuda",))
+
+
+def files_of(frames) -> list[str]:
+    return list(dict.fromkeys(file for file, _ in frames))
+
+
 def test_the_python_path_is_short_and_listed(frames):
-    lhs, rhs = cases.gemm_operands(cases.GemmCase("path", 16, 128, 128))
+    operands = cases.gemm_operands(cases.GemmCase("path", 16, 128, 128))
     frames.clear()  # the operands were quantized
-    jax.jit(fp8.gemm).trace(lhs, rhs).lower(lowering_platforms=("cuda",))
+    lowered(fp8.gemm, *operands)
     assert frames[0] == ("_src/ops/gemm.py", "gemm")
     assert frames[-1] == ("_src/native/calls.py", "matmul")
     assert len(frames) <= MAX_PYTHON_CALLS, frames
-    files = list(dict.fromkeys(file for file, _ in frames))
-    assert len(files) <= MAX_PYTHON_FILES
-    assert listed("docs/architecture.md") == [f"jax_fp8gemm/{file}" for file in files]
+    assert len(files_of(frames)) <= MAX_PYTHON_FILES
+    assert listed("docs/architecture.md") == [f"jax_fp8gemm/{file}" for file in files_of(frames)]
+
+
+def total(function):
+    """Returns a function whose gradients are those of the sum of what `function` returns."""
+    return jax.grad(lambda *operands: function(*operands).astype(jnp.float32).sum(), (0, 1))
+
+
+X, W = jnp.ones((16, 128)), jnp.ones((128, 128))
+EXPERTS, SIZES = jnp.ones((2, 128, 128)), jnp.array([3, 5], jnp.int32)
+
+
+@pytest.mark.parametrize(
+    ("name", "functions", "files"),
+    [
+        ("gemm under vmap", 11, 5),
+        ("dot", 19, 8),
+        ("dot with gradients", 26, 9),
+        ("ragged_dot", 18, 8),
+        ("ragged_dot with gradients", 24, 9),
+    ],
+)
+def test_other_paths_are_short(frames, name, functions, files):
+    """No longer than they are: what a reader of a layer's product, or of a batch, walks through."""
+    lhs, rhs = cases.gemm_operands(cases.GemmCase("path", 16, 128, 128))
+    many = jax.tree.map(lambda x: jnp.stack([x, x]), rhs)
+    call = {
+        "gemm under vmap": (jax.vmap(fp8.gemm, (None, 0)), lhs, many),
+        "dot": (fp8.dot, X, W),
+        "dot with gradients": (total(fp8.dot), X, W),
+        "ragged_dot": (fp8.ragged_dot, X, EXPERTS, SIZES),
+        "ragged_dot with gradients": (total(fp8.ragged_dot), X, EXPERTS, SIZES),
+    }[name]
+    frames.clear()
+    lowered(*call)
+    assert (len(frames), len(files_of(frames))) == (functions, files), frames

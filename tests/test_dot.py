@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import jax_fp8gemm as fp8
-from jax_fp8gemm._src.training import dot as dot_lib
+from jax_fp8gemm._src.training import trained_product
 
 RMS_ROUNDING = math.sqrt(2**-6 * 0.75 / (2 * math.log(2)) / 12)
 MARGIN = 1.1  # what finite samples and numbers of another distribution add
@@ -212,9 +212,32 @@ def test_traced_and_compiled_once():
 
 def test_eager_calls_share_one_program():
     dot(x0, w0)
-    before = dot_lib._apply._cache_size()
+    before = trained_product._apply._cache_size()
     dot(x0 + 1, 2 * w0)
-    assert dot_lib._apply._cache_size() == before
+    assert trained_product._apply._cache_size() == before
+
+
+PRODUCTS = {
+    "dot": dot,
+    "swiglu": lambda x, w: dot(fp8.swiglu(x, x), w),
+    "ragged_dot": lambda x, w: fp8.ragged_dot(
+        x.reshape(-1, K), w[None], jnp.array([B * T]), implementation="xla"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_gradients_do_not_depend_on_which_ones_were_asked_for_before(name):
+    product = PRODUCTS[name]
+
+    def gradients(*wanted):
+        function = jax.jit(lambda x, w: product(x, w).sum())  # another one, of the same product
+        return jax.grad(function, wanted)(x0, w0)
+
+    dx, dw = gradients(0, 1)
+    np.testing.assert_array_equal(gradients(0)[0], dx)
+    np.testing.assert_array_equal(gradients(1)[0], dw)
+    np.testing.assert_array_equal(gradients(0)[0], dx)
 
 
 def test_residuals_are_the_bits_of_float8():

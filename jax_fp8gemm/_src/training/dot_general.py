@@ -11,8 +11,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled
-from jax_fp8gemm._src.training.dot import Weight, checked_weight, dot_of
+from jax_fp8gemm._src.training.dot import dot_of
 from jax_fp8gemm._src.training.master_weight import MasterWeight
+from jax_fp8gemm._src.training.quantized import Weight, checked_weight
 from jax_fp8gemm._src.training.recipe import Recipe
 from jax_fp8gemm._src.transforms import meshes
 
@@ -73,7 +74,7 @@ def dot_general(
         >>> y = dot_general(activations, weight.T, (((1,), (0,)), ((), ())))    # (M, N)
     """
     lhs = checks.floating(_WHERE, "lhs", lhs)
-    rhs, _ = checked_weight(_WHERE, "rhs", rhs)
+    rhs = checked_weight(_WHERE, "rhs", rhs)
     checks.default_precision(_WHERE, precision)
     (lhs_k, rhs_k), (lhs_b, rhs_b) = _validated(dimension_numbers, lhs, rhs)
     lhs_free = [i for i in range(lhs.ndim) if i not in (*lhs_k, *lhs_b)]

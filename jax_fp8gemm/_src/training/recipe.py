@@ -68,11 +68,6 @@ class Recipe:
         is_e4m3 = self.gradient_dtype == jnp.float8_e4m3fn
         return is_e4m3 and self.scale_format == "pow2" and self.weight_gradient == "fp8"
 
-    @property
-    def rounds_gradients_apart(self) -> bool:
-        """Whether each backward product reads gradients in FP8 that are rounded for it."""
-        return self.weight_gradient == "fp8" and not self.rounds_gradients_once
-
     def __post_init__(self):
         """Validates, and makes equal what means the same."""
         name = "Recipe"

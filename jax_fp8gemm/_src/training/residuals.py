@@ -46,15 +46,6 @@ class Residual:
         return BlockScaled.tree_unflatten(self.block, (values, self.scales))
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class Wanted:
-    """Which gradients the backward pass is asked for, at least one; known while tracing."""
-
-    x: bool
-    w: bool
-
-
 def keep(operand: BlockScaled, name: str | None = None) -> Residual:
     """Returns the operand for the backward pass, under a name for policies of `jax.checkpoint`.
 

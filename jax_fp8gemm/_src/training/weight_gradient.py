@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""WeightGradient: the gradient of a dense weight, activations times gradients over all tokens.
+"""weight_gradient: the gradient of a weight, or of each group's: activations times gradients.
 
-Both operands are scaled anew per 128 tokens on the device that has them, so that tokens may be
-sharded anywhere and one sum is all that devices exchange.
+Both factors of a dense one are scaled anew per 128 tokens on the device that has them, so that
+tokens may be sharded anywhere and one sum is all that devices exchange.
 """
 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,28 +16,120 @@ import numpy as np
 from jax import lax
 
 from jax_fp8gemm._src.operands import checks
+from jax_fp8gemm._src.operands.block_scaled import BlockScaled
+from jax_fp8gemm._src.ops.k_grouped_gemm import KGrouped
 from jax_fp8gemm._src.ops.product import BatchDims, Product
-from jax_fp8gemm._src.ops.quantizer import Operands, Quantizer, sum_quantizer
+from jax_fp8gemm._src.ops.quantizer import Operands, Quantizer, RuleQuantizer, sum_quantizer
+from jax_fp8gemm._src.training.quantized import COTANGENT, Options, quantized_cotangent
 from jax_fp8gemm._src.training.recipe import Recipe
-from jax_fp8gemm._src.transforms.apply import batch_all
-from jax_fp8gemm._src.transforms.operation import InRule, Layout, like
+from jax_fp8gemm._src.training.residuals import Residual, keep
+from jax_fp8gemm._src.transforms.apply import apply, batch_all
+from jax_fp8gemm._src.transforms.operation import InRule, Layout, Operation, like
 from jax_fp8gemm._src.transforms.partitioner import names
 from jax_fp8gemm._src.xla import gemm as xla_gemm
 from jax_fp8gemm._src.xla import grouped as xla_grouped
 
 
-def refuse_shared_sum(op_name: str, accumulator: jax.Array | None, is_batched: bool) -> None:
-    """Refuses a batch of gradients that would each add the same sum so far."""
-    if accumulator is not None and not is_batched:
-        raise ValueError(
-            f"{op_name}: gradient of a MasterWeight must be batched by jax.vmap where the operands"
-            " are: it is added once for each of the batch. Map over the tokens as a dimension of"
-            " the activations, or add gradients outside of jax.vmap."
-        )
+def weight_gradient(
+    options: Options,
+    x: Residual,
+    dy: jax.Array,
+    group_sizes: jax.Array | None,
+    gradient: jax.Array | None,
+    *,
+    gives_rows: bool,
+) -> tuple[jax.Array, Residual | None]:
+    """Returns the gradient of the weight, and dy in FP8, scaled along N.
+
+    Args:
+        options: The static part of the call.
+        x: The activations.
+        dy: The gradient that arrives.
+        group_sizes: `(G,)` where each group has a weight; None for one weight.
+        gradient: What the gradient of the weight is added to, or None.
+        gives_rows: Whether dy in FP8 is asked for; else it may be None.
+    """
+    recipe = options.recipe
+    result_dtype = cast(np.dtype, options.w_dtype) if gradient is None else gradient.dtype
+    static = (options.op_name, result_dtype, options.implementation)
+    rows, is_rounded_once = None, recipe.rounds_gradients_once
+    if is_rounded_once or gives_rows and recipe.weight_gradient == "bfloat16":
+        rows = keep(quantized_cotangent(options, dy, group_sizes))
+    if group_sizes is None:
+        gives_rows = gives_rows and rows is None
+        op = _Dense(*static, recipe, is_nk=options.w_is_nk, gives_rows=gives_rows)
+        dy_leaves = (rows.bits, rows.scales) if rows and is_rounded_once else (dy, None)
+        operands = (x.bits, x.scales, *dy_leaves, gradient)
+    elif recipe.weight_gradient == "bfloat16":
+        op = _GroupedInBfloat16(*static)
+        operands = (x.bits, x.scales, dy, group_sizes, gradient)
+    else:
+        if rows is None:
+            rows, dy_columns = _rows_and_columns(options, dy, group_sizes, gives_rows)
+        else:
+            dy_columns = _columns(options, rows, group_sizes)
+        op = _Grouped(*static)
+        operands = (*_columns(options, x, group_sizes), *dy_columns, group_sizes, gradient)
+    results = apply(op, operands, out_sharding=options.gradient_spec, allow_reshard=True)
+    if isinstance(results, tuple):
+        dw, values, scales = results
+        return dw, keep(BlockScaled(values, scales, checks.ROW_BLOCK))
+    return results, rows
+
+
+def _columns(options: Options, rows: Residual, group_sizes: jax.Array) -> tuple[jax.Array, ...]:
+    """Returns what was scaled along rows scaled along the rows of each group.
+
+    By powers of two: what had such scales is not rounded again but where it becomes subnormal.
+    """
+    op = Quantizer(options.op_name, "k_grouped", checks.E4M3, "pow2", options.implementation)
+    restored = rows.restore()
+    return apply(op, Operands(restored.values, restored.scales, group_sizes))
+
+
+def _rows_and_columns(
+    options: Options, dy: jax.Array, group_sizes: jax.Array, gives_rows: bool
+) -> tuple[Residual | None, tuple[jax.Array, ...]]:
+    """Returns dy in FP8, scaled along N if asked for, and scaled along the rows of each group."""
+    op = RuleQuantizer(
+        options.op_name,
+        "rows_and_k_grouped" if gives_rows else "k_grouped",
+        options.recipe.gradient_dtype,
+        options.recipe.scale_format or "float32",
+        options.implementation,
+        COTANGENT,
+    )
+    *columns, values, scales = apply(op, Operands(dy, None, group_sizes))
+    if not gives_rows:
+        return None, (values, scales)
+    return keep(BlockScaled(values, scales, checks.ROW_BLOCK)), tuple(columns)
+
+
+class _AddedOnce(Operation):
+    """A weight gradient, whose last operand is the sum that it is added to, or None."""
+
+    def batch(self, apply, axis_size, in_batched, operands):
+        if operands[-1] is not None and not in_batched[-1]:
+            raise ValueError(
+                f"{self.op_name}: gradient of a MasterWeight must be batched by jax.vmap where the"
+                " operands are: it is added once for each of the batch. Map over the tokens as a"
+                " dimension of the activations, or add gradients outside of jax.vmap."
+            )
+        return super().batch(apply, axis_size, in_batched, operands)
+
+
+class _Batched(InRule):
+    """An operation of which a batch is the same with one more of `num_batch` dimensions."""
+
+    num_batch: int
+
+    def batch(self, apply, axis_size, in_batched, operands):
+        deeper = dataclasses.replace(cast(Any, self), num_batch=self.num_batch + 1)
+        return apply(deeper, batch_all(axis_size, in_batched, operands))
 
 
 @dataclasses.dataclass(frozen=True)
-class WeightGradient(InRule):
+class _Dense(_AddedOnce, _Batched):
     """`(*batch, K, N)`, the sum over tokens of the outer products of x and dy.
 
     Operands: bits of x `(*batch, *tokens, K)` in e4m3 with block (1, 128), and their scales; dy
@@ -90,11 +182,6 @@ class WeightGradient(InRule):
         shape = (*x.shape[: self.num_batch], *((n, k) if self.is_nk else (k, n)))
         dw = like(shape, self.result_dtype)
         return (dw, *self._quantizer("rows").result_types(*Operands(dy))) if self.gives_rows else dw
-
-    def batch(self, apply, axis_size, in_batched, operands):
-        refuse_shared_sum(self.op_name, operands[4], in_batched[4])
-        deeper = dataclasses.replace(self, num_batch=self.num_batch + 1)
-        return apply(deeper, batch_all(axis_size, in_batched, operands))
 
     def sum_quantizer(self):
         return sum_quantizer(self)
@@ -178,7 +265,12 @@ class WeightGradient(InRule):
 
 
 @dataclasses.dataclass(frozen=True)
-class GroupedInBfloat16(InRule):
+class _Grouped(_AddedOnce, KGrouped):
+    """`(G, K, N)`, gradients of the weights of groups, in FP8."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _GroupedInBfloat16(_AddedOnce, _Batched):
     """`(*batch, G, K, N)`, gradients of the weights of groups, in XLA's bfloat16 product.
 
     Operands: bits of x `(*batch, T, K)` in e4m3 and their scales, block (1, 128); dy
@@ -207,11 +299,6 @@ class GroupedInBfloat16(InRule):
             replicated=("t", "g"),
             can_cut=("k",),
         ).of_present(operands)
-
-    def batch(self, apply, axis_size, in_batched, operands):
-        refuse_shared_sum(self.op_name, operands[4], in_batched[4])
-        deeper = dataclasses.replace(self, num_batch=self.num_batch + 1)
-        return apply(deeper, batch_all(axis_size, in_batched, operands))
 
     def local(self, *operands) -> jax.Array:
         def of_one(bits, *others):
