@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import _runtime_programs
+import _sanitizers
 import pytest
 from _runtime_programs import CACHE_PROGRAMS, CSRC, FLAGS, PROGRAMS, ROOT, compiler, run
 
@@ -87,6 +88,7 @@ def test_interrupts(programs):
     run(programs["interrupts_test"])
 
 
+@pytest.mark.skipif(bool(_sanitizers.KIND), reason="a sanitizer has locks of its own")
 def test_forked_children_find_locks_free(programs):
     run(programs["fork_test"])
 

@@ -31,9 +31,9 @@ std::string& sim_library_path = *new std::string;
 std::atomic<const DriverApi*> cuda_driver = nullptr;
 std::atomic<const DriverApi*> sim_driver = nullptr;
 
-/// The table that `driver` has, or else the one that `load` returns: once it does not throw.
+/// What `driver` points to; at first it points to nothing, and is set to what `load` returns.
 template <typename Load>
-const DriverApi& LoadedOnce(std::atomic<const DriverApi*>& driver, Load load) {
+const DriverApi& Loaded(std::atomic<const DriverApi*>& driver, Load load) {
   if (const DriverApi* api = driver) return *api;
   const std::lock_guard lock(driver_mutex);
   if (driver == nullptr) driver = load();
@@ -106,7 +106,7 @@ DriverApi LoadCudaDriver(const std::string& library_name) {
 }
 
 const DriverApi& CudaDriver() {
-  return LoadedOnce(cuda_driver, [] { return new DriverApi(LoadCudaDriver("libcuda.so.1")); });
+  return Loaded(cuda_driver, [] { return new DriverApi(LoadCudaDriver("libcuda.so.1")); });
 }
 
 void SetSimLibraryPath(std::string path) {
@@ -114,7 +114,7 @@ void SetSimLibraryPath(std::string path) {
   sim_library_path = std::move(path);
 }
 
-const DriverApi& SimDriver() { return LoadedOnce(sim_driver, &LoadSimDriver); }
+const DriverApi& SimDriver() { return Loaded(sim_driver, &LoadSimDriver); }
 
 Backend ParseBackend(const std::string& name) {
   if (name == "cuda") return Backend::kCuda;

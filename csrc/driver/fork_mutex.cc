@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A list of all such mutexes, each of which fork() locks in the parent and unlocks on both sides.
+// Before fork() every such mutex is locked, after it unlocked in the parent and in the child.
 #include "driver/fork_mutex.h"
 
 #include <pthread.h>
@@ -15,7 +15,7 @@ namespace {
 // More than it takes to load a library or a kernel.
 constexpr std::chrono::seconds kForkPatience(2);
 
-// Initialized when this is compiled: mutexes may be constructed before anything else here.
+// Initialized at compile time, as other files construct mutexes before main.
 constinit std::mutex list_mutex;
 constinit ForkMutex* first_mutex = nullptr;
 

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// What every lock of this library is: a mutex that a forked child finds free.
+// The mutex of this library, which a forked child finds free.
 #pragma once
 #include <functional>
 #include <mutex>
 
 namespace fp8gemm {
 
-/// A mutex of which a child of fork() can have the lock, whatever threads of its parent held it.
+/// A mutex that a forked child finds free, whatever thread of its parent held it.
 ///
-/// fork() waits for the threads that hold one, so that what it guards is whole in the child. It
-/// waits for seconds at most: a holder may want what the forking thread has, say Python's GIL. So
-/// what is guarded by a lock that is held for long must be whole at any time.
+/// fork() waits for the threads that hold such mutexes, so that what these guard is whole in the
+/// child. It waits for two seconds at most: a holder may want what the forking thread has, say
+/// Python's GIL. So what a mutex guards that is held for long must be whole at any time.
 class ForkMutex {
  public:
   /// @param in_child  Called in a forked child, where nobody else runs yet: to forget what other

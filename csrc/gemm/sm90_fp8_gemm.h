@@ -28,8 +28,8 @@ GemmParams MakeGemmParams(const DriverApi& api, const GemmProblem& problem,
                           const GemmConfig& config, const GemmBuffers& buffers,
                           int64_t max_clusters);
 
-/// The number of CTAs: those of at most `max_clusters` clusters, and of no more than there are
-/// tiles. With split K it is a cluster for each tile.
+/// CTAs to launch: at most `max_clusters` clusters of them, and no more clusters than tiles. With
+/// split K there is a cluster for each tile.
 unsigned Grid(const GemmProblem& problem, const GemmConfig& config, int64_t max_clusters);
 
 }  // namespace fp8gemm
