@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m benchmarks.calibration: the planner's model beside published and measured times.
+"""python -m benchmarks.calibration: the cost model beside published and measured times.
 
 Without arguments: predicted over published time of every DeepGEMM row, for DeepGEMM's tile and for
 the package's own choice. With files of measurements that `python -m jax_fp8gemm tune` wrote: the
-regret of the planner, that is how much longer its choice takes than the best that was measured.
+regret of the heuristics, that is how much longer their choice takes than the best measured.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from jax_fp8gemm._src.native.gemm_problem import Problem
 from jax_fp8gemm._src.tools.tuning import tune
 from jax_fp8gemm._src.tools.tuning.sampling import geometric_mean
 
-# A choice within this share of the best is as good: what the project asks of its planner.
+# A choice within this share of the best is as good: what the project asks of them.
 GOAL = 0.05
 _TILE = ("block_m", "block_n", "cluster_m", "cluster_n")
 
@@ -38,12 +38,12 @@ class Prediction(NamedTuple):
 
     @property
     def our_ratio(self) -> float:
-        """Predicted over published time with the planner's choice."""
+        """Predicted over published time with the heuristics' choice."""
         return self.ours / self.row.microseconds
 
 
 class Regret(NamedTuple):
-    """One problem: the planner's choice and the best, in measured microseconds."""
+    """One problem: the heuristics' choice and the best, in measured microseconds."""
 
     problem: Problem
     chosen: str
@@ -70,7 +70,7 @@ def predictions() -> list[Prediction]:
 
 
 def regrets(measurements: tune.Measurements) -> list[Regret]:
-    """Returns the regret of the planner as it is now, for each measured problem."""
+    """Returns the regret of the heuristics as they are now, for each measured problem."""
     found = []
     for measured in measurements.problems:
         times = {r.config: r.microseconds for r in measured.results if r.samples}

@@ -35,7 +35,7 @@ class BenchCase:
 
     @property
     def problem(self) -> Problem:
-        """The same in the planner's terms."""
+        """The same in the heuristics' terms."""
         if self.kind == "forward":
             return Problem(self.m, self.n, self.k)
         if self.kind in ("wgrad", "k_grouped"):

@@ -86,7 +86,7 @@ def _wall(call: Prepared) -> float:
 
 
 def compile_times(cases: Sequence[BenchCase]) -> list[dict]:
-    """Returns seconds that NVRTC takes for each kernel the planner chooses; nothing is cached.
+    """Returns seconds that NVRTC takes for each kernel the heuristics choose; nothing is cached.
 
     Needs NVRTC, but no GPU.
     """
@@ -105,7 +105,7 @@ def compile_times(cases: Sequence[BenchCase]) -> list[dict]:
         for config, key in chosen.items():
             core.clear_memory_cache()
             begin = time.perf_counter()
-            size_bytes = core.precompile(config)
+            size_bytes = len(core.kernel_image(config))
             seconds = time.perf_counter() - begin
             results.append(
                 {"config": config, "case": key, "seconds": seconds, "cubin_bytes": size_bytes}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What DeepGEMM's authors and users published, as problems of this package. Pure data, no JAX.
 
-All times are of H800 or H100 SXM: 132 SMs, 3.35 TB/s. The tiles are what DeepGEMM's planner chooses
-by its sources; which it chose on the day of a measurement is not published, except for weight
-gradients. Where this package has no such tile the nearest stands for it.
+All times are of H800 or H100 SXM: 132 SMs, 3.35 TB/s. The tiles are what DeepGEMM's heuristics
+choose by its sources; which they chose on the day of a measurement is not published, except for
+weight gradients. Where this package has no such tile the nearest stands for it.
 """
 
 from typing import NamedTuple

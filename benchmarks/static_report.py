@@ -104,7 +104,7 @@ def stores(key: str) -> float:
 
 
 def default_keys() -> list[str]:
-    """Returns the planner's choices for everything that DeepGEMM published."""
+    """Returns the heuristics' choices for everything that DeepGEMM published."""
     return sorted({ranking.rank(r.problem, backend="cuda", gpu="")[0]["config"] for r in rows()})
 
 

@@ -113,5 +113,5 @@ def report(record: dict) -> str:
             continue
         verdict = "met" if target.is_met(value) else "**missed**"
         lines.append(f"| {target.what} | {goal} | {value:.2f} | {rows} | {verdict} |")
-    note = "Worst row unless it says mean. The planner's regret is `benchmarks.calibration`'s."
+    note = "Worst row unless it says mean. The heuristics' regret is `benchmarks.calibration`'s."
     return "\n".join(["## Targets", "", *lines, "", note])

@@ -65,7 +65,7 @@ print(f"{value:.1f}", gradient.shape, gradient.dtype)
 # %% [markdown]
 # ## Which kernel
 #
-# The planner is a pure function: it says on any machine what a Hopper GPU would run, by a model.
+# The heuristics are a pure function: they say on any machine what a Hopper GPU would run.
 
 # %%
 for choice in fp8.plan(512, 768, 1024, num_sms=132)[:3]:

@@ -36,10 +36,10 @@ def show(file, first, last):
 
 
 # %% [markdown]
-# ## The problem, and the tile that the planner chooses for it
+# ## The problem, and the tile that the heuristics choose for it
 #
 # There are 64 rows of activations, 128 rows of a weight and four K blocks of 128. The simulator has
-# four SMs, so the planner cuts the result into four tiles, and each is the work of one CTA.
+# four SMs, so the heuristics cut the result into four tiles, and each is the work of one CTA.
 
 # %%
 m, n, k = 64, 128, 512

@@ -4,7 +4,7 @@
 #
 # A checkpoint in the format of DeepSeek-V3 is loaded as it is stored, in FP8, and one of its layers
 # of experts runs with the shapes of prefill and of decoding. On a CPU the products run in plain
-# JAX; which kernels a Hopper GPU would run, the planner says on any machine.
+# JAX; which kernels a Hopper GPU would run, the heuristics say on any machine.
 # [One example](../examples/) does the same with a whole model, attention and sampling included.
 
 # %%

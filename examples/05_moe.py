@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A mixture-of-experts transformer, experts divided among devices, in bfloat16 and in FP8.
+"""A mixture-of-experts transformer, experts sharded among devices, in bfloat16 and in FP8.
 
 Tokens travel to their experts and back by all-to-all, see expert_parallel.py. No token is dropped.
 The load is balanced without an auxiliary loss: a bias on each expert's score, which counts in the

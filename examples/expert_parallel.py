@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A layer of experts divided among devices, for use under jax.shard_map.
+"""A layer of experts sharded among devices, for use under jax.shard_map.
 
 Each device holds some tokens and some experts. Rows travel to the devices of their experts and
 back; between the two each device multiplies its groups with `ragged_dot`. No row is dropped
@@ -64,7 +64,7 @@ def expert_layer(
             from `i * num_experts / n` on.
         gates: `(T, top)` the weight of each.
         num_experts: On all devices together, a multiple of their number.
-        axis: Mesh axis that tokens and experts are divided over.
+        axis: Mesh axis that tokens and experts are sharded over.
         max_rows: How many rows a device makes room for. In balance each is sent `T * top`; None
             makes room for those of all devices. Of more than that, those of the first devices fit.
             A sum that lacks a row is NaN, and the load says how much room was wanted.

@@ -14,12 +14,11 @@ from jax_fp8gemm._src.ops.gemm import Operand, gemm
 from jax_fp8gemm._src.ops.grouped_gemm import contiguous_alignment, grouped_gemm_contiguous
 from jax_fp8gemm._src.ops.grouped_gemm_masked import grouped_gemm_masked
 from jax_fp8gemm._src.ops.k_grouped_gemm import k_grouped_gemm
+from jax_fp8gemm._src.tables import TMA_ALIGNMENT_BYTES
 from jax_fp8gemm._src.xla import grouped as xla_grouped
 
 # Mutable because DeepGEMM's interface is; gemm's own num_sms is the better way.
 _settings = {"num_sms": 0}
-
-TMA_ALIGNMENT_BYTES = 16
 
 
 def fp8_gemm_nt(lhs: Operand, rhs: Operand, c: jax.Array | None = None) -> jax.Array:

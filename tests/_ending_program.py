@@ -86,9 +86,9 @@ def end_while_compiling() -> None:
 
     def compile_all() -> None:
         for key in KEYS:
-            CORE.precompile(key)
+            CORE.kernel_image(key)
 
-    CORE.precompile(KEYS[0])
+    CORE.kernel_image(KEYS[0])
     for _ in range(4):
         threading.Thread(target=compile_all, daemon=True).start()
     time.sleep(0.5)
@@ -101,7 +101,7 @@ def in_child(key: str) -> str:
     if os.fork() == 0:
         signal.alarm(60)  # ends a child that hangs
         try:
-            text = f"{CORE.precompile(key)} bytes"
+            text = f"{len(CORE.kernel_image(key))} bytes"
         except RuntimeError as error:
             text = str(error)
         os.write(writable, text.encode())
@@ -115,9 +115,9 @@ def in_child(key: str) -> str:
 
 def fork() -> None:
     """Forks after a compilation, and amid others."""
-    CORE.precompile(KEYS[0])
+    CORE.kernel_image(KEYS[0])
     print("used", in_child(KEYS[1]))
-    threads = [threading.Thread(target=CORE.precompile, args=(key,)) for key in KEYS[2:5]]
+    threads = [threading.Thread(target=CORE.kernel_image, args=(key,)) for key in KEYS[2:5]]
     for thread in threads:
         thread.start()
     while CORE.cache_counters()["builds"] < 4:
@@ -131,12 +131,12 @@ def fork() -> None:
 
 def size_of(key: str) -> int:
     """Returns the size of a kernel."""
-    return CORE.precompile(key)
+    return len(CORE.kernel_image(key))
 
 
 def spawn() -> None:
     """Compiles in a spawned child while this process compiles."""
-    thread = threading.Thread(target=CORE.precompile, args=(KEYS[0],))
+    thread = threading.Thread(target=CORE.kernel_image, args=(KEYS[0],))
     thread.start()
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         print(pool.apply(size_of, (KEYS[1],)) > 0)
@@ -150,7 +150,7 @@ def compile_some() -> None:
     def compile_all(first: int) -> None:
         barrier.wait()
         for i in range(8):
-            CORE.precompile(KEYS[(first + i) % 8])
+            CORE.kernel_image(KEYS[(first + i) % 8])
 
     threads = [threading.Thread(target=compile_all, args=(i,)) for i in range(8)]
     for thread in threads:

@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles kernels for the tests: the device sources, and a farm that works ahead of the asker."""
 
+import collections
 import functools
+import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 from _nvrtc import Nvrtc, NvrtcError
-from _sass import Instruction, KernelFacts, disassemble, kernel_facts, parse_cubin
+from _sass import Cubin, Instruction, KernelFacts, disassemble, kernel_facts, parse_cubin
+from _source import ROOT
+from _tiers import as_code
 
-CSRC = Path(__file__).parent.parent / "csrc"
+CSRC = ROOT / "csrc"
+# What judges the code of a kernel.
+JUDGES = ("tests/_sass", "jax_fp8gemm/_src/tools/sass")
 ARCHITECTURE = "--gpu-architecture=sm_90a"
 # Makes ptxas print its spill counts to the log.
 VERBOSE = "--ptxas-options=-v"
@@ -24,7 +29,14 @@ class CompiledKernel:
     """What one NVRTC made of one kernel."""
 
     facts: KernelFacts
+    opcodes: Mapping[str, int]  # how many instructions have each
     log: str
+
+    @classmethod
+    def of(cls, cubin: Cubin, code: Sequence[Instruction], log: str) -> "CompiledKernel":
+        """Collects what the tests look at, which is much smaller than the instructions."""
+        opcodes = collections.Counter(instruction.opcode for instruction in code)
+        return cls(kernel_facts(cubin, code), opcodes, log)
 
 
 @dataclass(frozen=True)
@@ -52,17 +64,34 @@ def device_headers() -> Mapping[str, str]:
 
 def compile_kernel(nvrtc: Nvrtc, source: str, options: Sequence[str]) -> CompiledKernel:
     """Compiles and disassembles one kernel against the headers of the source tree."""
-    return compile_kernel_with_code(nvrtc, source, options)[0]
-
-
-def compile_kernel_with_code(
-    nvrtc: Nvrtc, source: str, options: Sequence[str]
-) -> tuple[CompiledKernel, Sequence[Instruction]]:
-    """Returns `compile_kernel`, and the instructions."""
     compiled = nvrtc.compile(source, [*options, VERBOSE], device_headers())
     cubin = parse_cubin(compiled.cubin)
     (code,) = disassemble([cubin.code])
-    return CompiledKernel(kernel_facts(cubin, code), compiled.log), code
+    return CompiledKernel.of(cubin, code, compiled.log)
+
+
+def families(core) -> dict[str, list[str]]:
+    """Returns the keys of all kernels that the extension `core` can compile, by family."""
+    keys = collections.defaultdict(list)
+    for key in [*core.candidate_configs(), *core.quantize_configs()]:
+        keys[key.partition(".")[0]].append(key)
+    return dict(keys)
+
+
+def source_digests(core) -> dict[str, str]:
+    """Returns for each family the digest of what decides whether its kernels pass.
+
+    That is their sources as code, without comments, the options, and what judges them.
+    """
+    judges = [path for folder in JUDGES for path in sorted((ROOT / folder).glob("*.py"))]
+    common = [*core.nvrtc_options(), *(as_code(path.name, path.read_text()) for path in judges)]
+    digests = {}
+    for family, keys in families(core).items():
+        headers = {name: text for key in keys for name, text in core.kernel_headers(key).items()}
+        parts = [*common, *(core.kernel_source(key) for key in sorted(keys))]
+        parts += [f"{name}\n{as_code(name, text)}" for name, text in sorted(headers.items())]
+        digests[family] = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return digests
 
 
 class KernelFarm:
@@ -111,5 +140,5 @@ class KernelFarm:
         cubins = {job: parse_cubin(c.cubin) for job, c in compiled.items()}
         codes = disassemble([cubin.code for cubin in cubins.values()])
         for (job, cubin), code in zip(cubins.items(), codes, strict=True):
-            results[job] = CompiledKernel(kernel_facts(cubin, code), compiled[job].log)
+            results[job] = CompiledKernel.of(cubin, code, compiled[job].log)
         return results

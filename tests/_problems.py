@@ -265,7 +265,7 @@ def arguments(problem: Problem) -> list[jax.Array | None]:
 def product(
     problem: Problem, operands, *, config: str = "", num_sms: int | None = None, backend: str
 ) -> jax.Array:
-    """Returns what the kernel `config`, or the planner's choice, makes of `arguments`."""
+    """Returns what the kernel `config`, or the heuristics' choice, makes of `arguments`."""
     p = problem
     *factors, group_data, accumulator = operands
     planned = gemm_problem.problem_of(

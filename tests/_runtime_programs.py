@@ -15,12 +15,23 @@ CPP = ROOT / "tests" / "cpp"
 FLAGS = ["-std=c++20", "-O0", "-Wall", "-Wextra", "-Werror", "-fPIC", "-pthread"]
 FLAGS += ["-I", str(CSRC), "-I", str(CPP), *_sanitizers.FLAGS]
 
+_DRIVER = ["driver/driver", "driver/fork_mutex", "driver/interrupts"]
 _CACHE = [
+    "driver/fork_mutex",
     "driver/interrupts",
     "jit/build_lock",
     "jit/disk_store",
     "jit/kernel_cache",
     "jit/trusted_directory",
+]
+_KERNEL = [
+    "driver/driver",
+    "driver/device_limits",
+    "jit/build_identity",
+    "jit/headers",
+    "jit/kernel",
+    "jit/nvrtc",
+    *_CACHE,
 ]
 # Program -> the sources of csrc it is linked with.
 CACHE_PROGRAMS = {
@@ -29,19 +40,11 @@ CACHE_PROGRAMS = {
     "runtime_trust_test": _CACHE,
 }
 PROGRAMS = {
-    "interrupts_test": ["driver/interrupts"],
-    "runtime_nvrtc_test": ["driver/interrupts", "jit/build_identity", "jit/nvrtc"],
+    "interrupts_test": ["driver/fork_mutex", "driver/interrupts"],
+    "runtime_nvrtc_test": [*_DRIVER, "jit/build_identity", "jit/nvrtc"],
     "headers_test": ["jit/headers"],
-    "runtime_driver_test": [
-        "driver/driver",
-        "driver/device_limits",
-        "driver/tensor_map",
-        "jit/build_identity",
-        "jit/headers",
-        "jit/kernel",
-        "jit/nvrtc",
-        *_CACHE,
-    ],
+    "runtime_driver_test": ["driver/tensor_map", *_KERNEL],
+    "fork_test": _KERNEL,
 }
 
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads the project's own sources for test_layering.py: files, includes, imports and functions."""
 
-import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -66,29 +65,6 @@ def cpp_code(text: str) -> str:
 def python_code(text: str) -> str:
     """Returns Python without comments and triple-quoted strings."""
     return re.sub(r'""".*?"""|#[^\n]*', "", text, flags=re.DOTALL)
-
-
-def python_functions(text: str) -> Iterator[Function]:
-    """Yields every function of a Python file; docstrings do not count as lines."""
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            docstring = ast.get_docstring(node, clean=False)
-            lines = node.end_lineno - node.lineno + 1
-            if docstring is not None:
-                lines -= node.body[0].end_lineno - node.body[0].lineno + 1
-            yield Function(node.name, node.lineno, lines, _python_nesting(node))
-
-
-def _python_nesting(node: ast.AST, depth: int = 0) -> int:
-    deepest = depth
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.FunctionDef | ast.ClassDef):
-            continue
-        # An elif is a nested If in the tree, but not to a reader.
-        is_elif = isinstance(node, ast.If) and isinstance(child, ast.If) and child in node.orelse
-        is_block = isinstance(child, ast.If | ast.For | ast.While | ast.With | ast.Try | ast.Match)
-        deepest = max(deepest, _python_nesting(child, depth + (is_block and not is_elif)))
-    return deepest
 
 
 def cpp_functions(text: str) -> Iterator[Function]:

@@ -29,7 +29,14 @@ _CPP_COMMENT = re.compile(r'("(?:\\.|[^"\\\n])*")|//[^\n]*|/\*.*?\*/', re.DOTALL
 
 
 def features(key: str) -> set[Hashable]:
-    """Returns what a kernel has that some kernel of the fast tier must have too."""
+    """Returns what a kernel has that some kernel of a covering set must have too."""
+    if key.startswith("quantize"):
+        family, x, dtype, scales = key.split(".")
+        return {
+            ("input of a quantizer", family, x),
+            ("result of a quantizer", family, dtype),
+            ("scales of a quantizer", family, scales),
+        }
     family, tile, consumers, _, cluster, a, b, d, *flags = key.split(".")
     return {
         ("tile", tile, consumers, cluster, *(flag for flag in flags if flag != "acc")),
@@ -82,10 +89,9 @@ def rotating(rows: Iterable, columns: Iterable, period: int) -> list:
 # ---- The stamp ---------------------------------------------------------------------------------
 
 
-def _text(path: Path) -> str:
+def as_code(name: str, text: str) -> str:
     """Returns a file as the compiler sees it: without comments, and without space at the ends."""
-    text = path.read_text()
-    if path.suffix == ".py":
+    if name.endswith(".py"):
         text = python_code(text)
     elif not is_generated(text):
         text = _CPP_COMMENT.sub(lambda match: match[1] or "", text)
@@ -100,7 +106,7 @@ def digest(part: str) -> str:
         found |= {path} if path.is_file() else {p for p in path.rglob("*") if p.is_file()}
     total = hashlib.sha256()
     for path in sorted(p for p in found if p.suffix not in (".md", ".pyc", ".so")):
-        total.update(f"{path.relative_to(ROOT)}\n{_text(path)}\n".encode())
+        total.update(f"{path.relative_to(ROOT)}\n{as_code(path.name, path.read_text())}\n".encode())
     return total.hexdigest()
 
 

@@ -23,13 +23,13 @@ MAX_KERNEL_LINES = 290
 MAX_DENSE_SCHEDULER_LINES = 80
 # What the files of the path include and a reader looks up but does not walk through.
 BESIDE = {
-    "driver/device_limits": "limits of a device, read once",
+    "driver/device_limits": "limits of a device",
     "driver/driver_types": "types of the CUDA driver",
     "driver/error": "exceptions",
+    "driver/fork_mutex": "locks that a forked child finds free",
     "driver/interrupts": "Ctrl-C",
-    "ffi/guard": "exceptions to status codes",
+    "ffi/call_state": "what instantiate made for a call, of any version of XLA's runtime",
     "ffi/handlers": "declarations for the bindings",
-    "ffi/stages": "instantiate, initialize and execute, the same for every call",
     "gemm/config_key": "configurations as text",
     "gemm/sim_kernels": "which candidates the simulator has",
     "jit/build_identity": "the build of an NVRTC",

@@ -40,12 +40,12 @@ class Core(types.SimpleNamespace):
     def nvrtc_path(self):
         return "/wheels/libnvrtc.so.13"
 
-    def device_info(self, backend, ordinal):
+    def device_info(self):
         raise RuntimeError("no libcuda.so.1")
 
-    def precompile(self, config):
+    def kernel_image(self, config):
         self.compiled.append(config)
-        return 1234
+        return bytes(1234)
 
     def disk_cache_refusal(self):
         return self.refusal

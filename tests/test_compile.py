@@ -1,22 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every kernel the planner can choose compiles, with each NVRTC, to the code it is meant to be."""
+"""Kernels compile, with each NVRTC, to the code they are meant to be.
 
+A covering set is compiled here. That every kernel passed with these very sources stands in the
+golden files, which `update_sass_golden.py` writes; an NVRTC without one compiles every kernel here.
+"""
+
+import dataclasses
 import importlib.util
 import os
 
+import _kernels
 import pytest
-from _kernels import ARCHITECTURE, CSRC, VERBOSE, Job, KernelFarm, device_headers
+from _kernels import (
+    ARCHITECTURE,
+    CSRC,
+    VERBOSE,
+    CompiledKernel,
+    Job,
+    KernelFarm,
+    compile_kernel,
+    device_headers,
+    source_digests,
+)
 from _nvrtc import find_all
 from _sass import (
-    Expected,
     Golden,
     disassemble,
     find_nvdisasm,
-    gate_failures,
-    kernel_facts,
-    log_failures,
+    kernel_failures,
     parse_cubin,
     ratchet_failures,
+    ratchets,
 )
 from _tiers import covering, slow_unless
 
@@ -32,26 +46,32 @@ needs_nvdisasm = pytest.mark.skipif(
     find_nvdisasm() is None, reason="nvidia-cuda-nvdisasm is not installed"
 )
 
-KEYS = core().candidate_configs()
-JOBS = [Job(nvrtc, key) for nvrtc in find_all() for key in KEYS]
-# Of the fast tier: a covering set with the newest NVRTC, and a sample of it with each older one.
+PRODUCTS, QUANTIZERS = core().candidate_configs(), core().quantize_configs()
+KEYS = [*PRODUCTS, *QUANTIZERS]
 COVERING = covering(KEYS)
+JOBS = [
+    Job(nvrtc, key)
+    for nvrtc in find_all()
+    for key in (COVERING if Golden.load(nvrtc.name) else KEYS)
+]
+# Of the fast tier: the covering set with the newest NVRTC, a sample of it with each older one; of
+# quantizers a fifth of that.
+FAST_KEYS = [*covering(PRODUCTS), *covering(QUANTIZERS)[::5]]
 FAST_JOBS = {
     Job(nvrtc, key)
     for i, nvrtc in enumerate(find_all())
-    for key in (COVERING if i == 0 else COVERING[:: len(COVERING) // 10])
+    for key in (FAST_KEYS if i == 0 else FAST_KEYS[:: len(FAST_KEYS) // 10])
 }
-FAMILIES = tuple(dict.fromkeys(key.partition(".")[0] for key in KEYS))
+FAMILIES = tuple(dict.fromkeys(key.partition(".")[0] for key in PRODUCTS))
 # One per family, and one per number of consumers: the candidates are listed without their variants
 # for PDL.
 PDL_SAMPLES = [
-    *(next(key for key in KEYS if key.startswith(f"{family}.")) + ".pdl" for family in FAMILIES),
-    *(next(key for key in KEYS if f".w{w}." in key) + ".pdl" for w in (2, 3)),
+    *(next(k for k in PRODUCTS if k.startswith(f"{family}.")) + ".pdl" for family in FAMILIES),
+    *(next(key for key in PRODUCTS if f".w{w}." in key) + ".pdl" for w in (2, 3)),
 ]
 MAX_SMEM_BYTES = 232448
 MAX_THREADS = 1024
-# Operand types as wgmma and its SASS name them.
-MNEMONICS = {"float8_e4m3fn": "E4M3", "float8_e5m2": "E5M2"}
+UPDATE = "make develop, then: python tests/update_sass_golden.py"
 
 every_job = pytest.mark.parametrize(
     "job", [slow_unless(job in FAST_JOBS, job, id=str(job)) for job in JOBS]
@@ -71,39 +91,8 @@ def farm(request):
     farm.close()
 
 
-def expected_code(key: str) -> Expected:
-    """What the configuration `key` implies for its code."""
-    config = core().describe_config(key)
-    block_n, row_slices = config["block_n"], config["row_slices"]
-    # A thread has two rows of a row slice, so two scales of A. With 128x128 scales of B it
-    # multiplies each with those of the one or two column blocks; with 1x128 scales each with those
-    # of its block_n / 4 columns, which it loads in pairs. It loads while the tensor core works;
-    # ptxas may move one load before the first wgmma.
-    row_scales = 2 * row_slices
-    is_1d1d = config["scaling"] == "1d1d"
-    column_loads = block_n // 8 if is_1d1d else 0
-    loads = row_scales + (column_loads or 1)
-    products = row_scales * (block_n // 4 if is_1d1d else config["scale_blocks_n"])
-    # Releases to the cluster, where CTAs share operands: of a group table at the start, of
-    # everything at the end. Sums of split K are released by the stores themselves.
-    is_shared = config["cluster_m"] * config["cluster_n"] > 1
-    has_table = config["kind"] in ("ragged", "masked", "k_grouped")
-    releases = is_shared + (is_shared and has_table)
-    return Expected(
-        kernel=f"sm90_fp8_gemm_{config['family']}",
-        scale_products=products,
-        scale_loads=loads,
-        scale_loads_under_mma=loads - 1,
-        gpu_barriers=releases,
-        block_n=block_n,
-        row_slices=row_slices,
-        num_consumers=config["num_consumers"],
-        moves_registers=config["moves_registers"],
-        consumer_registers=config["consumer_registers"],
-        producer_registers=config["producer_registers"],
-        a_type=MNEMONICS[config["a_type"]],
-        b_type=MNEMONICS[config["b_type"]],
-    )
+def failures_of(key: str, kernel: CompiledKernel) -> list[str]:
+    return kernel_failures(key, kernel.facts, kernel.opcodes, kernel.log)
 
 
 @needs_nvdisasm
@@ -111,10 +100,10 @@ def expected_code(key: str) -> Expected:
 def test_kernel(job, farm):
     """The log is clean, the code passes every gate, and no ratcheted number is 5% worse."""
     kernel = farm.get(job)
-    failures = log_failures(kernel.log) + gate_failures(kernel.facts, expected_code(job.key))
+    failures = failures_of(job.key, kernel)
     golden = Golden.load(job.nvrtc.name)
     if golden is not None:
-        assert job.key in golden.kernels, "new kernel: run python tests/update_sass_golden.py"
+        assert job.key in golden.kernels, f"new kernel: {UPDATE}"
         failures += ratchet_failures(kernel.facts, golden.kernels[job.key])
     assert failures == []
 
@@ -130,20 +119,80 @@ def test_kernel_of_a_dependent_launch_waits_for_the_one_before(key):
     cubin = parse_cubin(compiled.cubin)
     (code,) = disassemble([cubin.code])
     assert [i.name for i in code].count("ACQBULK") == 1
-    facts = kernel_facts(cubin, code)
-    assert log_failures(compiled.log) + gate_failures(facts, expected_code(key)) == []
+    assert failures_of(key, CompiledKernel.of(cubin, code, compiled.log)) == []
 
 
 @pytest.mark.parametrize("nvrtc", find_all(), ids=lambda n: n.name)
-def test_golden_numbers_are_of_present_kernels(nvrtc):
+def test_every_kernel_passed_with_these_sources(nvrtc):
     golden = Golden.load(nvrtc.name)
     if golden is None:
         pytest.skip(f"no golden numbers for NVRTC {nvrtc.name}: tests/update_sass_golden.py")
-    assert sorted(golden.kernels) == sorted(KEYS), "run python tests/update_sass_golden.py"
+    assert golden.sources == source_digests(core()), UPDATE
+    assert sorted(golden.kernels) == sorted(KEYS)
+
+
+def test_digests_of_sources_see_code_and_judges(monkeypatch):
+    """And no comments: of one family where a header is its own, of all where a judge changes."""
+
+    class Core:
+        """The extension, with something appended to one header."""
+
+        def __init__(self, text: str) -> None:
+            self.text = text
+
+        def __getattr__(self, name):
+            return getattr(core(), name)
+
+        def kernel_headers(self, key):
+            own = "fp8_quantize/sm90_quantize.cuh"
+            return {
+                name: text + self.text * (name == own)
+                for name, text in core().kernel_headers(key).items()
+            }
+
+    before = source_digests(core())
+    assert source_digests(Core("// why\n")) == before
+    after = source_digests(Core("int a;\n"))
+    assert {f for f in before if after[f] != before[f]} == {
+        f for f in before if f.startswith("quantize")
+    }
+    monkeypatch.setattr(_kernels, "JUDGES", _kernels.JUDGES[:1])
+    assert all(digest != before[f] for f, digest in source_digests(core()).items())
+
+
+@needs_nvdisasm
+def test_a_quantizer_fails_the_rules_of_others():
+    source = core().kernel_source("quantize_rows.bf16.e4m3.f32")
+    kernel = compile_kernel(find_all()[0], source, core().nvrtc_options())
+    for key, parts in {
+        "quantize_blocks.bf16.e4m3.f32": ("entry point", "LDG.E.64", "conversions", "maxima"),
+        "quantize_rows.f32.e4m3.f32": ("0 LDG.E.128.CONSTANT, expected 8",),
+        "quantize_rows.bf16.e5m2.f32": ("0 conversions, expected 16",),
+        "quantize_transposed.bf16.e4m3.f32": ("not in vectors",),
+        "quantize_rms_norm.bf16.e4m3.f32": ("wide loads", "FMUL"),
+        "quantize_swiglu.bf16.e4m3.f32": ("MUFU.EX2", "expected 16"),
+    }.items():
+        failures = failures_of(key, kernel)
+        assert all(any(part in f for f in failures) for part in parts), failures
+    for field, value in {"registers": 129, "local_memory": 1, "frame_bytes": 8}.items():
+        facts = dataclasses.replace(kernel.facts, **{field: value})
+        (failure,) = failures_of(
+            "quantize_rows.bf16.e4m3.f32", dataclasses.replace(kernel, facts=facts)
+        )
+        assert str(value) in failure
+
+
+def test_keys_name_every_quantizer():
+    # Rows, blocks, two transposed layouts without and with rows, three activations and a norm, of
+    # three dtypes, two results and two kinds of scales; and float8 scaled anew.
+    assert len(QUANTIZERS) == len(set(QUANTIZERS)) == 10 * 3 * 2 * 2 + 2
+    assert core().quantize_key("k_grouped", "float8_e4m3fn", "float8_e4m3fn", "pow2") in QUANTIZERS
+    with pytest.raises(RuntimeError, match="is not a quantize kernel"):
+        core().kernel_source("quantize_rows.e4m3.e4m3.f32")
 
 
 def test_configurations_fit_the_hardware():
-    for key in KEYS:
+    for key in PRODUCTS:
         config = core().describe_config(key)
         assert config["smem_bytes"] <= MAX_SMEM_BYTES, key
         assert config["threads"] <= MAX_THREADS, key
@@ -151,7 +200,7 @@ def test_configurations_fit_the_hardware():
 
 def test_device_computes_the_same_shared_memory_layout():
     """Compiles a program of static assertions: the host's launch size is the kernel's layout."""
-    asserts = "\n".join(_layout_assertion(core().describe_config(key)) for key in KEYS)
+    asserts = "\n".join(_layout_assertion(core().describe_config(key)) for key in PRODUCTS)
     source = f"#include <shared/smem_layout.h>\nusing namespace fp8gemm;\n{asserts}\n"
     find_all()[0].compile(source, [ARCHITECTURE, "--std=c++20"], core().embedded_headers())
 
@@ -190,12 +239,40 @@ def test_embedded_headers_are_those_of_the_source_tree():
     assert dict(core().embedded_headers()) == dict(device_headers())
 
 
-def test_golden_numbers_are_not_those_of_a_stale_build(monkeypatch):
+def test_golden_files_are_not_of_a_stale_build(monkeypatch):
     name = next(iter(device_headers()))
     monkeypatch.setattr(update_sass_golden, "device_headers", lambda: device_headers() | {name: ""})
     monkeypatch.delattr(update_sass_golden, "KernelFarm")  # nothing is compiled
     with pytest.raises(SystemExit, match="make develop"):
-        update_sass_golden.main()
+        update_sass_golden.main([])
+
+
+@needs_nvdisasm
+def test_an_update_judges_what_changed_and_writes_only_what_passed(tmp_path, monkeypatch, capsys):
+    key, nvrtc = "quantize_rows.bf16.e4m3.f32", find_all()[0]
+    monkeypatch.setattr(ratchets, "_FOLDER", tmp_path)
+    monkeypatch.setattr(update_sass_golden, "families", lambda _: {"quantize_rows": [key]})
+
+    def update(digest: str, *, accept: bool = False) -> tuple[int, list[str]]:
+        monkeypatch.setattr(
+            update_sass_golden, "source_digests", lambda _: {"quantize_rows": digest}
+        )
+        failures = update_sass_golden.update(nvrtc, accept=accept)
+        return int(capsys.readouterr().out.split()[2]), failures
+
+    assert update("one") == (1, [])
+    assert update("one") == (0, [])
+    today = Golden.load(nvrtc.name)
+    assert today.sources == {"quantize_rows": "one"}
+    Golden(today.sources, {key: today.kernels[key] | {"registers": 1}}).save(nvrtc.name)
+    count, failures = update("two")
+    assert (count, failures) == (
+        1,
+        [f"{key}: registers is {today.kernels[key]['registers']}, accepted 1"],
+    )
+    assert Golden.load(nvrtc.name).sources == {"quantize_rows": "one"}
+    assert update("two", accept=True) == (1, [])
+    assert Golden.load(nvrtc.name) == Golden({"quantize_rows": "two"}, today.kernels)
 
 
 def test_options_name_the_architecture_and_no_paths():

@@ -33,6 +33,13 @@ def test_families_of_kernels_do_not_depend_on_each_other(extension):
     assert not [name for name in quantizer if "gemm" in name and name != "shared/gemm_config.h"]
 
 
+def test_includes_are_written_as_the_cache_key_follows_them(extension):
+    """jit/headers.cc looks at the lines that begin with `#include <`."""
+    for name, text in extension.core().embedded_headers().items():
+        directives = re.findall(r"^.*#\s*include\b.*", text, re.MULTILINE)
+        assert [line for line in directives if not line.startswith("#include <")] == [], name
+
+
 def test_cache_key_has_the_digest_of_each_header(extension):
     core = extension.core()
     for key in (GEMM, QUANTIZER):

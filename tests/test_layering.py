@@ -6,6 +6,7 @@ in pyproject.toml, and `make lint` checks it.
 """
 
 import re
+import tomllib
 from pathlib import PurePath
 
 import pytest
@@ -25,7 +26,6 @@ from _source import (
     includes,
     is_generated,
     python_code,
-    python_functions,
     read,
     source_files,
 )
@@ -134,6 +134,18 @@ def test_every_folder_of_csrc_has_a_row():
     assert parts == set(KERNEL_PARTS)
 
 
+def test_every_folder_of_the_package_has_a_layer():
+    """One without would be in no contract of import-linter."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = {name for row in contracts["contracts"][0]["layers"] for name in row.split(" | ")}
+    here = ROOT / "jax_fp8gemm"
+    public = {p.stem for p in here.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    inner = {f"_src.{p.stem}" for p in (here / "_src").iterdir() if p.suffix == ".py" or p.is_dir()}
+    found = public | inner - {"_src.__init__", "_src.__pycache__"}
+    named = {name.removeprefix("jax_fp8gemm.") for name in layers}
+    assert found - {"__init__", "_src"} == named - {"benchmarks"}
+
+
 @pytest.mark.parametrize("pattern", CPP_OWNERS)
 def test_cpp_effect_has_its_owner(pattern):
     code = {path.as_posix(): cpp_code(read(path)) for path in CSRC_FILES}
@@ -171,14 +183,14 @@ def test_file_is_small_and_says_what_it_is(path):
     assert not UNNUMBERED_TODO.search(text), "write TODO(#issue): text"
 
 
-@pytest.mark.parametrize("path", CPP_FILES + PYTHON_FILES, ids=str)
+@pytest.mark.parametrize("path", CPP_FILES, ids=str)
 def test_functions_are_small(path):
+    """Those of Python are ruff's: pyproject.toml has the limits."""
     text = read(path)
     if is_generated(text):
         return
-    functions = python_functions(text) if path.suffix == ".py" else cpp_functions(text)
     wrong = []
-    for function in functions:
+    for function in cpp_functions(text):
         limit = MAX_DEVICE_FUNCTION_LINES if function.is_device else MAX_HOST_FUNCTION_LINES
         if function.lines > limit or function.nesting > MAX_NESTING:
             wrong.append(function)
@@ -195,12 +207,6 @@ def test_functions_are_found():
     f, h = cpp_functions(text)
     assert (f.name, f.line, f.lines, f.nesting, f.is_device) == ("f", 3, 6, 2, True)
     assert (h.name, h.line, h.lines, h.nesting, h.is_device) == ("h", 12, 1, 0, False)
-
-    source = (
-        "def f(x):\n    '''Doc.'''\n    if x:\n        while x:\n            pass\n    return x\n"
-    )
-    (f,) = python_functions(source)
-    assert (f.name, f.line, f.lines, f.nesting) == ("f", 1, 5, 2)
 
 
 def test_patterns_see_code_and_not_text():

@@ -37,9 +37,9 @@ def compiled(extension, monkeypatch):
     class Core:
         nvrtc_version = staticmethod(lambda: (13, 0))
 
-        def precompile(self, key):
+        def kernel_image(self, key):
             keys.append(key)
-            return 1000
+            return bytes(1000)
 
         def __getattr__(self, name):
             return getattr(real, name)

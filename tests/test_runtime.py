@@ -87,6 +87,10 @@ def test_interrupts(programs):
     run(programs["interrupts_test"])
 
 
+def test_forked_children_find_locks_free(programs):
+    run(programs["fork_test"])
+
+
 # ---- NVRTC -------------------------------------------------------------------------------------
 
 
@@ -221,8 +225,8 @@ def test_nvrtc_found_after_a_failure(programs, major):
 # ---- Driver ------------------------------------------------------------------------------------
 
 
-def test_driver_calls_and_checks(programs):
-    run(programs["runtime_driver_test"], "fake")
+def test_driver_calls_and_checks(programs, tmp_path):
+    run(programs["runtime_driver_test"], "fake", _stand_in_nvrtc(tmp_path, "13.5"))
 
 
 def test_driver_unusable(programs, tmp_path):

@@ -1,20 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fast tier: its kernels cover what kernels can have, and it knows what it leaves out."""
+"""Covering sets cover what kernels can have, and the fast tier knows what it leaves out."""
 
 import pytest
 import test_simulator_suite as suite
 from _special_problems import KEYS
 from _tiers import PARTS, changed, covering, digest, features, rotating
 
+from jax_fp8gemm._src.native.extension import core
+
 
 def test_the_covering_set_covers():
-    chosen = covering(KEYS)
-    for name in dict.fromkeys(feature[0] for key in KEYS for feature in features(key)):
-        every = {f for key in KEYS for f in features(key) if f[0] == name}
-        assert every == {f for key in chosen for f in features(key) if f[0] == name}, name
-    assert len(chosen) < len(KEYS) / 3
+    assert_covers(core().quantize_configs())
+    chosen = assert_covers(KEYS)
     smaller = [key for key in chosen if ".m256" not in key]
     assert set().union(*map(features, smaller)) != set().union(*map(features, KEYS))
+
+
+def assert_covers(keys):
+    chosen = covering(keys)
+    for name in dict.fromkeys(feature[0] for key in keys for feature in features(key)):
+        every = {f for key in keys for f in features(key) if f[0] == name}
+        assert every == {f for key in chosen for f in features(key) if f[0] == name}, name
+    assert len(chosen) < len(keys) / 3
+    return chosen
 
 
 def test_every_mode_and_every_mode_kernel_has_its_turn():

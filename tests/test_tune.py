@@ -137,10 +137,9 @@ def test_budget_ends_the_run(tune, simulator_library):
 
 def test_table_is_extended(tune, extension, tmp_path):
     path = tmp_path / "h100.json"
-    describe = extension.core().describe_config
     tune.extend_table(path, _machine(tune), [_measured(tune, n128=3.0, n96=2.0, n64=None)])
     tune.extend_table(path, _machine(tune), [_measured(tune, "8x136x256", n128=1.0)])
-    table = tuned.read(path, describe)
+    table = tuned.read(path)
     assert (table.gpu, table.package, table.nvrtc) == (GPU, __version__, "13.0")
     first = table.entries[gemm_problem.parse("64x136x256")]
     key = "1d2d.m64n{}.w1.s7.c1x1.e4m3.e4m3.bf16"
@@ -148,7 +147,7 @@ def test_table_is_extended(tune, extension, tmp_path):
     assert first.runner_up == first.model == Timed(key.format(128), 3.0)
     assert table.entries[gemm_problem.parse("8x136x256")].runner_up is None
     tune.extend_table(path, _machine(tune), [_measured(tune, n128=1.5, n96=2.0)])
-    table = tuned.read(path, describe)
+    table = tuned.read(path)
     assert table.entries[gemm_problem.parse("64x136x256")].best.microseconds == 1.5
     assert len(table.entries) == 2
 
@@ -221,7 +220,7 @@ def test_a_gpu_that_becomes_hot_is_a_warning_once(tune, monkeypatch):
 
 def test_wall_clock_on_a_gpu_is_a_warning(tune, monkeypatch):
     info = {"compute_capability": (9, 0), "driver_version": 12090}
-    core = SimpleNamespace(device_info=lambda *_: info, nvrtc_version=lambda: (12, 9))
+    core = SimpleNamespace(device_info=lambda: info, nvrtc_version=lambda: (12, 9))
     monkeypatch.setattr(tune.extension, "core", lambda: core)
     monkeypatch.setattr(tune.extension, "planning_gpu", lambda backend: "NVIDIA H100")
     monkeypatch.setattr(tune.timers, "best_timer", lambda platform: tune.timers.WallTimer())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tuned tables: what is written is read, what is damaged is refused, and the planner uses them."""
+"""Tuned tables: what is written is read, what is damaged is refused, and they are used."""
 
 import json
 import re
@@ -67,11 +67,10 @@ def _operands(m: int = PROBLEM.m):
 
 
 def test_table_is_read_as_written(path, extension):
-    describe = extension.core().describe_config
     alone = Entry(Timed(SLOW, 9.0), None, None)
     written = table(entries={PROBLEM._replace(m=8): alone, PROBLEM: ENTRY})
     tuned.write(path, written)
-    assert tuned.read(path, describe) == written
+    assert tuned.read(path) == written
     first = path.read_text()
     tuned.write(path, written._replace(entries=dict(reversed(written.entries.items()))))
     assert path.read_text() == first
@@ -153,7 +152,7 @@ def test_another_version_or_gpu_is_ignored_with_a_warning(path, on_h100, changes
     on_h100.rank(PROBLEM, backend="cuda")  # says it once
 
 
-def test_planner_uses_the_table_first(path, on_h100):
+def test_heuristics_use_the_table_first(path, on_h100):
     ranked = on_h100.rank(PROBLEM, backend="cuda")
     assert ranked[0]["config"] == FAST and ranked[0]["measured_microseconds"] == 3.5
     assert sum(c["config"] == FAST for c in ranked) == 1
@@ -206,7 +205,7 @@ def test_package_tables_are_used_and_the_users_go_before(path, on_h100, monkeypa
     monkeypatch.setattr(tuned, "FOLDER", folder)
     assert on_h100.tuned_entry(PROBLEM, GPU).best.config == FAST
     assert on_h100.tuned_entry(other, GPU).best.config == SLOW
-    assert tuned.count(GPU, on_h100.extension.core().describe_config) == 2
+    assert tuned.count(GPU) == 2
     monkeypatch.delenv(environment.TUNED)
     assert on_h100.tuned_entry(PROBLEM, GPU).best.config == SLOW
 
@@ -217,8 +216,8 @@ SHIPPED = sorted(tuned.FOLDER.glob("*.json"))
 @pytest.mark.skipif(not SHIPPED, reason="no table is shipped: no GPU has been measured")
 @pytest.mark.parametrize("shipped", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_table_is_of_this_version(extension, shipped):
-    content = tuned.read(shipped, extension.core().describe_config)
-    assert tuned.usable(content, content.gpu) == ""
+    content = tuned.read(shipped)
+    assert tuned.why_not_used(content, content.gpu) == ""
 
 
 # ---- The word for a problem ----------------------------------------------------------------------

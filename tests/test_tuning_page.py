@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/tuning.md is true: constants with their values, the planner's choices, lengths of loops."""
+"""docs/tuning.md is true: constants with their values, choices, lengths of loops."""
 
 import re
 
@@ -33,7 +33,7 @@ def test_only_constants_that_exist_are_cited():
 
 
 @pytest.mark.parametrize(("m", "n", "k", "tile", "tiles_per_cta"), CHOICES)
-def test_choice_is_the_planners(extension, m, n, k, tile, tiles_per_cta):
+def test_choice_is_that_of_the_heuristics(extension, m, n, k, tile, tiles_per_cta):
     best = fp8.plan(int(m), int(n), int(k), num_sms=132)[0]
     # Keys without their family and types, which are the same for all rows.
     configuration = best["config"].removeprefix("1d2d.").replace(".e4m3.e4m3.bf16", "")

@@ -10,11 +10,11 @@
 
 #include "bindings/interpreter.h"
 #include "gemm/config_key.h"
-#include "gemm/kernel_source.h"
+#include "gemm/sm90_fp8_gemm.h"
 #include "jit/headers.h"
 #include "jit/kernel_cache.h"
 #include "quantize/quantize_key.h"
-#include "quantize/quantize_source.h"
+#include "quantize/quantize_plan.h"
 
 namespace nb = nanobind;
 
@@ -40,12 +40,7 @@ nb::dict KernelHeaders(const std::string& key) {
   return HeadersDict(ReachedHeaders(KernelOf(key).text, EmbeddedHeaders()));
 }
 
-/// Compiles a configuration through the cache; returns the size of the machine code in bytes.
-size_t Precompile(const std::string& key) {
-  const WithoutGil released;
-  return Compile(KernelOf(key))->size();
-}
-
+/// The machine code of a configuration, through the cache.
 nb::bytes ImageOf(const std::string& key) {
   KernelImage image;
   {
@@ -88,16 +83,16 @@ void SetCacheWarningSink(nb::callable sink) {
 }
 
 /// What a function of the cache on disk returns; nothing where no kernels are kept.
-template <typename Result>
-Result OfDiskCache(Result (DiskStore::*function)() const) {
+template <typename Function>
+auto OfDiskCache(Function function) {
   const auto disk = ProcessKernelCache().Disk();
-  return disk != nullptr ? (disk.get()->*function)() : Result{};
+  return disk != nullptr ? function(*disk) : decltype(function(*disk)){};
 }
 
 /// Entries as (file name, label, bytes).
 nb::list ListDiskCache() {
   nb::list entries;
-  for (const DiskEntry& entry : OfDiskCache(&DiskStore::List)) {
+  for (const DiskEntry& entry : OfDiskCache([](const DiskStore& disk) { return disk.List(); })) {
     entries.append(nb::make_tuple(entry.name, entry.label, entry.file_bytes));
   }
   return entries;
@@ -105,8 +100,7 @@ nb::list ListDiskCache() {
 
 /// Why an entry would not be loaded, empty if it would.
 std::string DiskEntryFault(const std::string& name) {
-  const auto disk = ProcessKernelCache().Disk();
-  return disk != nullptr ? disk->FaultOf(name) : "";
+  return OfDiskCache([&](const DiskStore& disk) { return disk.FaultOf(name); });
 }
 
 }  // namespace
@@ -125,15 +119,16 @@ void DefineKernels(nb::module_& module) {
       },
       nb::arg("path"), nb::arg("limit_bytes") = DiskStore::kNoLimit);
   module.def("set_cache_warning_sink", &SetCacheWarningSink, nb::arg("sink"));
-  module.def("disk_cache_refusal", [] { return OfDiskCache(&DiskStore::Refusal); });
+  module.def("disk_cache_refusal",
+             [] { return OfDiskCache([](const DiskStore& disk) { return disk.Refusal(); }); });
   module.def("list_disk_cache", &ListDiskCache);
   module.def("disk_entry_fault", &DiskEntryFault, nb::arg("name"));
-  module.def("precompile", &Precompile, nb::arg("key"));
   module.def("kernel_image", &ImageOf, nb::arg("key"));
   module.def("store_kernel", &StoreKernel, nb::arg("key"), nb::arg("image"));
   module.def("cache_counters", &CacheCounters);
   module.def("clear_memory_cache", [] { ProcessKernelCache().ClearMemory(); });
-  module.def("clear_disk_cache", [] { return OfDiskCache(&DiskStore::Clear); });
+  module.def("clear_disk_cache",
+             [] { return OfDiskCache([](const DiskStore& disk) { return disk.Clear(); }); });
 }
 
 }  // namespace fp8gemm

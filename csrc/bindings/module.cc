@@ -15,7 +15,10 @@
 #include "driver/interrupts.h"
 #include "driver/tensor_map.h"
 #include "ffi/handlers.h"
+#include "gemm/candidates.h"
 #include "gemm/config_key.h"
+#include "gemm/kinds.h"
+#include "gemm/problem.h"
 #include "gemm/select_config.h"
 #include "gemm/sim_kernels.h"
 #include "jit/kernel.h"
@@ -80,7 +83,7 @@ nb::dict DescribeConfig(const std::string& key) {
   fields["consumer_registers"] = config.consumer_registers();
   fields["producer_registers"] = config.producer_registers();
   fields["scale_blocks_n"] = config.scale_blocks_n();
-  fields["simulated"] = is_simulated(config);
+  fields["simulated"] = IsSimulated(config);
   return fields;
 }
 
@@ -111,7 +114,7 @@ T FieldOf(const nb::dict& fields, const char* name) {
   throw std::invalid_argument(std::string(name) + " cannot be " + nb::repr(field).c_str());
 }
 
-/// A problem from the fields that jax_fp8gemm/_src/native/gemm_problem.py names.
+/// A valid problem from the fields that jax_fp8gemm/_src/native/gemm_problem.py names.
 GemmProblem ProblemOf(const nb::dict& fields) {
   struct Reader {
     const nb::dict& fields;
@@ -119,7 +122,9 @@ GemmProblem ProblemOf(const nb::dict& fields) {
     int64_t Number(const char* name) const { return FieldOf<int64_t>(fields, name); }
     bool Flag(const char* name) const { return FieldOf<bool>(fields, name); }
   };
-  return ReadProblem(Reader{fields});
+  const GemmProblem problem = ReadProblem(Reader{fields});
+  ValidateProblem(problem);
+  return problem;
 }
 
 /// Every kind of GEMM by name: what kernels it has, and what divides its work.
@@ -185,7 +190,8 @@ std::string QuantizeKeyOf(const std::string& layout, const std::string& x_dtype,
   return QuantizeKey(NamedQuantizeConfig(layout, x_dtype, dtype, scale_format));
 }
 
-/// Ctrl-C stops work where it raises KeyboardInterrupt; a program's own handler may want less.
+/// Whether the handler of SIGINT is Python's own, which raises KeyboardInterrupt. A program's own
+/// handler may want to go on, say to finish a step.
 bool InterruptsStopWork(PyObject* getsignal, PyObject* default_handler) {
   const WithGil gil;
   if (!gil.is_held()) return false;
@@ -195,7 +201,8 @@ bool InterruptsStopWork(PyObject* getsignal, PyObject* default_handler) {
   return handler.ptr() == default_handler;
 }
 
-/// Python's own KeyboardInterrupt may be lost, for it is raised in whatever runs next.
+/// Makes KeyboardInterrupt of InterruptedError. Not to leave it to the handler of SIGINT, whose
+/// KeyboardInterrupt comes out of whatever Python runs next, and may be lost there.
 void RaiseInterrupt(const std::exception_ptr& error, void*) {
   try {
     std::rethrow_exception(error);
@@ -212,13 +219,13 @@ void FollowInterruptsOfPython() {
   SetInterruptRule([=] { return InterruptsStopWork(getsignal, handler); });
 }
 
-/// What the driver says of device `ordinal`. Raises if there is no driver or no such Hopper device.
-nb::dict DeviceInfo(const std::string& backend, int ordinal) {
-  const DriverApi& api = Driver(ParseBackend(backend));
-  Check(api, api.cuInit(0), "cuInit");
+/// What the CUDA driver says of the first device. Raises if there is no driver, or the device is
+/// not Hopper.
+nb::dict DeviceInfo() {
+  const DriverApi& api = CudaDriver();
   int version = 0;
   Check(api, api.cuDriverGetVersion(&version), "cuDriverGetVersion");
-  const DeviceLimits& limits = Limits(api, ordinal);
+  const DeviceLimits limits = ReadLimits(api, 0);
   nb::dict fields;
   fields["driver_version"] = version;
   fields["name"] = limits.name;
@@ -240,7 +247,7 @@ NB_MODULE(_core, module) {
   module.attr("ffi_api_minor") = XLA_FFI_API_MINOR;
   module.def("kinds", &Kinds);
   module.def("limits", &ProblemLimits);
-  module.def("candidate_configs", [] { return Keys(AllCandidateConfigs(), &ConfigKey); });
+  module.def("candidate_configs", [] { return Keys(AllCandidates(), &ConfigKey); });
   module.def("quantize_configs", [] { return Keys(AllQuantizeConfigs(), &QuantizeKey); });
   module.def("quantize_key", &QuantizeKeyOf, nb::arg("layout"), nb::arg("x_dtype"),
              nb::arg("dtype"), nb::arg("scale_format"));
@@ -258,5 +265,5 @@ NB_MODULE(_core, module) {
   module.def("nvrtc_version", [] { return nb::make_tuple(Nvrtc().major, Nvrtc().minor); });
   module.def("nvrtc_path", [] { return Nvrtc().path; });
   module.def("set_sim_library", &SetSimLibraryPath, nb::arg("path"));
-  module.def("device_info", &DeviceInfo, nb::arg("backend"), nb::arg("ordinal"));
+  module.def("device_info", &DeviceInfo);
 }

@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Reads device attributes once per device and refuses everything that is not Hopper.
+// Reads device attributes, and refuses everything that is not Hopper.
 #include "driver/device_limits.h"
 
-#include <map>
-#include <mutex>
-#include <utility>
+#include <string>
 
 #include "driver/error.h"
 
@@ -16,6 +14,8 @@ int Attribute(const DriverApi& api, CUdevice device, CUdevice_attribute attribut
   Check(api, api.cuDeviceGetAttribute(&value, attribute, device), "cuDeviceGetAttribute");
   return value;
 }
+
+}  // namespace
 
 DeviceLimits ReadLimits(const DriverApi& api, CUdevice device) {
   char name[256] = {};
@@ -36,20 +36,6 @@ DeviceLimits ReadLimits(const DriverApi& api, CUdevice device) {
   limits.smem_bytes_per_block =
       Attribute(api, device, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN);
   return limits;
-}
-
-}  // namespace
-
-const DeviceLimits& Limits(const DriverApi& api, CUdevice device) {
-  const auto key = std::make_pair(&api, device);
-  // Map nodes never move, so a reference outlives the lock. Leaked: threads of XLA may still run
-  // while statics are destroyed.
-  static auto* mutex = new std::mutex;
-  static auto* known = new std::map<std::pair<const DriverApi*, CUdevice>, DeviceLimits>;
-  const std::lock_guard lock(*mutex);
-  auto it = known->find(key);
-  if (it == known->end()) it = known->emplace(key, ReadLimits(api, device)).first;
-  return it->second;
 }
 
 }  // namespace fp8gemm

@@ -16,11 +16,9 @@ struct DeviceLimits {
   std::string name;
 };
 
-/// Limits of one device, read once per process and driver.
+/// Asks the driver for the limits of a device.
 ///
-/// @param api  Outlives the process, as the tables of `CudaDriver` and `SimDriver` do.
-/// @return  Valid for the life of the process.
 /// @throws UnsupportedError  The device is not of compute capability 9.0.
-const DeviceLimits& Limits(const DriverApi& api, CUdevice device);
+DeviceLimits ReadLimits(const DriverApi& api, CUdevice device);
 
 }  // namespace fp8gemm

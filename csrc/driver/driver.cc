@@ -4,19 +4,17 @@
 
 #include <dlfcn.h>
 
+#include <atomic>
 #include <mutex>
+#include <string>
 #include <utility>
 
 #include "driver/error.h"
+#include "driver/fork_mutex.h"
 #include "driver/interrupts.h"
 
 namespace fp8gemm {
 namespace {
-
-std::string DlError() {
-  const char* text = dlerror();
-  return text != nullptr ? text : "unknown loader error";
-}
 
 template <typename Function>
 void Resolve(void* library, const char* name, Function*& function) {
@@ -27,19 +25,23 @@ void Resolve(void* library, const char* name, Function*& function) {
   }
 }
 
-std::mutex sim_path_mutex;
+// Never destroyed: threads of XLA may outlive static destruction.
+ForkMutex& driver_mutex = *new ForkMutex;  // guards what follows
+std::string& sim_library_path = *new std::string;
+std::atomic<const DriverApi*> cuda_driver = nullptr;
+std::atomic<const DriverApi*> sim_driver = nullptr;
 
-std::string& SimLibraryPath() {
-  static auto* path = new std::string;  // leaked: threads of XLA may outlive static destruction
-  return *path;
+/// The table that `driver` has, or else the one that `load` returns: once it does not throw.
+template <typename Load>
+const DriverApi& LoadedOnce(std::atomic<const DriverApi*>& driver, Load load) {
+  if (const DriverApi* api = driver) return *api;
+  const std::lock_guard lock(driver_mutex);
+  if (driver == nullptr) driver = load();
+  return *driver;
 }
 
 const DriverApi* LoadSimDriver() {
-  std::string path;
-  {
-    const std::lock_guard lock(sim_path_mutex);
-    path = SimLibraryPath();
-  }
+  const std::string& path = sim_library_path;
   if (path.empty()) {
     throw UnsupportedError(
         "The path of the CPU simulator library is not set; call "
@@ -47,7 +49,7 @@ const DriverApi* LoadSimDriver() {
   }
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {
-    throw UnsupportedError("The CPU simulator library cannot be loaded (" + DlError() +
+    throw UnsupportedError("The CPU simulator library cannot be loaded (" + LoaderError() +
                            "); reinstall jax_fp8gemm.");
   }
   using Entry = const DriverApi*();
@@ -64,10 +66,15 @@ const DriverApi* LoadSimDriver() {
 
 }  // namespace
 
+std::string LoaderError() {
+  const char* text = dlerror();
+  return text != nullptr ? text : "unknown loader error";
+}
+
 DriverApi LoadCudaDriver(const std::string& library_name) {
   void* library = dlopen(library_name.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {
-    throw UnsupportedError("The NVIDIA driver library cannot be loaded (" + DlError() +
+    throw UnsupportedError("The NVIDIA driver library cannot be loaded (" + LoaderError() +
                            "); install an NVIDIA driver, or use implementation=\"xla\".");
   }
   DriverApi api{};
@@ -99,28 +106,20 @@ DriverApi LoadCudaDriver(const std::string& library_name) {
 }
 
 const DriverApi& CudaDriver() {
-  static const DriverApi api = LoadCudaDriver("libcuda.so.1");
-  return api;
+  return LoadedOnce(cuda_driver, [] { return new DriverApi(LoadCudaDriver("libcuda.so.1")); });
 }
 
 void SetSimLibraryPath(std::string path) {
-  const std::lock_guard lock(sim_path_mutex);
-  SimLibraryPath() = std::move(path);
+  const std::lock_guard lock(driver_mutex);
+  sim_library_path = std::move(path);
 }
 
-const DriverApi& SimDriver() {
-  static const DriverApi* const api = LoadSimDriver();
-  return *api;
-}
+const DriverApi& SimDriver() { return LoadedOnce(sim_driver, &LoadSimDriver); }
 
 Backend ParseBackend(const std::string& name) {
   if (name == "cuda") return Backend::kCuda;
   if (name == "sim") return Backend::kSim;
   throw UnsupportedError("backend must be cuda or sim, got '" + name + "'");
-}
-
-const DriverApi& Driver(Backend backend) {
-  return backend == Backend::kSim ? SimDriver() : CudaDriver();
 }
 
 void Check(const DriverApi& api, CUresult result, const char* call) {
@@ -136,8 +135,8 @@ void Check(const DriverApi& api, CUresult result, const char* call) {
     description += '\n';
     description += report;
   }
-  throw CudaError(call, static_cast<int>(result), name != nullptr ? name : "unknown error",
-                  description);
+  throw CudaError(std::string(call) + " failed with " + (name != nullptr ? name : "unknown error") +
+                  " (" + std::to_string(result) + "): " + description);
 }
 
 }  // namespace fp8gemm

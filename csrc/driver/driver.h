@@ -40,7 +40,8 @@ struct DriverApi {
 
   /// Simulator only, else nullptr: what the calling thread's last failed call found.
   const char* (*last_report)();
-  /// Simulator only, else nullptr: with what launches look for Ctrl-C, see driver/interrupts.h.
+  /// Simulator only, else nullptr: takes the functions by which launches look for Ctrl-C, see
+  /// driver/interrupts.h.
   void (*set_interrupts)(uint64_t (*watch)(), bool (*was_interrupted)(uint64_t mark));
 };
 
@@ -61,16 +62,15 @@ void SetSimLibraryPath(std::string path);
 /// @throws UnsupportedError  The path is not set, or the library cannot be loaded.
 const DriverApi& SimDriver();
 
-/// Where kernels run: on a GPU through libcuda, or on the CPU through the simulator that stands for
-/// it.
+/// Why the loader of shared libraries last failed.
+std::string LoaderError();
+
+/// Where kernels run: on a GPU through libcuda, or on the CPU through the simulator.
 enum class Backend { kCuda, kSim };
 
 /// "cuda" or "sim".
 /// @throws UnsupportedError  Not one of those names.
 Backend ParseBackend(const std::string& name);
-
-/// `CudaDriver` or `SimDriver`.
-const DriverApi& Driver(Backend backend);
 
 /// Throws `CudaError` unless `result` is success; `UnsupportedError` where the simulator reports
 /// that a part of it is missing.

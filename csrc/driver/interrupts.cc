@@ -2,13 +2,13 @@
 // A handler of SIGINT that counts and then calls the one that was there.
 #include "driver/interrupts.h"
 
-#include <pthread.h>
-
 #include <atomic>
 #include <csignal>
+#include <functional>
 #include <mutex>
-#include <new>
 #include <utility>
+
+#include "driver/fork_mutex.h"
 
 namespace fp8gemm {
 namespace {
@@ -23,26 +23,19 @@ struct KnownHandler {
 std::atomic<const KnownHandler*> known_handlers = nullptr;
 std::atomic<const Handler*> previous = nullptr;  // one of them
 std::atomic<int> num_in_handler = 0;
-std::atomic<uint64_t> num_signals = 0;    // and calls of InterruptAll
-std::atomic<uint64_t> num_judged = 0;     // of these
-std::atomic<uint64_t> last_stopping = 0;  // the number of the last one that stops what runs
+// Interrupts, which are signals and calls of InterruptAll, by number.
+std::atomic<uint64_t> last_interrupt = 0;
+std::atomic<uint64_t> last_judged = 0;    // the last one that the rule was asked about
+std::atomic<uint64_t> last_stopping = 0;  // the last one that stops what runs
 
-struct Rule {
-  std::mutex mutex;
-  std::function<bool()> stops;
-};
+// Never destroyed: threads of XLA may outlive static destruction.
+ForkMutex& rule_mutex = *new ForkMutex;  // its holder may wait for the GIL
+std::function<bool()>& interrupt_stops = *new std::function<bool()>;
+ForkMutex& watch_mutex = *new ForkMutex;  // held by whoever sets a handler
 
-Rule& TheRule() {
-  static auto* rule = [] {
-    auto* made = new Rule;  // leaked: threads of XLA may outlive static destruction
-    // Its holder may wait for the GIL, which a thread that forks has.
-    pthread_atfork(nullptr, nullptr, [] { new (&TheRule().mutex) std::mutex; });
-    return made;
-  }();
-  return *rule;
-}
-
-// Where a handler calls the one before it, and that is this one, the first that there was is next.
+// The handler that was there before CountSignal. That one may call CountSignal in its turn, if it
+// was set later and calls what it replaced: then the process's first handler is next, or the two
+// would call each other for ever.
 const Handler& NextHandler() {
   const KnownHandler* known = known_handlers;
   if (num_in_handler == 1) return *previous.load();
@@ -61,7 +54,7 @@ void CountSignal(int signal, siginfo_t* info, void* context) {
     next.sa_handler(signal);
   }
   num_in_handler.fetch_sub(1);
-  num_signals.fetch_add(1);
+  last_interrupt.fetch_add(1);
 }
 
 void Remember(const Handler& handler) {
@@ -77,8 +70,7 @@ void Remember(const Handler& handler) {
 // Python puts its own handler back whenever a program calls `signal.signal`, so this looks again.
 // Without a handler the process dies of the signal or ignores it: nothing to do.
 void WatchSignal() {
-  static std::mutex mutex;
-  const std::lock_guard lock(mutex);
+  const std::lock_guard lock(watch_mutex);
   Handler now = {};
   if (sigaction(SIGINT, nullptr, &now) != 0) return;
   if ((now.sa_flags & SA_SIGINFO) != 0) {
@@ -95,39 +87,40 @@ void WatchSignal() {
   if (replaced.sa_sigaction != now.sa_sigaction) sigaction(SIGINT, &replaced, nullptr);
 }
 
-void RaiseLastStopping(uint64_t number) {
+// last_stopping = max(last_stopping, number), in one step.
+void StopUpTo(uint64_t number) {
   uint64_t last = last_stopping;
   while (last < number && !last_stopping.compare_exchange_weak(last, number)) {
   }
 }
 
 // One thread asks the rule; others learn of it when they ask again.
-void JudgeSignals() {
-  const std::unique_lock lock(TheRule().mutex, std::try_to_lock);
+void JudgeInterrupts() {
+  const std::unique_lock lock(rule_mutex, std::try_to_lock);
   if (!lock.owns_lock()) return;
-  const uint64_t seen = num_signals;
-  if (seen == num_judged) return;
-  if (TheRule().stops && TheRule().stops()) RaiseLastStopping(seen);
-  num_judged = seen;
+  const uint64_t seen = last_interrupt;
+  if (seen == last_judged) return;
+  if (interrupt_stops && interrupt_stops()) StopUpTo(seen);
+  last_judged = seen;
 }
 
 }  // namespace
 
 void SetInterruptRule(std::function<bool()> rule) {
-  const std::lock_guard lock(TheRule().mutex);
-  TheRule().stops = std::move(rule);
+  const std::lock_guard lock(rule_mutex);
+  interrupt_stops = std::move(rule);
 }
 
 uint64_t WatchInterrupts() {
   WatchSignal();
-  return num_signals;
+  return last_interrupt;
 }
 
 bool WasInterrupted(uint64_t mark) {
-  if (num_signals != num_judged) JudgeSignals();
+  if (last_interrupt != last_judged) JudgeInterrupts();
   return last_stopping > mark;
 }
 
-void InterruptAll() { RaiseLastStopping(++num_signals); }
+void InterruptAll() { StopUpTo(++last_interrupt); }
 
 }  // namespace fp8gemm

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Builds tensor maps, the descriptors of TMA copies; checks every rule first and names the operand.
+// Tensor maps, the descriptors of TMA copies, and how long what they describe can be.
 #pragma once
 #include <cstdint>
 
@@ -10,7 +10,8 @@ namespace fp8gemm {
 /// Bytes that base address, pitch and box rows must be multiples of.
 inline constexpr int64_t kTmaAlignmentBytes = 16;
 
-/// The longest extent of an array: coordinates are int32, and tiles reach up to 2 * 256 past it.
+/// The longest extent of an array, of any kernel: TMA's coordinates are int32, and tiles reach up
+/// to 2 * 256 past the end.
 inline constexpr int64_t kMaxExtent = (int64_t{1} << 31) - 1 - 512;
 
 /// @throws UnsupportedError  `value` is not from 1 to `most`; the message has all three.
@@ -20,7 +21,6 @@ void CheckExtent(const char* name, int64_t value, int64_t most = kMaxExtent);
 struct TensorMapSpec {
   const char* operand = "operand";  // for error messages, e.g. "a" or "sfa"
   CUtensorMapDataType type = CU_TENSOR_MAP_DATA_TYPE_UINT8;
-  int elem_bytes = 1;        // must agree with `type`
   void* base = nullptr;      // device address, 16-byte aligned
   uint64_t dim0 = 0;         // elements of a row
   uint64_t dim1 = 0;         // rows
@@ -33,8 +33,9 @@ struct TensorMapSpec {
 
 /// Encodes a map whose out-of-bounds elements read as zero and are never written.
 ///
-/// @throws std::invalid_argument  A rule is broken; the message has operand, rule and value.
-/// @throws CudaError              The driver refused for another reason.
+/// @throws std::invalid_argument  The address is null or not aligned, which is the one rule that
+///     callers can break: XLA may pass a slice where it lies. The message names the operand.
+/// @throws CudaError  The driver refused; the message names the operand.
 CUtensorMap Encode2d(const DriverApi& api, const TensorMapSpec& spec);
 
 }  // namespace fp8gemm

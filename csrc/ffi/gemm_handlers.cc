@@ -11,7 +11,6 @@
 // Result      d (d rows, n padded to 16 bytes); may share its buffer with c.
 #include <string>
 
-#include "driver/tensor_map.h"
 #include "ffi/call.h"
 #include "ffi/handlers.h"
 #include "ffi/stages.h"
@@ -35,43 +34,36 @@ struct GemmCall {
     problem.sm_limit = reader.Number("sm_limit");
     config_key = reader.Text("config");
   }
-  std::string ToString() const { return problem.ToString() + " " + config_key; }
   GemmPlan MakePlan(Backend backend) const { return {backend, problem, config_key}; }
-  static void Run(GemmPlan& plan, ffi::RemainingArgs args, ffi::RemainingRets rets,
-                  CUstream stream);
-};
 
-void GemmCall::Run(GemmPlan& plan, ffi::RemainingArgs args, ffi::RemainingRets rets,
-                   CUstream stream) {
-  const GemmProblem& problem = plan.problem();
-  const int64_t k_blocks = ceil_div<int64_t>(problem.k, kBlockK);
-  const int64_t a_rows = problem.a_rows();
-  const int64_t b_rows = problem.b_rows();
-  const ffi::DataType d_type = ToDataType(problem.d_type);
-  GemmBuffers buffers;
-  buffers.k_pitch = align_up(problem.k, kTmaAlignmentBytes);
-  buffers.sfa_pitch = align_up<int64_t>(a_rows, kScaleAlignment);
-  buffers.sfb_pitch = align_up<int64_t>(b_rows, kScaleAlignment);
-  buffers.d_pitch = align_up(problem.n, kTmaAlignmentBytes / element_bytes(problem.d_type));
-  const int64_t sfb_rows = problem.scaling == Scaling::k1D1D
-                               ? buffers.sfb_pitch
-                               : b_rows / problem.n * ceil_div<int64_t>(problem.n, kScaleBlockN);
-  const bool has_group_data = problem.group_data_size() > 0;
-  Buffers operands(args, 4 + size_t{has_group_data} + size_t{problem.accumulate});
-  buffers.a = operands.Next("a", ToDataType(problem.a_type), {a_rows, buffers.k_pitch});
-  buffers.sfa = operands.Next("sfa", ffi::DataType::F32, {buffers.sfa_pitch, k_blocks});
-  buffers.b = operands.Next("b", ToDataType(problem.b_type), {b_rows, buffers.k_pitch});
-  buffers.sfb = operands.Next("sfb", ffi::DataType::F32, {sfb_rows, k_blocks});
-  if (has_group_data) {
-    buffers.group_data =
-        operands.Next("group_data", ffi::DataType::S32, {problem.group_data_size()});
+  static void Run(GemmPlan& plan, ffi::RemainingArgs args, ffi::RemainingRets rets,
+                  CUstream stream) {
+    const GemmProblem& problem = plan.problem();
+    const int64_t k_blocks = ceil_div<int64_t>(problem.k, kBlockK);
+    const int64_t a_rows = problem.a_rows();
+    const int64_t b_rows = problem.b_rows();
+    const ffi::DataType d_type = ToDataType(problem.d_type);
+    GemmBuffers buffers;
+    const int64_t sfb_rows = problem.scaling == Scaling::k1D1D
+                                 ? problem.sfb_pitch()
+                                 : b_rows / problem.n * ceil_div<int64_t>(problem.n, kScaleBlockN);
+    const bool has_group_data = problem.group_data_size() > 0;
+    Buffers operands(args, 4 + size_t{has_group_data} + size_t{problem.accumulate});
+    buffers.a = operands.Next("a", ToDataType(problem.a_type), {a_rows, problem.k_pitch()});
+    buffers.sfa = operands.Next("sfa", ffi::DataType::F32, {problem.sfa_pitch(), k_blocks});
+    buffers.b = operands.Next("b", ToDataType(problem.b_type), {b_rows, problem.k_pitch()});
+    buffers.sfb = operands.Next("sfb", ffi::DataType::F32, {sfb_rows, k_blocks});
+    if (has_group_data) {
+      buffers.group_data =
+          operands.Next("group_data", ffi::DataType::S32, {problem.group_data_size()});
+    }
+    if (problem.accumulate) {
+      buffers.c = operands.Next("c", d_type, {problem.d_rows(), problem.d_pitch()});
+    }
+    buffers.d = Buffers(rets, 1).Next("d", d_type, {problem.d_rows(), problem.d_pitch()});
+    plan.Run(buffers, stream);
   }
-  if (problem.accumulate) {
-    buffers.c = operands.Next("c", d_type, {problem.d_rows(), buffers.d_pitch});
-  }
-  buffers.d = Buffers(rets, 1).Next("d", d_type, {problem.d_rows(), buffers.d_pitch});
-  plan.Run(buffers, stream);
-}
+};
 
 }  // namespace
 

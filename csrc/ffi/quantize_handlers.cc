@@ -46,52 +46,51 @@ struct QuantizeCall {
                .columns = reader.Number("columns"),
                .num_groups = reader.Number("num_groups")};
   }
-  std::string ToString() const { return problem.ToString(); }
   QuantizePlan MakePlan(Backend backend) const { return {backend, problem}; }
-  static void Run(QuantizePlan& plan, ffi::RemainingArgs args, ffi::RemainingRets rets,
-                  CUstream stream);
-};
 
-void QuantizeCall::Run(QuantizePlan& plan, ffi::RemainingArgs args, ffi::RemainingRets rets,
-                       CUstream stream) {
-  const QuantizeProblem& problem = plan.problem();
-  const QuantizeConfig& config = problem.config;
-  const bool has_scales = config.x_type == XType::kE4M3;
-  const bool has_groups = problem.num_groups != 0;
-  const size_t num_factors = config.is_normalized() ? 2 : 0;
-  const size_t expected = 1 + size_t{has_scales} + size_t{has_groups} + num_factors;
-  const bool has_up = config.is_gated() && args.size() == expected + 1;
-  const bool is_joined = config.is_gated() && !has_up;
-  Buffers operands(args, expected + size_t{has_up});
-  Buffers results(rets, config.has_rows() ? 4 : 2);
-  QuantizeBuffers buffers;
-  const ffi::DataType x_type = ToDataType(config.x_type);
-  buffers.x =
-      operands.Next("x", x_type, is_joined ? problem.joined_extents() : problem.x_extents());
-  if (has_up) buffers.up = operands.Next("up", x_type, problem.x_extents());
-  if (has_scales) {
-    buffers.x_scales = operands.Next("x_scales", ffi::DataType::F32, problem.x_scales_extents());
+  static void Run(QuantizePlan& plan, ffi::RemainingArgs args, ffi::RemainingRets rets,
+                  CUstream stream) {
+    const QuantizeProblem& problem = plan.problem();
+    const QuantizeConfig& config = problem.config;
+    const bool has_scales = config.x_type == XType::kE4M3;
+    const bool has_groups = problem.num_groups != 0;
+    const size_t num_factors = config.is_normalized() ? 2 : 0;
+    const size_t expected = 1 + size_t{has_scales} + size_t{has_groups} + num_factors;
+    const bool has_up = config.is_gated() && args.size() == expected + 1;
+    const bool is_joined = config.is_gated() && !has_up;
+    Buffers operands(args, expected + size_t{has_up});
+    Buffers results(rets, config.has_rows() ? 4 : 2);
+    QuantizeParams params{};
+    const ffi::DataType x_type = ToDataType(config.x_type);
+    params.x =
+        operands.Next("x", x_type, is_joined ? problem.joined_extents() : problem.x_extents());
+    if (has_up) params.up = operands.Next("up", x_type, problem.x_extents());
+    if (has_scales) {
+      params.x_scales = static_cast<const float*>(
+          operands.Next("x_scales", ffi::DataType::F32, problem.x_scales_extents()));
+    }
+    if (has_groups) {
+      params.group_sizes = static_cast<const int32_t*>(
+          operands.Next("group_sizes", ffi::DataType::S32, {problem.batches, problem.num_groups}));
+    }
+    if (config.is_normalized()) {
+      params.row_factors = static_cast<const float*>(
+          operands.Next("row factors", ffi::DataType::F32, problem.row_factors_extents()));
+      params.column_factors = static_cast<const float*>(
+          operands.Next("column factors", ffi::DataType::F32, problem.column_factors_extents()));
+    }
+    const ffi::DataType type = ToDataType(config.type);
+    params.values = results.Next("values", type, problem.values_extents());
+    params.scales =
+        static_cast<float*>(results.Next("scales", ffi::DataType::F32, problem.scales_extents()));
+    if (config.has_rows()) {
+      params.row_values = results.Next("row values", type, problem.row_values_extents());
+      params.row_scales = static_cast<float*>(
+          results.Next("row scales", ffi::DataType::F32, problem.row_scales_extents()));
+    }
+    plan.Run(params, stream);
   }
-  if (has_groups) {
-    buffers.group_sizes =
-        operands.Next("group_sizes", ffi::DataType::S32, {problem.batches, problem.num_groups});
-  }
-  if (config.is_normalized()) {
-    buffers.row_factors =
-        operands.Next("row factors", ffi::DataType::F32, problem.row_factors_extents());
-    buffers.column_factors =
-        operands.Next("column factors", ffi::DataType::F32, problem.column_factors_extents());
-  }
-  const ffi::DataType type = ToDataType(config.type);
-  buffers.values = results.Next("values", type, problem.values_extents());
-  buffers.scales = results.Next("scales", ffi::DataType::F32, problem.scales_extents());
-  if (config.has_rows()) {
-    buffers.row_values = results.Next("row values", type, problem.row_values_extents());
-    buffers.row_scales =
-        results.Next("row scales", ffi::DataType::F32, problem.row_scales_extents());
-  }
-  plan.Run(buffers, stream);
-}
+};
 
 }  // namespace
 

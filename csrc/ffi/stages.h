@@ -1,26 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
-// The stages of a custom call, the same for every one.
-//
-// A `Call` is what attributes decode to: Call(attributes); Call::kTarget, the name in messages;
-// ToString, what tells its plan from others; MakePlan(backend); Call::Run(plan, operands, results,
-// stream), which checks the buffers. A plan is as gemm/gemm_plan.h and quantize/quantize_plan.h.
+// The stages of a custom call, the same for every one; and the only place in csrc/ that catches the
+// library's exceptions.
 #pragma once
-#include <algorithm>
-#include <list>
+#include <concepts>
+#include <exception>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <utility>
 
 #include "driver/driver.h"
-#include "ffi/call.h"
-#include "ffi/guard.h"
+#include "driver/error.h"
+#include "ffi/call_state.h"
 #include "ffi/handlers.h"
+#include "xla/ffi/api/ffi.h"
 
 namespace fp8gemm {
 
 template <typename Call>
 using PlanOf = decltype(std::declval<Call>().MakePlan(Backend::kCuda));
+
+/// What attributes decode to. `kTarget` is its name in messages; `Run` checks the buffers.
+template <typename Call>
+concept CustomCall = std::constructible_from<Call, xla::ffi::Dictionary> &&
+                     requires(PlanOf<Call> plan, xla::ffi::RemainingArgs operands,
+                              xla::ffi::RemainingRets results, CUstream stream) {
+                       { Call::kTarget } -> std::convertible_to<std::string>;
+                       plan.Prepare();
+                       Call::Run(plan, operands, results, stream);
+                     };
 
 /// State of one call site in one executable; shared by all devices that run it.
 template <typename Call>
@@ -29,16 +36,36 @@ struct StateOf {
   PlanOf<Call> plan;
 };
 
-template <typename Call>
-xla::ffi::ErrorOr<std::unique_ptr<StateOf<Call>>> Instantiate(
-    xla::ffi::Dictionary attributes) noexcept {
+/// Runs the body of a handler. Whatever it throws becomes an error: XLA's FFI catches nothing.
+template <typename Body>
+xla::ffi::Error Guard(const char* target, Body&& body) noexcept {
+  using xla::ffi::ErrorCode;
+  const auto error = [&](ErrorCode code, const char* what) {
+    return xla::ffi::Error(code, std::string(target) + ": " + what);
+  };
   try {
-    // Chooses a configuration and compiles it.
-    PlanOf<Call> plan = Call(attributes).MakePlan(Backend::kCuda);
-    return std::make_unique<StateOf<Call>>(StateOf<Call>{std::move(plan)});
+    body();
+    return xla::ffi::Error::Success();
+  } catch (const UnsupportedError& unsupported) {
+    return error(ErrorCode::kUnimplemented, unsupported.what());
+  } catch (const InterruptedError& interrupted) {
+    return error(ErrorCode::kCancelled, interrupted.what());
+  } catch (const std::exception& other) {
+    return error(ErrorCode::kInternal, other.what());
   } catch (...) {
-    return xla::ffi::Unexpected(CurrentExceptionAsError(Call::kTarget));
+    return error(ErrorCode::kInternal, "unknown exception");
   }
+}
+
+/// Chooses a configuration and compiles it.
+template <typename Call>
+xla::ffi::ErrorOr<std::unique_ptr<StateOf<Call>>> Instantiate(xla::ffi::Dictionary attributes) {
+  std::unique_ptr<StateOf<Call>> state;
+  xla::ffi::Error error = Guard(Call::kTarget, [&] {
+    state.reset(new StateOf<Call>{Call(attributes).MakePlan(Backend::kCuda)});
+  });
+  if (error.failure()) return xla::ffi::Unexpected(std::move(error));
+  return state;
 }
 
 template <typename Call>
@@ -53,34 +80,17 @@ xla::ffi::Error Execute(StateOf<Call>* state, CUstream stream, xla::ffi::Remaini
   return Guard(Call::kTarget, [&] { Call::Run(state->plan, operands, results, stream); });
 }
 
-/// The simulator's plan of a call: its handlers have no state to keep one in. Those that were used
-/// last are kept, as few as a program with many shapes needs at a time.
-template <typename Call>
-std::shared_ptr<PlanOf<Call>> SimPlan(const Call& call) {
-  constexpr size_t kMaxPlans = 64;
-  static std::mutex mutex;
-  using Kept = std::pair<std::string, std::shared_ptr<PlanOf<Call>>>;
-  static auto& plans = *new std::list<Kept>;  // last first
-  const std::string key = call.ToString();
-  const std::lock_guard lock(mutex);
-  const auto found = std::ranges::find(plans, key, &Kept::first);
-  if (found == plans.end()) {
-    plans.emplace_front(key, std::make_shared<PlanOf<Call>>(call.MakePlan(Backend::kSim)));
-    if (plans.size() > kMaxPlans) plans.pop_back();
-  } else {
-    plans.splice(plans.begin(), plans, found);
-  }
-  return plans.front().second;
-}
-
+/// All stages at once, in the simulator: its handlers have no state to keep a plan in.
 template <typename Call>
 xla::ffi::Error SimExecute(xla::ffi::RemainingArgs operands, xla::ffi::RemainingRets results,
                            xla::ffi::Dictionary attributes) {
-  return Guard(Call::kTarget,
-               [&] { Call::Run(*SimPlan(Call(attributes)), operands, results, nullptr); });
+  return Guard(Call::kTarget, [&] {
+    PlanOf<Call> plan = Call(attributes).MakePlan(Backend::kSim);
+    Call::Run(plan, operands, results, nullptr);
+  });
 }
 
-template <typename Call>
+template <CustomCall Call>
 CallHandlers HandlersOf() {
   namespace ffi = xla::ffi;
   using State = CallState<StateOf<Call>>;

@@ -1,7 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every kernel configuration the planner may choose, as one compile-time table: the planner walks
 // it, the build instantiates the simulator's kernels from it, and the tests compile all of it.
+//
+// A configuration called `untiled` is one whose tile is still to be chosen: only its kind, scaling,
+// element types and flags are read.
 #pragma once
+#include <span>
+#include <vector>
+
 #include "gemm/kinds.h"
 #include "shared/smem_layout.h"
 
@@ -47,8 +53,8 @@ inline constexpr TileShape kDenseTileShapes[] = {
     {256, 96, 2, 1, 2}, {256, 112, 2, 1, 2}, {256, 128, 2, 1, 2}, {256, 128, 2, 2, 1},
 };
 
-// For every other combination of types, which fewer programs need.
-inline constexpr TileShape kCommonDenseTileShapes[] = {
+// For all other combinations of element types, which fewer programs need.
+inline constexpr TileShape kRareTypesDenseTileShapes[] = {
     {16, 32, 1, 1, 1},  {16, 128, 1, 1, 1}, {64, 32, 1, 1, 1},  {64, 128, 1, 1, 1},
     {128, 64, 2, 1, 1}, {128, 128, 2, 1, 1}, {128, 128, 2, 2, 1}, {128, 160, 2, 2, 1},
     {256, 128, 2, 1, 2},
@@ -82,29 +88,19 @@ inline constexpr TileShape k1D1DTileShapes[] = {
     {192, 112, 3, 1, 2}, {256, 96, 2, 1, 1},  {256, 96, 2, 1, 2},
 };
 
-// Of the kinds above, for every other combination of types.
-inline constexpr TileShape kCommonGroupedTileShapes[] = {
+// For the kinds above, with all other combinations of element types.
+inline constexpr TileShape kRareTypesGroupedTileShapes[] = {
     {16, 128, 1, 1, 1}, {64, 128, 1, 1, 1}, {128, 128, 2, 1, 1},
 };
-inline constexpr TileShape kCommon1D1DTileShapes[] = {{64, 64, 1, 1, 1}, {128, 128, 2, 1, 1}};
+inline constexpr TileShape kRareTypes1D1DTileShapes[] = {{64, 64, 1, 1, 1}, {128, 128, 2, 1, 1}};
 
 // clang-format on
-
-struct TileShapes {
-  const TileShape* begin_;
-  uint32_t size;
-
-  template <uint32_t kCount>
-  constexpr TileShapes(const TileShape (&shapes)[kCount]) : begin_(shapes), size(kCount) {}
-  constexpr const TileShape* begin() const { return begin_; }
-  constexpr const TileShape* end() const { return begin_ + size; }
-};
 
 inline constexpr uint32_t kMinStages = 3;
 inline constexpr uint32_t kMaxStages = 16;
 
 // The deepest pipeline that fits in shared memory; less than kMinStages means the tile does not.
-constexpr uint32_t max_stages(GemmConfig config) {
+constexpr uint32_t MaxStages(GemmConfig config) {
   config.num_stages = kMaxStages;
   while (config.num_stages > 0 && launch_smem_bytes(config) > kMaxSmemBytes) {
     --config.num_stages;
@@ -112,51 +108,53 @@ constexpr uint32_t max_stages(GemmConfig config) {
   return config.num_stages;
 }
 
-// `types` gives the element types and flags; the tile fields are replaced.
-constexpr GemmConfig make_config(GemmConfig types, const TileShape& tile) {
-  types.block_m = tile.block_m;
-  types.block_n = tile.block_n;
-  types.num_consumers = tile.num_consumers;
-  types.cluster_m = tile.cluster_m;
-  types.cluster_n = tile.cluster_n;
-  types.split_k = tile.split_k;
-  types.num_stages = max_stages(types);
-  return types;
+// `untiled` with a tile, and as many stages as fit.
+constexpr GemmConfig MakeConfig(GemmConfig untiled, const TileShape& tile) {
+  GemmConfig config = untiled;
+  config.block_m = tile.block_m;
+  config.block_n = tile.block_n;
+  config.num_consumers = tile.num_consumers;
+  config.cluster_m = tile.cluster_m;
+  config.cluster_n = tile.cluster_n;
+  config.split_k = tile.split_k;
+  config.num_stages = MaxStages(config);
+  return config;
 }
 
 // Whether most programs of this kind use these element types, so that all tiles are worth having:
 // e4m3 activations and weights to bfloat16, and weight gradients to float32.
-constexpr bool has_all_tile_shapes(const GemmConfig& types) {
-  if (types.a_type != Fp8Type::kE4M3 || types.b_type != Fp8Type::kE4M3) return false;
-  if (types.scaling == Scaling::k1D1D) return types.d_type == OutType::kF32;
-  return types.d_type == OutType::kBF16 && !types.accumulate;
+constexpr bool HasUsualTypes(const GemmConfig& untiled) {
+  if (untiled.a_type != Fp8Type::kE4M3 || untiled.b_type != Fp8Type::kE4M3) return false;
+  if (untiled.scaling == Scaling::k1D1D) return untiled.d_type == OutType::kF32;
+  return untiled.d_type == OutType::kBF16 && !untiled.accumulate;
 }
 
-// The tiles to choose from for the kind, scaling and element types of `types`; not all may fit.
-constexpr TileShapes tile_shapes(const GemmConfig& types) {
-  const bool all = has_all_tile_shapes(types);
-  if (types.scaling == Scaling::k1D1D) {
-    return all ? TileShapes(k1D1DTileShapes) : TileShapes(kCommon1D1DTileShapes);
+// The tiles to choose from; not all may fit.
+constexpr std::span<const TileShape> TileShapesOf(const GemmConfig& untiled) {
+  const bool is_1d1d = untiled.scaling == Scaling::k1D1D;
+  const bool is_dense = untiled.kind == GemmKind::kDense;
+  if (!HasUsualTypes(untiled)) {
+    if (is_1d1d) return kRareTypes1D1DTileShapes;
+    if (is_dense) return kRareTypesDenseTileShapes;
+    return kRareTypesGroupedTileShapes;
   }
-  if (types.kind == GemmKind::kDense) {
-    return all ? TileShapes(kDenseTileShapes) : TileShapes(kCommonDenseTileShapes);
-  }
-  if (!all) return kCommonGroupedTileShapes;
-  if (types.kind == GemmKind::kRagged) return kRaggedTileShapes;
-  if (types.kind == GemmKind::kMasked) return kMaskedTileShapes;
+  if (is_1d1d) return k1D1DTileShapes;
+  if (is_dense) return kDenseTileShapes;
+  if (untiled.kind == GemmKind::kRagged) return kRaggedTileShapes;
+  if (untiled.kind == GemmKind::kMasked) return kMaskedTileShapes;
   return kContiguousTileShapes;
 }
 
 // Registers a consumer thread needs: accumulators, partial sums, with 1d1d the scales of its
 // columns, and what the compiler was seen to use beside them.
-constexpr uint32_t needed_registers(const GemmConfig& config) {
+constexpr uint32_t NeededRegisters(const GemmConfig& config) {
   const uint32_t fragment = config.block_n / 2;
   const uint32_t sums = config.row_slices() * fragment + fragment;
   return config.scaling == Scaling::k1D1D ? sums + config.block_n / 4 + 20 : sums + 32;
 }
 
-// Rules of the kinds of GEMM; see broken_rule.
-constexpr const char* broken_kind_rule(const GemmConfig& config) {
+// Rules of the kinds of GEMM; see BrokenRule.
+constexpr const char* BrokenKindRule(const GemmConfig& config) {
   if (!HasScaling(TraitsOf(config.kind), config.scaling)) {
     return config.scaling == Scaling::k1D1D ? "1d1d kernels are dense or K-grouped"
                                             : "K-grouped kernels are 1d1d";
@@ -174,7 +172,7 @@ constexpr const char* broken_kind_rule(const GemmConfig& config) {
   return nullptr;
 }
 
-constexpr const char* broken_split_k_rule(const GemmConfig& config) {
+constexpr const char* BrokenSplitKRule(const GemmConfig& config) {
   const uint32_t split = config.split_k;
   if (split == 1) return nullptr;
   if (split != 2 && split != 4 && split != 8) return "split_k must be 1, 2, 4 or 8";
@@ -189,7 +187,7 @@ constexpr const char* broken_split_k_rule(const GemmConfig& config) {
 
 // What a kernel relies on; checked for the table when it is compiled and for a user's choice when
 // it is parsed. Nullptr when legal, else the rule that is broken.
-constexpr const char* broken_rule(const GemmConfig& config) {
+constexpr const char* BrokenRule(const GemmConfig& config) {
   const uint32_t n = config.block_n;
   const uint32_t consumers = config.num_consumers;
   if (consumers < 1 || consumers > 3) return "num_consumers must be 1, 2 or 3";
@@ -206,10 +204,10 @@ constexpr const char* broken_rule(const GemmConfig& config) {
       gcd(n, kScaleBlockN) < n - kScaleBlockN) {
     return "block_n must not let a tile touch three scale blocks";
   }
-  if (needed_registers(config) > (config.moves_registers() ? config.consumer_registers() : 255u)) {
+  if (NeededRegisters(config) > (config.moves_registers() ? config.consumer_registers() : 255u)) {
     return "accumulators, partial sums and scales must fit in the registers of a thread";
   }
-  if (const char* rule = broken_kind_rule(config)) return rule;
+  if (const char* rule = BrokenKindRule(config)) return rule;
   // Each by itself first: the product of large ones can be anything.
   if (config.cluster_m < 1 || config.cluster_m > 2 || config.cluster_n < 1 ||
       config.cluster_n > 2 || config.sharing() > 2) {
@@ -218,7 +216,7 @@ constexpr const char* broken_rule(const GemmConfig& config) {
   if (config.sharing() == 2 && config.block_m < 128) {
     return "CTAs that share operands must have block_m of 128 or more";
   }
-  if (const char* rule = broken_split_k_rule(config)) return rule;
+  if (const char* rule = BrokenSplitKRule(config)) return rule;
   if (config.num_stages < kMinStages || config.num_stages > kMaxStages) {
     return "num_stages must be from 3 to 16";
   }
@@ -226,24 +224,44 @@ constexpr const char* broken_rule(const GemmConfig& config) {
   return nullptr;
 }
 
-// Calls visit(types) for every combination of kind, scaling, element types and accumulation.
+// Calls visit(untiled) for every combination of kind, scaling, element types and accumulation.
 template <typename Visit>
-constexpr void for_each_type_combination(Visit visit) {
+constexpr void ForEachTypeCombination(Visit visit) {
   for (const Scaling scaling : {Scaling::k1D2D, Scaling::k1D1D}) {
     for (const KindTraits& traits : kKinds) {
       if (!HasScaling(traits, scaling)) continue;
       for (uint32_t variant = 0; variant < 24; ++variant) {
-        GemmConfig types;
-        types.kind = traits.kind;
-        types.scaling = scaling;
-        types.a_type = variant & 1 ? Fp8Type::kE5M2 : Fp8Type::kE4M3;
-        types.b_type = variant & 2 ? Fp8Type::kE5M2 : Fp8Type::kE4M3;
-        types.accumulate = (variant & 4) != 0;
-        types.d_type = static_cast<OutType>(variant / 8);
-        visit(types);
+        GemmConfig untiled;
+        untiled.kind = traits.value;
+        untiled.scaling = scaling;
+        untiled.a_type = variant & 1 ? Fp8Type::kE5M2 : Fp8Type::kE4M3;
+        untiled.b_type = variant & 2 ? Fp8Type::kE5M2 : Fp8Type::kE4M3;
+        untiled.accumulate = (variant & 4) != 0;
+        untiled.d_type = static_cast<OutType>(variant / 8);
+        visit(untiled);
       }
     }
   }
+}
+
+// Every candidate, in the order of the table of its tiles.
+inline std::vector<GemmConfig> CandidatesOf(const GemmConfig& untiled) {
+  std::vector<GemmConfig> configs;
+  for (const TileShape& tile : TileShapesOf(untiled)) {
+    const GemmConfig config = MakeConfig(untiled, tile);
+    if (BrokenRule(config) == nullptr) configs.push_back(config);
+  }
+  return configs;
+}
+
+// Every configuration that the planner can return for any problem (without .pdl).
+inline std::vector<GemmConfig> AllCandidates() {
+  std::vector<GemmConfig> configs;
+  ForEachTypeCombination([&](const GemmConfig& untiled) {
+    const std::vector<GemmConfig> some = CandidatesOf(untiled);
+    configs.insert(configs.end(), some.begin(), some.end());
+  });
+  return configs;
 }
 
 }  // namespace fp8gemm

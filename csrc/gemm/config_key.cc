@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// Writing, parsing and enumerating configurations.
+// Writing and parsing keys.
 #include "gemm/config_key.h"
 
 #include <cstdio>
 #include <cstdlib>
 
 #include "driver/error.h"
+#include "gemm/candidates.h"
+#include "gemm/kinds.h"
 #include "jit/type_names.h"
 
 namespace fp8gemm {
 namespace {
 
-// The type whose key is `text`, or else the first: the whole key is printed again and compared.
+// The type whose key is `text`; the first type if there is none, which ParseConfigKey notices.
 template <typename Type, size_t kCount>
 Type ByKey(const Named<Type> (&table)[kCount], const std::string& text) {
   for (const Named<Type>& each : table) {
@@ -26,12 +28,13 @@ std::string Suffix(const GemmConfig& config) {
          (config.pdl ? ".pdl" : "");
 }
 
-// Sets kind and scaling, to some where no family has the name.
+// Sets kind and scaling; to the last of each if no family has the name, which ParseConfigKey
+// notices.
 void ParseFamilyName(const std::string& text, GemmConfig& config) {
   for (const Named<Scaling>& scaling : kScalings) {
     for (const KindTraits& traits : kKinds) {
       config.scaling = scaling.value;
-      config.kind = traits.kind;
+      config.kind = traits.value;
       if (FamilyName(config) == text) return;
     }
   }
@@ -70,32 +73,15 @@ GemmConfig ParseConfigKey(const std::string& key) {
   config.a_type = ByKey(kFp8Types, a);
   config.b_type = ByKey(kFp8Types, b);
   config.d_type = ByKey(kOutTypes, d);
-  // What was not understood above has become something else.
+  // Whatever of the key was not understood, the configuration has another key.
   if (ConfigKey(config) != key) {
     throw UnsupportedError("'" + key + "' is not a kernel configuration; write it as in " +
-                           ConfigKey(make_config({}, kDenseTileShapes[0])));
+                           ConfigKey(MakeConfig({}, kDenseTileShapes[0])));
   }
-  if (const char* rule = broken_rule(config)) {
+  if (const char* rule = BrokenRule(config)) {
     throw UnsupportedError("configuration '" + key + "' cannot run: " + rule);
   }
   return config;
-}
-
-std::vector<GemmConfig> CandidateConfigs(const GemmConfig& types) {
-  std::vector<GemmConfig> configs;
-  for (const TileShape& shape : tile_shapes(types)) {
-    const GemmConfig config = make_config(types, shape);
-    if (broken_rule(config) == nullptr) configs.push_back(config);
-  }
-  return configs;
-}
-
-std::vector<GemmConfig> AllCandidateConfigs() {
-  std::vector<GemmConfig> configs;
-  for_each_type_combination([&](const GemmConfig& types) {
-    for (const GemmConfig& config : CandidateConfigs(types)) configs.push_back(config);
-  });
-  return configs;
 }
 
 }  // namespace fp8gemm

@@ -2,9 +2,8 @@
 // The one text form of a configuration: in cache keys, kernel lookups, attributes and reports.
 #pragma once
 #include <string>
-#include <vector>
 
-#include "gemm/candidates.h"
+#include "shared/gemm_config.h"
 
 namespace fp8gemm {
 
@@ -20,11 +19,5 @@ std::string ConfigKey(const GemmConfig& config);
 /// @throws UnsupportedError  Not a key, or a configuration that the kernels cannot run; the message
 ///     names the broken rule.
 GemmConfig ParseConfigKey(const std::string& key);
-
-/// Every tile that fits for the element types and flags of `types`, in table order.
-std::vector<GemmConfig> CandidateConfigs(const GemmConfig& types);
-
-/// Every configuration the planner can return for any problem (without .pdl).
-std::vector<GemmConfig> AllCandidateConfigs();
 
 }  // namespace fp8gemm

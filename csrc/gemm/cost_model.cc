@@ -127,21 +127,22 @@ CostEstimate EstimateCost(const GemmProblem& problem, const GemmConfig& config) 
 
   const double d_bytes = element_bytes(config.d_type) * (config.accumulate ? 2.0 : 1.0);
   const double epilogue = config.block_m * config.block_n * d_bytes / kStoreBytesPerCycle;
-  // Of two or more consumers that have rows one's epilogue runs under the other's main loop.
+  // The epilogue of one consumer runs under the main loop of another, so that of n consumers that
+  // have rows an n-th of the overhead shows.
   const int64_t rows = std::clamp<int64_t>(work.rows, 1, config.block_m);
   const double exposed = 1.0 / ceil_div<int64_t>(rows, config.consumer_rows());
   estimate.tile_overhead = (kTileLatency + epilogue / config.split_k) * exposed +
                            (config.split_k > 1 ? kSplitLatency : 0);
 
-  // The scales of `a` add 4 bytes per 128.
+  // The scales of `a` add 4 bytes to 128 of its elements.
   const double bytes =
       work.a_bytes * (1 + 4.0 / kBlockK) + work.b_bytes + work.d_elements * d_bytes;
   estimate.hbm_floor = bytes / (kHbmBytesPerCycle * kHbmEfficiency);
   estimate.k_blocks = ceil_div<int64_t>(work.k_blocks, config.split_k);
   estimate.compute =
       estimate.tiles_per_cta * (estimate.k_blocks * estimate.k_block + estimate.tile_overhead);
-  // What is not the bound does not hide perfectly under what is: of tiles that reach the memory
-  // floor the one with slack wins.
+  // The shorter of computing and memory traffic hides under the longer, but not perfectly. So among
+  // tiles that are bound by memory, the one that computes faster wins.
   estimate.cycles = kLaunchCycles + std::max(estimate.compute, estimate.hbm_floor) +
                     kOverlapLoss * std::min(estimate.compute, estimate.hbm_floor);
   estimate.microseconds = estimate.cycles / (kClockGhz * 1e3);

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 
-#include "gemm/kernel_source.h"
 #include "gemm/select_config.h"
 
 namespace fp8gemm {
@@ -15,13 +14,13 @@ GemmPlan::GemmPlan(Backend backend, const GemmProblem& problem, const std::strin
       kernel_(Kernel::Shared(backend, GemmKernel(config_))) {}
 
 void GemmPlan::Run(const GemmBuffers& buffers, CUstream stream) {
-  const Kernel::OnDevice& loaded = kernel_.Load();
+  const Kernel::Loaded& loaded = kernel_.Load();
   int64_t clusters = loaded.max_clusters;
   if (problem_.sm_limit > 0) {
     clusters = std::clamp<int64_t>(problem_.sm_limit / config_.cluster_size(), 1, clusters);
   }
   GemmParams params = MakeGemmParams(kernel_.driver(), problem_, config_, buffers, clusters);
-  kernel_.Launch(loaded, MakeLaunchGeometry(problem_, config_, clusters), stream, &params);
+  kernel_.Launch(loaded, Grid(problem_, config_, clusters), stream, &params);
 }
 
 }  // namespace fp8gemm

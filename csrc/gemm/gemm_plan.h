@@ -11,15 +11,14 @@ namespace fp8gemm {
 /// Safe to use from many threads and on many devices at the same time, as Kernel is.
 class GemmPlan {
  public:
-  /// Chooses a configuration, or parses `config_key` if it is not empty, and makes the machine
-  /// code. Works without a GPU; the driver is not touched.
-  /// @throws UnsupportedError  No configuration fits, or there is no NVRTC.
-  /// @throws CompileError  The kernel does not compile.
+  /// Chooses a configuration, or takes that of `config_key` if it is not empty, and makes the
+  /// machine code. Works without a GPU; the driver is not touched. Throws as `SelectConfig` and
+  /// `Kernel::Shared`.
   GemmPlan(Backend backend, const GemmProblem& problem, const std::string& config_key);
 
   const GemmProblem& problem() const { return problem_; }
 
-  /// Loads the kernel for the current device. The first time before any stream capture.
+  /// Loads the kernel on the current device. To be called before the first stream capture there.
   void Prepare() { kernel_.Load(); }
 
   /// Encodes the tensor maps and launches on `stream`, on at most the SMs that the problem allows.

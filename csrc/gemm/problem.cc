@@ -13,7 +13,7 @@ constexpr int64_t kMaxTiles = int64_t{1} << 30;
 
 }  // namespace
 
-GemmConfig GemmProblem::types() const {
+GemmConfig GemmProblem::untiled_config() const {
   return {.kind = kind,
           .scaling = scaling,
           .a_type = a_type,

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 
+#include "driver/tensor_map.h"
 #include "gemm/kinds.h"
 #include "jit/type_names.h"
 #include "shared/smem_layout.h"
@@ -32,7 +33,7 @@ struct GemmProblem {
   int64_t sm_limit = 0;   // most SMs the launch may occupy; 0: all of the device
 
   const KindTraits& traits() const { return TraitsOf(kind); }
-  /// Rows of `a`.
+  /// Rows of `a`, of all groups.
   int64_t a_rows() const { return traits().has_group_rows ? num_groups * m : m; }
   /// Rows of `b`, of all groups.
   int64_t b_rows() const { return traits().has_group_weights ? num_groups * n : n; }
@@ -44,20 +45,29 @@ struct GemmProblem {
     return data == GroupData::kNone ? 0 : data == GroupData::kPerRow ? m : num_groups;
   }
 
-  /// Element types and flags, as a configuration whose tile is still to be chosen.
-  GemmConfig types() const;
-  /// Tells problems apart, those that are refused too.
+  /// Elements from one row of `a`, or of `b`, to the next; rows are padded as TMA wants them.
+  int64_t k_pitch() const { return align_up(k, kTmaAlignmentBytes); }
+  /// The same of `d` and `c`.
+  int64_t d_pitch() const { return align_up(n, kTmaAlignmentBytes / element_bytes(d_type)); }
+  /// Floats from the scales of one K block to those of the next.
+  int64_t sfa_pitch() const { return align_up<int64_t>(a_rows(), kScaleAlignment); }
+  /// The same of `b`, with 1d1d.
+  int64_t sfb_pitch() const { return align_up<int64_t>(b_rows(), kScaleAlignment); }
+
+  /// Kind, scaling, element types and flags, as a configuration whose tile is still to be chosen.
+  GemmConfig untiled_config() const;
+  /// For messages.
   std::string ToString() const;
 };
 
-/// The problem whose fields `reader` has under the names of attributes and of `Problem` in
-/// jax_fp8gemm/_src/native/gemm_problem.py:
-/// `Text(name)`, `Number(name)` and `Flag(name)` return one each, and throw if there is none.
-/// `pdl` and `sm_limit`, which belong to a launch, are not among them.
+/// The problem whose fields `reader` has, under the names of attributes and of `Problem` in
+/// jax_fp8gemm/_src/native/gemm_problem.py. `reader.Text(name)`, `reader.Number(name)` and
+/// `reader.Flag(name)` return a field, or throw if there is none. `pdl` and `sm_limit` are not
+/// read: they belong to a launch.
 /// @throws UnsupportedError  A name is not known.
 template <typename Reader>
 GemmProblem ReadProblem(const Reader& reader) {
-  return {.kind = ByName("kind", kKinds, reader.Text("kind")).kind,
+  return {.kind = ByName("kind", kKinds, reader.Text("kind")).value,
           .scaling = ByName("scaling", kScalings, reader.Text("scaling")).value,
           .m = reader.Number("m"),
           .n = reader.Number("n"),
@@ -72,10 +82,9 @@ GemmProblem ReadProblem(const Reader& reader) {
           .num_sms = reader.Number("num_sms")};
 }
 
-/// @throws UnsupportedError  An extent (also of all groups together) is not from 1 to a little less
-///     than 2^31, which TMA coordinates of tiles past the edge still have to fit; d has more
-///     than 2^30 tiles; there are more groups than kMaxGroups; num_sms is not from 1, or sm_limit
-///     not from 0, to kMaxSms. The message names it.
+/// @throws UnsupportedError  An extent, also of all groups together, is not from 1 to kMaxExtent; d
+///     has more than 2^30 tiles; there are more groups than kMaxGroups; num_sms is not from 1, or
+///     sm_limit not from 0, to kMaxSms. The message names it.
 void ValidateProblem(const GemmProblem& problem);
 
 }  // namespace fp8gemm

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Argmin of the cost model over the legal candidates, unless a configuration is named.
+// Takes the candidate of least modelled time, unless a configuration is named.
 #include "gemm/select_config.h"
 
 #include <algorithm>
@@ -12,28 +12,27 @@
 namespace fp8gemm {
 namespace {
 
-// Whether `config` is one of the kernels for the kind, scaling and element types of `types`.
-bool HasTypesOf(const GemmConfig& config, GemmConfig types) {
-  types.block_m = config.block_m;
-  types.block_n = config.block_n;
-  types.num_consumers = config.num_consumers;
-  types.num_stages = config.num_stages;
-  types.cluster_m = config.cluster_m;
-  types.cluster_n = config.cluster_n;
-  types.split_k = config.split_k;
-  return types == config;
+// Whether `config` is `untiled` with some tile.
+bool IsTiled(const GemmConfig& config, GemmConfig untiled) {
+  untiled.block_m = config.block_m;
+  untiled.block_n = config.block_n;
+  untiled.num_consumers = config.num_consumers;
+  untiled.num_stages = config.num_stages;
+  untiled.cluster_m = config.cluster_m;
+  untiled.cluster_n = config.cluster_n;
+  untiled.split_k = config.split_k;
+  return config == untiled;
 }
 
 GemmConfig NamedConfig(const GemmProblem& problem, const std::string& config_key) {
   GemmConfig config = ParseConfigKey(config_key);
   config.pdl = problem.pdl;
-  if (!HasTypesOf(config, problem.types())) {
+  if (!IsTiled(config, problem.untiled_config())) {
     throw UnsupportedError("configuration '" + config_key + "' does not compute " +
                            problem.ToString());
   }
   const int64_t ctas =
-      MakeLaunchGeometry(problem, config, ResidentClusters(problem.num_sms, config.cluster_size()))
-          .grid;
+      Grid(problem, config, ResidentClusters(problem.num_sms, config.cluster_size()));
   if (problem.sm_limit > 0 && ctas > problem.sm_limit) {
     throw UnsupportedError("configuration '" + config_key + "' needs " + std::to_string(ctas) +
                            " SMs for " + problem.ToString());
@@ -44,12 +43,11 @@ GemmConfig NamedConfig(const GemmProblem& problem, const std::string& config_key
 }  // namespace
 
 std::vector<RankedConfig> RankConfigs(const GemmProblem& problem, Backend backend) {
-  ValidateProblem(problem);
   std::vector<RankedConfig> ranked;
-  for (const GemmConfig& config : CandidateConfigs(problem.types())) {
+  for (const GemmConfig& config : CandidatesOf(problem.untiled_config())) {
     // A cluster needs its CTAs resident together.
     if (int64_t{config.cluster_size()} > problem.num_sms) continue;
-    if (backend == Backend::kSim && !is_simulated(config)) continue;
+    if (backend == Backend::kSim && !IsSimulated(config)) continue;
     const CostEstimate cost = EstimateCost(problem, config);
     // With split K all clusters are launched, one for each tile: they must be resident at once.
     if (config.split_k > 1 && cost.tiles_per_cta > 1) continue;

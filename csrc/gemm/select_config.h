@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The planner: which kernel runs a problem.
+// The heuristics: which kernel runs a problem.
 #pragma once
 #include <string>
 #include <vector>
@@ -14,14 +14,15 @@ struct RankedConfig {
   CostEstimate cost;
 };
 
-/// All candidates for the types of `problem` that `backend` can run, least modelled time first;
-/// ties keep table order. The simulator has only those that it was built with.
+/// All candidates for a valid problem that `backend` can run, least modelled time first; ties keep
+/// table order. The simulator has only those that it was built with.
 std::vector<RankedConfig> RankConfigs(const GemmProblem& problem, Backend backend);
 
 /// The configuration of `config_key`, or the first of RankConfigs if it is empty. Pure: every
 /// process picks the same kernel for the same problem.
-/// @throws UnsupportedError  There is no candidate, or the key is not one that computes `problem`
-///     on so many SMs; the message names the problem.
+/// @throws UnsupportedError  The problem is not valid; there is no candidate; or the key is not
+/// that
+///     of a kernel that computes `problem` on so many SMs. The message names the problem.
 GemmConfig SelectConfig(const GemmProblem& problem, Backend backend, const std::string& config_key);
 
 }  // namespace fp8gemm

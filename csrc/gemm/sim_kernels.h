@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which of the candidate configurations are compiled into the simulator.
 #pragma once
+#include <span>
+
 #include "gemm/candidates.h"
 
 namespace fp8gemm {
@@ -9,14 +11,14 @@ namespace fp8gemm {
 inline constexpr TileShape kDependentLaunchTileShapes[] = {{16, 32, 1, 1, 1}, {128, 128, 2, 2, 1}};
 
 // All that the planner can return, and a few dependent launches.
-constexpr bool is_simulated(const GemmConfig& config) {
-  const bool is_common_dense = config.kind == GemmKind::kDense &&
-                               config.scaling == Scaling::k1D2D && has_all_tile_shapes(config);
-  if (config.pdl && !is_common_dense) return false;
-  const TileShapes tiles =
-      config.pdl ? TileShapes(kDependentLaunchTileShapes) : tile_shapes(config);
+constexpr bool IsSimulated(const GemmConfig& config) {
+  const bool is_usual_dense =
+      config.kind == GemmKind::kDense && config.scaling == Scaling::k1D2D && HasUsualTypes(config);
+  if (config.pdl && !is_usual_dense) return false;
+  std::span<const TileShape> tiles = TileShapesOf(config);
+  if (config.pdl) tiles = kDependentLaunchTileShapes;
   for (const TileShape& tile : tiles) {
-    if (config == make_config(config, tile)) return broken_rule(config) == nullptr;
+    if (config == MakeConfig(config, tile)) return BrokenRule(config) == nullptr;
   }
   return false;
 }

@@ -1,15 +1,52 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tensor maps, raster order and launch geometry of the kernels.
+// The kernels' text, tensor maps, raster order and grid.
 #include "gemm/sm90_fp8_gemm.h"
 
 #include <algorithm>
 #include <cstring>
+#include <string>
 
 #include "driver/tensor_map.h"
+#include "gemm/config_key.h"
+#include "gemm/kinds.h"
+#include "jit/type_names.h"
 #include "shared/smem_layout.h"
 
 namespace fp8gemm {
 namespace {
+
+// With names, so that a field that is added to GemmConfig cannot shift the others unnoticed.
+std::string Field(const char* name, uint32_t value) {
+  return std::string("    .") + name + " = " + std::to_string(value) + ",\n";
+}
+
+std::string Field(const char* name, const char* value) {
+  return std::string("    .") + name + " = " + value + ",\n";
+}
+
+std::string KernelName(const GemmConfig& config) { return "sm90_fp8_gemm_" + FamilyName(config); }
+
+std::string SourceText(const GemmConfig& config) {
+  const std::string fields =
+      Field("kind", TraitsOf(config.kind).literal) +
+      Field("scaling", NamesOf(config.scaling).literal) + Field("block_m", config.block_m) +
+      Field("block_n", config.block_n) + Field("num_consumers", config.num_consumers) +
+      Field("num_stages", config.num_stages) + Field("cluster_m", config.cluster_m) +
+      Field("cluster_n", config.cluster_n) + Field("split_k", config.split_k) +
+      Field("a_type", NamesOf(config.a_type).literal) +
+      Field("b_type", NamesOf(config.b_type).literal) +
+      Field("d_type", NamesOf(config.d_type).literal) +
+      Field("accumulate", config.accumulate ? "true" : "false") +
+      Field("pdl", config.pdl ? "true" : "false");
+  return "#define FP8GEMM_ONLY_N " + std::to_string(config.block_n) +
+         "\n"
+         "#include <fp8_gemm/sm90_fp8_gemm.cuh>\n"
+         "extern \"C\" __global__ void __launch_bounds__(" +
+         std::to_string(config.threads()) + ", 1)\n" + KernelName(config) +
+         "(const __grid_constant__ fp8gemm::GemmParams params) {\n"
+         "  fp8gemm::sm90_fp8_gemm<fp8gemm::GemmConfig{\n" +
+         fields + "  }>(params);\n}\n";
+}
 
 static_assert(sizeof(TensorMap) == sizeof(CUtensorMap));
 static_assert(alignof(TensorMap) <= alignof(CUtensorMap));
@@ -22,14 +59,13 @@ TensorMap Encode(const DriverApi& api, const TensorMapSpec& spec) {
 }
 
 TensorMapSpec OperandSpec(const char* name, void* base, int64_t rows, const GemmProblem& problem,
-                          int64_t k_pitch, uint32_t box_rows) {
+                          uint32_t box_rows) {
   return {.operand = name,
           .type = CU_TENSOR_MAP_DATA_TYPE_UINT8,
-          .elem_bytes = 1,
           .base = base,
           .dim0 = static_cast<uint64_t>(problem.k),
           .dim1 = static_cast<uint64_t>(rows),
-          .pitch_bytes = static_cast<uint64_t>(k_pitch),
+          .pitch_bytes = static_cast<uint64_t>(problem.k_pitch()),
           .box0 = kBlockK,
           .box1 = box_rows,
           .swizzle = CU_TENSOR_MAP_SWIZZLE_128B,
@@ -46,16 +82,14 @@ CUtensorMapDataType MapType(OutType type) {
 }
 
 TensorMapSpec OutputSpec(const char* name, void* base, const GemmProblem& problem,
-                         const GemmConfig& config, int64_t pitch) {
+                         const GemmConfig& config) {
   const uint32_t swizzle = d_swizzle_bytes(config);
-  const uint32_t bytes = element_bytes(config.d_type);
   return {.operand = name,
           .type = MapType(config.d_type),
-          .elem_bytes = static_cast<int>(bytes),
           .base = base,
-          .dim0 = static_cast<uint64_t>(pitch),
+          .dim0 = static_cast<uint64_t>(problem.d_pitch()),
           .dim1 = static_cast<uint64_t>(problem.d_rows()),
-          .pitch_bytes = static_cast<uint64_t>(pitch) * bytes,
+          .pitch_bytes = uint64_t(problem.d_pitch()) * element_bytes(problem.d_type),
           .box0 = d_box_columns(config),
           .box1 = d_box_rows(config),
           .swizzle = swizzle == 128  ? CU_TENSOR_MAP_SWIZZLE_128B
@@ -67,7 +101,6 @@ TensorMapSpec ScaleSpec(const char* name, void* base, int64_t rows, int64_t k_bl
                         uint32_t box_rows) {
   return {.operand = name,
           .type = CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
-          .elem_bytes = 4,
           .base = base,
           .dim0 = static_cast<uint64_t>(rows),
           .dim1 = static_cast<uint64_t>(k_blocks),
@@ -101,13 +134,14 @@ int64_t MaxClusterTiles(const GemmProblem& problem, const GemmConfig& config) {
 }
 
 int64_t ActiveClusters(const GemmProblem& problem, const GemmConfig& config, int64_t max_clusters) {
-  // With split K a cluster computes one tile (see split_k.cuh), whether or not all fit at once.
+  // With split K each cluster computes one tile and ends (see split_k.cuh), so there may be more
+  // clusters than are resident at once.
   if (config.split_k > 1) return MaxClusterTiles(problem, config);
   return std::min(MaxClusterTiles(problem, config), max_clusters);
 }
 
-// Chooses the band width that makes the active clusters read the fewest distinct operand bytes:
-// `width` tiles of the minor dimension times what fits of the other.
+// The clusters walk the tiles in bands, each `width` tiles wide. Chooses direction and width such
+// that the `active` clusters, which are at adjacent tiles, read the fewest distinct operand bytes.
 void SetRaster(const GemmConfig& config, int64_t active, GemmParams& params) {
   double best = 0;
   for (const bool along_n : {false, true}) {
@@ -133,25 +167,35 @@ void SetRaster(const GemmConfig& config, int64_t active, GemmParams& params) {
 
 void EncodeTensorMaps(const DriverApi& api, const GemmProblem& problem, const GemmConfig& config,
                       const GemmBuffers& buffers, GemmParams& params) {
-  params.a = Encode(api, OperandSpec("a", buffers.a, problem.a_rows(), problem, buffers.k_pitch,
+  params.a = Encode(api, OperandSpec("a", buffers.a, problem.a_rows(), problem,
                                      config.block_m / config.cluster_n));
-  params.b = Encode(api, OperandSpec("b", buffers.b, problem.b_rows(), problem, buffers.k_pitch,
+  params.b = Encode(api, OperandSpec("b", buffers.b, problem.b_rows(), problem,
                                      config.block_n / config.cluster_m));
   params.sfa = Encode(api, ScaleSpec("sfa", buffers.sfa, problem.a_rows(), params.k_blocks,
-                                     buffers.sfa_pitch, sfa_box_scales(config)));
+                                     problem.sfa_pitch(), sfa_box_scales(config)));
   if (config.scaling == Scaling::k1D1D) {
     params.sfb = Encode(api, ScaleSpec("sfb", buffers.sfb, problem.n, params.k_blocks,
-                                       buffers.sfb_pitch, config.block_n));
+                                       problem.sfb_pitch(), config.block_n));
   } else {
     params.sfb_blocks = static_cast<const float*>(buffers.sfb);
   }
-  params.d = Encode(api, OutputSpec("d", buffers.d, problem, config, buffers.d_pitch));
+  params.d = Encode(api, OutputSpec("d", buffers.d, problem, config));
   if (config.accumulate) {
-    params.c = Encode(api, OutputSpec("c", buffers.c, problem, config, buffers.d_pitch));
+    params.c = Encode(api, OutputSpec("c", buffers.c, problem, config));
   }
 }
 
 }  // namespace
+
+KernelSource GemmKernel(const GemmConfig& config) {
+  return {.key = ConfigKey(config),
+          .name = KernelName(config),
+          .text = SourceText(config),
+          .threads = config.threads(),
+          .smem_bytes = launch_smem_bytes(config),
+          .cluster = config.cluster_size(),
+          .pdl = config.pdl};
+}
 
 GemmParams MakeGemmParams(const DriverApi& api, const GemmProblem& problem,
                           const GemmConfig& config, const GemmBuffers& buffers,
@@ -160,7 +204,7 @@ GemmParams MakeGemmParams(const DriverApi& api, const GemmProblem& problem,
   params.k_blocks = ceil_div<int64_t>(problem.k, kBlockK);
   EncodeTensorMaps(api, problem, config, buffers, params);
   params.d_base = buffers.d;
-  params.d_pitch_bytes = uint64_t(buffers.d_pitch) * element_bytes(config.d_type);
+  params.d_pitch_bytes = uint64_t(problem.d_pitch()) * element_bytes(problem.d_type);
   params.group_data = static_cast<const int32_t*>(buffers.group_data);
   params.num_groups = problem.num_groups;
   params.group_rows = problem.kind == GemmKind::kMasked ? problem.m : 0;
@@ -176,11 +220,8 @@ GemmParams MakeGemmParams(const DriverApi& api, const GemmProblem& problem,
   return params;
 }
 
-LaunchGeometry MakeLaunchGeometry(const GemmProblem& problem, const GemmConfig& config,
-                                  int64_t max_clusters) {
-  return {.grid = static_cast<unsigned>(ActiveClusters(problem, config, max_clusters) *
-                                        config.cluster_size()),
-          .pdl = config.pdl};
+unsigned Grid(const GemmProblem& problem, const GemmConfig& config, int64_t max_clusters) {
+  return ActiveClusters(problem, config, max_clusters) * config.cluster_size();
 }
 
 }  // namespace fp8gemm

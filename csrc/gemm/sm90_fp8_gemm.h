@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Host twin of kernels/fp8_gemm/sm90_fp8_gemm.cuh: its parameters and its launch.
-// Called by ffi/gemm_handlers.cc (through gemm/gemm_plan.h); launches the kernel.
+// Host twin of kernels/fp8_gemm/sm90_fp8_gemm.cuh: what NVRTC compiles, its parameter and its grid.
 #pragma once
 #include "gemm/problem.h"
 #include "jit/kernel.h"
@@ -8,7 +7,7 @@
 
 namespace fp8gemm {
 
-/// Device addresses of one call. Matrices are row-major without gaps unless a pitch is named.
+/// Device addresses of one call. Pitches are those of the problem.
 struct GemmBuffers {
   void* a = nullptr;    // (a rows, k) fp8, rows `k_pitch` elements apart
   void* b = nullptr;    // (b rows, k) fp8, rows `k_pitch` elements apart
@@ -19,19 +18,18 @@ struct GemmBuffers {
   void* d = nullptr;           // (d rows, n) output, rows `d_pitch` elements apart
   void* c = nullptr;           // as d; may be d itself; nullptr unless the problem accumulates
   void* group_data = nullptr;  // (group_data_size) int32; nullptr if there is none
-  int64_t k_pitch = 0;
-  int64_t sfa_pitch = 0;
-  int64_t sfb_pitch = 0;
-  int64_t d_pitch = 0;
 };
+
+/// The kernel of a configuration; its entry point is e.g. "sm90_fp8_gemm_1d2d_ragged".
+KernelSource GemmKernel(const GemmConfig& config);
 
 /// The kernel's argument. Encodes the tensor maps; touches no device memory.
 GemmParams MakeGemmParams(const DriverApi& api, const GemmProblem& problem,
                           const GemmConfig& config, const GemmBuffers& buffers,
                           int64_t max_clusters);
 
-/// At most `max_clusters` persistent clusters, and no more than there are tiles for them.
-LaunchGeometry MakeLaunchGeometry(const GemmProblem& problem, const GemmConfig& config,
-                                  int64_t max_clusters);
+/// The number of CTAs: those of at most `max_clusters` clusters, and of no more than there are
+/// tiles. With split K it is a cluster for each tile.
+unsigned Grid(const GemmProblem& problem, const GemmConfig& config, int64_t max_clusters);
 
 }  // namespace fp8gemm

@@ -15,7 +15,7 @@ namespace fp8gemm {
 namespace {
 
 struct Search {
-  uintptr_t address;
+  const std::string& path;
   std::string build_id;  // hexadecimal; empty where there is none
 };
 
@@ -47,20 +47,10 @@ std::string BuildIdIn(const unsigned char* notes, size_t bytes, size_t alignment
   return {};
 }
 
-bool Holds(const dl_phdr_info& library, uintptr_t address) {
-  for (int i = 0; i < library.dlpi_phnum; ++i) {
-    const auto& segment = library.dlpi_phdr[i];
-    if (segment.p_type != PT_LOAD) continue;
-    const uintptr_t begin = library.dlpi_addr + segment.p_vaddr;
-    if (address >= begin && address - begin < segment.p_memsz) return true;
-  }
-  return false;
-}
-
 // Called for each library of the process; anything but 0 ends the walk.
 int Visit(dl_phdr_info* library, size_t, void* data) {
   auto& search = *static_cast<Search*>(data);
-  if (!Holds(*library, search.address)) return 0;
+  if (search.path != library->dlpi_name) return 0;
   for (int i = 0; i < library->dlpi_phnum && search.build_id.empty(); ++i) {
     const auto& segment = library->dlpi_phdr[i];
     if (segment.p_type != PT_NOTE) continue;
@@ -73,8 +63,8 @@ int Visit(dl_phdr_info* library, size_t, void* data) {
 
 }  // namespace
 
-std::string BuildIdentity(const void* address, const std::string& path) {
-  Search search{reinterpret_cast<uintptr_t>(address), {}};
+std::string BuildIdentity(const std::string& path) {
+  Search search{path, {}};
   dl_iterate_phdr(&Visit, &search);
   if (!search.build_id.empty()) return "build-id " + search.build_id;
   // What cannot be read is -1, which is no worse than no identity.

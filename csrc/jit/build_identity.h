@@ -5,11 +5,11 @@
 
 namespace fp8gemm {
 
-/// Identity of the library that holds the code at `address`.
+/// Identity of the loaded library whose file, as dladdr names it, is `path`.
 ///
 /// The linker's build id, a hash of the library's contents, which is the same wherever the library
 /// is installed: "build-id feebac3b...". A library that was linked without one is known by
-/// the size and the time of its file at `path`.
-std::string BuildIdentity(const void* address, const std::string& path);
+/// the size and the time of its file.
+std::string BuildIdentity(const std::string& path);
 
 }  // namespace fp8gemm

@@ -12,10 +12,6 @@
 #include "driver/interrupts.h"
 #include "jit/fnv1a.h"
 
-#if !defined(F_OFD_SETLK)  // glibc has it only for _GNU_SOURCE
-#define F_OFD_SETLK 37
-#endif
-
 namespace fp8gemm {
 namespace {
 
@@ -23,7 +19,7 @@ constexpr char kLockName[] = ".lock";
 // Much less than a compilation takes, and rare enough to cost nothing.
 constexpr std::chrono::milliseconds kPollInterval(10);
 
-// Two keys at one place would merely wait for each other.
+// Two keys with the same offset would merely wait for each other.
 int64_t OffsetOf(std::string_view key_text) { return static_cast<int64_t>(Fnv1a64(key_text) >> 2); }
 
 bool SetLock(int fd, int64_t offset, short type) {
@@ -42,7 +38,7 @@ BuildLock::BuildLock(const TrustedDirectory& directory, std::string_view key_tex
     : file_(directory.OpenLockFile(kLockName)), offset_(OffsetOf(key_text)) {
   const uint64_t mark = WatchInterrupts();
   const auto deadline = std::chrono::steady_clock::now() + patience;
-  while (is_held() && !SetLock(file_.get(), offset_, F_WRLCK)) {
+  while (file_.get() >= 0 && !SetLock(file_.get(), offset_, F_WRLCK)) {
     const bool is_taken = errno == EAGAIN || errno == EACCES || errno == EINTR;
     if (!is_taken || std::chrono::steady_clock::now() >= deadline) {
       file_.Close();
@@ -54,10 +50,11 @@ BuildLock::BuildLock(const TrustedDirectory& directory, std::string_view key_tex
   }
 }
 
-// Closing would not do: a child that was forked meanwhile has the same open file. It also keeps the
-// lock of a parent that dies while it compiles; others then wait for as long as they have patience.
+// Closing the file would not unlock it: a child that was forked meanwhile has it open too. For the
+// same reason such a child keeps the lock of a parent that dies while it builds; others then wait
+// for as long as they have patience.
 BuildLock::~BuildLock() {
-  if (is_held()) SetLock(file_.get(), offset_, F_UNLCK);
+  if (file_.get() >= 0) SetLock(file_.get(), offset_, F_UNLCK);
 }
 
 }  // namespace fp8gemm

@@ -82,7 +82,7 @@ std::string Encode(const std::string& key_text, const std::string& image) {
   return file;
 }
 
-// The parts of a file, or why it is no whole entry of any key.
+// The key and the image of a file that is a whole entry, or else what is wrong with it.
 struct Decoded {
   const char* fault = nullptr;
   std::string_view key_text{};
@@ -115,8 +115,9 @@ std::string LabelOf(const std::string& name) {
   return name.substr(0, name.size() - tail);
 }
 
-// What a writer left that died. Where it runs cannot be known, so one that is alive must be given
-// time: an hour is much more than any writes, and than clocks of hosts differ.
+// Whether a file is what a writer that died has left. On which host the writer runs, and whether it
+// still does, cannot be known, so files get an hour: much more than it takes to write one, or than
+// the clocks of hosts differ.
 bool IsOrphan(const TrustedDirectory::File& file) {
   constexpr time_t kOldSeconds = 3600;
   const size_t mark = file.name.find(TrustedDirectory::kTempMark);
@@ -183,10 +184,11 @@ std::string DiskStore::Store(const std::string& key_text, const std::string& lab
   return failure;
 }
 
-BuildLock DiskStore::LockBuild(const std::string& key_text,
-                               std::chrono::milliseconds patience) const {
+std::unique_ptr<BuildLock> DiskStore::LockBuild(const std::string& key_text,
+                                                std::chrono::milliseconds patience) const {
   const TrustedDirectory directory(directory_, IfMissing::kCreate);
-  return directory.is_open() ? BuildLock(directory, key_text, patience) : BuildLock();
+  if (!directory.is_open()) return nullptr;
+  return std::make_unique<BuildLock>(directory, key_text, patience);
 }
 
 std::string DiskStore::Refusal() const {

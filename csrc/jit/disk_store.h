@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -37,7 +38,6 @@ class DiskStore {
   /// @param limit_bytes  What all entries may have together.
   explicit DiskStore(const std::string& directory, uint64_t limit_bytes = kNoLimit);
 
-  /// File of a key.
   std::string PathOf(const std::string& key_text, const std::string& label) const;
 
   /// An entry that cannot be opened or is of another key is a miss; one that is damaged, of another
@@ -51,8 +51,10 @@ class DiskStore {
   std::string Store(const std::string& key_text, const std::string& label,
                     const std::string& image) const;
 
-  /// Held by whoever builds the image of a key, until it is stored; see BuildLock.
-  BuildLock LockBuild(const std::string& key_text, std::chrono::milliseconds patience) const;
+  /// The lock that whoever builds the image of a key holds until it is stored; null where the
+  /// directory cannot be used.
+  std::unique_ptr<BuildLock> LockBuild(const std::string& key_text,
+                                       std::chrono::milliseconds patience) const;
 
   /// Why the directory is not used, and what to do; empty if it is, or does not exist yet.
   std::string Refusal() const;

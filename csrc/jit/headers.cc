@@ -8,24 +8,12 @@
 namespace fp8gemm {
 namespace {
 
-void SkipBlanks(std::string_view& text) {
-  text.remove_prefix(std::min(text.find_first_not_of(" \t"), text.size()));
-}
-
-bool Skip(std::string_view prefix, std::string_view& text) {
-  SkipBlanks(text);
-  if (!text.starts_with(prefix)) return false;
-  text.remove_prefix(prefix.size());
-  return true;
-}
-
 /// What an #include line names; empty for any other line.
 std::string_view IncludedName(std::string_view line) {
-  if (!Skip("#", line) || !Skip("include", line)) return {};
-  SkipBlanks(line);
-  if (!line.starts_with('<') && !line.starts_with('"')) return {};
-  line.remove_prefix(1);
-  return line.substr(0, line.find_first_of(">\""));
+  constexpr std::string_view kStart = "#include <";
+  if (!line.starts_with(kStart)) return {};
+  line.remove_prefix(kStart.size());
+  return line.substr(0, line.find('>'));
 }
 
 }  // namespace
@@ -52,14 +40,6 @@ std::vector<HeaderText> ReachedHeaders(std::string_view source,
     if (is_reached[i]) reached.push_back(headers[i]);
   }
   return reached;
-}
-
-std::string HeaderLines(std::span<const HeaderText> headers) {
-  std::string lines;
-  for (const HeaderText& header : headers) {
-    lines.append("header ").append(header.name).append(" ").append(header.digest).append("\n");
-  }
-  return lines;
 }
 
 }  // namespace fp8gemm

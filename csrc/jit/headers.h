@@ -2,7 +2,6 @@
 // The device sources that the extension holds as text, and which of them one kernel is made of.
 #pragma once
 #include <span>
-#include <string>
 #include <string_view>
 #include <vector>
 
@@ -16,13 +15,9 @@ std::span<const HeaderText> EmbeddedHeaders();
 
 /// Those of `headers` that `source` includes, directly or through one another, in their order.
 ///
-/// Follows every #include line, also of branches that the preprocessor skips: what is compiled is
-/// always among them, and nothing else of `headers` is.
+/// Follows every line that begins with "#include <", which all includes of device code do, also in
+/// branches that the preprocessor skips: what is compiled is always among them.
 std::vector<HeaderText> ReachedHeaders(std::string_view source,
                                        std::span<const HeaderText> headers);
-
-/// One line for each header, its name and the digest of its text: the part of a cache key that
-/// tells device sources apart.
-std::string HeaderLines(std::span<const HeaderText> headers);
 
 }  // namespace fp8gemm

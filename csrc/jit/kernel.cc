@@ -4,8 +4,10 @@
 
 #include <cstdint>
 #include <map>
-#include <stdexcept>
+#include <mutex>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "driver/error.h"
 #include "driver/interrupts.h"
@@ -16,12 +18,11 @@
 namespace fp8gemm {
 namespace {
 
-ImageOrigin OriginOf(Backend backend) {
-  if (backend == Backend::kSim) return {.compiler = "this build of the simulator"};
-  const NvrtcInfo& nvrtc = Nvrtc();
-  return {.compiler = "NVRTC " + nvrtc.version + " (" + nvrtc.path + ")",
-          .cuda_version = 1000 * nvrtc.major + 10 * nvrtc.minor};
-}
+// Never destroyed: threads of XLA may outlive static destruction.
+ForkMutex& shared_kernels_mutex = *new ForkMutex;
+auto& shared_kernels = *new std::map<std::pair<Backend, std::string>, Kernel>;
+
+bool IsSimulator(const DriverApi& api) { return api.set_interrupts != nullptr; }
 
 /// What the simulator's cuLibraryLoadData takes in place of a cubin.
 KernelImage SimImage(const KernelSource& source) {
@@ -40,54 +41,48 @@ bool RefusesImage(CUresult result) {
   }
 }
 
-/// What a launch and the question how many clusters fit have in common.
-class LaunchConfig {
- public:
-  LaunchConfig(const KernelSource& source, const LaunchGeometry& geometry, CUstream stream) {
-    if (source.cluster > 1) {
-      CUlaunchAttribute& attribute = attributes_[config_.numAttrs++];
-      attribute.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
-      attribute.value.clusterDim = {source.cluster, 1, 1};
-    }
-    if (geometry.pdl) {
-      CUlaunchAttribute& attribute = attributes_[config_.numAttrs++];
-      attribute.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-      attribute.value.programmaticStreamSerializationAllowed = 1;
-    }
-    config_.gridDimX = geometry.grid;
-    config_.gridDimY = config_.gridDimZ = 1;
-    config_.blockDimX = source.threads;
-    config_.blockDimY = config_.blockDimZ = 1;
-    config_.sharedMemBytes = source.smem_bytes;
-    config_.hStream = stream;
-    config_.attrs = config_.numAttrs != 0 ? attributes_ : nullptr;
+/// What the driver is told of a launch. The cluster is the first attribute, if there is one.
+CUlaunchConfig LaunchConfig(const KernelSource& source, unsigned grid, CUstream stream,
+                            CUlaunchAttribute (&attributes)[2]) {
+  CUlaunchConfig config{};
+  if (source.cluster > 1) {
+    CUlaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+    attribute.value.clusterDim = {source.cluster, 1, 1};
   }
-  LaunchConfig(const LaunchConfig&) = delete;
-  LaunchConfig& operator=(const LaunchConfig&) = delete;
-  const CUlaunchConfig* get() const { return &config_; }
-
- private:
-  CUlaunchAttribute attributes_[2] = {};
-  CUlaunchConfig config_{};
-};
+  if (source.pdl) {
+    CUlaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+    attribute.value.programmaticStreamSerializationAllowed = 1;
+  }
+  config.gridDimX = grid;
+  config.gridDimY = config.gridDimZ = 1;
+  config.blockDimX = source.threads;
+  config.blockDimY = config.blockDimZ = 1;
+  config.sharedMemBytes = source.smem_bytes;
+  config.hStream = stream;
+  config.attrs = config.numAttrs != 0 ? attributes : nullptr;
+  return config;
+}
 
 /// "13.5" for 13050.
 std::string CudaVersionText(int version) {
   return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
 }
 
-/// Advice, if there is any but to update the driver. Kernels are for the minor versions of the
-/// driver's own major version too, but not always for older ones.
-std::string OlderNvrtc(int driver_version, int nvrtc_version) {
+/// What to do where a driver refuses kernels of a newer NVRTC. Kernels run on the minor versions of
+/// the driver's own major version too, but not always on older ones.
+std::string AdviceFor(int driver_version, int nvrtc_version) {
   constexpr int kOldestNvrtc = 12090;
   const bool is_12 = driver_version < 13000;
   if (is_12 && nvrtc_version >= 13000) {
     return "name an NVRTC of CUDA 12 with JAX_FP8GEMM_NVRTC, e.g. that of `pip install "
-           "\"jax[cuda12]\"`, or ";
+           "\"jax[cuda12]\"`, or update the driver.";
   }
-  if (driver_version < kOldestNvrtc) return "";
+  if (driver_version < kOldestNvrtc) return "update the driver.";
   return std::string("install an older NVRTC, `pip install \"nvidia-cuda-nvrtc") +
-         (is_12 ? "-cu12" : "") + "==" + CudaVersionText(driver_version) + ".*\"`, or ";
+         (is_12 ? "-cu12" : "") + "==" + CudaVersionText(driver_version) +
+         ".*\"`, or update the driver.";
 }
 
 }  // namespace
@@ -95,7 +90,10 @@ std::string OlderNvrtc(int driver_version, int nvrtc_version) {
 std::vector<std::string> NvrtcOptions() { return {"--gpu-architecture=sm_90a", "--std=c++20"}; }
 
 std::string CacheKey(const KernelSource& source) {
-  std::string key = HeaderLines(ReachedHeaders(source.text, EmbeddedHeaders()));
+  std::string key;
+  for (const HeaderText& header : ReachedHeaders(source.text, EmbeddedHeaders())) {
+    key.append("header ").append(header.name).append(" ").append(header.digest).append("\n");
+  }
   key += "nvrtc " + Nvrtc().version + ", " + Nvrtc().identity + "\n";
   for (const std::string& option : NvrtcOptions()) key += "option " + option + "\n";
   return key + source.text;
@@ -107,42 +105,29 @@ KernelImage Compile(const KernelSource& source) {
     return CompileCubin({.source = source.text,
                          .name = source.key + ".cu",
                          .options = NvrtcOptions(),
-                         .headers = headers})
-        .cubin;
+                         .headers = headers});
   });
 }
 
 Kernel& Kernel::Shared(Backend backend, const KernelSource& source) {
-  KernelImage image = backend == Backend::kSim ? SimImage(source) : Compile(source);
-  static std::mutex mutex;
-  static auto& kernels = *new std::map<std::pair<Backend, std::string>, std::unique_ptr<Kernel>>;
-  const std::lock_guard<std::mutex> lock(mutex);
-  std::unique_ptr<Kernel>& kernel = kernels[{backend, source.key}];
-  if (!kernel) {
-    kernel = std::make_unique<Kernel>(backend == Backend::kSim ? &SimDriver : &CudaDriver, source,
-                                      std::move(image), OriginOf(backend));
-  }
-  return *kernel;
+  const bool is_simulated = backend == Backend::kSim;
+  KernelImage image = is_simulated ? SimImage(source) : Compile(source);
+  const std::lock_guard lock(shared_kernels_mutex);
+  return shared_kernels
+      .try_emplace({backend, source.key}, is_simulated ? &SimDriver : &CudaDriver, source,
+                   std::move(image))
+      .first->second;
 }
 
-Kernel::Kernel(const DriverApi& (*driver)(), KernelSource source, KernelImage image,
-               ImageOrigin origin)
-    : driver_(driver),
-      source_(std::move(source)),
-      image_(std::move(image)),
-      origin_(std::move(origin)) {
-  if (image_ == nullptr || image_->empty()) {
-    throw std::invalid_argument("kernel '" + source_.name + "' has no image");
-  }
-  if (source_.name.empty()) throw std::invalid_argument("a kernel image needs a kernel name");
-}
+Kernel::Kernel(const DriverApi& (*driver)(), KernelSource source, KernelImage image)
+    : driver_(driver), source_(std::move(source)), image_(std::move(image)) {}
 
 Kernel::~Kernel() {
   // The result is of no use here: at process exit the driver may already be gone.
   if (library_ != nullptr) driver_().cuLibraryUnload(library_);
 }
 
-const Kernel::OnDevice& Kernel::Load() {
+const Kernel::Loaded& Kernel::Load() {
   const DriverApi& api = driver_();
   CUdevice device = -1;
   Check(api, api.cuCtxGetDevice(&device), "cuCtxGetDevice");
@@ -157,20 +142,25 @@ const Kernel::OnDevice& Kernel::Load() {
 
 void Kernel::CheckImage(const DriverApi& api, CUresult result, const char* call) const {
   int version = 0;
-  if (RefusesImage(result) && api.cuDriverGetVersion(&version) == CUDA_SUCCESS &&
-      version < origin_.cuda_version) {
-    const char* name = nullptr;
-    api.cuGetErrorName(result, &name);
-    throw UnsupportedError("The NVIDIA driver, which is for CUDA " + CudaVersionText(version) +
-                           ", refuses the kernel that " + origin_.compiler + " compiled (" + call +
-                           ": " + (name != nullptr ? name : std::to_string(result)) + "); " +
-                           OlderNvrtc(version, origin_.cuda_version) + "update the driver.");
+  if (RefusesImage(result) && !IsSimulator(api) &&
+      api.cuDriverGetVersion(&version) == CUDA_SUCCESS) {
+    const NvrtcInfo& nvrtc = Nvrtc();
+    const int nvrtc_version = 1000 * nvrtc.major + 10 * nvrtc.minor;
+    if (version < nvrtc_version) {
+      const char* name = nullptr;
+      api.cuGetErrorName(result, &name);
+      throw UnsupportedError("The NVIDIA driver, which is for CUDA " + CudaVersionText(version) +
+                             ", refuses the kernel that NVRTC " + nvrtc.version + " (" +
+                             nvrtc.path + ") compiled (" + call + ": " +
+                             (name != nullptr ? name : std::to_string(result)) + "); " +
+                             AdviceFor(version, nvrtc_version));
+    }
   }
   Check(api, result, call);
 }
 
-const Kernel::OnDevice& Kernel::LoadOn(const DriverApi& api, CUdevice device) {
-  const DeviceLimits& limits = Limits(api, device);
+const Kernel::Loaded& Kernel::LoadOn(const DriverApi& api, CUdevice device) {
+  const DeviceLimits limits = ReadLimits(api, device);
   if (source_.smem_bytes > static_cast<unsigned>(limits.smem_bytes_per_block)) {
     throw UnsupportedError(
         "Kernel '" + source_.name + "' needs " + std::to_string(source_.smem_bytes) +
@@ -188,19 +178,16 @@ const Kernel::OnDevice& Kernel::LoadOn(const DriverApi& api, CUdevice device) {
         "cuLibraryLoadData");
     library_ = library;  // only now, so that a failed load is never unloaded
   }
-  if (kernel_ == nullptr) {
-    CUkernel kernel = nullptr;
-    CheckImage(api, api.cuLibraryGetKernel(&kernel, library_, source_.name.c_str()),
-               "cuLibraryGetKernel");
-    kernel_ = kernel;
-  }
+  CUkernel kernel = nullptr;
+  CheckImage(api, api.cuLibraryGetKernel(&kernel, library_, source_.name.c_str()),
+             "cuLibraryGetKernel");
   Check(api,
         api.cuKernelSetAttribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                                 static_cast<int>(source_.smem_bytes), kernel_, device),
+                                 static_cast<int>(source_.smem_bytes), kernel, device),
         "cuKernelSetAttribute");
   // A driver that loads lazily looks at the image only now.
   CUfunction function = nullptr;
-  CheckImage(api, api.cuKernelGetFunction(&function, kernel_), "cuKernelGetFunction");
+  CheckImage(api, api.cuKernelGetFunction(&function, kernel), "cuKernelGetFunction");
   int registers = 0;  // of no interest: reading an attribute makes a lazy driver load the code now
   CheckImage(api, api.cuFuncGetAttribute(&registers, CU_FUNC_ATTRIBUTE_NUM_REGS, function),
              "cuFuncGetAttribute");
@@ -212,9 +199,11 @@ const Kernel::OnDevice& Kernel::LoadOn(const DriverApi& api, CUdevice device) {
 int Kernel::MaxClusters(const DriverApi& api, CUfunction function,
                         const DeviceLimits& limits) const {
   if (source_.cluster == 1) return limits.sm_count;
-  const LaunchConfig config(source_, {.grid = source_.cluster}, nullptr);
+  CUlaunchAttribute attributes[2] = {};
+  CUlaunchConfig config = LaunchConfig(source_, source_.cluster, nullptr, attributes);
+  config.numAttrs = 1;  // the cluster alone
   int clusters = 0;
-  Check(api, api.cuOccupancyMaxActiveClusters(&clusters, function, config.get()),
+  Check(api, api.cuOccupancyMaxActiveClusters(&clusters, function, &config),
         "cuOccupancyMaxActiveClusters");
   if (clusters < 1) {
     throw UnsupportedError("Kernel '" + source_.name + "' runs in clusters of " +
@@ -225,26 +214,15 @@ int Kernel::MaxClusters(const DriverApi& api, CUfunction function,
   return clusters;
 }
 
-void Kernel::Launch(const OnDevice& loaded, const LaunchGeometry& geometry, CUstream stream,
-                    void* params) const {
-  if (loaded.function == nullptr || params == nullptr) {
-    throw std::invalid_argument("a launch needs a function and its parameter");
-  }
-  if (geometry.grid == 0 || source_.threads == 0 || source_.cluster == 0 ||
-      geometry.grid % source_.cluster != 0) {
-    throw std::invalid_argument(
-        "a launch needs a grid that is a multiple of the cluster, got grid " +
-        std::to_string(geometry.grid) + ", block " + std::to_string(source_.threads) +
-        ", cluster " + std::to_string(source_.cluster));
-  }
-  const LaunchConfig config(source_, geometry, stream);
+void Kernel::Launch(const Loaded& loaded, unsigned grid, CUstream stream, void* params) const {
+  CUlaunchAttribute attributes[2] = {};
+  const CUlaunchConfig config = LaunchConfig(source_, grid, stream, attributes);
   void* kernel_params[] = {params};
   const DriverApi& api = driver_();
   // Only a simulated launch takes long, and can be stopped.
-  const bool is_simulated = api.set_interrupts != nullptr;
+  const bool is_simulated = IsSimulator(api);
   const uint64_t mark = is_simulated ? WatchInterrupts() : 0;
-  const CUresult result =
-      api.cuLaunchKernelEx(config.get(), loaded.function, kernel_params, nullptr);
+  const CUresult result = api.cuLaunchKernelEx(&config, loaded.function, kernel_params, nullptr);
   if (result != CUDA_SUCCESS && is_simulated && WasInterrupted(mark)) throw InterruptedError();
   Check(api, result, "cuLaunchKernelEx");
 }

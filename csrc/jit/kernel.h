@@ -4,12 +4,12 @@
 #include <array>
 #include <atomic>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
 #include "driver/device_limits.h"
 #include "driver/driver.h"
+#include "driver/fork_mutex.h"
 
 namespace fp8gemm {
 
@@ -21,35 +21,22 @@ struct KernelSource {
   unsigned threads = 0;
   unsigned smem_bytes = 0;  // dynamic shared memory per CTA
   unsigned cluster = 1;     // CTAs per cluster
+  bool pdl = false;         // a launch may start before the previous kernel of the stream ends
 };
 
 /// Machine code, or whatever the driver of a backend loads.
 using KernelImage = std::shared_ptr<const std::string>;
 
-/// What made an image, for a message when the driver refuses it.
-struct ImageOrigin {
-  std::string compiler{};  // e.g. "NVRTC 13.5 (/path/libnvrtc.so.13)"
-  int cuda_version = 0;    // whose it is, as cuDriverGetVersion counts: 13050; 0: none
-};
-
-struct LaunchGeometry {
-  unsigned grid = 1;  // CTAs, in whole clusters
-  bool pdl = false;   // may start before the previous kernel of the stream ends
-};
-
-/// Those of every kernel. The architecture is Hopper with its architecture-specific instructions
-/// (wgmma, setmaxnreg): such code runs on compute capability 9.0 only, so PTX would buy no
-/// portability.
+/// NVRTC's options for every kernel. The architecture is Hopper with its architecture-specific
+/// instructions (wgmma, setmaxnreg): such code runs on compute capability 9.0 only, so PTX would
+/// buy no portability.
 std::vector<std::string> NvrtcOptions();
 
 /// Everything that the machine code of a kernel depends on, as text: the headers that it reaches,
 /// NVRTC, options and its own lines.
-/// @throws UnsupportedError  There is no usable NVRTC.
 std::string CacheKey(const KernelSource& source);
 
 /// The machine code for sm_90a, from the cache of the process or compiled now.
-/// @throws UnsupportedError  There is no usable NVRTC.
-/// @throws CompileError  NVRTC rejected the source.
 KernelImage Compile(const KernelSource& source);
 
 /// Safe to use from many threads and on many devices at the same time.
@@ -59,22 +46,22 @@ KernelImage Compile(const KernelSource& source);
 /// the process.
 class Kernel {
  public:
-  /// A kernel on one device.
-  struct OnDevice {
+  /// What a launch needs of the device that it is loaded on.
+  struct Loaded {
     CUfunction function = nullptr;
     int sm_count = 0;
     int max_clusters = 0;  // that are resident at once; of single CTAs, one for each SM
   };
 
   /// Compiles, without a GPU, and returns the kernel that all call sites with this source share for
-  /// the life of the process. Throws as `Compile`; the simulator has its kernels built in.
+  /// the life of the process. The simulator has its kernels built in.
+  /// @throws UnsupportedError  There is no usable NVRTC.
+  /// @throws CompileError  NVRTC rejected the source.
   static Kernel& Shared(Backend backend, const KernelSource& source);
 
   /// @param driver  Called when the kernel is first loaded.
   /// @param image   Cubin, or whatever the driver takes. Not null, not empty.
-  /// @throws std::invalid_argument  The image or the entry point's name is missing.
-  Kernel(const DriverApi& (*driver)(), KernelSource source, KernelImage image,
-         ImageOrigin origin = {});
+  Kernel(const DriverApi& (*driver)(), KernelSource source, KernelImage image);
   ~Kernel();
   Kernel(const Kernel&) = delete;
   Kernel& operator=(const Kernel&) = delete;
@@ -91,35 +78,31 @@ class Kernel {
   ///     memory, or no room for a cluster; or the driver is older than what made the image, and
   ///     refuses it.
   /// @throws CudaError  No current context, or the image does not load.
-  const OnDevice& Load();
+  const Loaded& Load();
 
   /// Enqueues one launch of what `Load` returned. No allocation, no lock, no synchronization.
   ///
+  /// @param grid    CTAs, in whole clusters.
   /// @param params  Address of the kernel's single parameter; copied before the call returns.
-  /// @throws std::invalid_argument  The geometry is not launchable.
   /// @throws CudaError  The driver refused.
   /// @throws InterruptedError  Ctrl-C stopped a simulated launch.
-  void Launch(const OnDevice& loaded, const LaunchGeometry& geometry, CUstream stream,
-              void* params) const;
+  void Launch(const Loaded& loaded, unsigned grid, CUstream stream, void* params) const;
 
-  const KernelSource& source() const { return source_; }
   const DriverApi& driver() const { return driver_(); }
 
  private:
   static constexpr int kMaxDevices = 64;
 
-  const OnDevice& LoadOn(const DriverApi& api, CUdevice device);
+  const Loaded& LoadOn(const DriverApi& api, CUdevice device);
   int MaxClusters(const DriverApi& api, CUfunction function, const DeviceLimits& limits) const;
   void CheckImage(const DriverApi& api, CUresult result, const char* call) const;
 
   const DriverApi& (*const driver_)();
   const KernelSource source_;
   const KernelImage image_;
-  const ImageOrigin origin_;
-  std::mutex mutex_;  // guards what follows against concurrent first uses
+  ForkMutex mutex_;  // guards what follows against concurrent first uses
   CUlibrary library_ = nullptr;
-  CUkernel kernel_ = nullptr;
-  std::array<OnDevice, kMaxDevices> devices_{};             // by device ordinal
+  std::array<Loaded, kMaxDevices> devices_{};               // by device ordinal
   std::array<std::atomic<bool>, kMaxDevices> is_loaded_{};  // whether devices_[i] is final
 };
 

@@ -2,13 +2,14 @@
 // Single flight over a map of shared futures, in front of the disk store.
 #include "jit/kernel_cache.h"
 
-#include <pthread.h>
-
+#include <mutex>
 #include <stdexcept>
 #include <utility>
 
 namespace fp8gemm {
 namespace {
+
+KernelCache& process_cache = *new KernelCache;
 
 /// Runs an action when a scope is left: by an exception, if it was not dismissed.
 template <typename Action>
@@ -32,8 +33,8 @@ class OnExit {
 KernelCache::Image KernelCache::GetOrBuild(const std::string& key_text, const std::string& label,
                                            const std::function<std::string()>& build) {
   std::shared_ptr<const DiskStore> disk;
-  BuildLock lock;  // until the image is on disk
-  bool built = false;
+  std::unique_ptr<BuildLock> lock;  // until the image is on disk
+  bool is_built = false;
   // The task carries an exception of `build` to every waiter. A failed entry leaves the map before
   // the waiters wake, so no later call can find it.
   std::packaged_task<Image()> task([&] {
@@ -41,10 +42,16 @@ KernelCache::Image KernelCache::GetOrBuild(const std::string& key_text, const st
       const std::lock_guard lock(mutex_);
       images_.erase(key_text);
     });
-    auto image = std::make_shared<const std::string>(
-        LoadOrBuild(disk.get(), key_text, label, build, lock, built));
+    std::string image = LoadFrom(disk.get(), key_text, label);
+    if (image.empty() && disk != nullptr) {
+      lock = disk->LockBuild(key_text, patience_);
+      image = LoadFrom(disk.get(), key_text, label);  // another process may have built it meanwhile
+    }
+    is_built = image.empty();
+    if (is_built) image = Build(label, build);
+    auto shared = std::make_shared<const std::string>(std::move(image));
     forget.Dismiss();
-    return image;
+    return shared;
   });
   std::shared_future<Image> result = task.get_future().share();
   bool leads = false;
@@ -61,24 +68,8 @@ KernelCache::Image KernelCache::GetOrBuild(const std::string& key_text, const st
   if (!leads) return result.get();
   task();
   Image image = result.get();
-  if (built && disk != nullptr) StoreOrWarn(*disk, key_text, label, *image);
+  if (is_built && disk != nullptr) StoreOrWarn(*disk, key_text, label, *image);
   return image;
-}
-
-std::string KernelCache::LoadOrBuild(const DiskStore* disk, const std::string& key_text,
-                                     const std::string& label,
-                                     const std::function<std::string()>& build, BuildLock& lock,
-                                     bool& built) {
-  if (disk != nullptr) {
-    std::string image = LoadFrom(*disk, key_text, label);
-    if (image.empty()) {
-      lock = disk->LockBuild(key_text, patience_);
-      image = LoadFrom(*disk, key_text, label);  // who had the lock has built it
-    }
-    if (!image.empty()) return image;
-  }
-  built = true;
-  return Build(label, build);
 }
 
 std::string KernelCache::Build(const std::string& label,
@@ -103,11 +94,13 @@ std::string KernelCache::Build(const std::string& label,
   return image;
 }
 
-std::string KernelCache::LoadFrom(const DiskStore& disk, const std::string& key_text,
+std::string KernelCache::LoadFrom(const DiskStore* disk, const std::string& key_text,
                                   const std::string& label) {
-  DiskStore::Loaded loaded = disk.Load(key_text, label);
-  if (loaded.status == DiskStore::Status::kHit) Count(&Counters::disk_hits);
-  if (loaded.status == DiskStore::Status::kCorrupt) Count(&Counters::corrupt);
+  if (disk == nullptr) return "";
+  DiskStore::Loaded loaded = disk->Load(key_text, label);
+  const std::lock_guard lock(mutex_);
+  if (loaded.status == DiskStore::Status::kHit) ++counters_.disk_hits;
+  if (loaded.status == DiskStore::Status::kCorrupt) ++counters_.corrupt;
   return std::move(loaded.image);
 }
 
@@ -154,28 +147,15 @@ void KernelCache::ClearMemory() {
   images_.clear();
 }
 
-void KernelCache::Count(uint64_t Counters::* counter) {
-  const std::lock_guard lock(mutex_);
-  ++(counters_.*counter);
-}
-
-void KernelCache::AfterForkInChild() {
+// In a forked child. NVRTC may have been amid a build, and then nothing can be built any more.
+void KernelCache::ForgetOtherThreads() {
   can_build_ = can_build_ && num_building_ == 0;
   num_building_ = 0;
   std::erase_if(images_, [](const auto& entry) {
     return entry.second.wait_for(std::chrono::seconds(0)) != std::future_status::ready;
   });
-  mutex_.unlock();
 }
 
-KernelCache& ProcessKernelCache() {
-  static auto* cache = [] {
-    pthread_atfork([] { ProcessKernelCache().BeforeFork(); },
-                   [] { ProcessKernelCache().AfterForkInParent(); },
-                   [] { ProcessKernelCache().AfterForkInChild(); });
-    return new KernelCache;
-  }();
-  return *cache;
-}
+KernelCache& ProcessKernelCache() { return process_cache; }
 
 }  // namespace fp8gemm

@@ -6,15 +6,15 @@
 #include <functional>
 #include <future>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <unordered_map>
 
+#include "driver/fork_mutex.h"
 #include "jit/disk_store.h"
 
 namespace fp8gemm {
 
-/// Thread-safe. Builds every key at most once at a time in this process, and at once in one of the
+/// Thread-safe. Of the threads of this process at most one builds a key at a time; nor do two
 /// processes that keep their kernels in the same directory, if its file system has locks.
 class KernelCache {
  public:
@@ -60,28 +60,20 @@ class KernelCache {
 
   Counters GetCounters() const;
 
-  /// Around fork(): the child has no other threads, so it forgets what they were building. NVRTC
-  /// may have been amid such a build, and then nothing can be built in the child.
-  void BeforeFork() { mutex_.lock(); }
-  void AfterForkInParent() { mutex_.unlock(); }
-  void AfterForkInChild();
-
   /// Forgets all images in memory; holders of an image, and builds under way, are not disturbed.
   void ClearMemory();
 
  private:
-  std::string LoadOrBuild(const DiskStore* disk, const std::string& key_text,
-                          const std::string& label, const std::function<std::string()>& build,
-                          BuildLock& lock, bool& built);
   std::string Build(const std::string& label, const std::function<std::string()>& build);
-  std::string LoadFrom(const DiskStore& disk, const std::string& key_text,
+  std::string LoadFrom(const DiskStore* disk, const std::string& key_text,
                        const std::string& label);
   void StoreOrWarn(const DiskStore& disk, const std::string& key_text, const std::string& label,
                    const std::string& image);
-  void Count(uint64_t Counters::* counter);
+  void ForgetOtherThreads();
 
   const std::chrono::milliseconds patience_;
-  mutable std::mutex mutex_;  // guards everything below; never held while building or doing I/O
+  // Guards everything below; never held while building or doing I/O.
+  mutable ForkMutex mutex_{[this] { ForgetOtherThreads(); }};
   std::unordered_map<std::string, std::shared_future<Image>> images_;
   std::shared_ptr<const DiskStore> disk_;  // null: memory only
   std::function<void(std::string)> warning_sink_;

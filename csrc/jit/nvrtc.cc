@@ -3,7 +3,6 @@
 #include "jit/nvrtc.h"
 
 #include <dlfcn.h>
-#include <pthread.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -12,7 +11,9 @@
 #include <string_view>
 #include <utility>
 
+#include "driver/driver.h"
 #include "driver/error.h"
+#include "driver/fork_mutex.h"
 #include "driver/interrupts.h"
 #include "jit/build_identity.h"
 
@@ -44,11 +45,6 @@ struct NvrtcApi : NvrtcInfo {
   NvrtcResult (*nvrtcSetFlowCallback)(NvrtcProgram program, int (*callback)(void*, void*),
                                       void* payload);
 };
-
-std::string LoaderError() {
-  const char* text = dlerror();
-  return text != nullptr ? text : "unknown loader error";
-}
 
 template <typename Function>
 bool FindSymbol(void* library, const char* name, Function*& function) {
@@ -103,9 +99,8 @@ std::unique_ptr<const NvrtcApi> TryOpen(const std::string& name, int extra_flags
     dlclose(library);
     return nullptr;
   }
-  const auto* address = reinterpret_cast<const void*>(api->nvrtcVersion);
   Dl_info info = {};
-  const bool located = dladdr(address, &info) != 0;
+  const bool located = dladdr(reinterpret_cast<const void*>(api->nvrtcVersion), &info) != 0;
   api->path = located && info.dli_fname != nullptr ? info.dli_fname : name;
   const std::pair version = {api->major, api->minor};
   api->version = VersionText(version);
@@ -115,7 +110,7 @@ std::unique_ptr<const NvrtcApi> TryOpen(const std::string& name, int extra_flags
     dlclose(library);
     return nullptr;
   }
-  api->identity = BuildIdentity(address, api->path);
+  api->identity = BuildIdentity(api->path);
   PreloadBuiltins(*api);
   return api;
 }
@@ -127,26 +122,6 @@ std::string Soname(const std::string& path) {
   return file.substr(0, file.find('.', dots));
 }
 
-bool IsOfMajor(int major, const std::string& path) {
-  return major == 0 || Soname(path) == "libnvrtc.so." + std::to_string(major);
-}
-
-/// The best NVRTC of one major version, or of any for 0; null with reasons if there is none.
-std::unique_ptr<const NvrtcApi> FindOfMajor(int major, const std::vector<std::string>& candidates,
-                                            std::string& reasons) {
-  std::vector<std::string> sonames;
-  for (const std::string& path : candidates) sonames.push_back(Soname(path));
-  sonames.insert(sonames.end(), {"libnvrtc.so.13", "libnvrtc.so.12"});
-  for (const int extra_flags : {RTLD_NOLOAD, 0}) {
-    for (const std::string& name : extra_flags == RTLD_NOLOAD ? sonames : candidates) {
-      if (!IsOfMajor(major, name)) continue;
-      auto api = TryOpen(name, extra_flags, reasons);
-      if (api != nullptr) return api;
-    }
-  }
-  return nullptr;
-}
-
 std::unique_ptr<const NvrtcApi> FindNvrtc(const NvrtcSearch& search) {
   std::string reasons;
   if (!search.chosen.empty()) {
@@ -156,9 +131,19 @@ std::unique_ptr<const NvrtcApi> FindNvrtc(const NvrtcSearch& search) {
                            reasons + "); name an NVRTC " + VersionText(kMinVersion) +
                            " or newer, or unset it.");
   }
-  auto api = FindOfMajor(search.major, search.candidates, reasons);
-  if (api == nullptr) api = FindOfMajor(0, search.candidates, reasons);
-  if (api != nullptr) return api;
+  std::vector<std::pair<std::string, int>> attempts;  // with flags for dlopen
+  for (const std::string& path : search.candidates) {
+    attempts.emplace_back(Soname(path), RTLD_NOLOAD);
+  }
+  for (const std::string& path : search.candidates) attempts.emplace_back(path, 0);
+  const std::string preferred = "libnvrtc.so." + std::to_string(search.major);
+  std::ranges::stable_partition(attempts, [&](const auto& attempt) {
+    return search.major == 0 || Soname(attempt.first) == preferred;
+  });
+  for (const auto& [name, extra_flags] : attempts) {
+    auto api = TryOpen(name, extra_flags, reasons);
+    if (api != nullptr) return api;
+  }
   throw UnsupportedError(
       "No NVRTC, the run-time compiler of CUDA, of version " + VersionText(kMinVersion) +
       " or newer was found (" + (reasons.empty() ? "no place to look in" : reasons) +
@@ -167,29 +152,20 @@ std::unique_ptr<const NvrtcApi> FindNvrtc(const NvrtcSearch& search) {
 }
 
 struct NvrtcState {
-  std::mutex mutex;
+  ForkMutex mutex;
   NvrtcSearch search;
   std::unique_ptr<const NvrtcApi> api;  // once set, never changed
 };
 
-// Leaked: threads of XLA may outlive static destruction. A forked child must find it unlocked.
-NvrtcState& State() {
-  static auto* state = [] {
-    pthread_atfork([] { State().mutex.lock(); }, [] { State().mutex.unlock(); },
-                   [] { State().mutex.unlock(); });
-    return new NvrtcState;
-  }();
-  return *state;
-}
+// Never destroyed: threads of XLA may outlive static destruction.
+NvrtcState& nvrtc_state = *new NvrtcState;
 
 const NvrtcApi& Api() {
-  NvrtcState& state = State();
-  const std::lock_guard lock(state.mutex);
-  if (state.api == nullptr) state.api = FindNvrtc(state.search);
-  return *state.api;
+  const std::lock_guard lock(nvrtc_state.mutex);
+  if (nvrtc_state.api == nullptr) nvrtc_state.api = FindNvrtc(nvrtc_state.search);
+  return *nvrtc_state.api;
 }
 
-/// Owns an NVRTC program.
 class Program {
  public:
   explicit Program(const NvrtcApi& api) : api_(api) {}
@@ -262,27 +238,27 @@ std::string Excerpt(const std::string& log) {
 }  // namespace
 
 void SetNvrtcSearch(NvrtcSearch search) {
-  NvrtcState& state = State();
-  const std::lock_guard lock(state.mutex);
-  state.search = std::move(search);
+  const std::lock_guard lock(nvrtc_state.mutex);
+  nvrtc_state.search = std::move(search);
 }
 
 const NvrtcInfo& Nvrtc() { return Api(); }
 
-CompileResult CompileCubin(const CompileRequest& request) {
+std::string CompileCubin(const CompileRequest& request) {
   const NvrtcApi& api = Api();
   Program program(api);
   NvrtcResult result = program.Create(request);
   if (result == kNvrtcSuccess) result = program.Compile(request.options);
   if (result != kNvrtcSuccess && program.was_interrupted()) throw InterruptedError();
-  CompileResult compiled{{}, program.Log()};
-  if (result == kNvrtcSuccess) compiled.cubin = program.Cubin();
-  if (!compiled.cubin.empty()) return compiled;
-  std::string message =
+  if (result == kNvrtcSuccess) {
+    std::string cubin = program.Cubin();
+    if (!cubin.empty()) return cubin;
+  }
+  const std::string log = program.Log();
+  throw CompileError(
       "NVRTC " + api.version + " could not compile " + request.name + " (" +
-      (result == kNvrtcSuccess ? "it gave no cubin" : api.nvrtcGetErrorString(result)) + ")";
-  message += compiled.log.empty() ? std::string(" and left no log") : ":\n" + Excerpt(compiled.log);
-  throw CompileError(message, std::move(compiled.log));
+      (result == kNvrtcSuccess ? "it gave no cubin" : api.nvrtcGetErrorString(result)) + ")" +
+      (log.empty() ? " and left no log" : ":\n" + Excerpt(log)));
 }
 
 }  // namespace fp8gemm

@@ -22,11 +22,6 @@ struct CompileRequest {
   std::span<const HeaderText> headers;
 };
 
-struct CompileResult {
-  std::string cubin;
-  std::string log;  // warnings and ptxas information
-};
-
 /// Where to look for NVRTC.
 struct NvrtcSearch {
   std::string chosen{};  // by the user: this file or none; empty: the best that is found
@@ -36,9 +31,10 @@ struct NvrtcSearch {
 
 /// Takes effect when NVRTC is first needed.
 ///
-/// Unless one was chosen, of those of the plugin's major version, and then of all, a libnvrtc that
-/// is already loaded in the process goes first: what else the process uses is of its version. Then
-/// come the candidates. Those older than 12.9 are passed over.
+/// Unless one was chosen, those of the plugin's major version are tried first. Among them, and
+/// among the others, a candidate whose soname is loaded in the process goes first, as what else the
+/// process uses is of its version; then the candidates in their order. Those older than 12.9 are
+/// passed over.
 void SetNvrtcSearch(NvrtcSearch search);
 
 /// The NVRTC in use.
@@ -57,10 +53,10 @@ struct NvrtcInfo {
 /// @throws UnsupportedError  No usable NVRTC: what was tried and how to install one.
 const NvrtcInfo& Nvrtc();
 
-/// Compiles one program. Thread-safe, and parallel calls run in parallel.
+/// Compiles one program to a cubin. Thread-safe, and parallel calls run in parallel.
 ///
 /// @throws UnsupportedError  As `Nvrtc`.
 /// @throws CompileError      NVRTC rejected the program or an option, or failed itself.
-CompileResult CompileCubin(const CompileRequest& request);
+std::string CompileCubin(const CompileRequest& request);
 
 }  // namespace fp8gemm

@@ -18,8 +18,8 @@ struct Named {
 };
 
 /// Whether the values of a table are its indices.
-template <typename Type, size_t kCount>
-constexpr bool IsInOrder(const Named<Type> (&table)[kCount]) {
+template <typename Entry, size_t kCount>
+constexpr bool IsInOrder(const Entry (&table)[kCount]) {
   for (size_t i = 0; i < kCount; ++i) {
     if (size_t(table[i].value) != i) return false;
   }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Validation, extents and naming of quantize problems.
+// Validation and extents of quantize problems.
 #include "quantize/quantize_problem.h"
+
+#include <string>
 
 #include "driver/error.h"
 #include "driver/tensor_map.h"
@@ -49,12 +51,6 @@ int64_t QuantizeProblem::grid(int64_t tiles_per_cta) const {
   return batches * blocks * ceil_div(tiles, tiles_per_cta);
 }
 
-std::string QuantizeProblem::ToString() const {
-  return QuantizeKey(config) + " batches=" + std::to_string(batches) +
-         " rows=" + std::to_string(rows) + " columns=" + std::to_string(columns) +
-         " groups=" + std::to_string(num_groups);
-}
-
 void ValidateQuantizeProblem(const QuantizeProblem& problem) {
   if (!is_quantizer(problem.config)) {
     throw UnsupportedError("there is no kernel " + QuantizeKey(problem.config));
@@ -75,7 +71,8 @@ void ValidateQuantizeProblem(const QuantizeProblem& problem) {
   }
   if (problem.config.is_gated()) CheckExtent("columns of both factors", 2 * problem.columns);
   CheckExtent("columns of the result", problem.out_columns());
-  // First, so that the product of three does not pass 63 bits: no fewer CTAs than that.
+  // Checked before the grid, which is this times blocks of columns: so the product of three extents
+  // stays below 2^63.
   CheckExtent("the number of blocks of rows of all batches",
               problem.batches *
                   Blocks(problem.config.is_transposed() ? problem.out_columns() : problem.rows));

@@ -3,7 +3,6 @@
 #pragma once
 #include <array>
 #include <cstdint>
-#include <string>
 
 #include "shared/quantize_config.h"
 
@@ -23,7 +22,8 @@ struct QuantizeProblem {
   int64_t scale_pitch() const {
     return config.is_transposed() ? align_up<int64_t>(columns, kScaleAlignment) : row_scale_pitch();
   }
-  /// The same of kRows beside a transposed layout, for the rows of all matrices.
+  /// The same for the rows of all matrices: of kRows, also where a layout has it beside a
+  /// transposed one.
   int64_t row_scale_pitch() const { return align_up<int64_t>(batches * rows, kScaleAlignment); }
 
   /// Extents of the arrays. Where rows are innermost in memory these extents still come first.
@@ -40,8 +40,6 @@ struct QuantizeProblem {
 
   /// CTAs of one launch that does `tiles_per_cta` tiles in each.
   int64_t grid(int64_t tiles_per_cta) const;
-
-  std::string ToString() const;
 };
 
 /// @throws UnsupportedError  There is no such kernel, or an extent or the grid is out of range.

@@ -263,7 +263,7 @@ def check_groups(function: Callable) -> Callable:
     Where sizes and ids make no sense, the products cut them down to what is safe and leave the rows
     concerned unspecified. With this, every product and quantizer of groups in `function` checks
     that its `group_sizes` are not negative and fit, that enough of them follow `group_offset`, that
-    `masked_m` is within the room, and that `group_ids` are groups or -1, with one group in each
+    `masked_m` is within the capacity, and that `group_ids` are groups or -1, with one group in each
     aligned block and padding behind it. It waits for the result.
 
     Args:

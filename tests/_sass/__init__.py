@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gates and ratchets that tests put on the static facts about compiled Hopper kernels.
 
-`disassemble` -> `kernel_facts` -> `gate_failures` and `ratchet_failures`. Needs no GPU: the cubin's
+`disassemble` -> `kernel_facts` -> `kernel_failures`, `ratchet_failures`. Needs no GPU: the cubin's
 ELF is read in Python and its instructions come from `nvdisasm` (wheel nvidia-cuda-nvdisasm).
 """
 
@@ -10,6 +10,7 @@ from _sass.gates import gate_failures as gate_failures
 from _sass.gates import log_failures as log_failures
 from _sass.ratchets import Golden as Golden
 from _sass.ratchets import ratchet_failures as ratchet_failures
+from _sass.rules import kernel_failures as kernel_failures
 from jax_fp8gemm._src.tools.sass.cubin import Cubin as Cubin
 from jax_fp8gemm._src.tools.sass.cubin import parse_cubin as parse_cubin
 from jax_fp8gemm._src.tools.sass.disassembly import Instruction as Instruction

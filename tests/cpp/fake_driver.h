@@ -30,7 +30,6 @@ struct Fake {
   std::atomic<int> unloads = 0;
   std::atomic<int> resolves = 0;
   std::atomic<int> code_loads = 0;
-  std::atomic<int> attribute_reads = 0;
   int smem_bytes = 0;
   std::string image;
   CUlaunchConfig config{};
@@ -65,7 +64,6 @@ void FillDeviceCalls(DriverApi& api) {
     return fake.result;
   };
   api.cuDeviceGetAttribute = [](int* value, CUdevice_attribute attribute, CUdevice device) {
-    ++fake.attribute_reads;
     *value = attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR   ? fake.cc_major
              : attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR ? 0
              : attribute == CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT     ? fake.sm_count - device

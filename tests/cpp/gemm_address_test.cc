@@ -62,16 +62,12 @@ std::vector<uint8_t> Product(const Case& c, const std::string& shifted = "", siz
   };
   const uint32_t d_bytes = element_bytes(problem.d_type);
   const int64_t k_blocks = problem.k / kBlockK;
-  GemmBuffers buffers{.k_pitch = problem.k,
-                      .sfa_pitch = align_up<int64_t>(problem.a_rows(), 4),
-                      .sfb_pitch = align_up<int64_t>(problem.b_rows(), 4),
-                      .d_pitch = problem.n};
   const int64_t sfb_rows = problem.scaling == Scaling::k1D1D
-                               ? buffers.sfb_pitch
+                               ? problem.sfb_pitch()
                                : problem.b_rows() / problem.n * ceil_div<int64_t>(problem.n, 128);
   Buffer a = make("a", problem.a_rows() * problem.k, 1);
   Buffer b = make("b", problem.b_rows() * problem.k, 1);
-  Buffer sfa = make("sfa", buffers.sfa_pitch * k_blocks, sizeof(float));
+  Buffer sfa = make("sfa", problem.sfa_pitch() * k_blocks, sizeof(float));
   Buffer sfb = make("sfb", sfb_rows * k_blocks, sizeof(float));
   Buffer group_data = make("group_data", c.group_data.size(), sizeof(int32_t));
   Buffer in = make("c", problem.d_rows() * problem.n, d_bytes);
@@ -79,15 +75,15 @@ std::vector<uint8_t> Product(const Case& c, const std::string& shifted = "", siz
   if (!c.group_data.empty()) {
     std::memcpy(group_data.data(), c.group_data.data(), c.group_data.size() * sizeof(int32_t));
   }
-  buffers.a = a.data();
-  buffers.b = b.data();
-  buffers.sfa = sfa.data();
-  buffers.sfb = sfb.data();
-  buffers.group_data = group_data.data();
-  buffers.c = in.data();
-  buffers.d = d.data();
   GemmPlan plan(Backend::kSim, problem, "");
-  plan.Run(buffers, nullptr);
+  plan.Run({.a = a.data(),
+            .b = b.data(),
+            .sfa = sfa.data(),
+            .sfb = sfb.data(),
+            .d = d.data(),
+            .c = in.data(),
+            .group_data = group_data.data()},
+           nullptr);
   CHECK(d.IsIntact());
   return d.Values();
 }

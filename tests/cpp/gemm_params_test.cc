@@ -30,7 +30,7 @@ void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 namespace fp8gemm {
 namespace {
 
-constexpr int64_t kMaxExtent = (int64_t{1} << 31) - 1 - 512;
+static_assert(kMaxExtent == (int64_t{1} << 31) - 1 - 512);
 constexpr int kNumSms = 132;
 
 // Address that no program has, and that leaves room for terabytes behind it.
@@ -92,38 +92,38 @@ void TestProblem(const DriverApi& api, const GemmProblem& problem) {
   const int64_t k_blocks = ceil_div<int64_t>(problem.k, 128);
   const int64_t a_rows = problem.a_rows();
   const int64_t b_rows = problem.b_rows();
-  GemmBuffers buffers{.a = Address(0),
-                      .b = Address(1),
-                      .sfa = Address(2),
-                      .sfb = Address(3),
-                      .d = Address(4),
-                      .c = Address(4),
-                      .group_data = Address(5)};
-  buffers.k_pitch = align_up<int64_t>(problem.k, 16);
-  buffers.sfa_pitch = align_up<int64_t>(a_rows, 4);
-  buffers.sfb_pitch = align_up<int64_t>(b_rows, 4);
-  buffers.d_pitch = align_up<int64_t>(problem.n, 8);
-  const int64_t d_pitch_bytes = buffers.d_pitch * element_bytes(problem.d_type);
+  const GemmBuffers buffers{.a = Address(0),
+                            .b = Address(1),
+                            .sfa = Address(2),
+                            .sfb = Address(3),
+                            .d = Address(4),
+                            .c = Address(4),
+                            .group_data = Address(5)};
+  const int64_t k_pitch = align_up<int64_t>(problem.k, 16);
+  const int64_t sfa_pitch = align_up<int64_t>(a_rows, 4);
+  const int64_t sfb_pitch = align_up<int64_t>(b_rows, 4);
+  const int64_t d_pitch = align_up<int64_t>(problem.n, problem.d_type == OutType::kF32 ? 4 : 8);
+  const int64_t d_pitch_bytes = d_pitch * element_bytes(problem.d_type);
   int candidates = 0;
-  for (const TileShape& shape : tile_shapes(problem.types())) {
-    const GemmConfig config = make_config(problem.types(), shape);
-    if (broken_rule(config) != nullptr || config.split_k > 1) continue;
+  for (const TileShape& shape : TileShapesOf(problem.untiled_config())) {
+    const GemmConfig config = MakeConfig(problem.untiled_config(), shape);
+    if (BrokenRule(config) != nullptr || config.split_k > 1) continue;
     ++candidates;
     const int before = num_allocations;
     const int64_t clusters = ResidentClusters(kNumSms, config.cluster_size());
     const GemmParams params = MakeGemmParams(api, problem, config, buffers, clusters);
-    const LaunchGeometry geometry = MakeLaunchGeometry(problem, config, clusters);
+    const unsigned grid = Grid(problem, config, clusters);
     CHECK(num_allocations == before);
-    CheckMap(params.a, 0, problem.k, a_rows, buffers.k_pitch);
-    CheckMap(params.b, 1, problem.k, b_rows, buffers.k_pitch);
-    CheckMap(params.sfa, 2, a_rows, k_blocks, 4 * buffers.sfa_pitch);
+    CheckMap(params.a, 0, problem.k, a_rows, k_pitch);
+    CheckMap(params.b, 1, problem.k, b_rows, k_pitch);
+    CheckMap(params.sfa, 2, a_rows, k_blocks, 4 * sfa_pitch);
     if (problem.scaling == Scaling::k1D1D) {
-      CheckMap(params.sfb, 3, problem.n, k_blocks, 4 * buffers.sfb_pitch);
+      CheckMap(params.sfb, 3, problem.n, k_blocks, 4 * sfb_pitch);
     } else {
       CHECK(params.sfb_blocks == Address(3));
     }
-    CheckMap(params.d, 4, buffers.d_pitch, problem.d_rows(), d_pitch_bytes);
-    if (problem.accumulate) CheckMap(params.c, 4, buffers.d_pitch, problem.d_rows(), d_pitch_bytes);
+    CheckMap(params.d, 4, d_pitch, problem.d_rows(), d_pitch_bytes);
+    if (problem.accumulate) CheckMap(params.c, 4, d_pitch, problem.d_rows(), d_pitch_bytes);
     CHECK(params.d_base == Address(4) && params.d_pitch_bytes == uint64_t(d_pitch_bytes));
     CHECK(params.m == uint64_t(problem.m) && params.n == uint64_t(problem.n));
     CHECK(params.k_blocks == uint64_t(k_blocks));
@@ -143,7 +143,7 @@ void TestProblem(const DriverApi& api, const GemmProblem& problem) {
     CHECK(params.tiles_together.divisor ==
           (problem.kind == GemmKind::kKGrouped ? uint64_t{params.cluster_tiles_m} : 1) *
               params.cluster_tiles_n);
-    CHECK(geometry.grid >= 1 && geometry.grid <= kNumSms);
+    CHECK(grid >= 1 && grid <= kNumSms);
   }
   CHECK(candidates > 0);
 }
@@ -154,12 +154,12 @@ void TestClusters() {
   CHECK(ResidentClusters(132, 4) == 31 && ResidentClusters(132, 8) == 15);
   CHECK(ResidentClusters(114, 4) == 28 && ResidentClusters(1, 8) == 1);
   const GemmProblem problem{.m = 4096, .n = 4096, .k = 4096};
-  for (const TileShape& shape : tile_shapes(problem.types())) {
-    const GemmConfig config = make_config(problem.types(), shape);
+  for (const TileShape& shape : TileShapesOf(problem.untiled_config())) {
+    const GemmConfig config = MakeConfig(problem.untiled_config(), shape);
     if (config.split_k > 1) continue;
     const unsigned size = config.cluster_size();
-    CHECK(MakeLaunchGeometry(problem, config, 31).grid == 31 * size);
-    CHECK(MakeLaunchGeometry(problem, config, 1'000'000).grid * config.block_m * config.block_n ==
+    CHECK(Grid(problem, config, 31) == 31 * size);
+    CHECK(Grid(problem, config, 1'000'000) * config.block_m * config.block_n ==
           unsigned(align_up(problem.m, int64_t{config.block_m} * config.cluster_m)) *
               unsigned(align_up(problem.n, int64_t{config.block_n} * config.cluster_n)));
   }

@@ -39,6 +39,11 @@ struct Offsets {
   size_t words = 0;
 };
 
+template <typename T>
+T* As(Buffer& buffer) {
+  return reinterpret_cast<T*>(buffer.data());
+}
+
 std::vector<uint8_t> Quantized(const QuantizeProblem& problem, Offsets offsets) {
   const uint32_t bytes = element_bytes(problem.config.x_type);
   const size_t x_bytes = Size(problem.x_extents()) * bytes;
@@ -63,14 +68,14 @@ std::vector<uint8_t> Quantized(const QuantizeProblem& problem, Offsets offsets) 
   QuantizePlan plan(Backend::kSim, problem);
   plan.Run({.x = x.data(),
             .up = up.data(),
-            .row_factors = row_factors.data(),
-            .column_factors = column_factors.data(),
-            .x_scales = x_scales.data(),
-            .group_sizes = group_sizes.data(),
+            .row_factors = As<float>(row_factors),
+            .column_factors = As<float>(column_factors),
+            .x_scales = As<float>(x_scales),
+            .group_sizes = As<int32_t>(group_sizes),
             .values = values.data(),
-            .scales = scales.data(),
+            .scales = As<float>(scales),
             .row_values = row_values.data(),
-            .row_scales = row_scales.data()},
+            .row_scales = As<float>(row_scales)},
            nullptr);
   CHECK(x.IsIntact());
   std::vector<uint8_t> written;

@@ -47,7 +47,7 @@ extern "C" __global__ void __launch_bounds__(128) tiny(float* out, uint64_t a, u
 )";
 
 CompileRequest Tiny() {
-  return {kSource, "tiny.cu", {"--gpu-architecture=sm_90a", "--std=c++20", "-Xptxas=-v"}, kHeaders};
+  return {kSource, "tiny.cu", {"--gpu-architecture=sm_90a", "--std=c++20"}, kHeaders};
 }
 
 void TestErrors() {
@@ -57,18 +57,14 @@ void TestErrors() {
   CHECK_CONTAINS(message, "could not compile tiny.cu (NVRTC_ERROR_COMPILATION):\ntiny.cu(2): ");
   CHECK_CONTAINS(message, "undeclared_name");
 
-  // A long log is cut in the message but kept whole beside it.
+  // A long log is cut.
   broken.source = "__global__ void k() {\n";
   for (int i = 0; i < 90; ++i) broken.source += "undeclared_" + std::to_string(i) + "();\n";
   broken.source += "}\n";
   message = CHECK_THROWS(CompileError, CompileCubin(broken));
   CHECK_CONTAINS(message, "more bytes of log");
   CHECK(message.size() < 4000);
-  try {
-    CompileCubin(broken);
-  } catch (const CompileError& error) {
-    CHECK_CONTAINS(error.log(), "undeclared_89");
-  }
+  CHECK(message.find('\0') == std::string::npos && message.back() != '\n');
 
   CompileRequest headless = Tiny();
   headless.headers = {};
@@ -96,25 +92,23 @@ void TestInterrupts() {
   CHECK_CONTAINS(CHECK_THROWS(InterruptedError, CompileCubin(Tiny())), "interrupted by Ctrl-C");
   is_over = true;
   interrupter.join();
-  CHECK(!CompileCubin(Tiny()).cubin.empty());
+  CHECK(!CompileCubin(Tiny()).empty());
 }
 
 void TestCompile(int major, const std::string& path) {
   SetNvrtcSearch({.candidates = {"/nonexistent/libnvrtc.so.99", path}});
   CHECK(Nvrtc().major == major);
   CHECK(Nvrtc().path == path);
-  std::vector<CompileResult> results(2);
+  std::vector<std::string> cubins(2);
   std::vector<std::thread> threads;
-  for (CompileResult& result : results) {
-    threads.emplace_back([&result] { result = CompileCubin(Tiny()); });
+  for (std::string& cubin : cubins) {
+    threads.emplace_back([&cubin] { cubin = CompileCubin(Tiny()); });
   }
   for (std::thread& thread : threads) thread.join();
-  CHECK(results[0].cubin.starts_with("\x7f"
-                                     "ELF") &&
-        results[0].cubin == results[1].cubin);
-  CHECK_CONTAINS(results[0].cubin, "tiny");
-  CHECK_CONTAINS(results[0].log, "0 bytes spill stores");
-  CHECK(results[0].log.back() != '\0' && results[0].log.back() != '\n');
+  CHECK(cubins[0].starts_with("\x7f"
+                              "ELF") &&
+        cubins[0] == cubins[1]);
+  CHECK_CONTAINS(cubins[0], "tiny");
   TestErrors();
   TestInterrupts();
 }

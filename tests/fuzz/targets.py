@@ -161,12 +161,11 @@ def tuned_table(folder: Path) -> Target:
     path = folder / "table.json"
     tuned.write(path, tuned.Table("0", "H100", "13", "13", "2026-01-01", "m", {problem: entry}))
     seeds = [path.read_bytes()]
-    describe = extension.core().describe_config
 
     def attempt(data: bytes) -> None:
         path.write_bytes(data)
         with contextlib.suppress(tuned.TableError):
-            tuned.read(path, describe)
+            tuned.read(path)
 
     return Target(seeds, attempt, mutate.change_text)
 
@@ -195,7 +194,7 @@ def bundles(folder: Path) -> Target:
 
 
 def problem_word(_: Path) -> Target:
-    """Words of problems, and the planner's answer to those that are right."""
+    """Words of problems, and the heuristics' answer to those that are right."""
 
     def attempt(data: bytes) -> None:
         with contextlib.suppress(ValueError):

@@ -75,7 +75,7 @@ def with_config(config: str, dtype, implementation: str, num_sms: int | None = N
 
 
 def dense_configs() -> dict[str, dict]:
-    """Returns every dense configuration of the planner, by key; none without the extension."""
+    """Returns every dense configuration of the heuristics, by key; none without the extension."""
     if importlib.util.find_spec("jax_fp8gemm._core") is None:
         return {}
     core = extension.core()

@@ -23,7 +23,7 @@ _SAME_BYTES = "the model's bytes"
 _RIGHT = "right"
 _SAME_BITS = "the same bits every time"
 _TRAP = "error 715"
-# What the planner assumes of 132 SMs where it cannot ask a driver.
+# What the heuristics assume of 132 SMs where they cannot ask a driver.
 _CLUSTERS = "66 of 2, 31 of 4, 15 of 8"
 _REPEATS = {"cuda": 10_000, "sim": 3}
 _IN_A_ROW = 100  # launches before their results are looked at

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every kernel the planner can choose, on shapes with tails and odd numbers of tiles."""
+"""Every kernel the heuristics can choose, on shapes with tails and odd numbers of tiles."""
 
 from concurrent.futures import ThreadPoolExecutor
 

@@ -48,7 +48,7 @@ def test_every_call_gives_the_same_bits(case):
 
 
 def test_a_row_does_not_depend_on_the_others(implementation):
-    """With one configuration; the planner may choose another one for another M."""
+    """With one configuration; the heuristics may choose another one for another M."""
     lhs, rhs = operands_for(SMALL, implementation)
     changed = fp8.BlockScaled(lhs.values.at[1:].set(0), lhs.scales, lhs.block)
     call = jax.jit(gemm_with(implementation))

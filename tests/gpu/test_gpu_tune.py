@@ -37,7 +37,7 @@ def table(tmp_path, monkeypatch):
 def test_tuned_configurations_are_used(table, capsys):
     assert cli.main(["tune", *WORDS, "--rounds", "3", "--top", "3"]) == 0
     assert "FAILED" not in capsys.readouterr().out
-    entries = tuned.read(table, extension.core().describe_config).entries
+    entries = tuned.read(table).entries
     sms = extension.planning_num_sms("cuda", None)
     assert set(entries) == {gemm_problem.parse(word, num_sms=sms) for word in WORDS}
     measured = tune.load(table.with_suffix(".measurements.json"))

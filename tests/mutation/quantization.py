@@ -53,22 +53,22 @@ def mismatch(key: str) -> str:
     with np.errstate(over="ignore"):  # the largest number becomes infinite in another type
         x = jnp.asarray(_numbers().astype(jnp.dtype(_TYPES[x_type])))
     is_activation = layout in activation.KINDS
-    beside = row_factors = None
+    up = row_factors = column_factors = None
     rng = np.random.default_rng(1)
     if layout in activation.GATED:
-        beside = jnp.asarray(rng.standard_normal(_SHAPE)).astype(x.dtype)
+        up = jnp.asarray(rng.standard_normal(_SHAPE)).astype(x.dtype)
     is_norm = layout == activation.NORM
     if is_norm:
         # Of each matrix its own. That of a row of ordinary numbers is infinite: so is its block
         # beside the padding, which stays zeros.
-        beside = jnp.asarray(rng.standard_normal((2, _SHAPE[2])), jnp.float32)
+        column_factors = jnp.asarray(rng.standard_normal((2, _SHAPE[2])), jnp.float32)
         row_factors = jnp.asarray(rng.standard_normal((2, _SHAPE[1])), jnp.float32)
         row_factors = row_factors.at[1, 75].set(jnp.inf)
     # Of rows too: the leading ones of each matrix are valid.
     has_sizes = layout.endswith("k_grouped") or is_activation
     sizes = jnp.asarray(_sizes()) if has_sizes else None
     scale_format = {"f32": "float32"}.get(scales, scales)
-    operands = Operands(x, beside, sizes, row_factors)
+    operands = Operands(x, None, sizes, up, row_factors, column_factors)
     got, want = (
         apply(Quantizer(key, layout, jnp.dtype(_DTYPES[dtype]), scale_format, each), operands)
         for each in ("sim", "xla")

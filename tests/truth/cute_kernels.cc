@@ -20,6 +20,7 @@
 
 #include "checks.h"
 #include "cute_layouts.h"
+#include "gemm/candidates.h"
 #include "gemm/config_key.h"
 #include "kernel_launches.h"
 #include "sim/device/entry_points.h"
@@ -369,7 +370,7 @@ int main(int argc, char** argv) {
   const DriverApi& api = QuietSimulator(argv[1]);
   std::vector<GemmConfig> configs;
   for (int i = 3; i < argc; ++i) configs.push_back(ParseConfigKey(argv[i]));
-  if (argc == 3) configs = AllCandidateConfigs();
+  if (argc == 3) configs = AllCandidates();
   for (const GemmConfig& config : configs) RunKernel(api, config);
   std::printf("kernels %lu descriptors %lu stored %lu copied %lu swizzled %d\n", counts.kernels,
               counts.descriptors, counts.stored, counts.copied, addresses);

@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "gemm/candidates.h"
 #include "gemm/config_key.h"
 #include "gemm/sm90_fp8_gemm.h"
 
@@ -144,9 +145,9 @@ constexpr int OutputTile(int type, int rows, int columns, int span_bytes) {
 template <typename Visit>
 constexpr Values ValuesOfConfigs(Visit visit) {
   Values values;
-  fp8gemm::for_each_type_combination([&](GemmConfig types) {
-    for (const fp8gemm::TileShape& tile : fp8gemm::tile_shapes(types)) {
-      visit(fp8gemm::make_config(types, tile), values);
+  fp8gemm::ForEachTypeCombination([&](GemmConfig untiled) {
+    for (const fp8gemm::TileShape& tile : fp8gemm::TileShapesOf(untiled)) {
+      visit(fp8gemm::MakeConfig(untiled, tile), values);
     }
   });
   return values;
@@ -251,19 +252,14 @@ void Compare(const GemmConfig& config, const char* operand, const TensorMap& map
 
 void* Address(int index) { return reinterpret_cast<void*>(uint64_t(index + 1) << 44); }
 
-GemmBuffers BuffersOf(const GemmProblem& problem) {
-  using fp8gemm::align_up;
+GemmBuffers MakeBuffers() {
   return {.a = Address(0),
           .b = Address(1),
           .sfa = Address(2),
           .sfb = Address(3),
           .d = Address(4),
           .c = Address(5),
-          .group_data = Address(6),
-          .k_pitch = align_up<int64_t>(problem.k, 16),
-          .sfa_pitch = align_up<int64_t>(problem.a_rows(), 4),
-          .sfb_pitch = align_up<int64_t>(problem.b_rows(), 4),
-          .d_pitch = align_up<int64_t>(problem.n, 8)};
+          .group_data = Address(6)};
 }
 
 void CompareOperands(const fp8gemm::GemmParams& params, const GemmProblem& problem,
@@ -271,7 +267,7 @@ void CompareOperands(const fp8gemm::GemmParams& params, const GemmProblem& probl
   EncodeOperand({.base = buffers.a,
                  .rows = problem.a_rows(),
                  .columns = problem.k,
-                 .pitch = buffers.k_pitch,
+                 .pitch = problem.k_pitch(),
                  .tile_rows = int(config.block_m),
                  .tile_columns = 128,
                  .share = int(config.cluster_n),
@@ -280,7 +276,7 @@ void CompareOperands(const fp8gemm::GemmParams& params, const GemmProblem& probl
   EncodeOperand({.base = buffers.b,
                  .rows = problem.b_rows(),
                  .columns = problem.k,
-                 .pitch = buffers.k_pitch,
+                 .pitch = problem.k_pitch(),
                  .tile_rows = int(config.block_n),
                  .tile_columns = 128,
                  .share = int(config.cluster_m),
@@ -296,7 +292,7 @@ void CompareScales(const fp8gemm::GemmParams& params, const GemmProblem& problem
   EncodeScales({.base = buffers.sfa,
                 .rows = k_blocks,
                 .columns = problem.a_rows(),
-                .pitch = buffers.sfa_pitch,
+                .pitch = problem.sfa_pitch(),
                 .tile_rows = 1,
                 .tile_columns = sfa_rows,
                 .share = 1,
@@ -306,7 +302,7 @@ void CompareScales(const fp8gemm::GemmParams& params, const GemmProblem& problem
   EncodeScales({.base = buffers.sfb,
                 .rows = k_blocks,
                 .columns = problem.n,
-                .pitch = buffers.sfb_pitch,
+                .pitch = problem.sfb_pitch(),
                 .tile_rows = 1,
                 .tile_columns = int(config.block_n),
                 .share = 1,
@@ -318,8 +314,8 @@ void CompareResults(const fp8gemm::GemmParams& params, const GemmProblem& proble
                     const GemmConfig& config, const GemmBuffers& buffers) {
   Matrix matrix{.base = buffers.d,
                 .rows = problem.d_rows(),
-                .columns = buffers.d_pitch,
-                .pitch = buffers.d_pitch,
+                .columns = problem.d_pitch(),
+                .pitch = problem.d_pitch(),
                 .tile_rows = int(d_box_rows(config)),
                 .tile_columns = int(d_box_columns(config)),
                 .share = 1,
@@ -345,7 +341,7 @@ void CompareMaps(const GemmConfig& config, int64_t m, int64_t n, int64_t k) {
   problem.n = n;
   problem.k = k;
   fp8gemm::ValidateProblem(problem);
-  const GemmBuffers buffers = BuffersOf(problem);
+  const GemmBuffers buffers = MakeBuffers();
   fp8gemm::DriverApi api{};
   api.cuTensorMapEncodeTiled = &RecordOurs;
   const auto params = fp8gemm::MakeGemmParams(api, problem, config, buffers, 132);
@@ -363,7 +359,7 @@ int main(int argc, char** argv) {
   CHECK(std::find(std::begin(truth::kFaults), std::end(truth::kFaults), truth::fault) !=
         std::end(truth::kFaults));
   int kernels = 0;
-  for (const truth::GemmConfig& config : fp8gemm::AllCandidateConfigs()) {
+  for (const truth::GemmConfig& config : fp8gemm::AllCandidates()) {
     truth::CompareMaps(config, 1003, 1001, 16 * 77);
     truth::CompareMaps(config, 16, 8, 128);
     truth::CompareMaps(config, 100'003, 70'001, 50'001);

@@ -18,7 +18,6 @@ void LaunchKernel(const DriverApi& api, const GemmConfig& config, const GemmProb
   const unsigned cluster = config.cluster_size();
   const int64_t clusters = max<int64_t>(1, kNumSms / cluster);
   GemmParams params = MakeGemmParams(api, problem, config, operands.buffers, clusters);
-  const LaunchGeometry geometry = MakeLaunchGeometry(problem, config, clusters);
   const std::string image = "fp8gemm-sim\n" + ConfigKey(config) + "\n";
   CUlibrary library;
   CUkernel kernel;
@@ -37,7 +36,7 @@ void LaunchKernel(const DriverApi& api, const GemmConfig& config, const GemmProb
   attribute.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
   attribute.value.clusterDim = {cluster, 1, 1};
   CUlaunchConfig launch{};
-  launch.gridDimX = geometry.grid;
+  launch.gridDimX = Grid(problem, config, clusters);
   launch.gridDimY = launch.gridDimZ = launch.blockDimY = launch.blockDimZ = 1;
   launch.blockDimX = config.threads();
   launch.sharedMemBytes = smem_bytes;

@@ -61,8 +61,8 @@ struct Operands {
       : k_blocks(problem.k / kBlockK),
         a(problem.m * problem.k),
         b(problem.n * problem.k),
-        sfa(align_up<int64_t>(problem.m, 4) * k_blocks),
-        sfb(align_up<int64_t>(problem.n, 4) * k_blocks),
+        sfa(problem.sfa_pitch() * k_blocks),
+        sfb(problem.sfb_pitch() * k_blocks),
         c(problem.m * problem.n * element_bytes(problem.d_type)),
         d(c.size()),
         group_data(problem.m) {
@@ -72,11 +72,7 @@ struct Operands {
                .sfb = sfb.data(),
                .d = d.data(),
                .c = config.accumulate ? c.data() : nullptr,
-               .group_data = group_data.data(),
-               .k_pitch = problem.k,
-               .sfa_pitch = align_up<int64_t>(problem.m, 4),
-               .sfb_pitch = align_up<int64_t>(problem.n, 4),
-               .d_pitch = problem.n};
+               .group_data = group_data.data()};
     const bool along_k = config.kind == GemmKind::kKGrouped;
     if (config.kind != GemmKind::kContiguous) group_data[0] = along_k ? problem.k : problem.m;
   }

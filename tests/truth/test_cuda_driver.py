@@ -26,7 +26,7 @@ from jax_fp8gemm._src.native import extension
 from jax_fp8gemm._src.native.gemm_problem import Problem
 
 SMS = (132, 114, 78)  # of the stand-in's devices
-# Program, start and end of a configuration's key or None for what the planner chooses, whether
+# Program, start and end of a configuration's key or None for what the heuristics choose, whether
 # launches are dependent, and whose cuda.h.
 CASES = {
     "clusters": ("gemm", ("1d2d.m128n128.w2", "c2x1.e4m3.e4m3.bf16"), "pdl", 13),

@@ -20,6 +20,7 @@ _SOURCES = (
     "gemm/problem",
     "gemm/sm90_fp8_gemm",
     "driver/driver",
+    "driver/fork_mutex",
     "driver/interrupts",
     "driver/tensor_map",
 )

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The configurations of is_simulated() as one constant list, from which the kernel tables are made.
+// The configurations of IsSimulated() as one constant list, from which the kernel tables are made.
 #pragma once
 #include <cstddef>
 
@@ -15,12 +15,12 @@ struct ConfigList {
 
 constexpr ConfigList MakeConfigList() {
   ConfigList list{};
-  for_each_type_combination([&](GemmConfig types) {
+  ForEachTypeCombination([&](GemmConfig untiled) {
     for (uint32_t pdl = 0; pdl < 2; ++pdl) {
-      types.pdl = pdl != 0;
-      for (const TileShape& tile : tile_shapes(types)) {
-        const GemmConfig config = make_config(types, tile);
-        if (is_simulated(config)) list.configs[list.size++] = config;
+      untiled.pdl = pdl != 0;
+      for (const TileShape& tile : TileShapesOf(untiled)) {
+        const GemmConfig config = MakeConfig(untiled, tile);
+        if (IsSimulated(config)) list.configs[list.size++] = config;
       }
     }
   });

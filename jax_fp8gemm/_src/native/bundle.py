@@ -11,11 +11,10 @@ import itertools
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from jax_fp8gemm._src.native import environment, extension
+from jax_fp8gemm._src.native import environment, extension, files
 
 _NAME = b"jax_fp8gemm kernels, format "
 _FORMAT = _NAME + b"1"
@@ -63,16 +62,7 @@ def write(path: str | os.PathLike[str], configs: Sequence[str]) -> None:
     ]
     content = b"\n".join([json.dumps(kernels).encode(), b"".join(images)])
     digest = hashlib.sha256(content).hexdigest().encode()
-    # Of a name that nobody else has, since hosts may write to one folder at once.
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-        try:
-            file.write(b"\n".join([_FORMAT, digest, content]))
-            file.close()
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    files.write(path, b"\n".join([_FORMAT, digest, content]))
 
 
 def unpack(path: str | os.PathLike[str]) -> list[str]:

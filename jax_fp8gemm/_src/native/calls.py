@@ -11,15 +11,15 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jax_fp8gemm._src.native import environment, extension, ranking
 from jax_fp8gemm._src.native.gemm_problem import Problem
+from jax_fp8gemm._src.tables import TMA_ALIGNMENT_BYTES
 from jax_fp8gemm._src.xla import activation as xla_activation
 
-# Bytes to which TMA wants rows of a tensor aligned.
-_TMA_ALIGNMENT = 16
-# Rows to which that aligns float32 scales with rows innermost.
-_SCALE_ROWS = _TMA_ALIGNMENT // 4
+# Rows to which TMA's alignment pads float32 scales with rows innermost.
+_SCALE_ROWS = TMA_ALIGNMENT_BYTES // 4
 
 
 def _pad(x: jax.Array, axis: int, multiple: int) -> jax.Array:
@@ -35,11 +35,11 @@ def _addressable(
     factors: Sequence[jax.Array], rhs_is_1x128: bool
 ) -> tuple[list[jax.Array], list[tuple[int, int]]]:
     """Returns the operands as TMA can address them, and their layouts, major to minor."""
-    lhs_values, lhs_scales, rhs_values, rhs_scales = map(_as_matrix, factors)
+    lhs_values, lhs_scales, rhs_values, rhs_scales = (lax.collapse(x, 0, -1) for x in factors)
     operands = [
-        _pad(lhs_values, 1, _TMA_ALIGNMENT),
+        _pad(lhs_values, 1, TMA_ALIGNMENT_BYTES),
         _pad(lhs_scales, 0, _SCALE_ROWS),
-        _pad(rhs_values, 1, _TMA_ALIGNMENT),
+        _pad(rhs_values, 1, TMA_ALIGNMENT_BYTES),
         _pad(rhs_scales, 0, _SCALE_ROWS) if rhs_is_1x128 else rhs_scales,
     ]
     rows_innermost = (1, 0)
@@ -74,14 +74,14 @@ def matmul(
         num_sms: Most SMs to use, or None.
         backend: "cuda" or "sim".
         config: Key of the configuration to use; empty for that of the tuned table of the first
-            GPU's model, or where it has none the planner's.
+            GPU's model, or where it has none the heuristics'.
     """
     extension.core()
     problem = problem._replace(num_sms=extension.planning_num_sms(backend, num_sms))
     if not config and (entry := ranking.tuned_entry(problem, extension.planning_gpu(backend))):
         config = entry.best.config
     dtype, n = np.dtype(problem.d_dtype), problem.n
-    d_alignment = _TMA_ALIGNMENT // dtype.itemsize
+    d_alignment = TMA_ALIGNMENT_BYTES // dtype.itemsize
     d_pitch = n + -n % d_alignment
     result = jax.typeof(factors[0]).update(shape=(problem.d_rows, d_pitch), dtype=dtype)
     operands, layouts = _addressable(factors, rhs_is_1x128=problem.scaling == "1d1d")
@@ -90,7 +90,7 @@ def matmul(
         operands.append(group_data)
     if accumulator is not None:
         aliases = {len(operands): 0}
-        operands.append(_pad(_as_matrix(accumulator), 1, d_alignment))
+        operands.append(_pad(lax.collapse(accumulator, 0, -1), 1, d_alignment))
     padded = jax.ffi.ffi_call(
         extension.GEMM_TARGET,
         result,
@@ -107,11 +107,6 @@ def matmul(
     return padded if d_pitch == n else padded[:, :n]
 
 
-def _as_matrix(x: jax.Array) -> jax.Array:
-    """Returns x with all but its last dimension merged."""
-    return x.reshape(-1, x.shape[-1]) if x.ndim > 2 else x
-
-
 # Rows innermost, behind a batch: how the kernels of products read scales per 1x128.
 _ROWS_INNERMOST = (0, 2, 1)
 
@@ -119,11 +114,13 @@ _ROWS_INNERMOST = (0, 2, 1)
 def quantize(
     kind: str,
     x: jax.Array,
-    beside: jax.Array | None,
-    group_sizes: jax.Array | None,
     types: Sequence[jax.ShapeDtypeStruct],
     *,
-    factors: Sequence[jax.Array] = (),
+    scales: jax.Array | None = None,
+    up: jax.Array | None = None,
+    group_sizes: jax.Array | None = None,
+    row_factors: jax.Array | None = None,
+    column_factors: jax.Array | None = None,
     scale_format: str,
     backend: str,
 ) -> tuple[jax.Array, ...]:
@@ -133,26 +130,25 @@ def quantize(
     `matmul` wants them, and cut to size: for multiples of four no copy lies between the two.
 
     Args:
-        kind: "rows", "blocks", "transposed" or "k_grouped"; or "rows_and_transposed" or
-            "rows_and_k_grouped", with the results of both, those of the rows last; or "rows" of an
-            activation, "swiglu", "geglu" or "gelu", or of a norm, "rms_norm".
+        kind: As `ops.quantizer.Quantizer` has it.
         x: `(B, R, K)`.
-        beside: `(B, R, ceil(K / 128))` float32 if x is float8. What a gated activation is
-            multiplied by, as x, or None where it lies behind x in each row of `2 * K`.
-        group_sizes: `(B, G)` int32 for groups, else None.
         types: Types of values and of scales, in turns: `(B, ., .)`, but along rows those of the
-            scales, and of what is beside a transposed kind, are `(1, ., .)` of all rows.
-        factors: Of a norm, those of the rows `(B, R)` and of the columns `(B, K)`, float32.
+            scales, and of the rows of two kinds together, are `(1, ., .)` of all rows.
+        scales: `(B, R, ceil(K / 128))` float32 if x is float8.
+        up: What a gated activation multiplies, as x; None where it lies behind x in each row of
+            `2 * K`.
+        group_sizes: `(B, G)` int32 for groups, else None.
+        row_factors: `(B, R)` float32, of a norm.
+        column_factors: `(B, K)` float32, of a norm.
         scale_format: "float32" or "pow2".
         backend: "cuda" or "sim".
     """
     extension.core()
     batch, rows, columns = x.shape
-    if kind in xla_activation.GATED and beside is None:
+    if kind in xla_activation.GATED and up is None:
         columns //= 2
-    beside_layout = _ROWS_INNERMOST if x.dtype.itemsize == 1 else (0, 1, 2)
-    given = [(x, (0, 1, 2)), (beside, beside_layout), (group_sizes, (0, 1))]
-    given += [(each, (0, 1)) for each in factors]
+    given = [(x, (0, 1, 2)), (scales, _ROWS_INNERMOST), (up, (0, 1, 2)), (group_sizes, (0, 1))]
+    given += [(row_factors, (0, 1)), (column_factors, (0, 1))]
     operands, layouts = zip(*(each for each in given if each[0] is not None), strict=True)
     like = jax.typeof(x)
     rows_innermost = kind != "blocks"

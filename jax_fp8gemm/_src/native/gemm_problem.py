@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Problem: what one call computes, as far as its kernel depends on it; csrc/gemm/problem.h's twin.
 
-It is the key of tuned tables, the argument of the planner, and one word on the command line.
+It is the key of tuned tables, the argument of `ranking.rank`, and one word on the command line.
 """
 
 import math
@@ -11,31 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jax_fp8gemm._src.operands import checks
+from jax_fp8gemm._src.tables import BLOCK, KINDS, MAX_EXTENT, MAX_GROUPS
 
-class Kind(NamedTuple):
-    """What sets one kind of product apart; `_core.kinds()` says the same of csrc.
-
-    Attributes:
-        scalings: What `Problem.scaling` may be, the usual one first.
-        has_group_weights: Whether each group has a matrix rhs of its own.
-        accumulates: Whether the kernels can add an accumulator.
-    """
-
-    scalings: tuple[str, ...]
-    has_group_weights: bool
-    accumulates: bool
-
-
-KINDS = {
-    "dense": Kind(("1d2d", "1d1d"), has_group_weights=False, accumulates=True),
-    "ragged": Kind(("1d2d",), has_group_weights=True, accumulates=False),
-    "contiguous": Kind(("1d2d",), has_group_weights=True, accumulates=False),
-    "masked": Kind(("1d2d",), has_group_weights=True, accumulates=False),
-    "k_grouped": Kind(("1d1d",), has_group_weights=False, accumulates=True),
-}
 FP8_DTYPES = {"e4m3": "float8_e4m3fn", "e5m2": "float8_e5m2"}
 RESULT_DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
-RESULT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+# Scaling by block of rhs.
+SCALINGS = {checks.SQUARE_BLOCK: "1d2d", checks.ROW_BLOCK: "1d1d"}
 SYNTAX = (
     "[KIND:]MxNxK[:OPTION...], where KIND is ragged, contiguous, masked or k_grouped and OPTION"
     " groups=G, expected=M, lhs=e5m2, rhs=e5m2, result=bf16|f16|f32, rows (1x128 scales of rhs),"
@@ -43,7 +25,6 @@ SYNTAX = (
 )
 
 _EXTENTS = re.compile(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)")
-_BLOCK = 128
 
 
 class Problem(NamedTuple):
@@ -61,7 +42,7 @@ class Problem(NamedTuple):
         d_dtype: Of the result.
         accumulate: Whether an accumulator is added.
         expected_m: Rows that a masked group is likely to have; 0 if unknown.
-        zero_padding: Whether rows of masked groups that do not count become zeros.
+        zero_padding: Whether rows of masked groups that are not valid become zeros.
         num_sms: SMs to plan for.
     """
 
@@ -99,7 +80,7 @@ class Problem(NamedTuple):
     @property
     def a_rows(self) -> int:
         """Rows of lhs, of all groups."""
-        return self.m * self.num_groups if self.kind == "masked" else self.m
+        return self.m * (self.num_groups if KINDS[self.kind].has_group_rows else 1)
 
     @property
     def b_rows(self) -> int:
@@ -109,7 +90,7 @@ class Problem(NamedTuple):
     @property
     def d_rows(self) -> int:
         """Rows of the result, of all groups."""
-        return self.m * self.num_groups if self.kind == "k_grouped" else self.a_rows
+        return self.m * (self.num_groups if KINDS[self.kind].has_group_results else 1)
 
     @property
     def group_rows(self) -> int:
@@ -118,21 +99,21 @@ class Problem(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Operations, a multiply-add counted as two; groups as full as the planner takes them."""
+        """Operations, a multiply-add counted as two; groups as full as the cost model has them."""
         rows = self.num_groups * self.group_rows if self.kind == "masked" else self.m
         return 2 * rows * self.n * self.k
 
     @property
     def least_bytes(self) -> int:
         """Bytes of device memory that any kernel moves: operands, scales and results, once."""
-        k_blocks = -(-self.k // _BLOCK)
+        k_blocks = -(-self.k // BLOCK)
         is_masked = self.kind == "masked"
         lhs_rows = self.num_groups * self.group_rows if is_masked else self.a_rows
         scale_rows = self.b_rows
         if self.scaling == "1d2d":
-            scale_rows = self.b_rows // self.n * -(-self.n // _BLOCK)
+            scale_rows = self.b_rows // self.n * -(-self.n // BLOCK)
         d_rows = lhs_rows if is_masked and not self.zero_padding else self.d_rows
-        d_bytes = RESULT_BYTES[self.d_dtype] * (2 if self.accumulate else 1)
+        d_bytes = np.dtype(self.d_dtype).itemsize * (2 if self.accumulate else 1)
         operands = (lhs_rows + self.b_rows) * self.k + 4 * (lhs_rows + scale_rows) * k_blocks
         return operands + d_rows * self.n * d_bytes
 
@@ -143,10 +124,8 @@ def problem_of(
     *,
     rhs_block: tuple[int, int],
     result_dtype: Any,
-    accumulate: bool = False,
     num_groups: int = 1,
-    expected_m: int = 0,
-    zero_padding: bool = False,
+    **fields: Any,
 ) -> Problem:
     """Returns the problem of operands, groups one after the other or a dimension of their own.
 
@@ -155,26 +134,22 @@ def problem_of(
         factors: Values and scales of lhs and of rhs.
         rhs_block: Block of rhs.
         result_dtype: Dtype of the result.
-        accumulate: Whether an accumulator is added.
         num_groups: Number of groups, 1 for "dense".
-        expected_m: As in `Problem`.
-        zero_padding: As in `Problem`.
+        fields: Others of `Problem`.
     """
     lhs, _, rhs, _ = factors
     lhs_rows, rhs_rows = (math.prod(x.shape[:-1]) for x in (lhs, rhs))
     return Problem(
-        m=lhs_rows // num_groups if kind == "masked" else lhs_rows,
+        m=lhs_rows // num_groups if KINDS[kind].has_group_rows else lhs_rows,
         n=rhs_rows // num_groups if KINDS[kind].has_group_weights else rhs_rows,
         k=lhs.shape[-1],
         kind=kind,
-        scaling="1d1d" if rhs_block[0] == 1 else "1d2d",
+        scaling=SCALINGS[rhs_block],
         num_groups=num_groups,
         a_dtype=lhs.dtype.name,
         b_dtype=rhs.dtype.name,
         d_dtype=np.dtype(result_dtype).name,
-        accumulate=accumulate,
-        expected_m=expected_m,
-        zero_padding=zero_padding,
+        **fields,
     )
 
 
@@ -234,9 +209,10 @@ def _option(word: str, text: str) -> dict[str, Any]:
 
 def _check_combination(problem: Problem, text: str) -> None:
     kind = problem.kind
-    numbers = (problem.m, problem.n, problem.k, problem.num_groups, problem.expected_m)
+    extents = (problem.m, problem.n, problem.k, problem.expected_m)
     rules = (
-        (max(numbers) < 2**31, "no number is above 2147483647"),
+        (max(extents) <= MAX_EXTENT, f"no extent is above {MAX_EXTENT}"),
+        (problem.num_groups <= MAX_GROUPS, f"there are at most {MAX_GROUPS} groups"),
         (problem.num_groups == 1 or kind != "dense", "a dense problem has no groups"),
         (problem.expected_m == 0 or kind == "masked", "only a masked problem has expected"),
         (problem.scaling in KINDS[kind].scalings, "only a dense problem has rows"),

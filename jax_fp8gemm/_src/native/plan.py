@@ -6,8 +6,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from jax_fp8gemm._src.native import extension, ranking
-from jax_fp8gemm._src.native.gemm_problem import KINDS, Problem
+from jax_fp8gemm._src.native.gemm_problem import SCALINGS, Problem
 from jax_fp8gemm._src.operands import checks
+from jax_fp8gemm._src.tables import KINDS
 
 
 def plan(
@@ -33,7 +34,7 @@ def plan(
     compiled, and no GPU is needed.
 
     Args:
-        m: Rows of `lhs`, at least 1; for "masked" the room of each group.
+        m: Rows of `lhs`, at least 1; for "masked" the capacity of each group.
         n: Rows of `rhs`, at least 1, in each group if groups have weights of their own.
         k: Columns of both, at least 1; for "k_grouped" of all groups together.
         lhs_dtype: `float8_e4m3fn` or `float8_e5m2`.
@@ -99,10 +100,8 @@ def plan(
 
 def _scaling(op_name: str, kind: str, rhs_block: tuple[int, int] | None) -> str:
     """Returns the scaling of a kind for a block of rhs, or None for the usual one."""
-    blocks = {"1d2d": checks.SQUARE_BLOCK, "1d1d": checks.ROW_BLOCK}
     scalings = KINDS[kind].scalings
     if rhs_block is None:
         return scalings[0]
-    allowed = [block for block in checks.BLOCKS if block in map(blocks.get, scalings)]
-    block = checks.block(op_name, rhs_block, allowed)
-    return next(each for each in scalings if blocks[each] == block)
+    allowed = [block for block, scaling in SCALINGS.items() if scaling in scalings]
+    return SCALINGS[checks.block(op_name, rhs_block, allowed)]

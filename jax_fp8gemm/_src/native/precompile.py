@@ -17,8 +17,8 @@ from jax_fp8gemm._src.native.gemm_problem import Problem
 from jax_fp8gemm._src.operands import checks
 
 _LOGGER = logging.getLogger("jax_fp8gemm")
-# The call that stands for a product until XLA's partitioner has divided it.
-_UNDIVIDED = "CustomSPMDPartitioning"
+# The call that stands for a product until XLA's partitioner has sharded it.
+_UNSHARDED = "CustomSPMDPartitioning"
 
 
 class Kernel(NamedTuple):
@@ -103,14 +103,14 @@ def precompile(
 
 def kernels_of(module: Any) -> list[Kernel]:
     """Returns the calls of the package's kernels in a module of StableHLO, in its order."""
-    kernels, undivided = [], 0
+    kernels, unsharded = [], 0
     for target, attributes in _calls(module):
-        undivided += target == _UNDIVIDED
+        unsharded += target == _UNSHARDED
         if target == extension.GEMM_TARGET:
             kernels.append(_kernel(_fields(attributes)))
-    if undivided:
+    if unsharded:
         warnings.warn(
-            f"precompile: an automatic mesh shards {undivided} operations of this program, and"
+            f"precompile: an automatic mesh shards {unsharded} operations of this program, and"
             " their kernels are only known once it is compiled.",
             RuntimeWarning,
             stacklevel=3,
@@ -166,7 +166,7 @@ def _key(kernel: Kernel, num_sms: int | None, gpu: str | None) -> str:
 
 
 def best_key(problem: Problem, gpu: str | None = None) -> str:
-    """Returns the configuration that the planner chooses for a GPU; see `ranking.rank`."""
+    """Returns the configuration that the heuristics choose for a GPU; see `ranking.rank`."""
     return ranking.rank(problem, backend="cuda", gpu=gpu)[0]["config"]
 
 
@@ -182,7 +182,7 @@ def compile_keys(keys: Sequence[str], jobs: int) -> Iterator[Compiled]:
 
     def compile_one(config: str) -> Compiled:
         start = time.perf_counter()
-        compiled = Compiled(config, core.precompile(config), time.perf_counter() - start)
+        compiled = Compiled(config, len(core.kernel_image(config)), time.perf_counter() - start)
         _LOGGER.info("compiled %s", compiled)
         return compiled
 

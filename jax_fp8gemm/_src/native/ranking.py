@@ -9,7 +9,7 @@ from jax_fp8gemm._src.native.gemm_problem import Problem
 
 def tuned_entry(problem: Problem, gpu: str) -> tuned.Entry | None:
     """Returns what was measured for a problem on a GPU model, if anything."""
-    return tuned.lookup(problem, gpu, extension.core().describe_config) if gpu else None
+    return tuned.lookup(problem, gpu) if gpu else None
 
 
 def rank(problem: Problem, *, backend: str, gpu: str | None = None) -> list[dict[str, Any]]:

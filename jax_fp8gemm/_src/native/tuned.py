@@ -9,10 +9,10 @@ import functools
 import json
 import pathlib
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from jax_fp8gemm._src.native import environment, gemm_problem
+from jax_fp8gemm._src.native import environment, extension, files, gemm_problem
 from jax_fp8gemm._src.native.gemm_problem import Problem
 from jax_fp8gemm._src.native.version import __version__
 
@@ -28,9 +28,6 @@ _CONFIG_FIELDS = {
     "d_dtype": "d_type",
     "accumulate": "accumulate",
 }
-
-# Describes a configuration key; raises RuntimeError for what is none.
-Describe = Callable[[str], Mapping[str, Any]]
 
 
 class TableError(ValueError):
@@ -49,8 +46,8 @@ class Entry(NamedTuple):
 
     Attributes:
         best: The fastest configuration.
-        runner_up: The second fastest; None where there was one.
-        model: What the planner's model had chosen; None where it was not measured.
+        runner_up: The second fastest; None where only one was measured.
+        model: What the cost model had chosen; None where it was not measured.
     """
 
     best: Timed
@@ -76,7 +73,7 @@ _TIMED = Timed.__annotations__
 _ENTRY = {"problem": dict, **_TIMED, "runner_up": dict, "model": dict}
 
 
-def read(path: pathlib.Path, describe: Describe) -> Table:
+def read(path: pathlib.Path) -> Table:
     """Reads and checks a table.
 
     Raises:
@@ -87,7 +84,7 @@ def read(path: pathlib.Path, describe: Describe) -> Table:
     except (OSError, ValueError) as error:  # bad JSON and bad UTF-8 are ValueErrors
         raise TableError(f"{path}: {error}") from None
     try:
-        return _table(content, describe)
+        return _table(content)
     except ValueError as error:
         raise TableError(f"{path}: {error}") from None
 
@@ -98,18 +95,10 @@ def write(path: pathlib.Path, table: Table) -> None:
     del head["entries"]
     lines = [json.dumps(_entry_fields(p, table.entries[p])) for p in sorted(table.entries)]
     text = json.dumps(head, indent=1)[:-2] + ',\n "entries": [\n' + ",\n".join(lines) + "\n]}\n"
-    write_text(path, text)
+    files.write(path, text.encode())
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
-def lookup(problem: Problem, gpu: str, describe: Describe) -> Entry | None:
+def lookup(problem: Problem, gpu: str) -> Entry | None:
     """Returns what is known of a problem on a GPU model, or None.
 
     The same for the life of the process: files are read once.
@@ -117,12 +106,12 @@ def lookup(problem: Problem, gpu: str, describe: Describe) -> Entry | None:
     Raises:
         TableError: A table is damaged, or the one that the user named is missing.
     """
-    return _entries(environment.tuned(), gpu, describe).get(problem)
+    return _entries(environment.tuned(), gpu).get(problem)
 
 
-def count(gpu: str, describe: Describe) -> int:
+def count(gpu: str) -> int:
     """Returns how many problems the tables in force know for a GPU model."""
-    return len(_entries(environment.tuned(), gpu, describe))
+    return len(_entries(environment.tuned(), gpu))
 
 
 def clear() -> None:
@@ -130,7 +119,7 @@ def clear() -> None:
     _entries.cache_clear()
 
 
-def usable(table: Table, gpu: str) -> str:
+def why_not_used(table: Table, gpu: str) -> str:
     """Returns why a table must not be used here; empty if it may."""
     if table.package != __version__:
         return f"it is for version {table.package} of the package, this is {__version__}"
@@ -140,24 +129,24 @@ def usable(table: Table, gpu: str) -> str:
 
 
 @functools.cache
-def _entries(chosen: pathlib.Path | None, gpu: str, describe: Describe) -> dict[Problem, Entry]:
+def _entries(chosen: pathlib.Path | None, gpu: str) -> dict[Problem, Entry]:
     """Returns the entries for a GPU model: the package's, and over them those of a user's file."""
     if chosen is environment.NO_TABLES:
         return {}
     entries: dict[Problem, Entry] = {}
     for path in sorted(FOLDER.glob("*.json")):
-        table = read(path, describe)
+        table = read(path)
         # Beside the table of this GPU the package has others.
         if table.gpu == gpu:
             entries |= _used(path, table, gpu)
     if chosen is not None:
-        entries |= _used(chosen, read(chosen, describe), gpu)
+        entries |= _used(chosen, read(chosen), gpu)
     return entries
 
 
 def _used(path: pathlib.Path, table: Table, gpu: str) -> Mapping[Problem, Entry]:
     """Returns a table's entries, or none and a warning."""
-    if reason := usable(table, gpu):
+    if reason := why_not_used(table, gpu):
         warnings.warn(f"jax_fp8gemm: {path} is ignored: {reason}", RuntimeWarning, stacklevel=2)
         return {}
     return table.entries
@@ -166,14 +155,14 @@ def _used(path: pathlib.Path, table: Table, gpu: str) -> Mapping[Problem, Entry]
 # ---- The schema ----------------------------------------------------------------------------------
 
 
-def _table(content: Any, describe: Describe) -> Table:
+def _table(content: Any) -> Table:
     _require("the file", content, _TOP)
     if content["format"] != FORMAT:
         raise ValueError(f"format must be {FORMAT}, got {content['format']}")
     entries: dict[Problem, Entry] = {}
     for index, fields in enumerate(content["entries"]):
         op_name = f"entries[{index}]"
-        problem, entry = _entry(op_name, fields, describe)
+        problem, entry = _entry(op_name, fields)
         if problem in entries:
             raise ValueError(f"{op_name}.problem is there twice: {problem}")
         entries[problem] = entry
@@ -181,7 +170,7 @@ def _table(content: Any, describe: Describe) -> Table:
     return Table(**heads, entries=entries)
 
 
-def _entry(op_name: str, fields: Any, describe: Describe) -> tuple[Problem, Entry]:
+def _entry(op_name: str, fields: Any) -> tuple[Problem, Entry]:
     # JSON has null for what was not measured.
     absent = [n for n in ("runner_up", "model") if isinstance(fields, dict) and not fields.get(n)]
     present = {name: kind for name, kind in _ENTRY.items() if name not in absent}
@@ -190,22 +179,22 @@ def _entry(op_name: str, fields: Any, describe: Describe) -> tuple[Problem, Entr
         problem = gemm_problem.from_fields(fields["problem"])
     except ValueError as error:
         raise ValueError(f"{op_name}.problem.{error}") from None
-    best = _timed(op_name, fields, problem, describe)
+    best = _timed(op_name, fields, problem)
     others = {
-        name: _timed(f"{op_name}.{name}", fields[name], problem, describe)
+        name: _timed(f"{op_name}.{name}", fields[name], problem)
         for name in ("runner_up", "model")
         if name in present
     }
     return problem, Entry(best, **others)
 
 
-def _timed(op_name: str, fields: Any, problem: Problem, describe: Describe) -> Timed:
+def _timed(op_name: str, fields: Any, problem: Problem) -> Timed:
     _require(op_name, fields, _TIMED)
     config, microseconds = fields["config"], float(fields["microseconds"])
     if not 0 < microseconds < float("inf"):
         raise ValueError(f"{op_name}.microseconds must be positive, got {microseconds}")
     try:
-        described = describe(config)
+        described = extension.core().describe_config(config)
     except (RuntimeError, TypeError) as error:  # TypeError: half of a surrogate pair
         raise ValueError(f"{op_name}.config: {error}") from None
     computes = all(described[c] == getattr(problem, p) for p, c in _CONFIG_FIELDS.items())
@@ -228,11 +217,12 @@ def _require(op_name: str, value: Any, fields: Mapping[str, type]) -> None:
 
 
 def _entry_fields(problem: Problem, entry: Entry) -> dict[str, Any]:
-    others = {
-        name: timed._asdict() if timed else None
-        for name, timed in (("runner_up", entry.runner_up), ("model", entry.model))
+    return {
+        "problem": problem._asdict(),
+        **entry.best._asdict(),
+        "runner_up": entry.runner_up and entry.runner_up._asdict(),
+        "model": entry.model and entry.model._asdict(),
     }
-    return {"problem": problem._asdict(), **entry.best._asdict(), **others}
 
 
 def best_of(times: Iterable[Timed], model: str) -> Entry:
@@ -240,7 +230,7 @@ def best_of(times: Iterable[Timed], model: str) -> Entry:
 
     Args:
         times: At least one.
-        model: What the planner's model chooses.
+        model: What the cost model chooses.
     """
     ordered = sorted(times, key=lambda timed: timed.microseconds)
     modelled = next((timed for timed in ordered if timed.config == model), None)

@@ -207,7 +207,7 @@ class BlockScaled(StandIn):
     def with_own_scales(self, axis_name: Any, *, axis: int) -> "BlockScaled":
         """Returns one device's part, under `jax.shard_map`, that came with the scales of the whole.
 
-        So it comes where shards begin or end inside a block: values are divided, and scales are
+        So it comes where shards begin or end inside a block: values are sharded, and scales are
         not, as `checkpoint.load` and `quantize` place them.
 
         Args:

@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 
 from jax_fp8gemm._src.operands.stand_in import StandIn
+from jax_fp8gemm._src.tables import MAX_EXTENT, MAX_GROUPS, MAX_NUM_SMS
 
 E4M3 = jnp.dtype(jnp.float8_e4m3fn)
 FP8_DTYPES = (E4M3, jnp.dtype(jnp.float8_e5m2))
@@ -21,9 +22,6 @@ SQUARE_BLOCK = (128, 128)
 BLOCKS = (ROW_BLOCK, SQUARE_BLOCK)
 IMPLEMENTATIONS = (None, "cuda", "xla", "sim")
 PADDINGS = ("zero", "unspecified")
-MAX_NUM_SMS = 1024  # kMaxSms of csrc/gemm/problem.h
-MAX_GROUPS = 512  # kMaxGroups of csrc/shared/smem_layout.h
-MAX_EXTENT = 2**31 - 1 - 512  # kMaxExtent of csrc/driver/tensor_map.h
 
 
 def _names(dtypes: Sequence[np.dtype]) -> str:

@@ -55,7 +55,7 @@ class Computed(ActivationOperand):
 
     def operands(self, group_sizes: jax.Array | None = None) -> Operands:
         """Returns what the quantizer takes."""
-        return Operands(self.x, None, group_sizes)
+        return Operands(self.x, group_sizes=group_sizes)
 
     def compute(self) -> jax.Array:
         """Returns the array from plain JAX, rounded to its dtype."""
@@ -115,7 +115,7 @@ class Activation(Computed):
 
     def operands(self, group_sizes: jax.Array | None = None) -> Operands:
         """Returns what the quantizer takes."""
-        return Operands(self.x, self.up, group_sizes)
+        return Operands(self.x, group_sizes=group_sizes, up=self.up)
 
     def compute(self) -> jax.Array:
         """Returns the activation from plain JAX, rounded to its dtype."""
@@ -141,7 +141,8 @@ class RMSNorm(Computed):
 
     def operands(self, group_sizes: jax.Array | None = None) -> Operands:
         """Returns what the quantizer takes."""
-        return Operands(self.x, self._weight(), group_sizes, self.factors)
+        factors = {"row_factors": self.factors, "column_factors": self._weight()}
+        return Operands(self.x, group_sizes=group_sizes, **factors)
 
     def compute(self) -> jax.Array:
         """Returns the norm from plain JAX, rounded to its dtype."""
@@ -150,12 +151,6 @@ class RMSNorm(Computed):
     def map_rows(self, f: Callable) -> "RMSNorm":
         """Returns the norm of the rows that `f` makes of an array of rows."""
         return RMSNorm(f(self.x), self.weight, f(self.factors))
-
-    @property
-    def is_for_kernel(self) -> bool:
-        """Whether there is one weight, or one for each matrix: `jax.vmap` makes others too."""
-        lead = self.weight.shape[:-1]
-        return lead in ((), self.x.shape[:-2])
 
     def _weight(self) -> jax.Array:
         return xla_gemm.as_float32(self.weight)
@@ -343,8 +338,8 @@ def _with_columns(op_name: str, name: str, value: Any) -> jax.Array:
 
 def as_activation(op_name: str, name: str, value: Any) -> Computed:
     """Returns an activation, which an array in floating point is too."""
-    if isinstance(value, RMSNorm) and not value.is_for_kernel:
-        return Plain(value.compute())
+    if isinstance(value, RMSNorm) and value.weight.shape[:-1] not in ((), value.x.shape[:-2]):
+        return Plain(value.compute())  # `jax.vmap` makes weights that the kernel does not take
     if isinstance(value, Computed):
         return value
     return Plain(checks.floating(op_name, name, value))

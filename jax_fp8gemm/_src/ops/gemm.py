@@ -33,8 +33,8 @@ def gemm(
     and one rounding to `preferred_element_type` at the end. The order of the additions is not that
     of k: the kernels sum a block of 128 in the tensor core, multiply it by the product of its two
     scales, and add it to the blocks before; plain JAX dequantizes first and sums as XLA does. What
-    may differ is within `testing.TOLERANCE`. Results are the same bits from call to call;
-    docs/models.md says what is so across shapes.
+    may differ is within `testing.TOLERANCE`. Results are bitwise deterministic;
+    docs/models.md says what holds across shapes.
 
     **Range.** The product of the two scales of a block must be a normal float32 number, from
     2**-126 to 2**128. The kernels form it: below this range a block may count as 0, above it makes

@@ -9,14 +9,16 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jax_fp8gemm._src.native import calls
-from jax_fp8gemm._src.native.gemm_problem import KINDS, problem_of
+from jax_fp8gemm._src.native.gemm_problem import problem_of
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.operands.block_scaled import BlockScaled, Operand, as_block_scaled
+from jax_fp8gemm._src.tables import KINDS
 from jax_fp8gemm._src.transforms import meshes
 from jax_fp8gemm._src.transforms.apply import apply, batch_all
-from jax_fp8gemm._src.transforms.operation import Layout, Operation
+from jax_fp8gemm._src.transforms.operation import Dims, Layout, Operation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Grouped(Operation):
         if (accumulator := _accumulator(operands)) is not None:
             return accumulator
         shape = self.result_types(*operands).shape
-        return jax.lax.full_like(lhs_values, 0, self.result_dtype, shape)
+        return lax.full_like(lhs_values, 0, self.result_dtype, shape)
 
     def kernel(self, *operands, backend: str, **fields) -> jax.Array:
         *factors, group_data = operands[:5]
@@ -93,11 +95,11 @@ class Grouped(Operation):
 
     def batch(self, apply, axis_size, in_batched, operands):
         # Merged with another dimension, a sharded batch would have to be gathered.
-        if meshes.shards_explicitly(*operands):
+        if meshes.mesh_of(*operands).explicit_axes:
             return apply(Batches(self, (tuple(in_batched),)), operands)
         operands = batch_all(axis_size, in_batched, operands, self.shared(in_batched))
         if not self.can_fold(operands):
-            return jax.lax.map(lambda each: apply(self, each), operands)
+            return lax.map(lambda each: apply(self, each), operands)
         return self.fold(apply, operands)
 
 
@@ -171,9 +173,24 @@ def weights(op_name: str, lhs: BlockScaled, rhs: Operand) -> BlockScaled:
     return rhs
 
 
-def merge_leading(x: jax.Array) -> jax.Array:
-    """Returns x with its two leading dimensions merged."""
-    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+def rows_layout(
+    rows: Dims, group_data: Dims, name: str, *, replicated: Dims, units: tuple = ()
+) -> Layout:
+    """Returns the layout of a product of rows that belong to groups, as the operand `name` says."""
+    return Layout(
+        operands=(
+            (*rows, "k"),
+            (*rows, "k/128"),
+            ("g", "n", "k"),
+            ("g", "n/128", "k/128"),
+            group_data,
+        ),
+        results=((*rows, "n"),),
+        names=("lhs", "lhs scales", "rhs", "rhs scales", name),
+        replicated=replicated,
+        can_cut=("n", "k"),
+        units=units,
+    )
 
 
 def fold_ids(ids: jax.Array, num_groups: int) -> jax.Array:
@@ -201,12 +218,12 @@ def fold_rows(
     num_groups, n, _ = rhs_values.shape[-3:]
     if rhs_values.ndim == 4:
         ids = fold_ids(ids, num_groups)
-        rhs_values, rhs_scales = merge_leading(rhs_values), merge_leading(rhs_scales)
+        rhs_values, rhs_scales = (lax.collapse(x, 0, 2) for x in (rhs_values, rhs_scales))
         num_groups = rhs_values.shape[0]
     shape = (*ids.shape, n)
     ids = jnp.where((ids >= 0) & (ids < num_groups), ids, num_groups).reshape(-1)
     source = jnp.argsort(ids, stable=True).astype(jnp.int32)
     target = jnp.zeros_like(source).at[source].set(jnp.arange(len(ids), dtype=jnp.int32))
     sizes = jnp.zeros_like(ids, shape=(num_groups,)).at[ids].add(1, mode="drop")
-    rows = [merge_leading(x)[source] for x in rows]
+    rows = [lax.collapse(x, 0, 2)[source] for x in rows]
     return apply(ragged, (*rows, rhs_values, rhs_scales, sizes))[target].reshape(shape)

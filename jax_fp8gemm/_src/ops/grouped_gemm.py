@@ -7,18 +7,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jax_fp8gemm._src.operands import checks, group_checks
 from jax_fp8gemm._src.operands.block_scaled import Operand, as_block_scaled
 from jax_fp8gemm._src.ops import grouped
 from jax_fp8gemm._src.ops.quantizer import sum_quantizer
+from jax_fp8gemm._src.tables import CONTIGUOUS_ALIGNMENT
 from jax_fp8gemm._src.transforms.apply import apply
 from jax_fp8gemm._src.transforms.operation import Layout
 from jax_fp8gemm._src.xla import gemm as xla_gemm
 from jax_fp8gemm._src.xla import grouped as xla_grouped
-
-# Rows of a tile at most, so that no tile of a contiguous layout holds two groups.
-CONTIGUOUS_ALIGNMENT = 128
 
 
 def grouped_gemm(
@@ -38,7 +37,7 @@ def grouped_gemm(
         out[t] = lhs[t] @ rhs[g].T        and 0 where t >= sum(group_sizes)
 
     of the dequantized operands, in float32 and rounded once. The sizes are read on the device
-    only: nothing waits for them, and no row is padded. Results are the same bits from call to call.
+    only: nothing waits for them, and no row is padded. Results are bitwise deterministic.
     The range of scales is that of `gemm`.
 
     Args:
@@ -159,7 +158,7 @@ def grouped_gemm_contiguous(
         `jit`, `scan`, `shard_map`: yes. `vmap`: yes, and it stays one kernel launch with the batch
         folded into T; only where a batch of `rhs` makes more than 512 groups do the launches
         follow one another. `grad`, `jvp`: TypeError. Sharding: as `grouped_gemm`, and T too stays
-        divided without communication, in multiples of `contiguous_alignment()` rows.
+        sharded without communication, in multiples of `contiguous_alignment()` rows.
 
     Example:
         >>> x = quantize(aligned_tokens)                   # (T, K)
@@ -183,16 +182,7 @@ def _operands(op_name: str, lhs: Operand, rhs: Operand):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Rows(grouped.Grouped):
-    """The product of rows of all groups together."""
-
-    def _products_of(self, segments: xla_grouped.Segments, operands: tuple) -> jax.Array:
-        options = {"segments": segments, "preferred_element_type": self.result_dtype}
-        return xla_grouped.grouped_rows(*operands[:4], **options)
-
-
-@dataclasses.dataclass(frozen=True)
-class Ragged(_Rows):
+class Ragged(grouped.Grouped):
     """The product of groups back to back; `reduce_dtype` as in Operation."""
 
     kind = "ragged"
@@ -200,20 +190,14 @@ class Ragged(_Rows):
 
     def layout(self, *operands) -> Layout:
         """Groups lie anywhere: only columns, and K, can be sharded."""
-        return Layout(
-            operands=(("t", "k"), ("t", "k/128"), ("g", "n", "k"), ("g", "n/128", "k/128"), ("g",)),
-            results=(("t", "n"),),
-            names=("lhs", "lhs scales", "rhs", "rhs scales", "group_sizes"),
-            replicated=("t", "g"),
-            can_cut=("n", "k"),
-        )
+        return grouped.rows_layout(("t",), ("g",), "group_sizes", replicated=("t", "g"))
 
     def sum_quantizer(self):
         return sum_quantizer(self)
 
     def products(self, *operands) -> jax.Array:
         segments = xla_grouped.ragged_segments(operands[4], operands[0].shape[0])
-        return self._products_of(segments, operands)
+        return xla_grouped.grouped_rows(*operands[:4], segments=segments, dtype=self.result_dtype)
 
     def fold(self, apply, operands):
         *arrays, sizes = operands
@@ -225,37 +209,35 @@ class Ragged(_Rows):
 
 
 @dataclasses.dataclass(frozen=True)
-class Contiguous(_Rows):
+class Contiguous(grouped.Grouped):
     """The product of aligned groups, whose rows name them."""
 
     kind = "contiguous"
 
     def layout(self, *operands) -> Layout:
         """Rows can be sharded where groups may start."""
-        return Layout(
-            operands=(("t", "k"), ("t", "k/128"), ("g", "n", "k"), ("g", "n/128", "k/128"), ("t",)),
-            results=(("t", "n"),),
-            names=("lhs", "lhs scales", "rhs", "rhs scales", "group_ids"),
-            replicated=("g",),
-            can_cut=("n", "k"),
-            units=(("t", CONTIGUOUS_ALIGNMENT),),
-        )
+        units = (("t", CONTIGUOUS_ALIGNMENT),)
+        return grouped.rows_layout(("t",), ("t",), "group_ids", replicated=("g",), units=units)
 
     def products(self, *operands) -> jax.Array:
         ids, num_groups = operands[4], operands[2].shape[0]
         segments = xla_grouped.contiguous_segments(ids, num_groups, CONTIGUOUS_ALIGNMENT)
-        return jnp.where((ids >= 0)[:, None], self._products_of(segments, operands), 0)
+        products = xla_grouped.grouped_rows(
+            *operands[:4], segments=segments, dtype=self.result_dtype
+        )
+        return jnp.where((ids >= 0)[:, None], products, 0)
 
     def fold(self, apply, operands):
         lhs_values, lhs_scales, *rhs, ids = operands
         num_groups, n, _ = rhs[0].shape[-3:]
         if rhs[0].ndim == 4:
-            rhs = map(grouped.merge_leading, rhs)
+            rhs = (lax.collapse(x, 0, 2) for x in rhs)
             ids = grouped.fold_ids(ids, num_groups)
         batch, num_rows = ids.shape
         missing = -num_rows % CONTIGUOUS_ALIGNMENT  # so that every batch starts at an aligned row
         widths = ((0, 0), (0, missing), (0, 0))
         rows = [jnp.pad(x, widths) if missing else x for x in (lhs_values, lhs_scales)]
         ids = jnp.pad(ids, widths[:2], constant_values=-1)
-        out = apply(self, (*map(grouped.merge_leading, rows), *rhs, ids.reshape(-1)))
+        rows = (lax.collapse(x, 0, 2) for x in rows)
+        out = apply(self, (*rows, *rhs, ids.reshape(-1)))
         return out.reshape(batch, num_rows + missing, n)[:, :num_rows]

@@ -35,7 +35,7 @@ def grouped_gemm_masked(
         out[g, m] = lhs[g, m] @ rhs[g].T        and 0 where m >= masked_m[g]
 
     of the dequantized operands, in float32 and rounded once. The counts are read on the device
-    only, and time follows them rather than the room. Results are the same bits from call to call.
+    only, and time follows them rather than the capacity. Results are bitwise deterministic.
     The range of scales is that of `gemm`.
 
     Args:
@@ -90,7 +90,7 @@ def grouped_gemm_masked(
             f" got {tuple(rhs.shape)}."
         )
     masked_m = group_checks.counts(op_name, masked_m, *lhs.shape[:2])
-    # Beyond the room there is nothing to expect.
+    # Beyond the capacity there is nothing to expect.
     op = Masked(*options, min(expected_m, lhs.shape[1]), zero_padding=padding == "zero")
     operands = (lhs.values, lhs.scales, rhs.values, rhs.scales, masked_m)
     return apply(op, operands)
@@ -110,14 +110,7 @@ class Masked(grouped.Grouped):
     zero_padding: bool = False
 
     def layout(self, *operands) -> Layout:
-        rows, weights = ("g", "m", "k"), ("g", "n", "k")
-        return Layout(
-            operands=(rows, ("g", "m", "k/128"), weights, ("g", "n/128", "k/128"), ("g",)),
-            results=(("g", "m", "n"),),
-            names=("lhs", "lhs scales", "rhs", "rhs scales", "masked_m"),
-            replicated=("m",),
-            can_cut=("n", "k"),
-        )
+        return grouped.rows_layout(("g", "m"), ("g",), "masked_m", replicated=("m",))
 
     def kernel(self, *operands, backend: str) -> jax.Array:
         fields = {"expected_m": self.expected_m, "zero_padding": self.zero_padding}
@@ -127,12 +120,12 @@ class Masked(grouped.Grouped):
         lhs_values, lhs_scales, rhs_values, rhs_scales, masked_m = operands
         segments = xla_grouped.masked_segments(masked_m, lhs_values.shape[1])
         out = xla_grouped.grouped_rows(
-            grouped.merge_leading(lhs_values),
-            grouped.merge_leading(lhs_scales),
+            lax.collapse(lhs_values, 0, 2),
+            lax.collapse(lhs_scales, 0, 2),
             rhs_values,
             rhs_scales,
-            segments,
-            self.result_dtype,
+            segments=segments,
+            dtype=self.result_dtype,
         )
         return out.reshape(self.result_types(*operands).shape)
 
@@ -140,7 +133,7 @@ class Masked(grouped.Grouped):
         lhs_values, lhs_scales, rhs_values, rhs_scales, masked_m = operands
         batch, num_groups, m, _ = lhs_values.shape
         if rhs_values.ndim == 4:
-            out = apply(self, tuple(map(grouped.merge_leading, operands)))
+            out = apply(self, tuple(lax.collapse(x, 0, 2) for x in operands))
             return out.reshape(batch, num_groups, *out.shape[1:])
         # One weight for all batches: their valid rows are groups anywhere.
         group, row = (lax.broadcasted_iota(jnp.int32, (batch, num_groups, m), i) for i in (1, 2))

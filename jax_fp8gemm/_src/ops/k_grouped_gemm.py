@@ -6,15 +6,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jax_fp8gemm._src.operands import checks, group_checks
 from jax_fp8gemm._src.operands.block_scaled import Operand, as_block_scaled
 from jax_fp8gemm._src.ops import grouped
+from jax_fp8gemm._src.tables import BLOCK
 from jax_fp8gemm._src.transforms.apply import apply
 from jax_fp8gemm._src.transforms.operation import Layout
 from jax_fp8gemm._src.xla import grouped as xla_grouped
-
-_BLOCK = 128
 
 
 def k_grouped_gemm(
@@ -36,7 +36,7 @@ def k_grouped_gemm(
 
     of the dequantized operands, in float32 and rounded once. The columns from a group's last one
     to the next multiple of 128 must hold zeros, as `quantize_k_grouped` writes them. The sizes are
-    read on the device only. Results are the same bits from call to call. The range of scales is
+    read on the device only. Results are bitwise deterministic. The range of scales is
     that of `gemm`.
 
     Args:
@@ -85,8 +85,8 @@ def k_grouped_gemm(
     checks.matrix(op_name, "lhs", lhs)
     checks.matrix(op_name, "rhs", rhs)
     checks.same_k(op_name, lhs, rhs, "N, T")
-    num_columns = lhs.scales.shape[-1] * _BLOCK
-    group_sizes = group_checks.sizes(op_name, group_sizes, num_columns, align=_BLOCK)
+    num_columns = lhs.scales.shape[-1] * BLOCK
+    group_sizes = group_checks.sizes(op_name, group_sizes, num_columns, align=BLOCK)
     shape = (group_sizes.size, lhs.shape[0], rhs.shape[0])
     checks.addressable(op_name, "the result", shape)
     if accumulator is not None:
@@ -129,15 +129,10 @@ class KGrouped(grouped.Grouped):
         operands = list(operands)
         batch, extent, _ = operands[first].shape
         for i in (first, first + 1):
-            operands[i] = grouped.merge_leading(operands[i])
+            operands[i] = lax.collapse(operands[i], 0, 2)
         if operands[5] is not None:
             accumulator = jnp.moveaxis(operands[5], 0, axis)
-            operands[5] = _merge_axis(accumulator, axis)
+            operands[5] = lax.collapse(accumulator, axis, axis + 2)
         out = apply(self, tuple(operands))
         shape = (*out.shape[:axis], batch, extent, *out.shape[axis + 1 :])
         return jnp.moveaxis(out.reshape(shape), axis, 0)
-
-
-def _merge_axis(x: jax.Array, axis: int) -> jax.Array:
-    """Returns x with dimension `axis` and the next one merged."""
-    return x.reshape(*x.shape[:axis], x.shape[axis] * x.shape[axis + 1], *x.shape[axis + 2 :])

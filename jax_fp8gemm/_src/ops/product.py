@@ -15,14 +15,13 @@ import numpy as np
 from jax import lax
 
 from jax_fp8gemm._src.native import calls
-from jax_fp8gemm._src.native.gemm_problem import KINDS, problem_of
+from jax_fp8gemm._src.native.gemm_problem import problem_of
 from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.ops.quantizer import sum_quantizer
+from jax_fp8gemm._src.tables import BLOCK, KINDS
 from jax_fp8gemm._src.transforms.apply import batch_all
 from jax_fp8gemm._src.transforms.operation import Layout, Operation
 from jax_fp8gemm._src.xla import gemm as xla_gemm
-
-_BLOCK = 128
 
 
 class BatchDims(NamedTuple):
@@ -195,7 +194,7 @@ class Product(Operation):
 def _side_by_side(x: jax.Array) -> jax.Array:
     """Returns the matrices of a batch as one, each from a multiple of 128 columns on."""
     if x.dtype != jnp.float32:
-        x = jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[-1] % _BLOCK)))
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[-1] % BLOCK)))
     return x.transpose(1, 0, 2).reshape(x.shape[1], -1)
 
 

@@ -111,7 +111,7 @@ def _devices() -> Finding:
 
 def _driver(core: Any) -> Finding:
     try:
-        info = core.device_info("cuda", 0)
+        info = core.device_info()
     except RuntimeError as error:
         remedy = "none for a machine without a GPU; else install NVIDIA's driver, 525 or later"
         return Finding("gpu", _first_line(error), remedy)
@@ -164,7 +164,7 @@ def _tuned_table(core: Any, gpu: str) -> Finding:
     if not gpu:
         return Finding("tuned table", "none: there is no GPU")
     try:
-        return Finding("tuned table", f"{tuned.count(gpu, core.describe_config)} problems")
+        return Finding("tuned table", f"{tuned.count(gpu)} problems")
     except tuned.TableError as error:
         remedy = f"unset {environment.TUNED}, or make the table anew with tune"
         return Finding("tuned table", _first_line(error), remedy)

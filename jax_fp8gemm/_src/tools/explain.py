@@ -5,8 +5,10 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from jax_fp8gemm._src.native import extension
-from jax_fp8gemm._src.native.gemm_problem import RESULT_BYTES, Problem
+from jax_fp8gemm._src.native.gemm_problem import Problem
 from jax_fp8gemm._src.tools.sass.cubin import parse_cubin
 from jax_fp8gemm._src.tools.sass.disassembly import disassemble, find_nvdisasm
 from jax_fp8gemm._src.tools.sass.facts import KernelFacts, kernel_facts
@@ -44,7 +46,7 @@ def l2_bytes(candidate: Candidate, problem: Problem) -> int:
     # With split K as many CTAs work on a tile, each on its part of K.
     k_blocks = candidate["k_blocks"] * candidate["split_k"]
     per_tile = k_blocks * l2_bytes_per_k_block(candidate)
-    d_bytes = RESULT_BYTES[problem.d_dtype] * (2 if problem.accumulate else 1)
+    d_bytes = np.dtype(problem.d_dtype).itemsize * (2 if problem.accumulate else 1)
     tiles = candidate["tiles"] // candidate["split_k"]
     return tiles * (per_tile + candidate["block_m"] * candidate["block_n"] * d_bytes)
 

@@ -2,7 +2,7 @@
 """apply: the one way from a public function to its custom call.
 
 An operation is one equation of a program until that is lowered: a primitive with a rule for
-derivatives, one for batches, and one for its lowering. That divides the operation among the devices
+derivatives, one for batches, and one for its lowering. That shards the operation among the devices
 that the program runs on, and what one of them computes is another primitive, whose lowering chooses
 the implementation.
 """
@@ -32,9 +32,10 @@ def apply(
     Args:
         op: What to compute.
         operands: Arrays, None where an optional one is absent.
-        out_sharding: PartitionSpec of the first result in an explicit mesh; None for what moves
-            nothing.
-        allow_reshard: Whether an operand may move in an explicit mesh; else that raises ValueError.
+        out_sharding: PartitionSpec of the first result in an explicit mesh; None for the one that
+            needs no resharding.
+        allow_reshard: Whether an operand may be resharded in an explicit mesh; else that raises
+            ValueError.
     """
     if not any(isinstance(x, Tracer) for x in operands):
         is_disabled = jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
@@ -119,7 +120,7 @@ def _batch(arrays, dims, *, types, shardings, partitioned, **static):
 batching.primitive_batchers[_operation_p] = _batch
 
 
-def _divided(*arrays, op, structure, types, shardings, out_sharding, allow_reshard, partitioned):
+def _sharded(*arrays, op, structure, types, shardings, out_sharding, allow_reshard, partitioned):
     operands = structure.unflatten(arrays)
     if partitioned is not None:
         return meshes.partitioned(op, operands)
@@ -134,7 +135,7 @@ def _lowering(ctx, *arrays, partitioned, **static):
     if getattr(context, "num_devices", None) == 1 or getattr(context, "manual_axes", None):
         partitioned = None
     mesh = ctx.avals_in[0].sharding.mesh
-    lower = mlir.lower_fun(_divided, multiple_results=True)
+    lower = mlir.lower_fun(_sharded, multiple_results=True)
     with jax.sharding.use_abstract_mesh(mesh) if mesh.manual_axes else contextlib.nullcontext():
         return lower(ctx, *arrays, partitioned=partitioned, **static)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs operations sharded among devices, as the partitioner plans it, under every kind of mesh.
+"""Runs operations sharded among devices, as `partitioner` says, under every kind of mesh.
 
-Automatic meshes: XLA's partitioner asks the planner. Explicit ones: the operands' types say how
+Automatic meshes: XLA's partitioner asks `partitioner`. Explicit ones: the operands' types say how
 they are sharded, and jax.shard_map computes the parts. Manual ones: the caller did it already.
 """
 
@@ -18,7 +18,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jax_fp8gemm._src.transforms import sums
 from jax_fp8gemm._src.transforms.operation import Layout, Operation, axis_of, shown_unit, sizes_of
-from jax_fp8gemm._src.transforms.partitioner import Plan, entries, plan
+from jax_fp8gemm._src.transforms.partitioner import Partition, entries, partition_of
 from jax_fp8gemm._src.transforms.platforms import unify_varying
 
 
@@ -29,37 +29,34 @@ def mesh_of(*operands: jax.Array | None) -> AbstractMesh:
     return next((m for m in meshes if mesh.empty and m.explicit_axes), mesh)
 
 
-def shards_explicitly(*operands: jax.Array | None) -> bool:
-    """Says whether types say how an explicit mesh shards the operands."""
-    return bool(mesh_of(*operands).explicit_axes)
-
-
-def _local(op: Operation, planned: Plan, operands: tuple) -> Any:
+def _local(op: Operation, partition: Partition, operands: tuple) -> Any:
     """Computes one device's results from what it holds of the operands."""
-    op = op.placed(planned.axes)
+    op = op.placed(partition.axes)
 
     def compute(op, operands):
-        if not planned.cut:
+        if not partition.cut:
             return op.local(*unify_varying(operands))
-        cut = {axis: planned.axes[axis] for axis in sorted(planned.cut)}
+        cut = {axis: partition.axes[axis] for axis in sorted(partition.cut)}
         return op.local_of_cut(cut, *unify_varying(operands))
 
-    if not planned.reduced:
+    if not partition.reduced:
         return compute(op, operands)
     layout = op.layout(*operands)
     summands = tuple(None if i in layout.added else x for i, x in enumerate(operands))
     results = compute(op.partial_sum(), summands)
     total, *others = results if isinstance(results, tuple) else (results,)
-    scattered = {layout.results[0].index(axis): a for axis, a in planned.scattered.items()}
-    summed = tuple(a for a in planned.reduced if a not in sum(scattered.values(), ()))
+    scattered = {layout.results[0].index(axis): a for axis, a in partition.scattered.items()}
+    summed = tuple(a for a in partition.reduced if a not in sum(scattered.values(), ()))
     total = sums.add_up(total, summed, scattered, op.sum_quantizer())
     # What is added is the same on all devices that the sum is over.
     total = op.finish(total, *operands)
     return (total, *others) if others else total
 
 
-def _planned(op: Operation, operands: tuple, out_sharding: Any, allow_reshard: bool) -> Plan:
-    """Reads off the operands' types how an explicit mesh divides an operation."""
+def _explicit_partition(
+    op: Operation, operands: tuple, out_sharding: Any, allow_reshard: bool
+) -> Partition:
+    """Reads off the operands' types how an operation is sharded in an explicit mesh."""
     mesh = mesh_of(*operands)
     explicit = frozenset(mesh.explicit_axes)
 
@@ -67,7 +64,7 @@ def _planned(op: Operation, operands: tuple, out_sharding: Any, allow_reshard: b
         every = entries(jax.typeof(x).sharding.spec, x.ndim)
         return PartitionSpec(*(tuple(a for a in e if a in explicit) or None for e in every))
 
-    return plan(
+    return partition_of(
         op.op_name,
         op.layout(*operands),
         [None if x is None else x.shape for x in operands],
@@ -82,10 +79,10 @@ def result_shardings(
     op: Operation, operands: tuple, out_sharding: PartitionSpec | None, allow_reshard: bool
 ) -> tuple[NamedSharding, ...] | None:
     """Returns how an explicit mesh shards the results; None without one."""
-    if not shards_explicitly(*operands):
+    if not mesh_of(*operands).explicit_axes:
         return None
-    planned = _planned(op, operands, out_sharding, allow_reshard)
-    first, *others = planned.result_specs(op.layout(*operands))
+    partition = _explicit_partition(op, operands, out_sharding, allow_reshard)
+    first, *others = partition.result_specs(op.layout(*operands))
     specs = (first if out_sharding is None else out_sharding, *others)
     return tuple(NamedSharding(mesh_of(*operands), spec) for spec in specs)
 
@@ -93,21 +90,21 @@ def result_shardings(
 def sharded(
     op: Operation, operands: tuple, out_sharding: Any, allow_reshard: bool
 ) -> list[jax.Array]:
-    """Returns all results, of which every device computes its part, as an explicit mesh divides."""
+    """Returns all results, of which every device of an explicit mesh computes its part."""
     mesh = mesh_of(*operands)
     layout = op.layout(*operands)
-    planned = _planned(op, operands, out_sharding, allow_reshard)
-    in_specs = planned.operand_specs(layout)
-    present = [x for x in operands if x is not None]
+    partition = _explicit_partition(op, operands, out_sharding, allow_reshard)
+    in_specs = partition.operand_specs(layout)
+    present, structure = jax.tree.flatten(operands)
 
     def local(*present):
-        return jax.tree.leaves(_local(op, planned, _with_absent(layout, present)))
+        return jax.tree.leaves(_local(op, partition, structure.unflatten(present)))
 
     first, *others = jax.shard_map(
         local,
         mesh=mesh,
         in_specs=in_specs,
-        out_specs=list(planned.result_specs(layout)),
+        out_specs=list(partition.result_specs(layout)),
         # All results of one part vary alike, and some of several are the same on each device. JAX
         # does not see that a sum is which devices sent each other in parts.
         check_vma=len(layout.results) == 1 and not op.sum_quantizer(),
@@ -116,14 +113,8 @@ def sharded(
     return [first if out_sharding is None else reshard(first, out_sharding, mesh), *others]
 
 
-def _with_absent(layout: Layout, present: Sequence[Any]) -> tuple:
-    """Returns what there is for each operand, with None where the layout says that it is absent."""
-    remaining = iter(present)
-    return tuple(None if dims is None else next(remaining) for dims in layout.operands)
-
-
 def _parts_are_whole(size: int, unit: int, mesh_sizes: Sequence[int]) -> bool:
-    """Says whether each mesh axis that divides an axis evenly leaves its blocks whole."""
+    """Says whether an axis sharded evenly over any one mesh axis has whole blocks in each shard."""
     return size > unit and not any(size % n == 0 and size // unit % n for n in mesh_sizes)
 
 
@@ -136,10 +127,10 @@ def _unnamed_mesh(shaped: jax.ShapeDtypeStruct) -> Mesh:
 
 
 def _spec_on(mesh: Mesh, shaped: jax.ShapeDtypeStruct) -> PartitionSpec:
-    """Returns how mesh axes divide what XLA's partitioner describes; nothing if it is uneven.
+    """Returns the mesh axes over which something is sharded, as XLA's partitioner describes it.
 
-    Nor if parts of mesh axes divide it. That does not come out of this module, but Shardy may cut
-    a mesh axis in two.
+    Replicated where the shards are uneven, or are over a part of a mesh axis: nothing of this
+    module is, but Shardy may cut a mesh axis in two.
     """
     try:
         indices = shaped.sharding.devices_indices_map(shaped.shape)
@@ -168,8 +159,8 @@ def _rule(layout: Layout, sizes: Mapping[str, int], mesh: Mesh) -> tuple[str, di
 
     first, *others = layout.results
     summed = set(layout.contracted())
-    # A mesh axis may divide a sum along one axis, and what is beside it along the axis that is
-    # summed over: they are not to follow each other.
+    # The first result, a sum, and those beside it may be sharded over one mesh axis along different
+    # axes: they are not to follow each other.
     apart = [dims for dims in others if any(axis_of(dim) in summed for dim in dims)]
     together = [*layout.operands, first, *(dims for dims in others if dims not in apart)]
 
@@ -183,13 +174,13 @@ def _rule(layout: Layout, sizes: Mapping[str, int], mesh: Mesh) -> tuple[str, di
         block = f"{axis}_block"
         if unit == 1:
             name = axis
-        elif size % unit:  # blocks and elements do not divide together
+        elif size % unit:  # blocks and elements are not sharded alike
             name = axis if "/" not in dim else block
             if name == block or axis not in layout.can_cut:
                 replicated.add(name)
         elif not _parts_are_whole(size, unit, mesh.axis_sizes):
-            # Where a mesh axis divides the elements and cannot divide the blocks, Shardy would cut
-            # it in two to divide the blocks as far as they go.
+            # Where elements can be sharded over a mesh axis and blocks cannot, Shardy would cut
+            # that in two, to shard the blocks as far as they go.
             name = axis if "/" not in dim else block
         elif "/" in dim:
             name = block
@@ -217,11 +208,11 @@ def _rule(layout: Layout, sizes: Mapping[str, int], mesh: Mesh) -> tuple[str, di
 
 
 def is_partitioned(op: Operation, operands: tuple) -> bool:
-    """Says whether the division of an operation is left to XLA's partitioner."""
+    """Says whether XLA's partitioner shards an operation."""
     mesh = mesh_of(*operands)
     has_elements = all(x is None or x.size for x in operands)
-    divides_itself = mesh.manual_axes or mesh.explicit_axes or op.is_left_to_xla
-    return has_elements and not divides_itself
+    shards_itself = mesh.manual_axes or mesh.explicit_axes or op.is_left_to_xla
+    return has_elements and not shards_itself
 
 
 @functools.cache
@@ -237,29 +228,34 @@ def partitioned_program() -> Any:
 
 
 def partitioned(op: Operation, operands: tuple) -> list[jax.Array]:
-    """Returns all results, divided by XLA's partitioner, whose callback is the planner."""
+    """Returns all results, sharded by XLA's partitioner, which asks ours."""
     layout = op.layout(*operands)
     shapes = [None if x is None else x.shape for x in operands]
+    arrays, structure = jax.tree.flatten(operands)
 
     def whole(*present):
-        return jax.tree.leaves(op.local(*_with_absent(layout, present)))
+        return jax.tree.leaves(op.local(*structure.unflatten(present)))
 
     def partition(mesh, arg_shapes, result_shapes):
         if mesh.empty:
             mesh = _unnamed_mesh(arg_shapes[0])
-        specs = _with_absent(layout, [_spec_on(mesh, x) for x in arg_shapes])
-        wanted = [_spec_on(mesh, x) for x in result_shapes]
-        planned = plan(
-            op.op_name, layout, shapes, dict(mesh.shape), specs, wanted, allow_reshard=True
+        chosen = partition_of(
+            op.op_name,
+            layout,
+            shapes,
+            dict(mesh.shape),
+            structure.unflatten(_spec_on(mesh, x) for x in arg_shapes),
+            [_spec_on(mesh, x) for x in result_shapes],
+            allow_reshard=True,
         )
 
         def lower(*present):
             # The mesh of the surrounding program is in scope, but here its axes are manual.
             with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
-                return jax.tree.leaves(_local(op, planned, _with_absent(layout, present)))
+                return jax.tree.leaves(_local(op, chosen, structure.unflatten(present)))
 
-        arguments = tuple(NamedSharding(mesh, spec) for spec in planned.operand_specs(layout))
-        outs = [NamedSharding(mesh, spec) for spec in planned.result_specs(layout)]
+        arguments = tuple(NamedSharding(mesh, spec) for spec in chosen.operand_specs(layout))
+        outs = [NamedSharding(mesh, spec) for spec in chosen.result_specs(layout)]
         return mesh, lower, outs, arguments
 
     def rule(mesh, *_):
@@ -269,16 +265,14 @@ def partitioned(op: Operation, operands: tuple) -> list[jax.Array]:
     digest = hashlib.sha256(repr((layout, op)).encode()).hexdigest()[:16]
     call = custom_partitioning(whole)
     vars(call).update(dict.fromkeys(["__name__", "__qualname__"], f"{op.op_name}_{digest}"))
-    # Decoded by JAX before `partition` sees them, divisions among parts of a mesh axis are errors.
+    # Decoded by JAX before `partition` sees them, shardings over parts of a mesh axis are errors.
     call.def_partition(partition=partition, sharding_rule=rule, decode_shardings=False)
-    return jax.jit(call)(*(x for x in operands if x is not None))
+    return jax.jit(call)(*arrays)
 
 
-def reshard(x: jax.Array, wanted: PartitionSpec | NamedSharding, mesh: AbstractMesh) -> jax.Array:
-    """Returns x sharded in an explicit mesh as a spec, or a sharding, says."""
-    if isinstance(wanted, PartitionSpec):
-        wanted = NamedSharding(mesh, wanted)
-    return jax.sharding.reshard(x, wanted)
+def reshard(x: jax.Array, spec: PartitionSpec, mesh: AbstractMesh) -> jax.Array:
+    """Returns x sharded in an explicit mesh as a spec says."""
+    return jax.sharding.reshard(x, NamedSharding(mesh, spec))
 
 
 def spec_of(x: jax.Array) -> PartitionSpec | None:

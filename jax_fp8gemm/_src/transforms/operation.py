@@ -78,16 +78,10 @@ def axis_of(dim: str) -> str:
     return dim.partition("/")[0]
 
 
-def unit_of(dim: str) -> int:
-    """Returns how many elements of its axis one index of a dimension stands for."""
-    return int(dim.partition("/")[2] or 1)
-
-
 def shown_unit(every: Sequence[Dims | None], axis: str) -> int:
     """Returns the unit of an axis as the dimensions of some arrays show it."""
-    return max(
-        (unit_of(dim) for dims in every for dim in dims or () if axis_of(dim) == axis), default=1
-    )
+    dims = (dim for dims in every for dim in dims or () if axis_of(dim) == axis)
+    return max((int(dim.partition("/")[2] or 1) for dim in dims), default=1)
 
 
 def sizes_of(layout: Layout, shapes: Sequence[tuple[int, ...] | None]) -> dict[str, int]:
@@ -98,39 +92,6 @@ def sizes_of(layout: Layout, shapes: Sequence[tuple[int, ...] | None]) -> dict[s
         for dim, size in zip(dims or (), shape or (), strict=True)
         if "/" not in dim
     }
-
-
-def in_frames(
-    local: Callable, layout: Layout, cut: Mapping[str, tuple[str, ...]], operands: tuple
-) -> Any:
-    """Returns the results of `local` on one device's part, in frames of blocks (`Part`).
-
-    Args:
-        local: Computes the results of operands.
-        layout: The dimensions of both.
-        cut: By axis, the mesh axes whose devices share its blocks. No result counts its blocks.
-        operands: What the device holds, and the scales of all blocks along those axes.
-    """
-    parts: dict[str, Part] = {}
-    for dims, x in zip(layout.operands, operands, strict=True):
-        for i, dim in enumerate(dims or ()):
-            if dim in cut and dim not in parts:
-                parts[dim] = Part(x.shape[i], layout.unit(dim), cut[dim])
-
-    def framed(x, dims):
-        for i, dim in enumerate(dims or ()):
-            if part := parts.get(axis_of(dim)):
-                x = part.own(x, i) if "/" in dim else part.framed(x, i)
-        return x
-
-    def unframed(x, dims):
-        for i, dim in enumerate(dims):
-            if dim in parts:
-                x = parts[dim].unframed(x, i)
-        return x
-
-    leaves, results = jax.tree.flatten(local(*map(framed, operands, layout.operands)))
-    return results.unflatten(map(unframed, leaves, layout.results))
 
 
 class Operation:
@@ -230,13 +191,35 @@ class Operation:
     def local_of_cut(self, cut: Mapping[str, tuple[str, ...]], *operands) -> Any:
         """Returns one device's results where blocks lie on several devices.
 
-        By default those of its part in frames of blocks: nothing is exchanged.
+        By default those of its part in frames of blocks (`Part`): nothing is exchanged. No result
+        counts the blocks of a cut axis then.
 
         Args:
             cut: By axis of `Layout.can_cut`, the mesh axes whose devices share its blocks.
-            operands: What the device holds.
+            operands: What the device holds, and the scales of all blocks along those axes.
         """
-        return in_frames(self.local, self.layout(*operands), cut, operands)
+        layout = self.layout(*operands)
+        parts: dict[str, Part] = {}
+        for dims, x in zip(layout.operands, operands, strict=True):
+            for i, dim in enumerate(dims or ()):
+                if dim in cut and dim not in parts:
+                    parts[dim] = Part(x.shape[i], layout.unit(dim), cut[dim])
+
+        def framed(x, dims):
+            for i, dim in enumerate(dims or ()):
+                if part := parts.get(axis_of(dim)):
+                    x = part.own(x, i) if "/" in dim else part.framed(x, i)
+            return x
+
+        def unframed(x, dims):
+            for i, dim in enumerate(dims):
+                if dim in parts:
+                    x = parts[dim].unframed(x, i)
+            return x
+
+        results = self.local(*map(framed, operands, layout.operands))
+        leaves, structure = jax.tree.flatten(results)
+        return structure.unflatten(map(unframed, leaves, layout.results))
 
     # ---- What one device computes --------------------------------------------------------------
 
@@ -257,14 +240,21 @@ class Operation:
 
     def implementation_on(self, platform: str | None, *operands) -> Callable[..., Any]:
         """Returns the function of the operands that runs on a platform, or raises."""
-        is_default = self.implementation is None
-        if is_default and platform != "cuda":
-            return self.xla
-        shapes = [x.shape for x in jax.tree.leaves(operands)]
-        symbolic = next((shape for shape in shapes if not checks.is_static(shape)), None)
         backend = self.implementation or "cuda"
-        if symbolic is not None or platforms.PLATFORM[backend] != platform:
-            raise platforms.refusal(self.op_name, self.implementation, platform, symbolic)
+        if self.implementation is None and platform != "cuda":
+            return self.xla
+        for x in jax.tree.leaves(operands):
+            if not checks.is_static(x.shape):
+                raise NotImplementedError(
+                    f"{self.op_name}: the kernels are chosen by shape, which must be numbers, got"
+                    f" {x.shape}; export with numbers, or with implementation='xla'."
+                )
+        if platforms.PLATFORM[backend] != platform:
+            raise NotImplementedError(
+                f"{self.op_name}: implementation={backend!r} runs on the platform"
+                f" {platforms.PLATFORM[backend]!r}, not on {platform or 'this one'!r};"
+                " use implementation=None or 'xla' there."
+            )
         if self.is_empty(*operands):
             return self.xla
         return functools.partial(self.kernel, backend=backend)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plans how operations are sharded among devices, for automatic and explicit meshes alike."""
+"""Chooses how operations are sharded among devices, for automatic and explicit meshes alike."""
 
 import functools
 import math
@@ -13,8 +13,8 @@ from jax_fp8gemm._src.transforms.operation import Dims, Layout, axis_of, sizes_o
 Axes = tuple[str, ...]  # of a mesh
 
 
-class Plan(NamedTuple):
-    """Who has what.
+class Partition(NamedTuple):
+    """How an operation is sharded.
 
     Attributes:
         axes: Mesh axes of each axis.
@@ -29,7 +29,7 @@ class Plan(NamedTuple):
     cut: frozenset[str] = frozenset()
 
     def operand_specs(self, layout: Layout) -> tuple[PartitionSpec, ...]:
-        """Returns how the operands there are are sharded; what is added to a sum as the result."""
+        """Returns how present operands are sharded; one that is added to a sum, as the result."""
         every = enumerate(layout.operands)
         return tuple(self._spec(dims, i in layout.added) for i, dims in every if dims is not None)
 
@@ -56,19 +56,19 @@ def entries(spec: Any, ndim: int) -> list[Axes]:
     return every + [()] * (ndim - len(every))
 
 
-# ---- The planner -------------------------------------------------------------------------------
+class _Partitioner:
+    """Chooses the partition of one operation.
 
-
-class _Planner:
-    """Plans one operation.
-
-    A strict planner raises ValueError instead of moving an operand along an axis of the result.
+    Without `allow_reshard` it raises ValueError where an operand would move along an axis of the
+    result.
     """
 
-    def __init__(self, op_name: str, layout: Layout, sizes, mesh_sizes, operand_specs, strict):
+    def __init__(
+        self, op_name: str, layout: Layout, sizes, mesh_sizes, operand_specs, allow_reshard
+    ):
         self.op_name, self.layout = op_name, layout
         self.sizes, self.mesh_sizes = sizes, mesh_sizes
-        self.strict = strict
+        self.allow_reshard = allow_reshard
         self.cut: set[str] = set()
         # Mesh axes by operand and axis. Scales follow their values.
         self.given = {
@@ -78,20 +78,20 @@ class _Planner:
         }
 
     def refuse(self, text: str) -> None:
-        if self.strict:
+        if not self.allow_reshard:
             remedy = "give out_sharding if the function has it, or use jax.sharding.reshard first"
             raise ValueError(f"{self.op_name}: {text}; {remedy}.")
 
-    def offered(self, axis: str) -> Axes:
+    def of_operands(self, axis: str) -> Axes:
         """Returns the mesh axes over which the operands have an axis sharded."""
-        offers = {name: given[axis] for name, given in self.given.items() if axis in given}
+        every = {name: given[axis] for name, given in self.given.items() if axis in given}
         if axis in self.layout.replicated:
-            for name, axes in offers.items():
+            for name, axes in every.items():
                 self.refuse(f"{name} must not be sharded along {axis.upper()}, got {axes}")
             return ()
-        if len(set(offers.values())) > 1:
-            self.refuse(f"operands must be sharded alike along {axis.upper()}, got {offers}")
-        return next(iter(offers.values()), ())
+        if len(set(every.values())) > 1:
+            self.refuse(f"operands must be sharded alike along {axis.upper()}, got {every}")
+        return next(iter(every.values()), ())
 
     def fitting(self, axis: str, axes: Axes, *, or_gather: bool = False) -> Axes:
         """Returns the most of the mesh axes that an axis can be sharded over."""
@@ -113,7 +113,7 @@ class _Planner:
         return ()
 
     def moves(self, axis: str, mesh_axis: str) -> bool:
-        """Says whether summing over a mesh axis would move an operand that divides another axis."""
+        """Says whether a sum over a mesh axis would move an operand sharded along another axis."""
         present = [dims for dims in self.layout.operands if dims is not None]
         for dims, given in zip(present, self.given.values(), strict=True):
             others = [axes for dim, axes in given.items() if dim != axis and "/" not in dim]
@@ -121,41 +121,44 @@ class _Planner:
                 return True
         return False
 
-    def contraction(self, axis: str) -> Axes:
+    def summed_over(self, axis: str) -> Axes:
         """Returns the mesh axes that an axis is summed over; over others operands are gathered."""
-        offered = self.offered(axis)
-        moved = (count for count, a in enumerate(offered) if self.moves(axis, a))
-        return self.fitting(axis, offered[: next(moved, None)], or_gather=True)
+        axes = self.of_operands(axis)
+        moved = (count for count, a in enumerate(axes) if self.moves(axis, a))
+        return self.fitting(axis, axes[: next(moved, None)], or_gather=True)
 
-    def plan(self, wanted: Mapping[str, Axes]) -> Plan:
-        """Returns the plan that gives the results the mesh axes `wanted`, where it can."""
-        axes = {axis: self.contraction(axis) for axis in self.layout.contracted()}
+    def partition(self, asked: Mapping[str, Axes]) -> Partition:
+        """Returns the partition that gives the results the mesh axes `asked`, where it can."""
+        axes = {axis: self.summed_over(axis) for axis in self.layout.contracted()}
         reduced = tuple(dict.fromkeys(a for chosen in axes.values() for a in chosen))
         every = dict.fromkeys(axis_of(d) for dims in self.layout.results for d in dims)
-        kept = [axis for axis in every if axis not in axes]
-        offers = {axis: self.offered(axis) for axis in kept}
+        of_results = [axis for axis in every if axis not in axes]
+        given = {axis: self.of_operands(axis) for axis in of_results}
         scattered: dict[str, Axes] = {}
         used: set[str] = set(reduced)
-        # What must not change goes first: the operands' division if strict, else the results'.
-        first = offers if self.strict else wanted
-        for axis in sorted(kept, key=lambda axis: not first.get(axis)):
-            asked = wanted.get(axis, ())
-            if not asked or (self.strict and asked[: len(offers[axis])] != offers[axis]):
-                asked = offers[axis]
-            own = tuple(a for a in asked if a not in reduced)
-            free = tuple(a for a in own if a not in used)
-            if free != own and set(own) - set(free) & set(offers[axis]):
-                self.refuse(f"mesh axes {own} shard {axis.upper()} and another dimension")
-            tail = asked[len(own) :]
-            axes[axis] = self.fitting(axis, free) if axis not in self.layout.replicated else ()
-            shards = math.prod(self.mesh_sizes[a] for a in asked)
-            if tail and asked == axes[axis] + tail and self.sizes[axis] % shards == 0:
-                scattered[axis] = tail
+        # What must not change goes first, and so gets the mesh axes that two axes want.
+        first = asked if self.allow_reshard else given
+        for axis in sorted(of_results, key=lambda axis: not first.get(axis)):
+            target = asked.get(axis, ())
+            moves = target[: len(given[axis])] != given[axis]
+            if not target or (moves and not self.allow_reshard):
+                target = given[axis]
+            # Mesh axes that the sum is over can only scatter it, behind all others.
+            before_sum = tuple(a for a in target if a not in reduced)
+            after_sum = target[len(before_sum) :]
+            unused = tuple(a for a in before_sum if a not in used)
+            if unused != before_sum and set(before_sum) - set(unused) & set(given[axis]):
+                self.refuse(f"mesh axes {before_sum} shard {axis.upper()} and another dimension")
+            axes[axis] = () if axis in self.layout.replicated else self.fitting(axis, unused)
+            shards = math.prod(self.mesh_sizes[a] for a in target)
+            is_whole = target == axes[axis] + after_sum and self.sizes[axis] % shards == 0
+            if after_sum and is_whole:
+                scattered[axis] = after_sum
             used |= {*axes[axis], *scattered.get(axis, ())}
-        return Plan(axes, reduced, scattered, frozenset(self.cut))
+        return Partition(axes, reduced, scattered, frozenset(self.cut))
 
 
-def plan(
+def partition_of(
     op_name: str,
     layout: Layout,
     shapes: Sequence[tuple[int, ...] | None],
@@ -164,12 +167,13 @@ def plan(
     result_specs: Sequence[Any] = (),
     *,
     allow_reshard: bool,
-) -> Plan:
-    """Plans an operation on operands of the given shapes and PartitionSpecs.
+) -> Partition:
+    """Returns how an operation on operands of the given shapes and PartitionSpecs is sharded.
 
-    Axes of the results keep the division of the operands and move nothing. Contracted axes that
-    are divided alike cost one sum over their mesh axes, scattered where the result asks for those
-    axes. Whatever would split a unit, or needs one mesh axis for two axes, is not divided.
+    Axes of the results stay sharded as they are in the operands, and nothing moves. Contracted axes
+    that both operands have sharded alike cost one sum over their mesh axes, scattered where the
+    result is to be sharded over those. Whatever would split a unit, or needs one mesh axis for two
+    axes, is not sharded.
 
     Args:
         op_name: Public name of the operation, for messages.
@@ -177,17 +181,17 @@ def plan(
         shapes: Of the operands, None where one is absent.
         mesh_sizes: Devices along each mesh axis.
         operand_specs: PartitionSpec of each operand.
-        result_specs: Wanted PartitionSpec of each result.
-        allow_reshard: Whether the plan may move an operand; else that raises ValueError.
+        result_specs: PartitionSpec that each result is to have.
+        allow_reshard: Whether an operand may move; else that raises ValueError.
     """
-    wanted: dict[str, Axes] = {}
+    asked: dict[str, Axes] = {}
     for dims, spec in zip(layout.results, result_specs, strict=False):
         for dim, entry in zip(dims, entries(spec, len(dims)), strict=True):
             if entry and "/" not in dim:
-                wanted.setdefault(dim, entry)
+                asked.setdefault(dim, entry)
     sizes = sizes_of(layout, shapes)
-    strict = not allow_reshard
-    return _Planner(op_name, layout, sizes, mesh_sizes, operand_specs, strict).plan(wanted)
+    chooser = _Partitioner(op_name, layout, sizes, mesh_sizes, operand_specs, allow_reshard)
+    return chooser.partition(asked)
 
 
 @functools.cache

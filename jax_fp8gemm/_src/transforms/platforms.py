@@ -74,19 +74,3 @@ def unify_varying(tree: Any) -> Any:
         return lax.pcast(x, missing, to="varying") if missing else x
 
     return jax.tree.map(vary, tree)
-
-
-def refusal(
-    op_name: str, implementation: str | None, platform: str | None, symbolic: tuple | None
-) -> NotImplementedError:
-    """Returns the error of an implementation that does not run on a platform, or for a shape."""
-    if symbolic is not None:
-        return NotImplementedError(
-            f"{op_name}: the kernels are chosen by shape, which must be numbers, got {symbolic};"
-            " export with numbers, or with implementation='xla'."
-        )
-    return NotImplementedError(
-        f"{op_name}: implementation={implementation!r} runs on the platform"
-        f" {PLATFORM[str(implementation)]!r}, not on {platform or 'this one'!r};"
-        " use implementation=None or 'xla' there."
-    )

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jax_fp8gemm._src.operands import checks
+from jax_fp8gemm._src.tables import BLOCK
 from jax_fp8gemm._src.xla import gemm as xla_gemm
 
-_BLOCK = 128
 # Returns values and scales of x `(..., R, K)`, with block (1, 128).
 Quantize = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -32,7 +32,7 @@ def add_up(
     Args:
         partial: What the device has computed.
         summed: Mesh axes that the sum is over, and whose devices all get it.
-        scattered: By dimension, mesh axes that the sum is over too, whose devices divide it there.
+        scattered: By dimension, mesh axes that the sum is over too; each device gets a part.
         quantize: Rounds what devices send each other, and the sum is in float32; None to add up in
             the dtype of `partial`.
     """
@@ -59,9 +59,9 @@ def scatter(
 def _whole_sum(partial: jax.Array, mesh_axes: tuple[str, ...], quantize: Quantize) -> jax.Array:
     """Returns the sum over devices, which all get."""
     count = lax.axis_size(mesh_axes)
-    rows = -(-partial.size // (count * _BLOCK))
-    flat = jnp.pad(partial.reshape(-1), (0, count * rows * _BLOCK - partial.size))
-    own = _own_sum(flat.reshape(count, rows, _BLOCK), mesh_axes, quantize)
+    rows = -(-partial.size // (count * BLOCK))
+    flat = jnp.pad(partial.reshape(-1), (0, count * rows * BLOCK - partial.size))
+    own = _own_sum(flat.reshape(count, rows, BLOCK), mesh_axes, quantize)
     whole = _received(lambda each: lax.all_gather(each, mesh_axes), *quantize(own))
     return whole.reshape(-1)[: partial.size].reshape(partial.shape)
 

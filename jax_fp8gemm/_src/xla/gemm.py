@@ -44,7 +44,7 @@ def per_element(scales: jax.Array, block: tuple[int, int], shape: tuple[int, ...
 
 
 def _repeat(x: jax.Array, count: int, axis: int) -> jax.Array:
-    """Returns `jnp.repeat(x, count, axis)`, which refuses an axis that an explicit mesh divides."""
+    """Returns `jnp.repeat(x, count, axis)`, which refuses one that an explicit mesh shards."""
     before, after = x.shape[:axis], x.shape[axis + 1 :]
     dims = [i + (i > axis) for i in range(x.ndim)]
     wide = lax.broadcast_in_dim(x, (*before, x.shape[axis], count, *after), dims)

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jax_fp8gemm._src.tables import BLOCK
 from jax_fp8gemm._src.xla import gemm as xla_gemm
 
-_BLOCK = 128
 _SQUARE = (128, 128)
 _MIN_STEP, _MAX_STEP = 8, 512  # rows that one step multiplies
 _MAX_STEP_BLOCKS = 16  # K blocks that one step of a K-grouped product multiplies
@@ -123,8 +123,9 @@ def grouped_rows(
     lhs_scales: jax.Array,
     rhs_values: jax.Array,
     rhs_scales: jax.Array,
+    *,
     segments: Segments,
-    preferred_element_type: Any,
+    dtype: Any,
 ) -> jax.Array:
     """Returns `(T, N)`: each segment's rows times its weight, and zeros in all other rows.
 
@@ -134,7 +135,7 @@ def grouped_rows(
         rhs_values: `(G, N, K)`, G at least 1.
         rhs_scales: `(G, ceil(N / 128), ceil(K / 128))`.
         segments: Disjoint rows within T, in any order.
-        preferred_element_type: Dtype of the result.
+        dtype: Dtype of the result.
     """
     num_rows, n = lhs_values.shape[0], rhs_values.shape[1]
     lhs_bits, rhs_bits = _bits(lhs_values), _bits(rhs_values)
@@ -151,8 +152,8 @@ def grouped_rows(
             values = lax.dynamic_slice_in_dim(lhs_bits, begin, step)
             values = lax.bitcast_convert_type(values, lhs_values.dtype)
             scales = lax.dynamic_slice_in_dim(lhs_scales, begin, step)
-            product = _product(xla_gemm.dequantize(values, scales, (1, _BLOCK)), rhs)
-            product = _bits(product.astype(preferred_element_type))
+            product = _product(xla_gemm.dequantize(values, scales, (1, BLOCK)), rhs)
+            product = _bits(product.astype(dtype))
             row = begin + jnp.arange(step, dtype=jnp.int32)
             kept = lax.dynamic_slice_in_dim(out, begin, step)
             product = jnp.where(((row >= first) & (row < end))[:, None], product, kept)
@@ -160,9 +161,9 @@ def grouped_rows(
 
         return lax.fori_loop(0, _ceil_div(end - start, step), rows, out)
 
-    zeros = _bits(lax.full_like(lhs_values, 0, preferred_element_type, (num_rows, n)))
+    zeros = _bits(lax.full_like(lhs_values, 0, dtype, (num_rows, n)))
     out = _for_each_not_empty(segments.starts, segments.ends, multiply, zeros)
-    return lax.bitcast_convert_type(out, preferred_element_type)
+    return lax.bitcast_convert_type(out, dtype)
 
 
 def k_grouped(
@@ -182,10 +183,10 @@ def k_grouped(
     num_groups, num_blocks = len(group_sizes), lhs_scales.shape[1]
     (m, num_columns), n = lhs_values.shape, rhs_values.shape[0]
     # From the clipped size, which cannot overflow when it is rounded up.
-    block_sizes = _ceil_div(jnp.clip(group_sizes, 0, num_columns), _BLOCK)
+    block_sizes = _ceil_div(jnp.clip(group_sizes, 0, num_columns), BLOCK)
     ends = running_ends(block_sizes, num_blocks)
     step = min(_step_size(num_blocks, num_groups, 1, _MAX_STEP_BLOCKS), num_blocks)
-    missing = num_blocks * _BLOCK - num_columns
+    missing = num_blocks * BLOCK - num_columns
 
     def bits(values):
         return jnp.pad(_bits(values), ((0, 0), (0, missing))) if missing else _bits(values)
@@ -196,14 +197,14 @@ def k_grouped(
         def blocks(i, total):
             first = start + i * step
             begin = jnp.minimum(first, num_blocks - step)
-            column = begin * _BLOCK + jnp.arange(step * _BLOCK, dtype=jnp.int32)
-            inside = (column >= first * _BLOCK) & (column < end * _BLOCK)
+            column = begin * BLOCK + jnp.arange(step * BLOCK, dtype=jnp.int32)
+            inside = (column >= first * BLOCK) & (column < end * BLOCK)
 
             def columns(bits, scales, dtype):
-                bits = lax.dynamic_slice_in_dim(bits, begin * _BLOCK, step * _BLOCK, 1)
+                bits = lax.dynamic_slice_in_dim(bits, begin * BLOCK, step * BLOCK, 1)
                 scales = lax.dynamic_slice_in_dim(scales, begin, step, 1)
                 values = lax.bitcast_convert_type(bits, dtype)
-                return jnp.where(inside[None], xla_gemm.dequantize(values, scales, (1, _BLOCK)), 0)
+                return jnp.where(inside[None], xla_gemm.dequantize(values, scales, (1, BLOCK)), 0)
 
             return total + _product(
                 columns(*lhs, lhs_values.dtype), columns(*rhs, rhs_values.dtype)
@@ -266,7 +267,7 @@ def weight_gradients(
         row = begin + jnp.arange(step, dtype=jnp.int32)
         inside = (is_group & (row >= first) & (row < ends[group]))[:, None]
         x = lax.bitcast_convert_type(lax.dynamic_slice_in_dim(bits, begin, step), values.dtype)
-        x = xla_gemm.dequantize(x, lax.dynamic_slice_in_dim(scales, begin, step), (1, _BLOCK))
+        x = xla_gemm.dequantize(x, lax.dynamic_slice_in_dim(scales, begin, step), (1, BLOCK))
         x, y = (
             jnp.where(inside, rows, 0).astype(jnp.bfloat16)
             for rows in (x, lax.dynamic_slice_in_dim(dy, begin, step))

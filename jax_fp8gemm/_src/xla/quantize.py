@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jax_fp8gemm._src.tables import BLOCK
 from jax_fp8gemm._src.xla import gemm as xla_gemm
 from jax_fp8gemm._src.xla import grouped as xla_grouped
 from jax_fp8gemm._src.xla.part import Part
 
-_BLOCK = 128
-_ROW_BLOCK = (1, _BLOCK)
-_COLUMN_BLOCK = (_BLOCK, 1)
+_ROW_BLOCK = (1, BLOCK)
+_COLUMN_BLOCK = (BLOCK, 1)
 
 
 def quantize(x: jax.Array, block, dtype, scale_format: str) -> tuple[jax.Array, jax.Array]:
@@ -95,7 +95,7 @@ def quantize_transposed(
 
 def aligned_blocks(num_rows: int, num_groups: int) -> int:
     """Returns how many blocks of 128 groups of rows can need, each from a new block on."""
-    return (num_rows + (_BLOCK - 1) * num_groups) // _BLOCK
+    return (num_rows + (BLOCK - 1) * num_groups) // BLOCK
 
 
 def _read(leaves: tuple) -> jax.Array:
@@ -110,15 +110,15 @@ def _aligned(x: jax.Array, group_sizes: jax.Array | None) -> jax.Array:
     num_rows, num_groups = x.shape[0], len(group_sizes)
     num_blocks = aligned_blocks(num_rows, num_groups)
     if not num_rows or not num_groups:
-        return jnp.zeros_like(x, shape=(num_blocks * _BLOCK, x.shape[1]))
+        return jnp.zeros_like(x, shape=(num_blocks * BLOCK, x.shape[1]))
     ends = xla_grouped.running_ends(group_sizes, num_rows)
     starts = xla_grouped.starts_of(ends)
-    block_ends = jnp.cumsum(-(-(ends - starts) // _BLOCK))
+    block_ends = jnp.cumsum(-(-(ends - starts) // BLOCK))
     block = jnp.arange(num_blocks, dtype=jnp.int32)
     group = xla_grouped.group_of(block_ends, block)
     group = jnp.minimum(group, num_groups - 1)  # of blocks past the last group, which are empty
-    first = starts[group] + (block - xla_grouped.starts_of(block_ends)[group]) * _BLOCK
-    source = first[:, None] + jnp.arange(_BLOCK, dtype=jnp.int32)[None]
+    first = starts[group] + (block - xla_grouped.starts_of(block_ends)[group]) * BLOCK
+    source = first[:, None] + jnp.arange(BLOCK, dtype=jnp.int32)[None]
     is_inside = (source < ends[group][:, None]).reshape(-1, 1)
     return jnp.where(is_inside, jnp.take(x, source.reshape(-1), axis=0, mode="clip"), 0)
 
@@ -146,7 +146,7 @@ def _split(x: jax.Array, block: tuple[int, int]) -> jax.Array:
     r, c = block
     pad = [(0, 0)] * len(lead) + [(0, -rows % r), (0, -columns % c)]
     x = jnp.pad(x, pad) if any(after for _, after in pad) else x
-    # One dimension at a time, or types lose track of how an explicit mesh divides x.
+    # One dimension at a time, or types lose track of how an explicit mesh shards x.
     x = x.reshape(*x.shape[:-1], -(-columns // c), c)
     return x.reshape(*lead, -(-rows // r), r, *x.shape[-2:])
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What tuning runs: operands of a problem, its product in plain JAX, and a call of one kernel.
 
-Groups have equal sizes, as the planner takes them to have. Values are normally distributed: zeros
+Groups have equal sizes, as the heuristics take them to have. Values are normally distributed: zeros
 would draw less power and run faster.
 """
 
@@ -16,6 +16,7 @@ from jax.experimental.layout import Format, Layout
 
 from jax_fp8gemm._src.native import calls
 from jax_fp8gemm._src.native.gemm_problem import Problem
+from jax_fp8gemm._src.tables import BLOCK
 from jax_fp8gemm._src.xla import gemm as xla_gemm
 from jax_fp8gemm._src.xla import grouped as xla_grouped
 
@@ -23,7 +24,6 @@ from jax_fp8gemm._src.xla import grouped as xla_grouped
 MAX_ERROR = 1e-4
 # What the simulator multiplies in seconds.
 MAX_SIMULATED_MACS = 64 << 20
-_BLOCK = 128
 _DENSE_AXES = (("m", "k"), ("n", "k"), ("m", "n"))
 
 
@@ -61,7 +61,7 @@ def group_data(problem: Problem) -> np.ndarray | None:
         return _shares(problem.m, groups).astype(np.int32)
     # The other two begin groups at multiples of 128.
     total = problem.m if problem.kind == "contiguous" else problem.k
-    sizes = _shares(-(-total // _BLOCK), groups) * _BLOCK
+    sizes = _shares(-(-total // BLOCK), groups) * BLOCK
     if problem.kind == "contiguous":
         return np.repeat(np.arange(groups, dtype=np.int32), sizes)[:total]
     ends = np.minimum(np.cumsum(sizes), total)
@@ -71,8 +71,8 @@ def group_data(problem: Problem) -> np.ndarray | None:
 def operands(problem: Problem) -> Operands:
     """Returns operands on the default device. All groups have the same weights."""
     copies = problem.b_rows // problem.n
-    k_blocks = -(-problem.k // _BLOCK)
-    scale_rows = problem.n if problem.scaling == "1d1d" else -(-problem.n // _BLOCK)
+    k_blocks = -(-problem.k // BLOCK)
+    scale_rows = problem.n if problem.scaling == "1d1d" else -(-problem.n // BLOCK)
     keys = jax.random.split(jax.random.key(0), 5)
     lhs = _values(keys[0], (problem.a_rows, problem.k), problem.a_dtype)
     rhs = _values(keys[1], (problem.n, problem.k), problem.b_dtype)
@@ -105,7 +105,7 @@ def reference(problem: Problem, given: Operands) -> jax.Array:
     lhs_values, lhs_scales, rhs_values, rhs_scales, data, accumulator = given
     dtype = jnp.dtype(problem.d_dtype)
     if data is None:  # "dense"
-        block = (1, _BLOCK) if problem.scaling == "1d1d" else (_BLOCK, _BLOCK)
+        block = (1, BLOCK) if problem.scaling == "1d1d" else (BLOCK, BLOCK)
         out = xla_gemm.product(*given[:4], rhs_block=block, axes=_DENSE_AXES)
         if accumulator is not None:
             out += accumulator.astype(jnp.float32)
@@ -120,9 +120,9 @@ def reference(problem: Problem, given: Operands) -> jax.Array:
     elif problem.kind == "ragged":
         segments = xla_grouped.ragged_segments(data, problem.m)
     else:
-        segments = xla_grouped.contiguous_segments(data, problem.num_groups, _BLOCK)
+        segments = xla_grouped.contiguous_segments(data, problem.num_groups, BLOCK)
     rhs = [x.reshape(problem.num_groups, -1, x.shape[1]) for x in (rhs_values, rhs_scales)]
-    return xla_grouped.grouped_rows(lhs_values, lhs_scales, rhs[0], rhs[1], segments, dtype)
+    return xla_grouped.grouped_rows(lhs_values, lhs_scales, *rhs, segments=segments, dtype=dtype)
 
 
 def matmul(problem: Problem, config: str, backend: str) -> Callable[..., jax.Array]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures every configuration of a problem, in turns, and keeps what was measured.
 
-Two files: the table that the planner uses (native/tuned.py), and beside it the measurements, with
+Two files: the table that the heuristics use (native/tuned.py), and beside it the measurements, with
 every sample of every configuration, which calibrate the model.
 """
 
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from jax_fp8gemm._src.native import extension, gemm_problem, precompile, ranking, tuned
+from jax_fp8gemm._src.native import extension, files, gemm_problem, precompile, ranking, tuned
 from jax_fp8gemm._src.native.gemm_problem import Problem
 from jax_fp8gemm._src.native.version import __version__
 from jax_fp8gemm._src.tools.progress import progress
@@ -113,7 +113,7 @@ def machine(simulate: bool) -> tuple[Machine, Any]:
         return Machine(SIMULATOR, "none", "none", timer.method, (warning,)), timer
     gpu = extension.planning_gpu("cuda")
     try:
-        info = core.device_info("cuda", 0)
+        info = core.device_info()
         nvrtc = core.nvrtc_version()
     except RuntimeError as error:
         reason = str(error).rstrip(".")
@@ -241,8 +241,8 @@ def extend_table(path: pathlib.Path, used: Machine, measured: Sequence[Measured]
         raise CannotTuneError("what a simulator took does not tune a GPU")
     entries = {}
     if path.exists():
-        old = tuned.read(path, extension.core().describe_config)
-        if reason := tuned.usable(old, used.gpu):
+        old = tuned.read(path)
+        if reason := tuned.why_not_used(old, used.gpu):
             raise CannotTuneError(f"{path} is left alone: {reason}")
         entries |= old.entries
     entries |= {m.problem: entry for m in measured if (entry := m.entry())}
@@ -280,7 +280,7 @@ def save(path: pathlib.Path, content: Measurements) -> None:
             for m in content.problems
         ],
     }
-    tuned.write_text(path, json.dumps(fields) + "\n")
+    files.write(path, (json.dumps(fields) + "\n").encode())
 
 
 def _machine_of(fields: dict[str, Any]) -> Machine:
