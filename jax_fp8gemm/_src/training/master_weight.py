@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_fp8gemm._src.operands import checks
-from jax_fp8gemm._src.operands.block_scaled import BlockScaled
+from jax_fp8gemm._src.operands.block_scaled import BlockScaled, checked_pair
 from jax_fp8gemm._src.operands.stand_in import StandIn, exported
 from jax_fp8gemm._src.ops.quantize import quantize
 from jax_fp8gemm._src.ops.quantizer import Operands
@@ -144,23 +144,10 @@ class MasterWeight(StandIn):
 
 def validated(op_name: str, name: str, w: MasterWeight) -> MasterWeight:
     """Returns the weight, whose parts fit together."""
-    master = checks.floating(op_name, f"{name}.master", w.master)
-    bits = w.quantized
-    if not isinstance(bits, BlockScaled):
-        got = type(bits).__name__
-        raise TypeError(f"{op_name}: {name}.quantized must be a BlockScaled, got {got}.")
-    if bits.block != checks.SQUARE_BLOCK:
-        raise ValueError(
-            f"{op_name}: {name}.quantized must have block {checks.SQUARE_BLOCK}, got {bits.block}."
-        )
-    parts: list[tuple[str, Any]] = [("quantized", bits)]
+    master, quantized = checked_pair(
+        op_name, name, "master", w.master, w.quantized, checks.SQUARE_BLOCK
+    )
     if w.gradient is not None:
         checks.array(op_name, f"{name}.gradient", w.gradient, (jnp.dtype(jnp.float32),))
-        parts.append(("gradient", w.gradient))
-    for part, x in parts:
-        if tuple(x.shape) != tuple(master.shape):
-            raise ValueError(
-                f"{op_name}: {name}.{part} must have the shape of the master ="
-                f" {tuple(master.shape)}, got {tuple(x.shape)}."
-            )
-    return MasterWeight(master, bits, w.gradient)
+        checks.same_shape(op_name, f"{name}.gradient", w.gradient, "the master", master)
+    return MasterWeight(master, quantized, w.gradient)

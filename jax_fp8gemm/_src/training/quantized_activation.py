@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from jax_fp8gemm._src.operands import checks
-from jax_fp8gemm._src.operands.block_scaled import BlockScaled, as_block_scaled
+from jax_fp8gemm._src.operands.block_scaled import BlockScaled, checked_pair
 from jax_fp8gemm._src.operands.stand_in import StandIn, exported
 from jax_fp8gemm._src.ops.activation import ActivationOperand, Computed, as_activation
 from jax_fp8gemm._src.ops.quantize import quantize
@@ -147,15 +147,6 @@ def checked_activations(op_name: str, name: str, x: Any) -> ActivationOperand:
         )
     if not isinstance(x, QuantizedActivation):
         return as_activation(op_name, name, x)
-    array = checks.floating(op_name, f"{name}.array", x.array)
-    if not isinstance(x.quantized, BlockScaled):
-        got = type(x.quantized).__name__
-        raise TypeError(f"{op_name}: {name}.quantized must be a BlockScaled, got {got}.")
-    bits = as_block_scaled(op_name, f"{name}.quantized", x.quantized, (checks.ROW_BLOCK,))
+    array, bits = checked_pair(op_name, name, "array", x.array, x.quantized, checks.ROW_BLOCK)
     checks.dtype_of(op_name, f"{name}.quantized's dtype", bits.dtype, (checks.E4M3,))
-    if tuple(bits.shape) != tuple(array.shape):
-        raise ValueError(
-            f"{op_name}: {name}.quantized must have the shape of the array = {tuple(array.shape)},"
-            f" got {tuple(bits.shape)}."
-        )
     return Quantized(array, bits)

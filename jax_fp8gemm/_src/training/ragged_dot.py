@@ -88,14 +88,9 @@ def ragged_dot(
     checks.groups(_NAME, "rhs", rhs, extents)
     checks.addressable(_NAME, "rhs", rhs.shape)
     checks.addressable(_NAME, "the transpose of rhs", (rhs.shape[0], *rhs.shape[:0:-1]))
-    num_groups, k = rhs.shape[0], rhs.shape[k_dim]
+    num_rows, num_groups = operand.shape[0], rhs.shape[0]
     checks.num_groups(_NAME, "rhs", num_groups)
-    num_rows, lhs_k = operand.shape
-    if lhs_k != k:
-        raise ValueError(
-            f"{_NAME}: rhs must have shape ({extents}) with the K of lhs = {lhs_k},"
-            f" got {tuple(rhs.shape)}."
-        )
+    checks.same_extent(_NAME, operand, rhs, extents, rhs_dim=k_dim)
     first_row = None
     if group_offset is None:
         group_sizes = group_checks.sizes(_NAME, group_sizes, num_rows, num_groups=num_groups)
