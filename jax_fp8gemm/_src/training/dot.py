@@ -53,8 +53,8 @@ def dot(
         implementation: None, "cuda", "xla" or "sim", as for `gemm`.
         recipe: Formats of gradients and sums over devices; None for that of `use_recipe`, or else
             `Recipe()`, which is what the formulas above say.
-        out_sharding: How an explicit mesh shards the result, or None for what moves nothing but
-            operands along K, as `x @ w` does.
+        out_sharding: How an explicit mesh shards the result, or None to reshard operands along
+            K alone, as `x @ w` does.
 
     Returns:
         `(..., N)`. Each gradient has the dtype of its operand.

@@ -51,7 +51,7 @@ def dot_general(
             blocks are cut along the contracted dimensions in their order.
         precision: None or `jax.lax.Precision.DEFAULT`: operands are FP8 and there is no other one.
         preferred_element_type: Dtype of the result; None for the promoted one of the operands.
-        out_sharding: How an explicit mesh shards the result, or None for what moves no operand.
+        out_sharding: How an explicit mesh shards the result, or None to reshard no operand.
         implementation: None, "cuda", "xla" or "sim", as for `gemm`.
         recipe: As for `dot`.
 
@@ -62,7 +62,7 @@ def dot_general(
         TypeError: An operand has an unsupported dtype; or forward mode is asked for.
         ValueError: `dimension_numbers` are out of range, repeated or of unequal extents;
             `precision` is another one; `out_sharding` is given without an explicit mesh; one
-            divides dimensions that have to be merged; or as `dot`.
+            shards dimensions that have to be merged; or as `dot`.
         NotImplementedError: As `gemm`.
         jax.errors.JaxRuntimeError: As `gemm`.
 
@@ -115,7 +115,7 @@ def dot_general(
 def _check_blocks(
     rhs: BlockScaled, w_is_nk: bool, rhs_free: Sequence[int], rhs_k: Sequence[int]
 ) -> None:
-    """Checks that the matrices of a batch, of which the blocks are, stay as they are."""
+    """Checks that a quantized weight is used as it lies, which its blocks need."""
     if not w_is_nk or (len(rhs_free), len(rhs_k)) != (1, 1):
         raise ValueError(
             f"{_NAME}: rhs must be (*batch, N, K) with one N and one K, in this order, where it is"
@@ -125,7 +125,7 @@ def _check_blocks(
 
 
 def _check_master(rhs: MasterWeight, dimension_numbers) -> None:
-    """Checks that the matrices of a batch, of which the blocks are, are at most transposed."""
+    """Checks that the matrices of a weight are at most transposed, which its blocks allow."""
     (_, rhs_k), (_, rhs_b) = dimension_numbers
     if rhs.ndim != len(rhs_b) + 2 or len(rhs_k) != 1 or rhs_b != tuple(range(len(rhs_b))):
         raise ValueError(

@@ -55,7 +55,7 @@ def ragged_dot(
         precision: None or `jax.lax.Precision.DEFAULT`: operands are FP8 and there is no other one.
         preferred_element_type: Dtype of the result; None for the promoted one of the operands.
         group_offset: `()` or `(1,)` integer: `rhs` has the weights of the groups from this one on,
-            of all that `group_sizes` has, as where devices divide the experts. Rows of other groups
+            of all that `group_sizes` has, as where the experts are sharded. Rows of other groups
             give 0. Rows are moved to the front and back, in two more passes. An offset that is
             out of range is clamped; `testing.check_groups` reports it. None for 0.
         implementation: None, "cuda", "xla" or "sim", as for `gemm`.
