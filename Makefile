@@ -7,9 +7,10 @@ VENV ?= .venv
 PYTHONS ?=
 PYTEST_ARGS ?= -n 2 --dist worksteal
 # LLVM's costly passes, and MLIR's for fused loops, are most of what XLA does for a program that runs
-# once. `test-all` repeats a part of the fast tier with them, as users have it.
+# once. `test-all` repeats a part of the fast tier with them, as users have it. XLA and NumPy work in
+# one thread: each core has a worker.
 QUICK_XLA := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true \
-  --xla_cpu_use_fusion_emitters=false
+  --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
 AS_FOR_USERS := constants dot quantize ragged_dot remat rms_norm xla
 
 BIN := $(VENV)/bin
@@ -45,6 +46,8 @@ help:  ## List the targets
 
 demo: $(VENV)/.package  ## Install into .venv and run examples/01_dense.py
 	$(BIN)/python examples/01_dense.py
+
+test test-all: export OPENBLAS_NUM_THREADS = 1
 
 test: $(VENV)/.simulator $(VENV)/.tests quick-xla  ## Run the fast tier of the tests: minutes, and what it leaves out must have passed before
 	XLA_FLAGS="$(QUICK_XLA) $(XLA_FLAGS)" $(BIN)/pytest $(PYTEST_ARGS) -m "not slow" --junitxml=build/test-results.xml tests
