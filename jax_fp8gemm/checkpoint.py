@@ -69,10 +69,7 @@ class Checkpoint(dict[str, BlockScaled | jax.Array]):
         self._config = fmt.config_text("Checkpoint", {} if config is None else config)
         self._stored = tuple((stored or {}).items())
         for name, found in self._stored:
-            if not isinstance(found, Stored):
-                raise TypeError(
-                    f"Checkpoint: stored[{name!r}] must be a Stored, got {type(found).__name__}."
-                )
+            checks.instance("Checkpoint", f"stored[{name!r}]", found, Stored, "a Stored")
 
     @property
     def config(self) -> dict[str, Any]:

@@ -55,8 +55,7 @@ def to_qarray(x: BlockScaled) -> Any:
         >>> to_qarray(quantize(experts[:, :128], (128, 128))).scale_tile_shape
         (1, 128, 128)
     """
-    if not isinstance(x, BlockScaled):
-        raise TypeError(f"to_qarray: x must be a BlockScaled, got {type(x).__name__}.")
+    checks.instance("to_qarray", "x", x, BlockScaled, "a BlockScaled")
     if not _fits(x.shape, x.scales.shape, x.block):
         raise ValueError(
             f"to_qarray: x must have dimensions of whole blocks {x.block}, got {tuple(x.shape)}."
@@ -388,8 +387,5 @@ def maxtext_gmm(
     )
     if partial_sum is None:
         return y
-    if partial_sum.shape != y.shape:
-        raise ValueError(
-            f"maxtext_gmm: partial_sum must have shape (T, N) = {y.shape}, got {partial_sum.shape}."
-        )
+    checks.has_shape("maxtext_gmm", "partial_sum", partial_sum, "T, N", y.shape)
     return (y + partial_sum.astype(jnp.float32)).astype(result_dtype)

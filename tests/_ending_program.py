@@ -257,7 +257,8 @@ def many_shapes(count: str = "2000", keep: str = "", *only: str) -> None:
             kept.append(x)
 
     for implementation in only or ("jax", "xla", "sim"):
-        num, warm = int(count), 100
+        num = int(count)
+        warm = min(num, 100)
         for i in range(num + warm):
             if i == warm:
                 before = _settled()

@@ -243,6 +243,13 @@ def test_passes_through_jax_as_a_tree():
     np.testing.assert_array_equal(y[1], fp8.dot(x0, w0, **xla))
 
 
+def with_scales(change):
+    """Returns a quantized weight whose scales a `jax.tree.map` may have made."""
+    quantized_only = quantized(w0).quantized
+    leaves = (quantized_only.values, change(quantized_only.scales))
+    return fp8.BlockScaled.tree_unflatten((128, 128), leaves)
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
@@ -257,6 +264,16 @@ def test_passes_through_jax_as_a_tree():
             r"w\.quantized must have the shape of the master = \(256, 200\), got \(200, 256\)",
         ),
         (lambda w: fp8.MasterWeight(w, w), TypeError, r"w\.quantized must be a BlockScaled"),
+        (
+            lambda w: fp8.MasterWeight(w, with_scales(lambda scales: scales[:1])),
+            ValueError,
+            r"w\.quantized scales must have shape \(2, 2\) for .*, got \(1, 2\)",
+        ),
+        (
+            lambda w: fp8.MasterWeight(w, with_scales(lambda scales: scales.astype(jnp.bfloat16))),
+            TypeError,
+            r"w\.quantized scales must have dtype float32, got bfloat16",
+        ),
         (
             lambda w: quantized(w).accumulate_into(jnp.zeros((200, 256))),
             ValueError,

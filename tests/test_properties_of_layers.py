@@ -35,7 +35,7 @@ def gradients(product, x, w, dy):
     def loss(x, w):
         return (product(x, w).astype(jnp.float32) * dy.astype(jnp.float32)).sum()
 
-    return jax.grad(loss, (0, 1))(x, w)
+    return jax.jit(jax.grad(loss, (0, 1)))(x, w)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -109,7 +109,8 @@ def test_dot_general_is_a_dot_of_each_batch(batch, m, n, k, data, seed):
     depth = int(np.prod(k))
     x = x.reshape(-1, int(np.prod(m)), depth)
     w = w.reshape(-1, depth, int(np.prod(n)))
-    want = [fp8.dot(*each, implementation="xla") for each in zip(x, w, strict=True)]
+    dot = jax.jit(lambda x, w: fp8.dot(x, w, implementation="xla"))
+    want = [dot(*each) for each in zip(x, w, strict=True)]
     same_but_for_the_order_of_sums(got.reshape(-1), jnp.stack(want).reshape(-1))
 
 
@@ -118,8 +119,9 @@ def test_dot_general_is_a_dot_of_each_batch(batch, m, n, k, data, seed):
 def test_einsum_is_a_dot_of_each_head(tokens, heads, n, k, seed):
     x, w = normal(seed, 0, tokens, heads, k), normal(seed + 1, 0, heads, n, k)
     got = fp8.frameworks.einsum("mhk,hnk->mhn", x, w, implementation="xla")
+    dot = jax.jit(lambda x, w: fp8.dot(x, w.T, implementation="xla"))
     for head in range(heads):
-        want = fp8.dot(x[:, head], w[head].T, implementation="xla")
+        want = dot(x[:, head], w[head])
         same_but_for_the_order_of_sums(got[:, head], want)
 
 
@@ -170,7 +172,7 @@ def test_what_is_quantized_before_gives_the_same_bits(implementation, m, n, k, s
         return fp8.dot(q, fp8.MasterWeight.quantize(w, **options), **options)
 
     product = lambda x, w: fp8.dot(x, w, **options)  # noqa: E731
-    same(before(x, w), product(x, w))
+    same(jax.jit(before)(x, w), jax.jit(product)(x, w))
     same(gradients(before, x, w, dy), gradients(product, x, w, dy))
 
 

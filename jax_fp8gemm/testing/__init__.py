@@ -206,10 +206,7 @@ def _assert_close(
     checks.array(op_name, "out", out, checks.RESULT_DTYPES)
     dtype = jnp.dtype(out.dtype)
     ref, magnitude, is_padding = reference
-    if out.shape != ref.shape:
-        raise ValueError(
-            f"{op_name}: out must have shape ({extents}) = {ref.shape}, got {out.shape}."
-        )
+    checks.has_shape(op_name, "out", out, extents, ref.shape)
     tolerance = TOLERANCE[dtype.name, implementation] if tolerance is None else tolerance
     got = np.asarray(out, np.float64)
     wrong = np.argwhere(is_padding & (got != 0))

@@ -150,8 +150,7 @@ def config_text(op_name: str, config: Mapping[str, Any]) -> str:
     Raises:
         TypeError: JSON cannot hold it.
     """
-    if not isinstance(config, Mapping):
-        raise TypeError(f"{op_name}: config must be a mapping, got {type(config).__name__}.")
+    checks.instance(op_name, "config", config, Mapping, "a mapping")
     try:
         text = json.dumps(dict(config))
         parse_json(text)

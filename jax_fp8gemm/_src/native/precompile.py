@@ -85,9 +85,8 @@ def precompile(
         >>> keys = precompile(layer.trace(x, w))
     """
     op_name = "precompile"
-    if not isinstance(traced, jax.stages.Traced):
-        got = type(traced).__name__
-        raise TypeError(f"{op_name}: traced must be jax.jit(function).trace(*args), got {got}.")
+    what = "jax.jit(function).trace(*args)"
+    checks.instance(op_name, "traced", traced, jax.stages.Traced, what)
     num_sms = checks.num_sms(op_name, num_sms)
     jobs = checks.extent(op_name, "jobs", jobs, 1)
     bundle_path = None if bundle is None else bundle_lib.checked_path(op_name, bundle)

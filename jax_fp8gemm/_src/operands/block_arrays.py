@@ -96,18 +96,11 @@ def stack(arrays: Sequence[BlockScaled], axis: int = 0) -> BlockScaled:
 
 def _first(op_name: str, arrays: Sequence[BlockScaled]) -> BlockScaled:
     """Returns the first of the arrays, which are alike in dtype, block and number of dimensions."""
-    if not isinstance(arrays, list | tuple):
-        raise TypeError(
-            f"{op_name}: arrays must be a list or tuple of BlockScaled, got"
-            f" {type(arrays).__name__}."
-        )
+    checks.instance(op_name, "arrays", arrays, list | tuple, "a list or tuple of BlockScaled")
     if not arrays:
         raise ValueError(f"{op_name}: arrays must have at least one BlockScaled, got none.")
     for i, array in enumerate(arrays):
-        if not isinstance(array, BlockScaled):
-            raise TypeError(
-                f"{op_name}: arrays[{i}] must be a BlockScaled, got {type(array).__name__}."
-            )
+        checks.instance(op_name, f"arrays[{i}]", array, BlockScaled, "a BlockScaled")
     first = arrays[0]
     for i, array in enumerate(arrays):
         checks.array(op_name, f"arrays[{i}]", array, (first.dtype,))

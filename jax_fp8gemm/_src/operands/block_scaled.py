@@ -309,3 +309,24 @@ def as_block_scaled(
         block = fitting[0] if fitting else blocks[0]
     checks.scales_fit(op_name, f"{name} scales", values, scales, block)
     return BlockScaled.tree_unflatten(block, (values, scales))
+
+
+def checked_pair(
+    op_name: str, name: str, leaf: str, array: Any, quantized: Any, block: tuple[int, int]
+) -> tuple[jax.Array, BlockScaled]:
+    """Returns an array and its quantized form, which fit together.
+
+    Args:
+        op_name: For messages.
+        name: What messages call the two together.
+        leaf: Which part of it the array is.
+        array: In floating point.
+        quantized: Of the same shape.
+        block: That `quantized` must have.
+    """
+    array = checks.floating(op_name, f"{name}.{leaf}", array)
+    name = f"{name}.quantized"
+    checks.instance(op_name, name, quantized, BlockScaled, "a BlockScaled")
+    quantized = as_block_scaled(op_name, name, quantized, (block,))
+    checks.same_shape(op_name, name, quantized, f"the {leaf}", array)
+    return array, quantized

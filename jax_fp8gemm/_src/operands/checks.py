@@ -46,6 +46,13 @@ def result_dtype(op_name: str, value: Any) -> np.dtype:
     return dtype_of(op_name, "preferred_element_type", value, RESULT_DTYPES)
 
 
+def instance(op_name: str, name: str, value: Any, types: Any, what: str) -> Any:
+    """Returns `value`, which is of one of `types`, in words `what`."""
+    if not isinstance(value, types):
+        raise TypeError(f"{op_name}: {name} must be {what}, got {type(value).__name__}.")
+    return value
+
+
 def is_array(op_name: str, name: str, value: Any) -> None:
     """Checks that `value` is an array, or stands for one."""
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
@@ -166,12 +173,38 @@ def addressable(op_name: str, name: str, shape: Sequence[int]) -> None:
         )
 
 
-def same_k(op_name: str, lhs: Any, rhs: Any, extents: str = "N, K") -> None:
-    """Checks that the operands contract over the same extent, the last of `extents`."""
-    if lhs.shape[-1] != rhs.shape[-1]:
+def has_shape(op_name: str, name: str, value: Any, extents: str, wanted: tuple[int, ...]) -> None:
+    """Checks that `value` has the shape `wanted`, whose extents messages call `extents`."""
+    if tuple(value.shape) != wanted:
         raise ValueError(
-            f"{op_name}: rhs must have shape ({extents}) with the {extents.split()[-1]} of lhs ="
-            f" {lhs.shape[-1]}, got {tuple(rhs.shape)}."
+            f"{op_name}: {name} must have shape ({extents}) = {wanted}, got {tuple(value.shape)}."
+        )
+
+
+def same_extent(
+    op_name: str,
+    lhs: Any,
+    rhs: Any,
+    extents: str,
+    dim: int = -1,
+    rhs_dim: int = -1,
+    names: tuple[str, str] = ("lhs", "rhs"),
+) -> None:
+    """Checks that a dimension of rhs, of which messages say `extents`, is as long as one of lhs."""
+    if lhs.shape[dim] != rhs.shape[rhs_dim]:
+        raise ValueError(
+            f"{op_name}: {names[1]} must have shape ({extents}) with the"
+            f" {extents.split(', ')[rhs_dim]} of {names[0]} = {lhs.shape[dim]}, got"
+            f" {tuple(rhs.shape)}."
+        )
+
+
+def same_shape(op_name: str, name: str, value: Any, other_name: str, other: Any) -> None:
+    """Checks that `value` has the shape of another array."""
+    if tuple(value.shape) != tuple(other.shape):
+        raise ValueError(
+            f"{op_name}: {name} must have the shape of {other_name} = {tuple(other.shape)}, got"
+            f" {tuple(value.shape)}."
         )
 
 
@@ -198,19 +231,12 @@ def accumulator(
 ) -> None:
     """Checks that an accumulator has the result's shape and dtype."""
     array(op_name, "accumulator", value, (dtype,))
-    if tuple(value.shape) != shape:
-        raise ValueError(
-            f"{op_name}: accumulator must have shape ({extents}) = {shape},"
-            f" got {tuple(value.shape)}."
-        )
+    has_shape(op_name, "accumulator", value, extents, shape)
 
 
 def implementation(op_name: str, value: Any) -> str | None:
     """Returns `value`, one of the implementations."""
-    if not (value is None or isinstance(value, str)):
-        raise TypeError(
-            f"{op_name}: implementation must be a str or None, got {type(value).__name__}."
-        )
+    instance(op_name, "implementation", value, str | None, "a str or None")
     if value not in IMPLEMENTATIONS:
         raise ValueError(f"{op_name}: implementation must be in {IMPLEMENTATIONS}, got {value!r}.")
     return value

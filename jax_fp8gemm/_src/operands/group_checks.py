@@ -60,10 +60,7 @@ def _group_data(
     """Returns sizes or ids of groups in int32, as many as there must be."""
     value = int32(op_name, name, value)
     shape = (value.size,) if shape is None else shape
-    if value.shape != shape:
-        raise ValueError(
-            f"{op_name}: {name} must have shape ({extents},) = {shape}, got {value.shape}."
-        )
+    checks.has_shape(op_name, name, value, extents, shape)
     return value
 
 
@@ -75,7 +72,7 @@ def sizes(
     In the checked mode they must not be negative and, rounded up to `align`, fit in `limit`.
     """
     name = "group_sizes"
-    value = _group_data(op_name, name, value, "G", None if num_groups is None else (num_groups,))
+    value = _group_data(op_name, name, value, "G,", None if num_groups is None else (num_groups,))
     checks.num_groups(op_name, name, value.size)
     if not _active.get() or not value.size:
         return value
@@ -110,7 +107,7 @@ def offset(op_name: str, value: Any, limit: int) -> jax.Array:
 def counts(op_name: str, value: Any, num_groups: int, limit: int) -> jax.Array:
     """Returns `masked_m` in int32, checked in the checked mode to be from 0 to `limit`."""
     name = "masked_m"
-    value = _group_data(op_name, name, value, "G", (num_groups,))
+    value = _group_data(op_name, name, value, "G,", (num_groups,))
     if not _active.get():
         return value
     checkify.debug_check(
@@ -128,7 +125,7 @@ def ids(op_name: str, value: Any, num_rows: int, num_groups: int, alignment: int
     behind it.
     """
     name = "group_ids"
-    value = _group_data(op_name, name, value, "T", (num_rows,))
+    value = _group_data(op_name, name, value, "T,", (num_rows,))
     if not _active.get() or not value.size:
         return value
     is_known = (value >= -1) & (value < num_groups)

@@ -276,11 +276,7 @@ def rms_norm(x: jax.Array, weight: jax.Array, epsilon: Any = 1e-6) -> RMSNorm:
     op_name = "rms_norm"
     x = _with_columns(op_name, "x", x)
     weight = checks.floating(op_name, "weight", weight)
-    if weight.shape != x.shape[-1:]:
-        raise ValueError(
-            f"{op_name}: weight must have shape (K,) = {tuple(x.shape[-1:])},"
-            f" got {tuple(weight.shape)}."
-        )
+    checks.has_shape(op_name, "weight", weight, "K,", tuple(x.shape[-1:]))
     if isinstance(epsilon, bool) or not isinstance(epsilon, int | float | np.integer | np.floating):
         raise TypeError(f"{op_name}: epsilon must be a number, got {type(epsilon).__name__}.")
     if not 0 <= epsilon <= _MAX_FLOAT32:

@@ -93,7 +93,7 @@ def gemm(
     rhs = as_block_scaled(op_name, "rhs", rhs, (checks.SQUARE_BLOCK, checks.ROW_BLOCK))
     checks.matrix(op_name, "lhs", lhs)
     checks.matrix(op_name, "rhs", rhs)
-    checks.same_k(op_name, lhs, rhs)
+    checks.same_extent(op_name, lhs, rhs, "N, K")
     if accumulator is not None:
         checks.accumulator(op_name, accumulator, (lhs.shape[0], rhs.shape[0]), result_dtype)
     op = Product(op_name, rhs.block, result_dtype, implementation, num_sms)

@@ -169,7 +169,7 @@ def weights(op_name: str, lhs: BlockScaled, rhs: Operand) -> BlockScaled:
     checks.groups(op_name, "rhs", rhs, "G, N, K")
     checks.addressable(op_name, "rhs", rhs.shape)
     checks.num_groups(op_name, "rhs", rhs.shape[0])
-    checks.same_k(op_name, lhs, rhs, "G, N, K")
+    checks.same_extent(op_name, lhs, rhs, "G, N, K")
     return rhs
 
 

@@ -84,11 +84,7 @@ def grouped_gemm_masked(
     checks.groups(op_name, "lhs", lhs, "G, M_max, K")
     checks.addressable(op_name, "lhs", lhs.shape)
     rhs = grouped.weights(op_name, lhs, rhs)
-    if lhs.shape[0] != rhs.shape[0]:
-        raise ValueError(
-            f"{op_name}: rhs must have shape (G, N, K) with the G of lhs = {lhs.shape[0]},"
-            f" got {tuple(rhs.shape)}."
-        )
+    checks.same_extent(op_name, lhs, rhs, "G, N, K", 0, 0)
     masked_m = group_checks.counts(op_name, masked_m, *lhs.shape[:2])
     # Beyond the capacity there is nothing to expect.
     op = Masked(*options, min(expected_m, lhs.shape[1]), zero_padding=padding == "zero")

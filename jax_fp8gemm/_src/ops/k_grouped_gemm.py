@@ -84,7 +84,7 @@ def k_grouped_gemm(
     rhs = as_block_scaled(op_name, "rhs", rhs, (checks.ROW_BLOCK,))
     checks.matrix(op_name, "lhs", lhs)
     checks.matrix(op_name, "rhs", rhs)
-    checks.same_k(op_name, lhs, rhs, "N, T")
+    checks.same_extent(op_name, lhs, rhs, "N, T")
     num_columns = lhs.scales.shape[-1] * BLOCK
     group_sizes = group_checks.sizes(op_name, group_sizes, num_columns, align=BLOCK)
     shape = (group_sizes.size, lhs.shape[0], rhs.shape[0])

@@ -19,7 +19,7 @@ from jax_fp8gemm._src.transforms.apply import apply
 from jax_fp8gemm._src.xla.part import axis_names
 
 
-class _Options(NamedTuple):
+class Collective(NamedTuple):
     """How an array is gathered, or added up: hashable, unlike a call's arguments."""
 
     op_name: str
@@ -33,6 +33,7 @@ class _Options(NamedTuple):
         return lambda x: apply(op, Operands(x))
 
     def gathered(self, x: Any) -> Any:
+        """Returns the leaves of all devices."""
         return jax.tree.map(
             lambda leaf: lax.all_gather(leaf, self.mesh_axes, axis=self.axis, tiled=True), x
         )
@@ -61,7 +62,7 @@ def psum_scatter(
     `reduce_dtype` of the recipe. It ends a layer whose sequences are parallel outside of it;
     `QuantizedActivation.all_gather` begins one::
 
-        partial = dot(swiglu(gate, up), w_down)                     # (B, T, K), K divided
+        partial = dot(swiglu(gate, up), w_down)                     # (B, T, K), K sharded
         y = psum_scatter(partial, "d", scatter_dimension=1)         # (B, T / n, K)
 
     In the backward pass gradients are gathered: in FP8 where the recipe rounds them once
@@ -70,7 +71,7 @@ def psum_scatter(
     Args:
         x: `(..., R, K)`, `bfloat16`, `float16` or `float32`.
         axis_name: Mesh axis, or several, that the sum is over.
-        scatter_dimension: Dimension that the n devices divide among them, a multiple of n.
+        scatter_dimension: Dimension to shard over the n devices, a multiple of n.
         implementation: None, "cuda", "xla" or "sim", as for `quantize`.
         recipe: As for the products.
 
@@ -81,8 +82,8 @@ def psum_scatter(
 
     Raises:
         TypeError: `x` has an unsupported dtype, or an argument another type.
-        ValueError: `x` has fewer than two dimensions, or no such dimension, or one that n does not
-            divide; or `implementation` is unknown.
+        ValueError: `x` has fewer than two dimensions, or no such dimension, or one that is no
+            multiple of n; or `implementation` is unknown.
         NameError: There is no such mesh axis.
 
     Transformations:
@@ -103,64 +104,55 @@ def psum_scatter(
     checks.at_least_2d(name, "x", x)
     axis = checks.extent(name, "scatter_dimension", scatter_dimension, -x.ndim, x.ndim - 1) % x.ndim
     checks.implementation(name, implementation)
-    options = _Options(name, axis_names(axis_name), axis, chosen(name, recipe), implementation)
-    count = lax.axis_size(options.mesh_axes)
+    how = Collective(name, axis_names(axis_name), axis, chosen(name, recipe), implementation)
+    count = lax.axis_size(how.mesh_axes)
     if x.shape[axis] % count:
         raise ValueError(
             f"{name}: x must have a multiple of {count} (the devices) along scatter_dimension"
             f" {axis}, got {tuple(x.shape)}."
         )
-    return _added_up(x, options)
+    return _added_up(x, how)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _added_up(x: jax.Array, options: _Options) -> jax.Array:
-    return options.added_up(x)
+def _added_up(x: jax.Array, how: Collective) -> jax.Array:
+    return how.added_up(x)
 
 
-def _added_up_forward(x, options):
-    return _added_up(x, options), None
+def _added_up_forward(x, how):
+    return _added_up(x, how), None
 
 
-def _added_up_backward(options: _Options, _, gradient: jax.Array):
-    is_whole = options.axis < gradient.ndim - 1 or gradient.shape[-1] % 128 == 0
-    if not (options.recipe.rounds_gradients_once and is_whole):
-        return (options.gathered(gradient),)
-    values, scales = options.quantize(options.recipe.gradient_dtype, "pow2")(gradient)
+def _added_up_backward(how: Collective, _, gradient: jax.Array):
+    is_whole = how.axis < gradient.ndim - 1 or gradient.shape[-1] % 128 == 0
+    if not (how.recipe.rounds_gradients_once and is_whole):
+        return (how.gathered(gradient),)
+    values, scales = how.quantize(how.recipe.gradient_dtype, "pow2")(gradient)
     kept = keep(BlockScaled.tree_unflatten(checks.ROW_BLOCK, (values, scales)))
     most = float(jnp.finfo(gradient.dtype).max)  # a power of two above the largest float16 is past
-    whole = options.gathered(kept).restore().dequantize()
+    whole = how.gathered(kept).restore().dequantize()
     return (jnp.clip(whole, -most, most).astype(gradient.dtype),)
 
 
 _added_up.defvjp(_added_up_forward, _added_up_backward)
 
 
-def all_gather(
-    op_name: str,
-    x: jax.Array,
-    axis_name: Any,
-    axis: int,
-    recipe: Recipe | None,
-    implementation: str | None,
-) -> jax.Array:
+def all_gather(x: jax.Array, how: Collective) -> jax.Array:
     """Returns x gathered along a dimension; its gradient is added up as the recipe says."""
-    recipe = chosen(op_name, recipe)
-    options = _Options(op_name, axis_names(axis_name), axis, recipe, implementation)
-    return _gathered(x, options) if recipe.reduce_dtype else options.gathered(x)
+    return _gathered(x, how) if how.recipe.reduce_dtype else how.gathered(x)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _gathered(x: jax.Array, options: _Options) -> jax.Array:
-    return options.gathered(x)
+def _gathered(x: jax.Array, how: Collective) -> jax.Array:
+    return how.gathered(x)
 
 
-def _gathered_forward(x, options):
-    return _gathered(x, options), None
+def _gathered_forward(x, how):
+    return _gathered(x, how), None
 
 
-def _gathered_backward(options: _Options, _, gradient: jax.Array):
-    return (options.added_up(gradient),)
+def _gathered_backward(how: Collective, _, gradient: jax.Array):
+    return (how.added_up(gradient),)
 
 
 _gathered.defvjp(_gathered_forward, _gathered_backward)

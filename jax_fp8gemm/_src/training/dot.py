@@ -53,8 +53,8 @@ def dot(
         implementation: None, "cuda", "xla" or "sim", as for `gemm`.
         recipe: Formats of gradients and sums over devices; None for that of `use_recipe`, or else
             `Recipe()`, which is what the formulas above say.
-        out_sharding: How an explicit mesh shards the result, or None for what moves nothing but
-            operands along K, as `x @ w` does.
+        out_sharding: How an explicit mesh shards the result, or None to reshard operands along
+            K alone, as `x @ w` does.
 
     Returns:
         `(..., N)`. Each gradient has the dtype of its operand.
@@ -108,12 +108,8 @@ def dot_of(
     w = checked_weight(op_name, "w", w)
     checks.matrix(op_name, "w", w)
     w_is_nk = w_is_nk or isinstance(w, BlockScaled)
-    k, shape_name = (w.shape[1], "(N, K)") if w_is_nk else (w.shape[0], "(K, N)")
-    if operand.shape[-1] != k:
-        raise ValueError(
-            f"{op_name}: w must have shape {shape_name} with the K of x = {operand.shape[-1]},"
-            f" got {tuple(w.shape)}."
-        )
+    extents, k_dim = ("N, K", 1) if w_is_nk else ("K, N", 0)
+    checks.same_extent(op_name, operand, w, extents, -1, k_dim, ("x", "w"))
     options = options_of(
         op_name,
         ("x", operand),

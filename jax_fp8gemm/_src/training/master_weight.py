@@ -2,19 +2,18 @@
 """MasterWeight: a weight beside its quantized form, so that it is quantized once for many uses."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jax_fp8gemm._src.operands import checks
-from jax_fp8gemm._src.operands.block_scaled import BlockScaled
+from jax_fp8gemm._src.operands.block_scaled import BlockScaled, checked_pair
 from jax_fp8gemm._src.operands.stand_in import StandIn, exported
 from jax_fp8gemm._src.ops.quantize import quantize
 from jax_fp8gemm._src.ops.quantizer import Operands
 from jax_fp8gemm._src.ops.quantizer import validated as validated_quantizer
-from jax_fp8gemm._src.training.collectives import all_gather
+from jax_fp8gemm._src.training.collectives import Collective, all_gather
 from jax_fp8gemm._src.training.recipe import Recipe, chosen
 from jax_fp8gemm._src.training.residuals import keep
 from jax_fp8gemm._src.transforms.meshes import spec_of
@@ -97,8 +96,8 @@ class MasterWeight(StandIn):
 
         Devices exchange the quantized parts, and in the backward pass the gradient's sums, by one
         reduce-scatter; where parts begin or end inside a block of 128, the largest magnitudes of
-        blocks too, in plain JAX whatever `implementation` is. The master is gathered by name only:
-        no product reads it.
+        blocks too, in plain JAX whatever `implementation` is. No product reads the whole master, so
+        that `jax.jit` leaves out its gathering.
 
         Args:
             w: One device's part; all have the same shape.
@@ -115,23 +114,24 @@ class MasterWeight(StandIn):
         w = checks.floating(_NAME, "w", w)
         checks.at_least_2d(_NAME, "w", w)
         axis = checks.extent(f"{_NAME}.all_gather", "axis", axis, -w.ndim, w.ndim - 1) % w.ndim
-        gather = functools.partial(jax.lax.all_gather, axis_name=axis_name, axis=axis, tiled=True)
-        whole = all_gather(_NAME, w, axis_name, axis, recipe, implementation)
+        recipe = chosen(_NAME, recipe)
+        how = Collective(_NAME, axis_names(axis_name), axis, recipe, implementation)
+        whole = all_gather(w, how)
         if axis < w.ndim - 2 or w.shape[axis] % 128 == 0:
             part = keep(cls.quantize(w, implementation=implementation, recipe=recipe).quantized)
-            return cls(whole, jax.tree.map(gather, part).restore())
+            return cls(whole, how.gathered(part).restore())
         if any(entries(spec := spec_of(w), w.ndim)):
             raise ValueError(
                 f"{_NAME}.all_gather: w must not be sharded by axes of an explicit mesh where its"
                 f" parts cut blocks of 128, as {w.shape[axis]} along axis {axis} does, got {spec};"
                 " make all axes of the mesh manual."
             )
-        scale_format = chosen(_NAME, recipe).scale_format or "float32"
+        scale_format = recipe.scale_format or "float32"
         op = validated_quantizer(_NAME, "blocks", checks.E4M3, scale_format, implementation)
-        cut = {op.axes[axis - w.ndim]: axis_names(axis_name)}
+        cut = {op.axes[axis - w.ndim]: how.mesh_axes}
         leaves = op.local_of_cut(cut, *Operands(jax.lax.stop_gradient(w)))
         part = keep(BlockScaled.tree_unflatten(checks.SQUARE_BLOCK, leaves))
-        return cls(whole, dataclasses.replace(part, bits=gather(part.bits)).restore())
+        return cls(whole, dataclasses.replace(part, bits=how.gathered(part.bits)).restore())
 
     def accumulate_into(self, gradient: jax.Array) -> "MasterWeight":
         """Returns the weight with an array that the gradient of its one use is added to.
@@ -144,23 +144,10 @@ class MasterWeight(StandIn):
 
 def validated(op_name: str, name: str, w: MasterWeight) -> MasterWeight:
     """Returns the weight, whose parts fit together."""
-    master = checks.floating(op_name, f"{name}.master", w.master)
-    bits = w.quantized
-    if not isinstance(bits, BlockScaled):
-        got = type(bits).__name__
-        raise TypeError(f"{op_name}: {name}.quantized must be a BlockScaled, got {got}.")
-    if bits.block != checks.SQUARE_BLOCK:
-        raise ValueError(
-            f"{op_name}: {name}.quantized must have block {checks.SQUARE_BLOCK}, got {bits.block}."
-        )
-    parts: list[tuple[str, Any]] = [("quantized", bits)]
+    master, quantized = checked_pair(
+        op_name, name, "master", w.master, w.quantized, checks.SQUARE_BLOCK
+    )
     if w.gradient is not None:
         checks.array(op_name, f"{name}.gradient", w.gradient, (jnp.dtype(jnp.float32),))
-        parts.append(("gradient", w.gradient))
-    for part, x in parts:
-        if tuple(x.shape) != tuple(master.shape):
-            raise ValueError(
-                f"{op_name}: {name}.{part} must have the shape of the master ="
-                f" {tuple(master.shape)}, got {tuple(x.shape)}."
-            )
-    return MasterWeight(master, bits, w.gradient)
+        checks.same_shape(op_name, f"{name}.gradient", w.gradient, "the master", master)
+    return MasterWeight(master, quantized, w.gradient)

@@ -147,7 +147,7 @@ def keep_both(
             scale_format="pow2",
         )
     else:
-        x_rows = cast(Quantized, x).bits
+        x_rows = cast(Quantized, x).quantized
     kept_x = keep(x_rows, ACTIVATION_NAME)
     if isinstance(w, BlockScaled):
         return kept_x, keep(w)

@@ -2,19 +2,19 @@
 """QuantizedActivation: activations quantized beforehand, whose gradient goes to the array."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
 
 from jax_fp8gemm._src.operands import checks
-from jax_fp8gemm._src.operands.block_scaled import BlockScaled, as_block_scaled
+from jax_fp8gemm._src.operands.block_scaled import BlockScaled, checked_pair
 from jax_fp8gemm._src.operands.stand_in import StandIn, exported
 from jax_fp8gemm._src.ops.activation import ActivationOperand, Computed, as_activation
 from jax_fp8gemm._src.ops.quantize import quantize
-from jax_fp8gemm._src.training.collectives import all_gather
+from jax_fp8gemm._src.training.collectives import Collective, all_gather
 from jax_fp8gemm._src.training.recipe import Recipe, chosen
 from jax_fp8gemm._src.training.residuals import keep
+from jax_fp8gemm._src.xla.part import axis_names
 
 _NAME = "QuantizedActivation"
 
@@ -91,7 +91,8 @@ class QuantizedActivation(StandIn):
         """Returns the rows of all devices under `jax.shard_map`, where each device has some.
 
         Devices exchange the quantized rows, and in the backward pass the gradient's sums, by one
-        reduce-scatter. The array is gathered by name only: no product reads it.
+        reduce-scatter. No product reads the whole array, so that `jax.jit` leaves out its
+        gathering.
 
         Args:
             x: One device's rows, as in `quantize`.
@@ -110,10 +111,10 @@ class QuantizedActivation(StandIn):
         axis = checks.extent(f"{_NAME}.all_gather", "axis", axis, -x.ndim, last) % x.ndim
         if axis == last:
             raise ValueError(f"{_NAME}.all_gather: axis must not be the last, got {axis}.")
-        gather = functools.partial(jax.lax.all_gather, axis_name=axis_name, axis=axis, tiled=True)
+        recipe = chosen(_NAME, recipe)
+        how = Collective(_NAME, axis_names(axis_name), axis, recipe, implementation)
         part = cls.quantize(x, implementation=implementation, recipe=recipe)
-        whole = all_gather(_NAME, part.array, axis_name, axis, recipe, implementation)
-        return cls(whole, jax.tree.map(gather, keep(part.quantized)).restore())
+        return cls(all_gather(part.array, how), how.gathered(keep(part.quantized)).restore())
 
 
 # What products take for activations.
@@ -126,10 +127,10 @@ class Quantized(ActivationOperand):
     """The parts of a QuantizedActivation, which fit together."""
 
     x: jax.Array
-    bits: BlockScaled
+    quantized: BlockScaled
 
     def residual(self) -> "Quantized":
-        """Returns nothing but the type: the backward pass has the bits."""
+        """Returns nothing but the type: the backward pass has the quantized form."""
         return self.gradient(None)
 
     def gradient(self, dx: Any) -> "Quantized":
@@ -147,15 +148,6 @@ def checked_activations(op_name: str, name: str, x: Any) -> ActivationOperand:
         )
     if not isinstance(x, QuantizedActivation):
         return as_activation(op_name, name, x)
-    array = checks.floating(op_name, f"{name}.array", x.array)
-    if not isinstance(x.quantized, BlockScaled):
-        got = type(x.quantized).__name__
-        raise TypeError(f"{op_name}: {name}.quantized must be a BlockScaled, got {got}.")
-    bits = as_block_scaled(op_name, f"{name}.quantized", x.quantized, (checks.ROW_BLOCK,))
-    checks.dtype_of(op_name, f"{name}.quantized's dtype", bits.dtype, (checks.E4M3,))
-    if tuple(bits.shape) != tuple(array.shape):
-        raise ValueError(
-            f"{op_name}: {name}.quantized must have the shape of the array = {tuple(array.shape)},"
-            f" got {tuple(bits.shape)}."
-        )
-    return Quantized(array, bits)
+    array, quantized = checked_pair(op_name, name, "array", x.array, x.quantized, checks.ROW_BLOCK)
+    checks.dtype_of(op_name, f"{name}.quantized's dtype", quantized.dtype, (checks.E4M3,))
+    return Quantized(array, quantized)

@@ -55,7 +55,7 @@ def ragged_dot(
         precision: None or `jax.lax.Precision.DEFAULT`: operands are FP8 and there is no other one.
         preferred_element_type: Dtype of the result; None for the promoted one of the operands.
         group_offset: `()` or `(1,)` integer: `rhs` has the weights of the groups from this one on,
-            of all that `group_sizes` has, as where devices divide the experts. Rows of other groups
+            of all that `group_sizes` has, as where the experts are sharded. Rows of other groups
             give 0. Rows are moved to the front and back, in two more passes. An offset that is
             out of range is clamped; `testing.check_groups` reports it. None for 0.
         implementation: None, "cuda", "xla" or "sim", as for `gemm`.
@@ -88,14 +88,9 @@ def ragged_dot(
     checks.groups(_NAME, "rhs", rhs, extents)
     checks.addressable(_NAME, "rhs", rhs.shape)
     checks.addressable(_NAME, "the transpose of rhs", (rhs.shape[0], *rhs.shape[:0:-1]))
-    num_groups, k = rhs.shape[0], rhs.shape[k_dim]
+    num_rows, num_groups = operand.shape[0], rhs.shape[0]
     checks.num_groups(_NAME, "rhs", num_groups)
-    num_rows, lhs_k = operand.shape
-    if lhs_k != k:
-        raise ValueError(
-            f"{_NAME}: rhs must have shape ({extents}) with the K of lhs = {lhs_k},"
-            f" got {tuple(rhs.shape)}."
-        )
+    checks.same_extent(_NAME, operand, rhs, extents, rhs_dim=k_dim)
     first_row = None
     if group_offset is None:
         group_sizes = group_checks.sizes(_NAME, group_sizes, num_rows, num_groups=num_groups)

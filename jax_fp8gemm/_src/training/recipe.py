@@ -109,18 +109,12 @@ def use_recipe(recipe: Recipe) -> Iterator[Recipe]:
         >>> with use_recipe(Recipe(weight_gradient="bfloat16")):
         ...     y = dot(activations, weight.T)
     """
-    with _in_use(_checked("use_recipe", recipe)):
+    with _in_use(checks.instance("use_recipe", "recipe", recipe, Recipe, "a Recipe")):
         yield recipe
 
 
 def chosen(op_name: str, recipe: Recipe | None) -> Recipe:
     """Returns the recipe given, or else the one in use."""
-    if recipe is not None:
-        return _checked(op_name, recipe)
-    return _in_use.value or DEFAULT
-
-
-def _checked(op_name: str, recipe: Any) -> Recipe:
-    if not isinstance(recipe, Recipe):
-        raise TypeError(f"{op_name}: recipe must be a Recipe, got {type(recipe).__name__}.")
-    return recipe
+    if recipe is None:
+        return _in_use.value or DEFAULT
+    return checks.instance(op_name, "recipe", recipe, Recipe, "a Recipe")

@@ -119,7 +119,7 @@ def _gradients(options: Options, kept: _Kept, dy: jax.Array):
         dw, dy_rows = None, keep(quantized_cotangent(options, dy, group_sizes))
     if not wants_x:
         return None, dw, None
-    # The operands follow the sharding of the gradients, which is not theirs to choose.
+    # dx is sharded as x is, and operands are resharded for it: nobody chose how dy arrives.
     dx = _product(
         cast(Residual, dy_rows),
         w,

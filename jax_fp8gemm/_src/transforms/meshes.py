@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from jax_fp8gemm._src.operands import checks
 from jax_fp8gemm._src.transforms import sums
 from jax_fp8gemm._src.transforms.operation import Layout, Operation, axis_of, shown_unit, sizes_of
 from jax_fp8gemm._src.transforms.partitioner import Partition, entries, partition_of
@@ -297,11 +298,10 @@ def explicit_spec(
     """Returns `out_sharding` of a result as a PartitionSpec, which needs an explicit mesh."""
     if out_sharding is None:
         return None
-    if not isinstance(out_sharding, NamedSharding | PartitionSpec):
-        raise TypeError(
-            f"{op_name}: out_sharding must be a NamedSharding or a PartitionSpec, got"
-            f" {type(out_sharding).__name__}."
-        )
+    types = NamedSharding | PartitionSpec
+    checks.instance(
+        op_name, "out_sharding", out_sharding, types, "a NamedSharding or a PartitionSpec"
+    )
     if not mesh_of(*operands).explicit_axes:
         raise ValueError(
             f"{op_name}: out_sharding needs a mesh with explicit axes, got {out_sharding};"
