@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The stages of a custom call, the same for every one; and the only place in csrc/ that catches the
-// library's exceptions.
+// The stages of a custom call, the same for every one, and how exceptions become XLA's errors.
 #pragma once
 #include <concepts>
 #include <exception>
