@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import jax_fp8gemm as fp8
 
@@ -205,6 +207,17 @@ def test_group_offset(jit, shape):
         np.testing.assert_array_equal(parts[0][i] + parts[1][i], want[i])
         assert not (np.asarray(parts[0][i]) * np.asarray(parts[1][i])).any()
     np.testing.assert_array_equal(np.concatenate([each[2] for each in parts]), want[2])
+
+
+@pytest.mark.parametrize("spec", [P(None, None, None), P(None, "x", None), P(None, None, "x")])
+def test_gradients_are_sharded_as_the_experts_are(spec):
+    """Traced for devices that need not be there; test_sharding.py runs them."""
+    mesh = AbstractMesh((2,), ("x",), axis_types=(AxisType.Explicit,))
+    w = jax.ShapeDtypeStruct(w0.shape, w0.dtype, sharding=NamedSharding(mesh, spec))
+    with jax.sharding.use_abstract_mesh(mesh):
+        loss = lambda x, w: ragged_dot(x, w, sizes0).sum()  # noqa: E731
+        dx, dw = jax.eval_shape(jax.grad(loss, (0, 1)), x0, w)
+    assert (dx.sharding.spec, dw.sharding.spec) == (P(None, None), spec)
 
 
 ERRORS = [

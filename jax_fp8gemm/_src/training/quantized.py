@@ -64,7 +64,7 @@ def options_of(
     out_sharding: PartitionSpec | None,
     w_is_nk: bool,
 ) -> Options:
-    """Returns the static part of a call, of operands with their names; all checked but dtypes."""
+    """Returns the static part of a call; x and w come with what messages call them."""
     (x_name, x_operand), (w_name, weight) = x, w
     x_dtype = jnp.dtype(x_operand.dtype)
     w_dtype = None if isinstance(weight, BlockScaled) else jnp.dtype(weight.dtype)

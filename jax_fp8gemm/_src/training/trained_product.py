@@ -60,9 +60,10 @@ def _differentiable(x, w, group_sizes, options: Options) -> jax.Array:
 
 
 class _Kept(NamedTuple):
-    """What the backward pass needs, a tree of the same structure whatever gradients are wanted.
+    """What the backward pass needs; a tree whose structure does not depend on what is wanted.
 
-    JAX may give it the structure of a forward pass for other gradients, with the arrays of its own.
+    JAX pairs the arrays of a forward pass with the structure of the one that it traced last, which
+    may have been for other gradients. So an array says which are wanted, by its shape.
     """
 
     x: Residual
@@ -70,7 +71,7 @@ class _Kept(NamedTuple):
     group_sizes: jax.Array | None
     gradient: jax.Array | None  # the sum that the gradient of w is added to
     activation: Any  # what x is computed from
-    wanted: jax.Array  # `(0, X, W)`, with 1 for each operand whose gradient is wanted, else 0
+    wanted: jax.Array  # `(0, X, W)`, X and W being 1 where the gradient of x, of w, is wanted
 
 
 def _forward(x, w, group_sizes, options: Options) -> tuple[jax.Array, _Kept]:

@@ -151,8 +151,8 @@ class _Partitioner:
                 self.refuse(f"mesh axes {before_sum} shard {axis.upper()} and another dimension")
             axes[axis] = () if axis in self.layout.replicated else self.fitting(axis, unused)
             shards = math.prod(self.mesh_sizes[a] for a in target)
-            is_whole = target == axes[axis] + after_sum and self.sizes[axis] % shards == 0
-            if after_sum and is_whole:
+            # No operand has the extent of an axis that only results have: no sum scatters it.
+            if after_sum and target == axes[axis] + after_sum and self.sizes[axis] % shards == 0:
                 scattered[axis] = after_sum
             used |= {*axes[axis], *scattered.get(axis, ())}
         return Partition(axes, reduced, scattered, frozenset(self.cut))
