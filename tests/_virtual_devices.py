@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Meshes of 8 devices, and what programs on them compile to; for _devices.py and its parts."""
 
+import collections
 import contextlib
 import json
 import re
@@ -13,7 +14,9 @@ from jax.sharding import AxisType, NamedSharding
 
 import jax_fp8gemm as fp8
 
-COLLECTIVES = "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute"
+COLLECTIVE = re.compile(
+    r"\b(all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+)
 AUTO, EXPLICIT, MANUAL = "auto", "explicit", "manual"
 MESHES = {
     kind: jax.make_mesh((2, 4), ("x", "y"), axis_types=(axis_type,) * 2)
@@ -36,10 +39,9 @@ def put(kind: str, tree, spec):
     )
 
 
-def collectives(text: str) -> dict[str, int]:
+def count_collectives(text: str) -> dict[str, int]:
     """Counts the collectives of optimized HLO."""
-    counts = {name: len(re.findall(rf"\b{name}(?:-start)?\(", text)) for name in COLLECTIVES}
-    return {name: count for name, count in counts.items() if count}
+    return dict(collections.Counter(COLLECTIVE.findall(text)))
 
 
 def relative(got, want) -> float:
@@ -55,7 +57,7 @@ def measure(f, arguments, want, **options) -> dict:
     compiled = jax.jit(f, **options).lower(*arguments).compile()
     got = compiled(*arguments)
     return {
-        "collectives": collectives(compiled.as_text()),
+        "collectives": count_collectives(compiled.as_text()),
         "specs": [str(tuple(getattr(leaf.sharding, "spec", ()))) for leaf in jax.tree.leaves(got)],
         "error": relative(jax.device_get(got), want),
     }
