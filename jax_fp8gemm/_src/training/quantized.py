@@ -122,7 +122,7 @@ def _quantized(
     if isinstance(x, Computed):
         kind, operands = x.kind, x.operands(group_sizes)
     else:
-        kind, operands = KINDS[block], Operands(x, None, group_sizes)
+        kind, operands = KINDS[block], Operands(x, group_sizes=group_sizes)
     op = RuleQuantizer(
         options.op_name, kind, dtype, scale_format, options.implementation, name, axes
     )

@@ -99,7 +99,7 @@ def _rows_and_columns(
         options.implementation,
         COTANGENT,
     )
-    *columns, values, scales = apply(op, Operands(dy, None, group_sizes))
+    *columns, values, scales = apply(op, Operands(dy, group_sizes=group_sizes))
     if not gives_rows:
         return None, (values, scales)
     return keep(BlockScaled(values, scales, checks.ROW_BLOCK)), tuple(columns)
