@@ -30,6 +30,7 @@ PARTS = {
 # run, and the frameworks, which the package does without.
 MAY_SKIP = (
     "a fault of memory",
+    "could not import 'torch'",
     "for the fast tier",
     "needs a Hopper GPU",
     "needs a build of its own",

@@ -270,11 +270,11 @@ void FillOperands() {
   const int64_t k_block = operands.k_blocks - 1;
   const bool is_1d1d = problem.scaling == Scaling::k1D1D;
   for (int64_t row = 0; row < problem.m; ++row) {
-    operands.sfa[k_block * operands.buffers.sfa_pitch + row] =
+    operands.sfa[k_block * problem.sfa_pitch() + row] =
         launch->probe == Probe::kRowScale ? RowScale(row) : 1;
   }
   for (int64_t column = 0; column < problem.n; ++column) {
-    const int64_t index = is_1d1d ? k_block * operands.buffers.sfb_pitch + column
+    const int64_t index = is_1d1d ? k_block * problem.sfb_pitch() + column
                                   : column / kScaleBlockN * operands.k_blocks + k_block;
     operands.sfb[index] = launch->probe == Probe::kColumnScale ? ColumnScale(column) : 1;
   }
