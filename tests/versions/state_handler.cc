@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "ffi/call.h"
+#include "ffi/call_state.h"
 
 namespace {
 
