@@ -247,6 +247,20 @@ def test_residuals_are_the_bits_of_float8():
     assert sum(leaf.nbytes for leaf in kept) <= 1.05 * (x0.size + w0.size)
 
 
+@pytest.mark.parametrize(
+    "activation", [lambda x: fp8.swiglu(x, x), lambda x: fp8.rms_norm(x, jnp.ones(K, x.dtype))]
+)
+def test_factors_are_kept_only_for_gradients_that_are_wanted(activation):
+    x, w = x0.astype(jnp.bfloat16), w0.astype(jnp.bfloat16)
+
+    def kept(function, *operands):
+        _, pull = jax.vjp(function, *operands)
+        return sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(pull))
+
+    assert kept(lambda w: dot(activation(x), w), w) <= 1.05 * (x.size + w.size)
+    assert kept(lambda x: dot(activation(x), w), x) > 2 * x.size + w.size
+
+
 def test_checkpoint_policy_keeps_bits_and_drops_the_rest():
     names = jax.checkpoint_policies.save_only_these_names("fp8_activation", "fp8_weight")
 

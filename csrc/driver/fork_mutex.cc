@@ -39,7 +39,8 @@ ForkMutex::~ForkMutex() {
 bool ForkMutex::TryLockAll() {
   bool all = true;
   for (ForkMutex* each = first_mutex; each != nullptr; each = each->next_) {
-    each->is_held_for_fork_ = each->try_lock();
+    if (each->IsOwn()) continue;
+    each->is_held_for_fork_ = each->mutex_.try_lock();
     all = all && each->is_held_for_fork_;
   }
   return all;
@@ -47,7 +48,7 @@ bool ForkMutex::TryLockAll() {
 
 void ForkMutex::UnlockAll() {
   for (ForkMutex* each = first_mutex; each != nullptr; each = each->next_) {
-    if (std::exchange(each->is_held_for_fork_, false)) each->unlock();
+    if (std::exchange(each->is_held_for_fork_, false)) each->mutex_.unlock();
   }
   list_mutex.unlock();
 }
@@ -67,7 +68,9 @@ void ForkMutex::AfterForkInParent() { UnlockAll(); }
 
 void ForkMutex::AfterForkInChild() {
   for (ForkMutex* each = first_mutex; each != nullptr; each = each->next_) {
-    if (!each->is_held_for_fork_) new (&each->mutex_) std::mutex;  // its holder is not here
+    if (!each->is_held_for_fork_ && !each->IsOwn()) {
+      new (&each->mutex_) std::mutex;  // its holder is not here
+    }
     if (each->in_child_) each->in_child_();
   }
   UnlockAll();

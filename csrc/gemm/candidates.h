@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every kernel configuration the planner may choose, as one compile-time table: the planner walks
+// Every kernel configuration that the heuristics may choose, as one compile-time table: they walk
 // it, the build instantiates the simulator's kernels from it, and the tests compile all of it.
 //
 // A configuration called `untiled` is one whose tile is still to be chosen: only its kind, scaling,
@@ -254,7 +254,7 @@ inline std::vector<GemmConfig> CandidatesOf(const GemmConfig& untiled) {
   return configs;
 }
 
-// Every configuration that the planner can return for any problem (without .pdl).
+// Every configuration that the heuristics can return for any problem (without .pdl).
 inline std::vector<GemmConfig> AllCandidates() {
   std::vector<GemmConfig> configs;
   ForEachTypeCombination([&](const GemmConfig& untiled) {

@@ -67,7 +67,7 @@ double KBlockCycles(const GemmConfig& config, double active_sms, CostEstimate& e
          kL2Pressure * estimate.l2_per_k_block;
 }
 
-// What the planner assumes of sizes that only the device knows: groups of equal size.
+// What the heuristics assume of sizes that only the device knows: groups of equal size.
 struct Workload {
   int64_t matrices;  // output matrices of `rows` rows each
   int64_t rows;

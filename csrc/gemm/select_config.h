@@ -20,9 +20,8 @@ std::vector<RankedConfig> RankConfigs(const GemmProblem& problem, Backend backen
 
 /// The configuration of `config_key`, or the first of RankConfigs if it is empty. Pure: every
 /// process picks the same kernel for the same problem.
-/// @throws UnsupportedError  The problem is not valid, there is no candidate, or `config_key` is
-/// not
-///     of a kernel that computes the problem on so many SMs. The message names the problem.
+/// @throws UnsupportedError  The problem is not valid, there is no candidate, or no kernel of
+///     `config_key` computes the problem on so many SMs. The message names the problem.
 GemmConfig SelectConfig(const GemmProblem& problem, Backend backend, const std::string& config_key);
 
 }  // namespace fp8gemm

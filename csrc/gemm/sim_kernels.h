@@ -10,7 +10,7 @@ namespace fp8gemm {
 // Tiles that are also simulated as dependent launches: with a cluster and without.
 inline constexpr TileShape kDependentLaunchTileShapes[] = {{16, 32, 1, 1, 1}, {128, 128, 2, 2, 1}};
 
-// All that the planner can return, and a few dependent launches.
+// All that the heuristics can return, and a few dependent launches.
 constexpr bool IsSimulated(const GemmConfig& config) {
   const bool is_usual_dense =
       config.kind == GemmKind::kDense && config.scaling == Scaling::k1D2D && HasUsualTypes(config);

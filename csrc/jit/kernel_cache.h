@@ -72,8 +72,6 @@ class KernelCache {
   void ForgetOtherThreads();
 
   const std::chrono::milliseconds patience_;
-  // Guards everything below; never held while building or doing I/O.
-  mutable ForkMutex mutex_{[this] { ForgetOtherThreads(); }};
   std::unordered_map<std::string, std::shared_future<Image>> images_;
   std::shared_ptr<const DiskStore> disk_;  // null: memory only
   std::function<void(std::string)> warning_sink_;
@@ -81,6 +79,9 @@ class KernelCache {
   bool can_build_ = true;
   bool warned_ = false;  // about disk_
   Counters counters_;
+  // Guards everything above but patience_; never held while building or doing I/O. The last, as a
+  // fork may come as soon as it is there, and until it is gone.
+  mutable ForkMutex mutex_{[this] { ForgetOtherThreads(); }};
 };
 
 /// The cache of this process. Never destroyed: threads of XLA may outlive static destruction.

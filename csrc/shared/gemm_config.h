@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // GemmConfig: everything a kernel is specialized on. A structural type, so it is the template
-// argument of the kernel, the key of the caches and the value the planner returns.
+// argument of the kernel, the key of the caches and the value the heuristics return.
 #pragma once
 #include <shared/types.h>
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # The simulator: an engine, a driver that stands for libcuda, and in a library of their own, which
-# the first simulated kernel loads, all kernels that the planner can choose.
+# the first simulated kernel loads, all kernels that the heuristics can choose.
 option(FP8GEMM_SIM_KERNELS "Build the simulator's kernels: most of the build, for tests only" ON)
 set(FP8GEMM_SIM_SAMPLE 0 CACHE STRING "Of products only one kernel in so many, for sanitizers; 0: all")
 

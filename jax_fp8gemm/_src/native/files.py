@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes files whole or not at all."""
 
-import os
 import pathlib
-import tempfile
+import secrets
 
 
 def write(path: pathlib.Path, content: bytes) -> None:
@@ -14,12 +13,11 @@ def write(path: pathlib.Path, content: bytes) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Of a name that nobody else has, since hosts may write to one folder at once.
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-        try:
+    temporary = path.with_name(f"jax_fp8gemm-{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("xb") as file:
             file.write(content)
-            file.close()
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

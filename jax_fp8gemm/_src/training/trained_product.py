@@ -70,7 +70,7 @@ class _Kept(NamedTuple):
     w: Residual
     group_sizes: jax.Array | None
     gradient: jax.Array | None  # the sum that the gradient of w is added to
-    activation: Any  # what x is computed from
+    activation: Any  # what x is computed from; empty arrays where its gradient is not wanted
     wanted: jax.Array  # `(0, X, W)`, X and W being 1 where the gradient of x, of w, is wanted
 
 
@@ -82,8 +82,11 @@ def _forward(x, w, group_sizes, options: Options) -> tuple[jax.Array, _Kept]:
     kept_x, kept_w = keep_both(options, x, w, group_sizes)
     y = _forward_product(kept_x, kept_w, group_sizes, options)
     gradient = w.gradient if isinstance(w, MasterWeight) else None
+    activation = x.residual()
+    if not wants_x:
+        activation = jax.tree.map(lambda leaf: jnp.empty((0,), leaf.dtype), activation)
     wanted = jnp.empty((0, wants_x, wants_w))
-    return y, _Kept(kept_x, kept_w, group_sizes, gradient, x.residual(), wanted)
+    return y, _Kept(kept_x, kept_w, group_sizes, gradient, activation, wanted)
 
 
 def _primal(operand) -> tuple[Any, bool]:
