@@ -79,7 +79,9 @@ def attempt(data):
 
 attempt.__module__ = "jax_fp8gemm.planted"
 targets.TARGETS["planted"] = lambda folder: targets.Target([b"seed"], attempt)
-guided.main("planted", "-runs=100000", "-seed=1", f"-artifact_prefix={sys.argv[1]}/")
+# Without a limit of memory: Linux counts what the process that started this one has.
+options = ["-runs=100000", "-seed=1", "-rss_limit_mb=0", f"-artifact_prefix={sys.argv[1]}/"]
+guided.main("planted", *options)
 """
 
 
