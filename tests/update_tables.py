@@ -10,34 +10,7 @@ from _source import ROOT
 from jax_fp8gemm._src.native import extension
 
 PATH = ROOT / "jax_fp8gemm/_src/tables.py"
-_HEAD = '''# SPDX-License-Identifier: Apache-2.0
-"""Kinds of products and limits of the kernels, from csrc: written by tests/update_tables.py."""
-
-from typing import NamedTuple
-
-
-class Kind(NamedTuple):
-    """What sets one kind of product apart.
-
-    Attributes:
-        scalings: What `Problem.scaling` may be, the usual one first.
-        accumulates: Whether the kernels can add an accumulator.
-        group_data: What the array that divides the work has an int32 for: "groups", "rows", or
-            "none" where there is no such array.
-        has_group_rows: Whether each group has as many rows of lhs, `Problem.m`.
-        has_group_weights: Whether each group has a matrix rhs of its own.
-        has_group_results: Whether each group has a result of its own.
-    """
-
-    scalings: tuple[str, ...]
-    accumulates: bool
-    group_data: str
-    has_group_rows: bool
-    has_group_weights: bool
-    has_group_results: bool
-
-
-'''
+_FIRST = "KINDS = {\n"  # what is before it is written by hand
 
 
 def _literal(value) -> str:
@@ -46,14 +19,15 @@ def _literal(value) -> str:
 
 def text() -> str:
     """Returns the module as the extension says it must be."""
-    kinds = ["KINDS = {\n"]
+    head, _, _ = PATH.read_text().partition(_FIRST)
+    kinds = [_FIRST]
     for name, fields in extension.core().kinds().items():
         arguments = "".join(f"        {k}={_literal(v)},\n" for k, v in fields.items())
         kinds.append(f"    {_literal(name)}: Kind(\n{arguments}    ),\n")
     limits = "".join(
         f"{name.upper()} = {value}\n" for name, value in extension.core().limits().items()
     )
-    return f"{_HEAD}{''.join(kinds)}}}\n{limits}"
+    return f"{head}{''.join(kinds)}}}\n{limits}"
 
 
 if __name__ == "__main__":
